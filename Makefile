@@ -1,0 +1,61 @@
+# make demo    set up, then tune the starter GPT-2 with PPO (offline); ARGS="--steps 20 --seed 1"
+# make test    set up, then run the tests;                             ARGS="tests/test_core.py -x"
+#
+# Every target makes its own environment in .venv, with the versions of constraints.txt.
+
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+RUN_READY := .venv/.ready-to-run
+DEV_READY := .venv/.ready-to-develop
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-slow check format clean
+
+demo: $(RUN_READY)
+	$(BIN)/trl demo $(ARGS)
+
+test: $(DEV_READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(DEV_READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+check: $(DEV_READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV_READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUN_READY): $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing trl and what it needs into .venv ..."
+	$(INSTALL) --editable .
+	@touch $@
+
+$(DEV_READY): $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing trl, what it needs and the development tools into .venv ..."
+	$(INSTALL) --editable '.[dev]'
+	@touch $(RUN_READY) $@
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "There is no $(PYTHON) here: install Python 3.11 or newer, or name it: make PYTHON=python3.12 ..."; \
+	  exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "trl needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	    "Name another one: make PYTHON=python3.12 ..."; \
+	  exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make environments: its modules venv and ensurepip are missing" \
+	    "(on Debian and Ubuntu: apt install python3-venv)."; \
+	  exit 1; }
+	$(PYTHON) -m venv .venv

@@ -1,0 +1,91 @@
+"""Tiny models made from configs; no network; one thread, which is fastest for such sizes."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config
+
+from trl.gpt2 import GPT2HeadWithValueModel
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+VOCABULARY = 97
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: object) -> None:
+        if self.family != socket.AF_UNIX and "127.0.0.1" not in str(address):
+            raise OSError(f"a test tried to reach {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+def tiny_gpt2(
+    seed: int = 0, *, scale: float = 0.15, dropout: float = 0.0
+) -> GPT2HeadWithValueModel:
+    """A 2-layer GPT-2 with a value head that is not zero and logits that are far from uniform."""
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=64,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        initializer_range=scale,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        summary_first_dropout=dropout,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    model = GPT2HeadWithValueModel(config).eval()
+    torch.nn.init.normal_(model.v_head.summary.weight, std=0.3)
+    torch.set_rng_state(generator_state)
+    return model
+
+
+@pytest.fixture
+def make_model() -> Callable[..., GPT2HeadWithValueModel]:
+    return tiny_gpt2
+
+
+@pytest.fixture
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("the shared data folder is not here")
+    return SHARED
+
+
+def ragged(lengths: list[int], seed: int = 0, vocabulary: int = VOCABULARY) -> list[torch.Tensor]:
+    """Random token rows of the given lengths, without token 0 (the EOS)."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(1, vocabulary, (length,), generator=generator) for length in lengths]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """Every test begins without the accelerator of another."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

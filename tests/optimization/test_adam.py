@@ -1,0 +1,111 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.strategies import properties
+from tests.test_core import close
+from trl.optimization.adam import TensorFlowAdam, linear_decay
+
+
+def steps(
+    optimizer_class: type[torch.optim.Optimizer], gradients: list[list[float]], **settings: float
+) -> torch.Tensor:
+    """Where a parameter that starts at 0 is after the given gradients, in float64."""
+    parameter = torch.zeros(len(gradients[0]), dtype=torch.float64, requires_grad=True)
+    optimizer = optimizer_class([parameter], **settings)  # type: ignore[arg-type]
+    for gradient in gradients:
+        parameter.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.step()
+    return parameter.detach()
+
+
+def test_two_steps_by_hand() -> None:
+    # β = (0.5, 0.75), lr 0.1, ε 0.5; g = 1, then 3
+    # t=1: m = 0.5, v = 0.25; α = 0.1·√(1 − 0.75)/(1 − 0.5) = 0.1;
+    #      θ = −0.1·0.5/(0.5 + 0.5) = −0.05
+    # t=2: m = 0.25 + 1.5 = 1.75, v = 0.1875 + 2.25 = 2.4375;
+    #      α = 0.1·√(1 − 0.5625)/(1 − 0.25) = 0.0881917;
+    #      θ = −0.05 − 0.0881917·1.75/(1.5612495 + 0.5) = −0.05 − 0.0748747
+    settings = {"lr": 0.1, "betas": (0.5, 0.75), "eps": 0.5}
+    close(steps(TensorFlowAdam, [[1.0]], **settings), [-0.05])  # type: ignore[arg-type]
+    close(steps(TensorFlowAdam, [[1.0], [3.0]], **settings), [-0.1248747])  # type: ignore[arg-type]
+
+
+def test_epsilon_is_not_bias_corrected() -> None:
+    # g = 1e-4: v̂ = 1e-8 either way. torch: g/(√v̂ + ε) = 1e-4/(1e-4 + 1e-5) = 0.9090909
+    # TF: √v = 1e-4·√0.001 = 3.1622777e-6, α·m = √0.001·1e-4, / (3.1622777e-6 + 1e-5) = 0.2402531
+    close(steps(torch.optim.Adam, [[1e-4]], lr=1.0, eps=1e-5), [-0.9090909])
+    close(steps(TensorFlowAdam, [[1e-4]], lr=1.0, eps=1e-5), [-0.2402531])
+
+
+gradients = st.lists(st.lists(st.floats(-3, 3), min_size=2, max_size=2), min_size=1, max_size=6)
+
+
+@properties
+@given(gradients, st.sampled_from([1e-5, 0.1]))
+def test_steps_agree_with_a_plain_loop(gradients: list[list[float]], eps: float) -> None:
+    expected = []
+    for column in zip(*gradients, strict=True):
+        theta = m = v = 0.0
+        for t, g in enumerate(column, start=1):
+            m = 0.9 * m + 0.1 * g
+            v = 0.999 * v + 0.001 * g * g
+            rate = 0.05 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+            theta -= rate * m / (math.sqrt(v) + eps)
+        expected.append(theta)
+    close(steps(TensorFlowAdam, gradients, lr=0.05, eps=eps), expected)
+
+
+def test_it_is_adam_but_for_epsilon() -> None:
+    gradients = [[1.0, -2.0], [0.5, 3.0], [-4.0, 1.0]]
+    ours = steps(TensorFlowAdam, gradients, lr=0.05, eps=1e-14)
+    close(ours, steps(torch.optim.Adam, gradients, lr=0.05, eps=1e-14), rtol=1e-9)
+
+
+def test_it_resumes() -> None:
+    whole = steps(TensorFlowAdam, [[1.0], [2.0], [-3.0]], lr=0.1)
+    parameter = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    first = TensorFlowAdam([parameter], lr=0.1)
+    for gradient in (1.0, 2.0):
+        parameter.grad = torch.tensor([gradient], dtype=torch.float64)
+        first.step()
+    second = TensorFlowAdam([parameter], lr=0.7)
+    second.load_state_dict(first.state_dict())
+    parameter.grad = torch.tensor([-3.0], dtype=torch.float64)
+    second.step()
+    assert torch.equal(parameter.detach(), whole)
+
+
+def test_closure_and_missing_gradients() -> None:
+    used, unused = (torch.ones(1, requires_grad=True) for _ in range(2))
+    optimizer = TensorFlowAdam([used, unused], lr=0.1)
+
+    def closure() -> float:
+        loss = (3 * used).sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 3.0
+    assert used.item() < 1
+    assert unused.item() == 1
+
+
+def test_settings_are_checked() -> None:
+    parameters = [torch.zeros(1, requires_grad=True)]
+    with pytest.raises(ValueError, match="`lr` must be >= 0, got -1"):
+        TensorFlowAdam(parameters, lr=-1)
+    with pytest.raises(ValueError, match=r"`betas` must be >= 0 and < 1, got \(0.9, 1.0\)"):
+        TensorFlowAdam(parameters, betas=(0.9, 1.0))
+    with pytest.raises(ValueError, match="`eps` must be > 0, got 0"):
+        TensorFlowAdam(parameters, eps=0)
+    with pytest.raises(ValueError, match="`params` must be float32 or float64, got torch.bfloat16"):
+        TensorFlowAdam([torch.zeros(1, dtype=torch.bfloat16, requires_grad=True)])
+
+
+def test_linear_decay() -> None:
+    assert [linear_decay(step, 4) for step in range(6)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    with pytest.raises(ValueError, match="`total_steps` must be > 0, got 0"):
+        linear_decay(0, 0)

@@ -1,0 +1,210 @@
+import statistics
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.strategies import counted, numbers, properties, tables
+from tests.test_core import NAN, F, T, close
+from trl.optimization.advantages import (
+    discounted_returns,
+    gae,
+    group_normalize,
+    leave_one_out,
+    length_adaptive_lambda,
+)
+
+fractions = st.sampled_from([0.0, 0.5, 0.9, 1.0])
+
+# --- generalized advantage estimation -----------------------------------------------------------
+
+
+def test_gae_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 3.0]])
+    values = torch.tensor([[0.5, 1.0, 1.5]], requires_grad=True)
+    advantages, returns = gae(rewards, values, torch.tensor([[T, T, T]]), gamma=0.9, gae_lambda=0.8)
+    # δ: 3 − 1.5 = 1.5; 2 + 0.9·1.5 − 1 = 2.35; 1 + 0.9·1 − 0.5 = 1.4;   γλ = 0.72
+    # Â: 1.5; 2.35 + 0.72·1.5 = 3.43; 1.4 + 0.72·3.43 = 3.8696
+    close(advantages, [[3.8696, 3.43, 1.5]])
+    close(returns, [[4.3696, 4.43, 3.0]])
+    assert not advantages.requires_grad
+    assert not returns.requires_grad
+
+
+def test_gae_walks_over_holes_as_if_they_were_not_there() -> None:
+    # the tokens of the test above with holes before, between and after them
+    rewards = torch.tensor([[NAN, 1.0, 7.0, NAN, 2.0, 3.0, 9.0]])
+    values = torch.tensor([[9.0, 0.5, NAN, 8.0, 1.0, 1.5, NAN]])
+    mask = torch.tensor([[F, T, F, F, T, T, F]])
+    advantages, returns = gae(rewards, values, mask, gamma=0.9, gae_lambda=0.8)
+    close(advantages, [[0.0, 3.8696, 0.0, 0.0, 3.43, 1.5, 0.0]])
+    close(returns, [[0.0, 4.3696, 0.0, 0.0, 4.43, 3.0, 0.0]])
+
+
+def test_gae_of_one_token() -> None:
+    # a 2020 fault: a response of one token gave NaN
+    advantages, returns = gae(
+        torch.tensor([[2.0]]), torch.tensor([[0.5]]), torch.tensor([[T]]), gamma=1, gae_lambda=0.95
+    )
+    close(advantages, [[1.5]])
+    close(returns, [[2.0]])
+
+
+def test_gae_with_one_lambda_per_row() -> None:
+    rewards, values = torch.tensor([[0.0, 1.0]] * 2), torch.tensor([[0.5, 0.25]] * 2)
+    mask = torch.tensor([[T, T]] * 2)
+    advantages, _ = gae(rewards, values, mask, gamma=1.0, gae_lambda=torch.tensor([0.0, 1.0]))
+    # last: 1 − 0.25; first: 0 + 0.25 − 0.5 = −0.25, + λ·0.75
+    close(advantages, [[-0.25, 0.75], [0.5, 0.75]])
+
+
+@properties
+@given(tables(2), fractions, fractions)
+def test_gae_agrees_with_its_definition(
+    table: tuple[Tensor, Tensor, Tensor], gamma: float, gae_lambda: float
+) -> None:
+    """Â_t = Σ_l (γλ)^l·δ_{t+l}, over the counted tokens alone."""
+    rewards, values, mask = table
+    advantages, returns = gae(rewards, values, mask, gamma=gamma, gae_lambda=gae_lambda)
+    for row, (r, v) in enumerate(zip(counted(rewards, mask), counted(values, mask), strict=True)):
+        n = len(r)
+        deltas = [r[t] + gamma * (v[t + 1] if t + 1 < n else 0.0) - v[t] for t in range(n)]
+        expected = [
+            sum((gamma * gae_lambda) ** (s - t) * deltas[s] for s in range(t, n)) for t in range(n)
+        ]
+        close(advantages[row][mask[row]], expected, atol=1e-9)
+        close(returns[row][mask[row]], [a + x for a, x in zip(expected, v, strict=True)], atol=1e-9)
+    assert not advantages[~mask].any()
+    assert not returns[~mask].any()
+
+
+@properties
+@given(tables(2), fractions)
+def test_with_lambda_1_the_critic_does_not_change_the_returns(
+    table: tuple[Tensor, Tensor, Tensor], gamma: float
+) -> None:
+    rewards, values, mask = table
+    _, returns = gae(rewards, values, mask, gamma=gamma, gae_lambda=1.0)
+    close(returns, discounted_returns(rewards, mask, gamma=gamma), atol=1e-9)
+
+
+def test_gae_is_computed_in_fp32() -> None:
+    ones = torch.ones(1, 600, dtype=torch.bfloat16)
+    mask = torch.ones(1, 600, dtype=torch.bool)
+    advantages, _ = gae(ones, torch.zeros_like(ones), mask, gamma=1, gae_lambda=1)
+    assert advantages.dtype == torch.float32
+    assert advantages[0, 0] == 600  # a bf16 sum of ones stops at 256
+
+
+@pytest.mark.parametrize(
+    ("gamma", "gae_lambda", "message"),
+    [
+        (1.1, 0.9, "`gamma` must be in 0 … 1, got 1.1"),
+        (0.9, -0.1, "`gae_lambda` must be in 0 … 1, got -0.1"),
+        (0.9, NAN, "`gae_lambda` must be in 0 … 1, got nan"),
+        (0.9, torch.tensor([0.5, 2.0]), "`gae_lambda` must be in 0 … 1, got tensor"),
+    ],
+)
+def test_gae_checks_gamma_and_lambda(
+    gamma: float, gae_lambda: float | Tensor, message: str
+) -> None:
+    table = torch.zeros(2, 2)
+    with pytest.raises(ValueError, match=message):
+        gae(table, table, table == 0, gamma=gamma, gae_lambda=gae_lambda)
+
+
+def test_gae_checks_shapes() -> None:
+    with pytest.raises(ValueError, match=r"`mask`, `rewards`, `values` must have the same shape"):
+        gae(torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 3) == 0, gamma=1, gae_lambda=1)
+
+
+# --- without a critic ---------------------------------------------------------------------------
+
+
+def test_discounted_returns() -> None:
+    rewards = torch.tensor([[1.0, NAN, 2.0, 4.0, NAN]])
+    mask = torch.tensor([[T, F, T, T, F]])
+    # 4; 2 + ½·4 = 4; 1 + ½·4 = 3
+    close(discounted_returns(rewards, mask, gamma=0.5), [[3.0, 0.0, 4.0, 4.0, 0.0]])
+
+
+@properties
+@given(tables(), fractions)
+def test_discounted_returns_agree_with_their_definition(
+    table: tuple[Tensor, Tensor], gamma: float
+) -> None:
+    rewards, mask = table
+    returns = discounted_returns(rewards, mask, gamma=gamma)
+    for row, r in enumerate(counted(rewards, mask)):
+        expected = [sum(gamma ** (s - t) * r[s] for s in range(t, len(r))) for t in range(len(r))]
+        close(returns[row][mask[row]], expected, atol=1e-9)
+    assert not returns[~mask].any()
+
+
+GROUP_IDS = torch.tensor([7, 3, 7, 3, 7])  # interleaved, not numbered from 0, of sizes 3 and 2
+SCORES = torch.tensor([1.0, 5.0, 2.0, 4.0, 6.0])
+
+
+def test_leave_one_out() -> None:
+    # group 7: 1 − (2 + 6)/2, 2 − (1 + 6)/2, 6 − (1 + 2)/2; group 3: 5 − 4, 4 − 5
+    close(leave_one_out(SCORES, GROUP_IDS), [-3.0, 1.0, -1.5, -1.0, 4.5])
+
+
+def test_group_normalize() -> None:
+    # group 7: mean 3, deviations −2, −1, 3, √(14/2) = 2.6457513; group 3: ±½ over √½ = 0.7071068
+    expected = [-0.7559289, 0.7071068, -0.3779645, -0.7071068, 1.1338934]
+    close(group_normalize(SCORES, GROUP_IDS, eps=0.0), expected)
+    close(group_normalize(SCORES, GROUP_IDS), expected, rtol=2e-6)
+    # eps = 1: 3 / 3.6457513
+    close(group_normalize(SCORES, GROUP_IDS, eps=1.0)[4], 0.8228757)
+    close(group_normalize(SCORES, GROUP_IDS, scale=False), [-2.0, 0.5, -1.0, -0.5, 3.0])
+
+
+def test_a_group_of_equal_scores_teaches_nothing() -> None:
+    scores, group_ids = torch.tensor([1.0, 1.0, 1.0]), torch.zeros(3)
+    for advantages in (leave_one_out(scores, group_ids), group_normalize(scores, group_ids)):
+        close(advantages, [0.0, 0.0, 0.0])
+
+
+@properties
+@given(st.lists(st.tuples(numbers, st.integers(0, 2)), min_size=2, max_size=9))
+def test_groups_agree_with_plain_loops(samples: list[tuple[float, int]]) -> None:
+    groups: dict[int, list[float]] = {}
+    for score, group in samples:
+        groups.setdefault(group, []).append(score)
+    assume(all(len(group) > 1 for group in groups.values()))
+    scores = torch.tensor([score for score, _ in samples]).double()
+    group_ids = torch.tensor([group for _, group in samples])
+
+    others = []
+    for i, (score, group) in enumerate(samples):
+        rest = [s for j, (s, g) in enumerate(samples) if g == group and j != i]
+        others.append(score - statistics.fmean(rest))
+    close(leave_one_out(scores, group_ids), others, atol=1e-9)
+
+    normal = [
+        (score - statistics.fmean(groups[group])) / (statistics.stdev(groups[group]) + 0.1)
+        for score, group in samples
+    ]
+    close(group_normalize(scores, group_ids, eps=0.1), normal, atol=1e-7)
+
+
+@pytest.mark.parametrize("function", [leave_one_out, group_normalize])
+def test_groups_are_checked(function: object) -> None:
+    with pytest.raises(
+        ValueError, match=r"at least 2 samples per group, got 1 in group\(s\) \[3\]"
+    ):
+        function(torch.zeros(3), torch.tensor([7, 3, 7]))  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"`scores` and `group_ids` must be \[B\]"):
+        function(torch.zeros(3, 1), torch.tensor([[7], [3], [7]]))  # type: ignore[operator]
+
+
+def test_length_adaptive_lambda() -> None:
+    # 1 − 1/(0.05·length): 1 − 1/5, 1 − 1/2, 1 − 1/1, and not below 0
+    lengths = torch.tensor([100, 40, 20, 5])
+    close(length_adaptive_lambda(lengths), [0.8, 0.5, 0.0, 0.0])
+    close(length_adaptive_lambda(lengths, alpha=0.1)[:2], [0.9, 0.75])
+    with pytest.raises(ValueError, match="`alpha` must be > 0, got 0"):
+        length_adaptive_lambda(lengths, alpha=0)

@@ -1,0 +1,93 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import ragged
+from trl.batch import Rollout, pad_rows, score_tensor
+
+
+def test_layout_of_a_ragged_rollout():
+    rollout = Rollout.from_lists(
+        [torch.tensor([5]), torch.tensor([6, 7, 8])],
+        [torch.tensor([1, 2]), torch.tensor([3])],
+    )
+    assert rollout.queries.tolist() == [[0, 0, 5], [6, 7, 8]]
+    assert rollout.responses.tolist() == [[1, 2], [3, 0]]
+    assert rollout.query_mask.tolist() == [[False, False, True], [True, True, True]]
+    assert rollout.response_mask.tolist() == [[True, True], [True, False]]
+    assert rollout.input_ids.tolist() == [[0, 0, 5, 1, 2], [6, 7, 8, 3, 0]]
+    assert rollout.attention_mask.tolist() == [
+        [False, False, True, True, True],
+        [True, True, True, True, False],
+    ]
+    assert rollout.position_ids.tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 3]]
+    assert rollout.lengths.tolist() == [3, 4]
+    assert len(rollout) == 2
+
+
+def test_equal_length_tensors_have_no_padding():
+    rollout = Rollout.from_lists(torch.ones(2, 3, dtype=torch.long), torch.ones(2, 4).long())
+    assert rollout.query_mask.all()
+    assert rollout.response_mask.all()
+
+
+def test_tokens_after_the_first_eos_do_not_count():
+    rollout = Rollout.from_lists([torch.tensor([1])], [torch.tensor([3, 9, 4, 9])], eos_token_id=9)
+    assert rollout.response_mask.tolist() == [[True, True, False, False]]
+    assert rollout.responses.tolist() == [[3, 9, 0, 0]]
+
+
+def test_a_hole_in_the_response_is_attended_to():
+    rollout = Rollout(
+        queries=torch.tensor([[1, 2]]),
+        query_mask=torch.tensor([[True, True]]),
+        responses=torch.tensor([[3, 4, 5, 0]]),
+        response_mask=torch.tensor([[True, False, True, False]]),
+    )
+    assert rollout.attention_mask.tolist() == [[True, True, True, True, True, False]]
+
+
+def test_select_leaves_out_columns_that_are_padding_in_all_rows():
+    rollout = Rollout.from_lists(ragged([1, 3, 2]), ragged([5, 1, 2]))
+    part = rollout.select(torch.tensor([2]))
+    assert part.queries.shape == (1, 2)
+    assert part.responses.shape == (1, 2)
+    assert part.query_mask.all()
+    assert part.response_mask.all()
+    assert torch.equal(part.queries[0], ragged([1, 3, 2])[2])
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12),
+    max_rows=st.none() | st.integers(1, 5),
+    max_tokens=st.integers(1, 60),
+)
+def test_micro_batches_cover_every_row_once_and_fit(lengths, max_rows, max_tokens):
+    rollout = Rollout.from_lists(ragged([q for q, _ in lengths]), ragged([r for _, r in lengths]))
+    groups = list(rollout.micro_batches(max_rows=max_rows, max_tokens=max_tokens))
+    assert sorted(torch.cat(groups).tolist()) == list(range(len(lengths)))
+    for group in groups:
+        part = rollout.select(group)
+        assert max_rows is None or len(group) <= max_rows
+        assert len(group) == 1 or part.input_ids.numel() <= max_tokens
+        # Trimming loses nothing.
+        assert part.query_lists() == [ragged([q for q, _ in lengths])[i].tolist() for i in group]
+        assert part.response_lists() == [ragged([r for _, r in lengths])[i].tolist() for i in group]
+
+
+def test_pad_rows_on_both_sides():
+    rows = [torch.tensor([1, 2]), torch.tensor([3])]
+    tokens, mask = pad_rows(rows, left=True)
+    assert tokens.tolist() == [[1, 2], [0, 3]]
+    assert mask.tolist() == [[True, True], [False, True]]
+    tokens, mask = pad_rows(rows, left=False)
+    assert tokens.tolist() == [[1, 2], [3, 0]]
+    assert mask.tolist() == [[True, True], [True, False]]
+
+
+@pytest.mark.parametrize("scores", [torch.tensor([1, 2]), [1, 2.0], [torch.tensor(1.0), 2]])
+def test_scores_may_be_a_tensor_or_numbers(scores):
+    assert score_tensor(scores, 2).tolist() == [1.0, 2.0]
+    assert score_tensor(scores, 2).dtype == torch.float32

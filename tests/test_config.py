@@ -1,0 +1,114 @@
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from trl.config import OLD_SPELLINGS, DemoConfig, PPOConfig
+
+
+def test_defaults_are_those_of_the_2020_trainer():
+    config = PPOConfig()
+    assert config.learning_rate == 1.41e-5
+    assert config.adaptive_kl is True
+    assert (config.init_kl_coef, config.kl_target, config.kl_horizon) == (0.2, 6, 10_000)
+    assert (config.gamma, config.gae_lambda) == (1, 0.95)
+    assert (config.cliprange, config.cliprange_value, config.vf_coef) == (0.2, 0.2, 0.1)
+    assert (config.batch_size, config.forward_batch_size, config.ppo_epochs) == (256, 16, 4)
+
+
+def test_spellings_of_2020_set_our_fields():
+    config = PPOConfig.from_kwargs(lr=1e-3, lam=0.5, target=3, horizon=7, adap_kl_ctrl=False)
+    assert config.learning_rate == 1e-3
+    assert config.gae_lambda == 0.5
+    assert config.kl_target == 3
+    assert config.kl_horizon == 7
+    assert config.adaptive_kl is False
+    names = {entry.name for entry in dataclasses.fields(PPOConfig)}
+    assert set(OLD_SPELLINGS.values()) <= names
+    assert not set(OLD_SPELLINGS) & names
+
+
+def test_a_setting_given_under_both_names_is_refused():
+    with pytest.raises(ValueError, match="`learning_rate` is given twice"):
+        PPOConfig.from_kwargs(lr=1e-3, learning_rate=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("learning_rate", 0.0, "> 0"),
+        ("learning_rate", "1e-4", "a finite number > 0"),
+        ("learning_rate", float("nan"), "a finite number"),
+        ("cliprange", -0.2, "> 0"),
+        ("cliprange", 1.5, "> 0 and <= 1"),
+        ("cliprange_value", 0, "> 0"),
+        ("cliprange_high", -1.0, "> 0 or None"),
+        ("init_kl_coef", -0.1, ">= 0"),
+        ("vf_coef", -1, ">= 0"),
+        ("entropy_coef", float("inf"), "a finite number >= 0"),
+        ("gamma", 1.01, "between 0 and 1"),
+        ("gae_lambda", -0.01, "between 0 and 1"),
+        ("batch_size", 0, "an integer > 0"),
+        ("batch_size", -4, "an integer > 0"),
+        ("batch_size", 2.5, "an integer > 0"),
+        ("batch_size", True, "an integer > 0"),
+        ("forward_batch_size", 0, "an integer > 0 or None"),
+        ("minibatch_size", -1, "an integer > 0 or None"),
+        ("token_budget", 0, "an integer > 0"),
+        ("ppo_epochs", 0, "an integer > 0"),
+        ("kl_target", 0, "> 0"),
+        ("kl_horizon", -1, "> 0"),
+        ("temperature", 0, "> 0"),
+        ("max_grad_norm", 0, "> 0 or None"),
+        ("ratio_threshold", 1, "> 1"),
+        ("max_approxkl", -1, "> 0 or None"),
+        ("adaptive_kl", 1, "True or False"),
+        ("kl_estimator", "k4", "one of"),
+        ("precision", "bf61", "one of"),
+        ("seed", -1, ">= 0"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_rule(name, value, rule):
+    with pytest.raises(ValueError, match=f"`{name}` must be.*") as error:
+        PPOConfig(**{name: value})
+    assert rule in str(error.value)
+    assert repr(value) in str(error.value)
+
+
+def test_all_problems_are_reported_together():
+    with pytest.raises(ValueError, match="PPOConfig: ") as error:
+        PPOConfig(batch_size=0, gamma=2, precision="bf61")
+    text = str(error.value)
+    assert "`batch_size`" in text
+    assert "`gamma`" in text
+    assert "Did you mean `bf16`?" in text
+
+
+@pytest.mark.parametrize("build", [PPOConfig, PPOConfig.from_kwargs])
+def test_an_unknown_field_names_the_nearest(build):
+    with pytest.raises(TypeError, match=r"no field `gae_lamda`. Did you mean `gae_lambda`\?"):
+        build(gae_lamda=0.9)
+
+
+def test_the_demo_config_is_checked_too():
+    with pytest.raises(TypeError, match="Did you mean `steps`"):
+        DemoConfig(step=3)
+    with pytest.raises(ValueError, match="`steps` must be an integer > 0, got 0"):
+        DemoConfig(steps=0)
+
+
+def test_configs_cannot_be_changed_behind_their_checks():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PPOConfig().gamma = 3
+
+
+def test_default_update_size_is_a_quarter_of_the_batch():
+    assert PPOConfig(batch_size=256).update_size == 64
+    assert PPOConfig(batch_size=1).update_size == 1
+    assert PPOConfig(batch_size=256, minibatch_size=1).update_size == 1
+
+
+def test_configs_load_without_torch():
+    code = "import sys, trl.config; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,366 @@
+"""`PPOTrainer.step`: what it returns and what it changes."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import ragged
+from trl.batch import Rollout
+from trl.ppo import AdaptiveKLController, FixedKLController, PPOConfig, PPOTrainer
+
+STATS_OF_2020 = [
+    "objective/kl",
+    "objective/kl_dist",
+    "objective/logprobs",
+    "objective/ref_logprobs",
+    "objective/kl_coef",
+    "objective/entropy",
+    "ppo/mean_non_score_reward",
+    "ppo/loss/policy",
+    "ppo/loss/value",
+    "ppo/loss/total",
+    "ppo/policy/entropy",
+    "ppo/policy/approxkl",
+    "ppo/policy/policykl",
+    "ppo/policy/clipfrac",
+    "ppo/policy/advantages",
+    "ppo/policy/advantages_mean",
+    "ppo/policy/ratio",
+    "ppo/returns/mean",
+    "ppo/returns/var",
+    "ppo/val/vpred",
+    "ppo/val/error",
+    "ppo/val/clipfrac",
+    "ppo/val/mean",
+    "ppo/val/var",
+    "ppo/val/var_explained",
+    "time/ppo/forward_pass",
+    "time/ppo/compute_rewards",
+    "time/ppo/optimize_step",
+    "time/ppo/calc_stats",
+    "time/ppo/total",
+]
+
+
+def trainer(make_model, *, seed=0, ref_seed=1, **settings):
+    settings = {"precision": "fp32", "learning_rate": 1e-3, "batch_size": 4} | settings
+    return PPOTrainer(make_model(seed), make_model(ref_seed), **settings)
+
+
+def batch(size=4, query=3, response=5):
+    return (
+        torch.stack(ragged([query] * size)),
+        torch.stack(ragged([response] * size, seed=1)),
+        torch.linspace(-1, 1, size),
+    )
+
+
+def weights(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def test_step_returns_the_30_stats_of_2020(make_model):
+    stats = trainer(make_model).step(*batch())
+    assert len(STATS_OF_2020) == 30
+    assert set(STATS_OF_2020) <= set(stats)
+    for name, value in stats.items():
+        assert isinstance(value, float | np.ndarray), name
+        assert np.isfinite(value).all(), name
+    assert stats["objective/logprobs"].shape == (4, 5)
+    assert stats["ppo/policy/ratio"].shape == (4 * 4 * 5,)  # epochs · rows · tokens
+
+
+def test_objective_stats_by_hand(make_model):
+    ppo = trainer(make_model)
+    queries, responses, scores = batch()
+    logprobs = {}
+    for name, model in (("policy", ppo.model), ("reference", ppo.ref_model)):
+        logits = model(torch.cat((queries, responses), 1)).logits.log_softmax(-1)[:, 2:-1]
+        logprobs[name] = logits.gather(-1, responses[..., None])[..., 0].detach()
+    stats = ppo.step(queries, responses, scores)
+    kl = (logprobs["policy"] - logprobs["reference"]).sum(1)
+    assert stats["objective/kl"] == pytest.approx(kl.mean().item(), abs=1e-5)
+    assert stats["objective/entropy"] == pytest.approx(
+        -logprobs["policy"].sum(1).mean().item(), abs=1e-5
+    )
+    assert stats["ppo/mean_non_score_reward"] == pytest.approx(-0.2 * kl.mean().item(), abs=1e-5)
+    assert stats["objective/kl_coef"] == 0.2
+
+
+def test_step_trains_the_policy_and_leaves_the_reference(make_model):
+    ppo = trainer(make_model)
+    policy, reference = weights(ppo.model), weights(ppo.ref_model)
+    ppo.step(*batch())
+    changed = [key for key in policy if not torch.equal(policy[key], ppo.model.state_dict()[key])]
+    assert "v_head.summary.weight" in changed
+    assert "transformer.h.0.attn.c_attn.weight" in changed
+    assert all(torch.equal(reference[key], ppo.ref_model.state_dict()[key]) for key in reference)
+    assert all(weight.grad is None for weight in ppo.ref_model.parameters())
+
+
+def test_lists_and_tensors_give_the_same_step(make_model):
+    queries, responses, scores = batch()
+    results = []
+    for arguments in (
+        (queries, responses, scores),
+        (list(queries), list(responses), scores.tolist()),
+        (Rollout.from_lists(queries, responses), scores),
+    ):
+        ppo = trainer(make_model)
+        stats = ppo.step(*arguments)
+        results.append((stats["ppo/loss/total"], weights(ppo.model)))
+    for loss, state in results[1:]:
+        assert loss == results[0][0]
+        assert all(torch.equal(state[key], results[0][1][key]) for key in state)
+
+
+def test_default_reference_is_a_frozen_copy(make_model):
+    ppo = PPOTrainer(make_model(), precision="fp32", learning_rate=1e-2, batch_size=4)
+    before = weights(ppo.ref_model)
+    assert not any(weight.requires_grad for weight in ppo.ref_model.parameters())
+    first = ppo.step(*batch())
+    second = ppo.step(*batch())
+    assert first["objective/kl"] == 0
+    assert second["objective/kl"] != 0
+    assert all(torch.equal(before[key], ppo.ref_model.state_dict()[key]) for key in before)
+
+
+@pytest.mark.parametrize(("minibatch_size", "updates"), [(1, 10), (3, 8), (4, 6), (10, 2), (64, 2)])
+def test_number_of_updates_uses_the_remainder(make_model, minibatch_size, updates):
+    ppo = trainer(make_model, minibatch_size=minibatch_size, ppo_epochs=2, batch_size=10)
+    size = 10 if minibatch_size != 1 else 5
+    stats = ppo.step(*batch(size))
+    assert stats["ppo/updates"] == updates
+    assert len(stats["ppo/policy/ratio"]) == 2 * size * 5  # every token in every epoch
+
+
+def test_every_row_is_used_once_per_epoch(make_model):
+    ppo = trainer(make_model, minibatch_size=3, ppo_epochs=3)
+    for _ in range(3):
+        rows = list(ppo._minibatches(10))
+        assert [len(part) for part in rows] == [3, 3, 3, 1]
+        assert sorted(torch.cat(rows).tolist()) == list(range(10))
+
+
+def test_the_shuffle_follows_the_seed(make_model):
+    first = [
+        torch.cat(list(PPOTrainer(make_model(), batch_size=4, seed=s)._minibatches(50))).tolist()
+        for s in (0, 0, 1)
+    ]
+    assert first[0] == first[1] != first[2]
+
+
+def test_kl_controller_moves_by_the_kl_of_the_step(make_model):
+    ppo = trainer(make_model, init_kl_coef=0.3, target=6, horizon=100)
+    assert isinstance(ppo.kl_ctl, AdaptiveKLController)
+    stats = ppo.step(*batch())
+    error = min(max(stats["objective/kl"] / 6 - 1, -0.2), 0.2)
+    assert ppo.kl_ctl.value == pytest.approx(0.3 * (1 + error * 4 / 100))
+
+
+def test_whitening_rewards_changes_the_step_and_keeps_it_finite(make_model):
+    stats = trainer(make_model, whiten_rewards=True).step(*batch())
+    plain = trainer(make_model).step(*batch())
+    assert stats["ppo/returns/var"] != plain["ppo/returns/var"]
+    assert all(np.isfinite(value).all() for value in stats.values())
+
+
+def test_gradient_clipping_bounds_the_update(make_model):
+    """With plain SGD of rate 1 the weights move by at most the clipped norm."""
+    model = make_model()
+    before = weights(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    ppo = PPOTrainer(
+        model,
+        make_model(1),
+        optimizer=optimizer,
+        precision="fp32",
+        batch_size=4,
+        minibatch_size=4,
+        ppo_epochs=1,
+        max_grad_norm=1e-3,
+    )
+    stats = ppo.step(*batch())
+    keys = {name for name, _ in model.named_parameters()}
+    moved = math.sqrt(sum(float((model.state_dict()[k] - before[k]).square().sum()) for k in keys))
+    assert stats["ppo/grad_norm"] > 1e-2
+    assert moved == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_entropy_bonus_raises_the_entropy(make_model):
+    entropies = []
+    for coefficient in (0.0, 5.0):
+        ppo = trainer(make_model, entropy_coef=coefficient, ppo_epochs=8)
+        ppo.step(*batch())
+        entropies.append(ppo.step(*batch())["ppo/policy/entropy"])
+    assert entropies[1] > entropies[0] + 0.05
+
+
+def test_early_stop_leaves_out_the_remaining_updates(make_model):
+    full = trainer(make_model, learning_rate=0.02, minibatch_size=2)
+    assert full.step(*batch())["ppo/updates"] == 8
+    stopped = trainer(make_model, learning_rate=0.02, minibatch_size=2, max_approxkl=0.01)
+    stats = stopped.step(*batch())
+    assert 1 <= stats["ppo/updates"] < 8
+    assert stats["ppo/skipped_updates"] == 1
+
+
+def test_ratio_guard_skips_a_wild_update_and_says_so(make_model):
+    ppo = trainer(make_model, learning_rate=0.5, max_grad_norm=None, ratio_threshold=1.5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stats = ppo.step(*batch())
+    assert stats["ppo/skipped_updates"] > 0
+    assert "mean importance ratio" in str(caught[0].message)
+    assert all(torch.isfinite(weight).all() for weight in ppo.model.parameters())
+
+
+def test_first_ratio_check_finds_a_model_that_is_not_a_function(make_model):
+    model = make_model()
+    noise = torch.Generator().manual_seed(0)
+    model.transformer.ln_f.register_forward_hook(
+        lambda _module, _inputs, output: output + 0.5 * torch.randn(output.shape, generator=noise)
+    )
+    before = weights(model)
+    ppo = PPOTrainer(model, make_model(1), precision="fp32", batch_size=4)
+    with pytest.raises(RuntimeError, match="not a fixed function of its input: look for dropout"):
+        ppo.step(*batch())
+    assert all(torch.equal(before[key], model.state_dict()[key]) for key in before)
+
+
+def test_unknown_parameters_are_named_in_one_warning():
+    from tests.conftest import tiny_gpt2
+
+    with pytest.warns(
+        UserWarning, match=r"`lm_name`, `steps`, `ppo_epoch` Did you mean `ppo_epochs`\?"
+    ):
+        ppo = PPOTrainer(
+            tiny_gpt2(), tiny_gpt2(1), lm_name="gpt2", steps=3, ppo_epoch=2, batch_size=2
+        )
+    assert ppo.config.batch_size == 2
+    assert ppo.config.ppo_epochs == 4
+
+
+def test_config_object_instead_of_keywords(make_model):
+    config = PPOConfig(batch_size=2, adaptive_kl=False)
+    ppo = PPOTrainer(make_model(), make_model(1), config)
+    assert ppo.config is config
+    assert isinstance(ppo.kl_ctl, FixedKLController)
+    with pytest.raises(TypeError, match="not both"):
+        PPOTrainer(make_model(), make_model(1), config, batch_size=3)
+    with pytest.raises(TypeError, match="`config` must be a PPOConfig, got dict"):
+        PPOTrainer(make_model(), make_model(1), {"batch_size": 3})
+
+
+def test_scores_are_centred_scaled_and_clipped_by_running_moments(make_model):
+    ppo = trainer(make_model, center_scores=True, scale_scores=True, clip_scores=1.0)
+    queries, responses, _ = batch()
+    stats = ppo.step(queries, responses, torch.tensor([10.0, 20.0, 30.0, 100.0]))
+    # mean 40, variance (900 + 400 + 100 + 3600)/3, std 40.82: z = −.735, −.490, −.245, 1.47 → 1
+    assert stats["objective/scores"] == pytest.approx((-0.7348 - 0.4899 - 0.2449 + 1) / 4, abs=1e-3)
+    assert ppo.score_moments.count == 4
+    ppo.step(queries, responses, torch.tensor([10.0, 20.0, 30.0, 100.0]))
+    assert ppo.score_moments.count == 8
+
+
+def test_modes_of_the_models_come_back(make_model):
+    ppo = trainer(make_model)
+    ppo.model.train()
+    ppo.model.transformer.h[0].eval()
+    ppo.step(*batch())
+    assert ppo.model.training
+    assert ppo.model.transformer.h[1].mlp.training
+    assert not ppo.model.transformer.h[0].training
+    assert not ppo.ref_model.training
+
+
+@pytest.mark.parametrize(("mine", "other"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_a_second_trainer_of_another_precision_leaves_the_first_alone(make_model, mine, other):
+    undisturbed = trainer(make_model, precision=mine).step(*batch())
+    first = trainer(make_model, precision=mine)
+    trainer(make_model, precision=other).step(*batch())
+    stats = first.step(*batch())
+    assert stats["ppo/loss/total"] == undisturbed["ppo/loss/total"]
+    assert stats["ppo/first_log_ratio"] == undisturbed["ppo/first_log_ratio"]
+    assert first.autocast()._enabled == (mine == "bf16")
+
+
+def test_gradients_left_on_the_model_do_not_enter_an_update(make_model):
+    expected = trainer(make_model).step(*batch())["ppo/grad_norm"]
+    ppo = trainer(make_model)
+    for weight in ppo.model.parameters():
+        weight.grad = torch.full_like(weight, 1e3)
+    assert ppo.step(*batch())["ppo/grad_norm"] == expected
+
+
+def test_an_interrupted_pass_leaves_no_gradient_behind(make_model):
+    expected = trainer(make_model, forward_batch_size=1).step(*batch())["ppo/grad_norm"]
+    ppo = trainer(make_model, forward_batch_size=1, seed=0)
+    order = ppo.shuffle.get_state()
+    backward, calls = ppo.accelerator.backward, []
+
+    def interrupted(loss):
+        calls.append(1)
+        backward(loss)
+        raise KeyboardInterrupt
+
+    ppo.accelerator.backward = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        ppo.step(*batch())
+    ppo.accelerator.backward = backward
+    ppo.shuffle.set_state(order)
+    assert ppo.step(*batch())["ppo/grad_norm"] == expected
+
+
+def test_an_optimizer_of_some_weights_trains_and_clips_those(make_model):
+    model = make_model()
+    head = list(model.v_head.parameters())
+    ppo = PPOTrainer(
+        model,
+        make_model(1),
+        optimizer=torch.optim.SGD(head, lr=0.1),
+        precision="fp32",
+        batch_size=4,
+        max_grad_norm=None,
+    )
+    before = weights(model)
+    first, second = ppo.step(*batch()), ppo.step(*batch())
+    changed = [key for key in before if not torch.equal(before[key], model.state_dict()[key])]
+    assert changed == ["v_head.summary.weight", "v_head.summary.bias"]
+    assert second["ppo/grad_norm"] < 2 * first["ppo/grad_norm"]
+    with pytest.raises(ValueError, match="none has requires_grad=True and is in `optimizer`"):
+        PPOTrainer(make_model(), optimizer=torch.optim.SGD(make_model().parameters(), lr=0.1))
+
+
+def test_fp16_goes_on_after_an_update_that_was_not_applied(make_model):
+    """With a gradient scaler, as at fp16, an early stop must not block the next update."""
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    ppo = trainer(make_model, learning_rate=0.02, minibatch_size=2, max_approxkl=0.001)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    ppo.accelerator.scaler, ppo.accelerator.native_amp = scaler, True
+    ppo.accelerator.state._mixed_precision = "fp16"
+    ppo.optimizer = AcceleratedOptimizer(ppo.optimizer.optimizer, scaler=scaler)
+    first, second = ppo.step(*batch()), ppo.step(*batch())
+    assert first["ppo/skipped_updates"] == 1
+    assert second["ppo/updates"] >= 1
+
+
+def test_accelerators_that_contradict_the_trainer(make_model):
+    from accelerate import Accelerator
+
+    with pytest.raises(ValueError, match="gradient_accumulation_steps 1, got 4"):
+        PPOTrainer(make_model(), accelerator=Accelerator(gradient_accumulation_steps=4))
+    with pytest.raises(ValueError, match="`precision` must agree with the accelerator's"):
+        PPOTrainer(make_model(), accelerator=Accelerator(), precision="bf16")
+
+
+def test_step_takes_scores_by_name(make_model):
+    queries, responses, scores = batch()
+    rollout = Rollout.from_lists(queries, responses)
+    one = trainer(make_model).step(rollout, scores=scores)
+    other = trainer(make_model).step(query=queries, response=responses, scores=scores)
+    assert one["ppo/loss/total"] == other["ppo/loss/total"]

@@ -1,0 +1,283 @@
+"""`Rollout`: queries and the responses to them, as padded tensors with masks.
+
+Layout of one row (Q = 5, R = 4); `·` is padding, which holds token 0 and is never looked at:
+
+    queries  · · q q q | r r r ·  responses         T = Q + R
+             left-padded | right-padded
+
+so that the response starts at the same column in every row, and the logits and values that
+belong to response token t stand at column Q − 1 + t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trl.core import mask_after, position_ids_from_mask
+
+TokenLists = Tensor | Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A batch of queries and responses. All masks are bool, True = a token that counts."""
+
+    queries: Tensor
+    """[B, Q] token ids, left-padded."""
+    query_mask: Tensor
+    """[B, Q]."""
+    responses: Tensor
+    """[B, R] token ids, right-padded."""
+    response_mask: Tensor
+    """[B, R]; the first EOS, if any, is inside."""
+
+    @classmethod
+    def from_lists(
+        cls, queries: TokenLists, responses: TokenLists, *, eos_token_id: int | None = None
+    ) -> Rollout:
+        """Pad lists of 1-D token tensors of any lengths, or take equal-length 2-D tensors.
+
+        Args:
+            queries: B tensors of token ids, or one tensor [B, Q].
+            responses: B tensors of token ids, or one tensor [B, R].
+            eos_token_id: Tokens after the first one of these in a response do not count.
+                None: every token counts.
+
+        Raises:
+            TypeError: if they are not integer tensors.
+            ValueError: if the numbers of rows differ, or a row is empty.
+        """
+        query_rows = token_rows("query", queries)
+        response_rows = token_rows("response", responses)
+        if len(query_rows) != len(response_rows):
+            raise ValueError(
+                f"`query` and `response` must have the same number of rows, got {len(query_rows)} "
+                f"and {len(response_rows)}: pass one response for each query."
+            )
+        padded_queries, query_mask = pad_rows(query_rows, left=True)
+        padded_responses, response_mask = pad_rows(response_rows, left=False)
+        if eos_token_id is not None:
+            response_mask &= mask_after(padded_responses, eos_token_id)
+            padded_responses = padded_responses.masked_fill(~response_mask, 0)
+        return cls(padded_queries, query_mask, padded_responses, response_mask)
+
+    def check(self) -> None:
+        """Raise a ValueError unless the tensors have the layout that the class promises."""
+        for name, tokens, mask in (
+            ("query", self.queries, self.query_mask),
+            ("response", self.responses, self.response_mask),
+        ):
+            if tokens.is_floating_point() or tokens.ndim != 2:
+                raise ValueError(
+                    f"the {name} tokens of a Rollout must be integers [batch, length], got "
+                    f"{tokens.dtype} {list(tokens.shape)}."
+                )
+            check_token_mask(f"{name}_mask", mask, tokens)
+        check_left_padded("query_mask", self.query_mask)
+        if len(self.queries) != len(self.responses):
+            raise ValueError(
+                f"a Rollout must have one response for each query, got {len(self.queries)} "
+                f"queries and {len(self.responses)} responses."
+            )
+
+    def __len__(self) -> int:
+        return self.queries.shape[0]
+
+    @property
+    def input_ids(self) -> Tensor:
+        """[B, T] queries followed by responses."""
+        return torch.cat((self.queries, self.responses), dim=1)
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """[B, T] True on every token up to the last counted one, uncounted tokens between included.
+
+        A response may have holes in its mask, tokens that the policy saw but did not write.
+        """
+        until_last = self.response_mask.flip(1).cumsum(1).flip(1) > 0
+        return torch.cat((self.query_mask, until_last), dim=1)
+
+    @property
+    def position_ids(self) -> Tensor:
+        """[B, T] positions that count from 0 at each row's first real token."""
+        return position_ids_from_mask(self.attention_mask)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] tokens of query and response together, padding left out."""
+        return self.attention_mask.sum(1)
+
+    def select(self, rows: Tensor) -> Rollout:
+        """Return the given rows, without the columns that are padding in all of them."""
+        query_mask, response_mask = self.query_mask[rows], self.response_mask[rows]
+        first = self.queries.shape[1] - int(query_mask.sum(1).max())
+        last = int(response_mask.any(0).nonzero().max()) + 1
+        return Rollout(
+            self.queries[rows, first:],
+            query_mask[:, first:],
+            self.responses[rows, :last],
+            response_mask[:, :last],
+        )
+
+    def micro_batches(
+        self, rows: Tensor | None = None, *, max_rows: int | None, max_tokens: int
+    ) -> Iterator[Tensor]:
+        """Split rows into groups that fit one pass, rows of like length together.
+
+        Args:
+            rows: Indices [b] to split; None: all.
+            max_rows: Most rows in a group; None: no such limit.
+            max_tokens: Most tokens in a group, its padding included. A single row may exceed it.
+
+        Yields:
+            Indices of the rows of one group.
+        """
+        query_lengths = self.query_mask.sum(1).tolist()
+        lengths = self.lengths.tolist()
+        every = range(len(self)) if rows is None else rows.tolist()
+        group: list[int] = []
+        longest_query = longest_response = 0
+        for row in sorted(every, key=lengths.__getitem__, reverse=True):
+            query = max(longest_query, query_lengths[row])
+            response = max(longest_response, lengths[row] - query_lengths[row])
+            too_many = max_rows is not None and len(group) == max_rows
+            if group and (too_many or (len(group) + 1) * (query + response) > max_tokens):
+                yield torch.tensor(group, device=self.queries.device)
+                group = []
+                query, response = query_lengths[row], lengths[row] - query_lengths[row]
+            group.append(row)
+            longest_query, longest_response = query, response
+        if group:
+            yield torch.tensor(group, device=self.queries.device)
+
+    def to(self, device: torch.device | str) -> Rollout:
+        """Return the same rollout on `device`."""
+        return Rollout(
+            self.queries.to(device),
+            self.query_mask.to(device),
+            self.responses.to(device),
+            self.response_mask.to(device),
+        )
+
+    def response_lists(self) -> list[list[int]]:
+        """Return the counted tokens of each response."""
+        return [
+            row[mask].tolist() for row, mask in zip(self.responses, self.response_mask, strict=True)
+        ]
+
+    def query_lists(self) -> list[list[int]]:
+        """Return the tokens of each query."""
+        return [row[mask].tolist() for row, mask in zip(self.queries, self.query_mask, strict=True)]
+
+
+def check_token_mask(name: str, mask: Tensor, tokens: Tensor) -> None:
+    """Raise unless `mask` is bool, shaped like `tokens` [B, L], and counts a token in each row."""
+    if mask.dtype != torch.bool or mask.shape != tokens.shape:
+        raise ValueError(
+            f"`{name}` must be bool and of the shape {list(tokens.shape)} of its tokens, got "
+            f"{mask.dtype} {list(mask.shape)}: use {name}.bool()."
+        )
+    if not mask.any(1).all():
+        row = int((~mask.any(1)).nonzero()[0])
+        raise ValueError(f"`{name}` must count a token in every row, got none in row {row}.")
+
+
+def check_left_padded(name: str, mask: Tensor) -> None:
+    """Raise unless in every row of `mask` [B, L] the padding comes first."""
+    if (mask[:, :-1] & ~mask[:, 1:]).any():
+        row = int((mask[:, :-1] & ~mask[:, 1:]).any(1).nonzero()[0])
+        raise ValueError(
+            f"`{name}` must have its padding on the left, got padding after a token in row {row}: "
+            "set tokenizer.padding_side = 'left'."
+        )
+
+
+def token_rows(name: str, tokens: TokenLists) -> list[Tensor]:
+    """Split [B, L] or a sequence of 1-D tensors into rows, after checking them.
+
+    Raises:
+        TypeError: if a row is not a tensor of integers.
+        ValueError: if there are no rows, a row is not 1-D, or a row is empty.
+    """
+    if isinstance(tokens, Tensor) and tokens.ndim != 2:
+        raise ValueError(
+            f"`{name}` must be a tensor [batch, length] or a list of 1-D tensors, got a tensor of "
+            f"shape {list(tokens.shape)}: use {name}.unsqueeze(0) for a single row."
+        )
+    rows = list(tokens)
+    if not rows:
+        raise ValueError(f"`{name}` must have at least one row, got none.")
+    for index, row in enumerate(rows):
+        if not isinstance(row, Tensor):
+            raise TypeError(
+                f"`{name}[{index}]` must be a 1-D tensor of token ids, got {type(row).__name__}: "
+                "wrap it in torch.tensor(...)."
+            )
+        if row.is_floating_point() or row.is_complex() or row.dtype == torch.bool:
+            raise TypeError(
+                f"`{name}[{index}]` must hold token ids of an integer dtype, got {row.dtype}: "
+                "convert it with .long()."
+            )
+        if row.ndim != 1:
+            raise ValueError(
+                f"`{name}[{index}]` must be 1-D, got shape {list(row.shape)}: "
+                "pass one tensor of token ids for each row."
+            )
+        if row.numel() == 0:
+            raise ValueError(
+                f"`{name}[{index}]` must have at least one token, got none: leave the row out."
+            )
+    return rows
+
+
+def pad_rows(rows: Sequence[Tensor], *, left: bool) -> tuple[Tensor, Tensor]:
+    """Pad 1-D token tensors with 0 to one tensor [B, L] and its mask [B, L]."""
+    side = "left" if left else "right"
+    padded = torch.nn.utils.rnn.pad_sequence(
+        [row.long() for row in rows], batch_first=True, padding_side=side
+    )
+    lengths = torch.tensor([row.numel() for row in rows], device=padded.device)[:, None]
+    column = torch.arange(padded.shape[1], device=padded.device)
+    mask = column >= padded.shape[1] - lengths if left else column < lengths
+    return padded, mask
+
+
+def score_tensor(scores: Tensor | Sequence[float | Tensor], rows: int) -> Tensor:
+    """Return one finite float32 score for each row as a tensor [B].
+
+    Raises:
+        TypeError: if they are not numbers.
+        ValueError: if they are not 1-D, not one for each row, or not finite.
+    """
+    if not isinstance(scores, Tensor):
+        try:
+            scores = torch.tensor([float(score) for score in scores])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"`scores` must be a tensor [batch] or a list of numbers, one for each response "
+                f"({error})."
+            ) from error
+    if scores.is_complex():
+        raise TypeError(f"`scores` must be real numbers, got {scores.dtype}.")
+    if scores.ndim != 1:
+        raise ValueError(
+            f"`scores` must be 1-D, one number for each response, got shape "
+            f"{list(scores.shape)}: use scores.squeeze(-1) or take one column."
+        )
+    if len(scores) != rows:
+        raise ValueError(
+            f"`scores` must have one number for each of the {rows} rows of query and response, "
+            f"got {len(scores)}."
+        )
+    scores = scores.detach().float()
+    if not scores.isfinite().all():
+        row = int((~scores.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"`scores` must be finite, got {scores[row].item()} at row {row}: check the reward "
+            "function on that response."
+        )
+    return scores

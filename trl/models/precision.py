@@ -1,0 +1,46 @@
+"""Where the matrix products run, and how precisely: an `Accelerator` for a precision."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Return whether matrix products in bfloat16 are in the hardware of `device`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        has = torch.cpu.get_capabilities()
+        return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """Return an accelerator whose autocast runs at `precision` ("auto", "fp32", "bf16", "fp16").
+
+    "auto" is what `accelerate launch` was told, or what an accelerator of this process already
+    has; else bf16 where the hardware is fast at it, else fp32.
+
+    Raises:
+        ValueError: for fp16 on a CPU, which has no use for it.
+    """
+    settled = "ACCELERATE_MIXED_PRECISION" in os.environ or AcceleratorState._shared_state
+    if precision == "auto" and settled:
+        return Accelerator()
+    device = Accelerator().device
+    if precision == "auto":
+        precision = "bf16" if fast_bf16(device) else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError("`precision` must be 'fp32', 'bf16' or 'auto' on a CPU, got 'fp16'.")
+    wanted = MIXED_PRECISION[precision]
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
+        # One process has one AcceleratorState. A trainer that exists keeps the autocast that it
+        # was prepared with; only what is made from now on gets the new precision.
+        AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=wanted)

@@ -1,0 +1,167 @@
+"""How much better each token, or each response, did than expected.
+
+Sums over time run over counted tokens only. A token outside the mask, at the end of a row or in
+the middle of it (the output of a tool), changes nothing: the counted tokens around it are
+neighbours. After the last counted token the value is 0: the episode ends with the response.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trl.core import at_least_fp32, check_mask
+
+
+@torch.no_grad()
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float | Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Generalized advantage estimation (Schulman et al., arXiv:1506.02438, equation 16).
+
+        δ_t = r_t + γ·V_{t+1} − V_t        Â_t = δ_t + γλ·Â_{t+1}        R_t = Â_t + V_t
+
+    Args:
+        rewards: [B, R] KL penalties, plus the score at the last response token.
+        values: [B, R] values predicted when the response was sampled.
+        mask: [B, R] True on response tokens.
+        gamma: γ, 0 … 1.
+        gae_lambda: λ, 0 … 1; one number, or one per row [B] (see `length_adaptive_lambda`).
+    Returns:
+        advantages [B, R] (not whitened) and returns [B, R], both 0 outside the mask and without
+        gradient.
+    """
+    check_mask(mask, rewards=rewards, values=values)
+    _check_fraction("gamma", gamma)
+    _check_fraction("gae_lambda", gae_lambda)
+    rewards, values = at_least_fp32(rewards), at_least_fp32(values)
+    advantages = torch.zeros_like(values)
+    next_value = next_advantage = torch.zeros_like(values[:, 0])  # [B]
+    for t in reversed(range(mask.shape[1])):
+        counts = mask[:, t]
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = torch.where(
+            counts, delta + gamma * gae_lambda * next_advantage, next_advantage
+        )
+        next_value = torch.where(counts, values[:, t], next_value)
+        advantages[:, t] = next_advantage
+    returns = advantages + values
+    return torch.where(mask, advantages, 0.0), torch.where(mask, returns, 0.0)
+
+
+@torch.no_grad()
+def discounted_returns(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
+    """Return without a critic (REINFORCE, REINFORCE++ arXiv:2501.03262): G_t = r_t + γ·G_{t+1}.
+
+    REINFORCE++ then whitens the result over the whole batch (`trl.core.masked_whiten`).
+
+    Args:
+        rewards: [B, R] KL penalties, plus the score at the last response token.
+        mask: [B, R] True on response tokens.
+        gamma: γ, 0 … 1.
+    Returns:
+        [B, R], 0 outside the mask and without gradient.
+    """
+    check_mask(mask, rewards=rewards)
+    _check_fraction("gamma", gamma)
+    rewards = at_least_fp32(rewards)
+    returns = torch.zeros_like(rewards)
+    next_return = torch.zeros_like(rewards[:, 0])  # [B]
+    for t in reversed(range(mask.shape[1])):
+        next_return = torch.where(mask[:, t], rewards[:, t] + gamma * next_return, next_return)
+        returns[:, t] = next_return
+    return torch.where(mask, returns, 0.0)
+
+
+def leave_one_out(scores: Tensor, group_ids: Tensor) -> Tensor:
+    """RLOO (Ahmadian et al., arXiv:2402.14740): the baseline is the mean of the other samples.
+
+        A_i = s_i − Σ_{j≠i} s_j / (G − 1)
+
+    Args:
+        scores: [B] per response, with the KL penalty already in it.
+        group_ids: [B] equal for samples of one query, in any order; groups may differ in size.
+    Returns:
+        [B]
+    """
+    scores = at_least_fp32(scores)
+    group, size = _groups(scores, group_ids)
+    others = _group_sum(scores, group)[group] - scores
+    return scores - others / (size[group] - 1)
+
+
+def group_normalize(
+    scores: Tensor, group_ids: Tensor, *, scale: bool = True, eps: float = 1e-6
+) -> Tensor:
+    """GRPO (Shao et al., arXiv:2402.03300): the score relative to its group.
+
+        A_i = (s_i − μ_g) / (σ_g + eps)
+
+    Dr. GRPO (arXiv:2503.20783) leaves the division out: `scale=False`. σ is unbiased; the paper
+    does not say which it means.
+
+    Args:
+        scores: [B] per response.
+        group_ids: [B] equal for samples of one query, in any order; groups may differ in size.
+        scale: divide by the standard deviation of the group.
+        eps: keeps a group of equal scores at 0.
+    Returns:
+        [B]
+    """
+    scores = at_least_fp32(scores)
+    group, size = _groups(scores, group_ids)
+    centered = scores - (_group_sum(scores, group) / size)[group]
+    if not scale:
+        return centered
+    std = (_group_sum(centered.square(), group) / (size - 1)).sqrt()
+    return centered / (std[group] + eps)
+
+
+def length_adaptive_lambda(lengths: Tensor, alpha: float = 0.05) -> Tensor:
+    """A λ that reaches further back in longer responses (VAPO, arXiv:2504.05118).
+
+        λ = 1 − 1/(α·length)
+
+    Args:
+        lengths: [B] response tokens.
+        alpha: α; responses of 1/α tokens or fewer get λ = 0.
+    Returns:
+        [B], for the policy's `gae`; the critic's has λ = 1.
+    """
+    if not alpha > 0:
+        raise ValueError(f"`alpha` must be > 0, got {alpha}.")
+    return (1 - 1 / (alpha * at_least_fp32(lengths))).clamp(min=0)
+
+
+def _groups(scores: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the groups 0 … N−1: the group of each row [B] and the size of each group [N]."""
+    if scores.dim() != 1 or scores.shape != group_ids.shape:
+        raise ValueError(
+            "`scores` and `group_ids` must be [B], one entry per response, got "
+            f"{list(scores.shape)} and {list(group_ids.shape)}."
+        )
+    names, group, size = torch.unique(group_ids, return_inverse=True, return_counts=True)
+    if bool((size < 2).any()):
+        raise ValueError(
+            "`group_ids` must have at least 2 samples per group, got 1 in group(s) "
+            f"{names[size < 2].tolist()}; sample each query more than once."
+        )
+    return group, size
+
+
+def _group_sum(x: Tensor, group: Tensor) -> Tensor:
+    """Sum per group: [B] to [N]."""
+    return x.new_zeros(int(group.max()) + 1 if group.numel() else 0).index_add(0, group, x)
+
+
+def _check_fraction(name: str, value: float | Tensor) -> None:
+    inside = (
+        bool(((value >= 0) & (value <= 1)).all()) if isinstance(value, Tensor) else 0 <= value <= 1
+    )
+    if not inside:
+        raise ValueError(f"`{name}` must be in 0 … 1, got {value}.")

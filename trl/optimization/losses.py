@@ -1,0 +1,378 @@
+"""Per-token losses, and the ways to average them.
+
+A loss function returns one number per token and reduces nothing. An aggregation then makes one
+number of them. Its `count` is what to divide by: leave it out for the count of this tensor, or
+give the count of the whole optimiser batch (over all micro-batches and processes), and the losses,
+and so the gradients, of micro-batches add up to those of the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trl.core import at_least_fp32, check_mask, check_same_shape, masked_mean, masked_var
+
+# e^20 is 5e8: far beyond any clip range, and far from overflow.
+LOG_RATIO_LIMIT = 20.0
+
+
+# --- policy -------------------------------------------------------------------------------------
+
+
+def log_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """log ρ = log π − log π_old, limited to ±20 so that one broken token cannot overflow e^x."""
+    check_same_shape(logprobs=logprobs, old_logprobs=old_logprobs)
+    difference = at_least_fp32(logprobs) - at_least_fp32(old_logprobs)
+    return difference.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+
+def clipped_policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    cliprange: float,
+    cliprange_high: float | None = None,
+    dual_clip: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The clipped surrogate of PPO, per token, with ρ = exp(log π − log π_old).
+
+    See `clipped_surrogate` for the equation and the clip ranges.
+
+    Args:
+        logprobs: [B, R] of the policy now, with gradient.
+        old_logprobs: [B, R] of the policy that sampled the response.
+        advantages: [B, R], without gradient.
+        cliprange: ε_low.
+        cliprange_high: ε_high; None for ε_low.
+        dual_clip: c; None for none.
+    Returns:
+        loss [B, R], ratio ρ [B, R] and clipped [B, R] bool.
+    """
+    ratio = log_ratio(logprobs, old_logprobs).exp()
+    loss, clipped = clipped_surrogate(
+        ratio, advantages, cliprange=cliprange, cliprange_high=cliprange_high, dual_clip=dual_clip
+    )
+    return loss, ratio, clipped
+
+
+def clipped_surrogate(
+    ratio: Tensor,
+    advantages: Tensor,
+    *,
+    cliprange: float,
+    cliprange_high: float | None = None,
+    dual_clip: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Clipped surrogate objective (Schulman et al., arXiv:1707.06347, equation 7), negated.
+
+        L = max(−Â·ρ, −Â·clip(ρ, 1 − ε_low, 1 + ε_high))
+        with dual clip, where Â < 0:  L = min(L, −c·Â)
+
+    ε_high > ε_low is "clip-higher" (DAPO, arXiv:2503.14476: 0.2 and 0.28). The dual clip (Ye et
+    al., arXiv:1912.09729: c = 3) bounds the loss of a bad token that became much likelier.
+
+    Args:
+        ratio: [B, R] per token, or [B] per response (`sequence_ratio`).
+        advantages: the same shape.
+        cliprange: ε_low.
+        cliprange_high: ε_high; None for ε_low.
+        dual_clip: c; None for none.
+    Returns:
+        loss, and clipped: True where a clip decided the loss, which has no gradient there.
+    """
+    check_same_shape(ratio=ratio, advantages=advantages)
+    low, high = _clip_bounds(cliprange, cliprange_high)
+    if dual_clip is not None and not dual_clip > 1:
+        raise ValueError(f"`dual_clip` must be > 1 or None, got {dual_clip}.")
+    advantages = at_least_fp32(advantages)
+    free_loss = -advantages * ratio
+    clipped_loss = -advantages * ratio.clamp(low, high)
+    loss = torch.maximum(free_loss, clipped_loss)
+    clipped = clipped_loss > free_loss
+    if dual_clip is not None:
+        beyond = (advantages < 0) & (loss > -dual_clip * advantages)
+        loss = torch.where(beyond, -dual_clip * advantages, loss)
+        clipped = clipped | beyond
+    return loss, clipped
+
+
+def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """One ratio per response (GSPO, arXiv:2507.18071, equation 7), for `clipped_surrogate`.
+
+        s = exp(mean_t log ρ_t)
+
+    Args:
+        logprobs: [B, R] of the policy now, with gradient.
+        old_logprobs: [B, R] of the policy that sampled the response.
+        mask: [B, R] True on response tokens.
+    Returns:
+        [B]
+    """
+    return masked_mean(log_ratio(logprobs, old_logprobs), mask, axis=1).exp()
+
+
+def cispo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    cliprange: float,
+    cliprange_high: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """CISPO (MiniMax-M1, arXiv:2506.13585, equation 4): clip the weight and keep every gradient.
+
+        L = −sg(clip(ρ, 1 − ε_low, 1 + ε_high))·Â·log π
+
+    Args:
+        logprobs: [B, R] of the policy now, with gradient.
+        old_logprobs: [B, R] of the policy that sampled the response.
+        advantages: [B, R], without gradient.
+        cliprange: ε_low; 1 for no lower bound, as in the paper.
+        cliprange_high: ε_high; None for ε_low.
+    Returns:
+        loss [B, R], ratio ρ [B, R] and clipped [B, R] bool.
+    """
+    check_same_shape(logprobs=logprobs, advantages=advantages)
+    low, high = _clip_bounds(cliprange, cliprange_high)
+    ratio = log_ratio(logprobs, old_logprobs).exp()
+    weight = ratio.detach().clamp(low, high)
+    loss = -weight * at_least_fp32(advantages) * at_least_fp32(logprobs)
+    return loss, ratio, weight != ratio.detach()
+
+
+def truncated_importance_weight(
+    old_logprobs: Tensor, sampler_logprobs: Tensor, cap: float = 2.0
+) -> Tensor:
+    """Weight that corrects for a sampler μ which is not quite the trainer's π_old; no gradient.
+
+        w = min(exp(log π_old − log μ), cap)
+
+    Truncated importance sampling (Ionides 2008) on the split of "decoupled PPO" (arXiv:2110.00641);
+    multiply the policy loss by it.
+
+    Args:
+        old_logprobs: [B, R] as the trainer computes them.
+        sampler_logprobs: [B, R] as the sampler recorded them.
+        cap: largest weight.
+    Returns:
+        [B, R]
+    """
+    if not cap > 0:
+        raise ValueError(f"`cap` must be > 0, got {cap}.")
+    return log_ratio(old_logprobs, sampler_logprobs).exp().clamp(max=cap).detach()
+
+
+def banded_importance_weight(
+    old_logprobs: Tensor, sampler_logprobs: Tensor, low: float = 0.5, high: float = 5.0
+) -> Tensor:
+    """Like `truncated_importance_weight`, but drop a token whose weight leaves the band (IcePop).
+
+        w = exp(log π_old − log μ) if low <= w <= high, else 0
+
+    Args:
+        old_logprobs: [B, R] as the trainer computes them.
+        sampler_logprobs: [B, R] as the sampler recorded them.
+        low: smallest weight to keep.
+        high: largest weight to keep.
+    Returns:
+        [B, R]
+    """
+    if not 0 <= low <= 1 <= high:
+        raise ValueError(f"`low` and `high` must enclose 1, got {low} and {high}.")
+    weight = log_ratio(old_logprobs, sampler_logprobs).exp().detach()
+    return torch.where((weight >= low) & (weight <= high), weight, 0.0)
+
+
+def ratio_gap(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """max |ρ − 1| over counted tokens: 0 up to rounding (1e-4 in fp32) before the first update.
+
+    More than that means that scoring differs from sampling: in temperature, padding, dropout or
+    precision.
+
+    Args:
+        logprobs: [B, R] of the policy now.
+        old_logprobs: [B, R] of the policy that sampled the response.
+        mask: [B, R] True on response tokens.
+    Returns:
+        [], without gradient.
+    """
+    check_mask(mask, logprobs=logprobs)
+    gap = torch.expm1(log_ratio(logprobs.detach(), old_logprobs)).abs()
+    return torch.where(mask, gap, 0.0).max()
+
+
+# --- value --------------------------------------------------------------------------------------
+
+
+def clipped_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, *, cliprange_value: float
+) -> tuple[Tensor, Tensor]:
+    """Squared error of the value, which may gain nothing by moving further than the clip range.
+
+        L = ½·max((V − R)², (clip(V, V_old − ε, V_old + ε) − R)²)
+
+    From the code of PPO and of Ziegler et al. (arXiv:1909.08593); in no paper as an equation.
+
+    Args:
+        values: [B, R] now, with gradient.
+        old_values: [B, R] when the response was sampled.
+        returns: [B, R], without gradient.
+        cliprange_value: ε.
+    Returns:
+        loss [B, R] and clipped [B, R] bool: True where the clip decided the loss.
+    """
+    check_same_shape(values=values, old_values=old_values, returns=returns)
+    if not cliprange_value > 0:
+        raise ValueError(f"`cliprange_value` must be > 0, got {cliprange_value}.")
+    values, old_values, returns = map(at_least_fp32, (values, old_values, returns))
+    near = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
+    free_loss = (values - returns).square()
+    clipped_loss = (near - returns).square()
+    return torch.maximum(free_loss, clipped_loss) / 2, clipped_loss > free_loss
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """How much of the returns the values predict: 1 − Var(R − V) / Var(R).
+
+    1 is perfect, 0 no better than a constant; 0 by convention if all returns are equal.
+
+    Args:
+        values: [B, R].
+        returns: [B, R].
+        mask: [B, R] True on response tokens.
+    Returns:
+        [], without gradient.
+    """
+    values, returns = at_least_fp32(values.detach()), at_least_fp32(returns.detach())
+    spread = masked_var(returns, mask)
+    explained = 1 - masked_var(returns - values, mask) / spread
+    return torch.where(spread > 0, explained, torch.zeros_like(explained))
+
+
+# --- reward model -------------------------------------------------------------------------------
+
+
+def preference_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Bradley-Terry loss of a reward model, per pair: −log σ(s_chosen − s_rejected) (Stiennon et
+    al., arXiv:2009.01325).
+
+    Args:
+        chosen: [B] scores of the preferred responses.
+        rejected: [B] scores of the others.
+    Returns:
+        [B]
+    """
+    check_same_shape(chosen=chosen, rejected=rejected)
+    return -functional.logsigmoid(at_least_fp32(chosen) - at_least_fp32(rejected))
+
+
+def best_of_loss(scores: Tensor, best: Tensor) -> Tensor:
+    """Reward-model loss for "which of G is best", per query: −log softmax(s)_best (Ziegler et al.,
+    arXiv:1909.08593, equation 1; G = 4 there).
+
+    Args:
+        scores: [B, G] scores of the candidates.
+        best: [B] index of the preferred one.
+    Returns:
+        [B]
+    """
+    return functional.cross_entropy(at_least_fp32(scores), best, reduction="none")
+
+
+# --- aggregation --------------------------------------------------------------------------------
+
+
+def token_mean(x: Tensor, mask: Tensor, count: float | Tensor | None = None) -> Tensor:
+    """Every token weighs the same: Σ m·x / tokens (PPO, DAPO).
+
+    Args:
+        x: [B, R] per-token loss.
+        mask: [B, R] True on response tokens.
+        count: response tokens of the whole batch; None for those of `mask`.
+    Returns:
+        []
+    """
+    check_mask(mask, x=x)
+    return _masked_sum(x, mask).sum() / _count(count, mask.sum())
+
+
+def sequence_mean(x: Tensor, mask: Tensor, count: float | Tensor | None = None) -> Tensor:
+    """Every response weighs the same: mean over rows of the row's token mean (GRPO,
+    arXiv:2402.03300, equation 3).
+
+    Args:
+        x: [B, R] per-token loss.
+        mask: [B, R] True on response tokens.
+        count: responses of the whole batch; None for the rows of `mask` that have tokens.
+    Returns:
+        []
+    """
+    check_mask(mask, x=x)
+    row_means = _masked_sum(x, mask) / mask.sum(1).clamp(min=1)
+    return row_means.sum() / _count(count, mask.any(1).sum())
+
+
+def sequence_sum(x: Tensor, mask: Tensor, count: float | Tensor | None = None) -> Tensor:
+    """Mean over rows of the row's token sum: the gradient of the expected return (REINFORCE, RLOO).
+
+    Args:
+        x: [B, R] per-token loss.
+        mask: [B, R] True on response tokens.
+        count: responses of the whole batch; None for the rows of `mask` that have tokens.
+    Returns:
+        []
+    """
+    check_mask(mask, x=x)
+    return _masked_sum(x, mask).sum() / _count(count, mask.any(1).sum())
+
+
+def constant_norm(
+    x: Tensor, mask: Tensor, count: float | Tensor | None = None, *, length: float
+) -> Tensor:
+    """`sequence_sum` over a constant length, so that no length is favoured (Dr. GRPO,
+    arXiv:2503.20783).
+
+    Args:
+        x: [B, R] per-token loss.
+        mask: [B, R] True on response tokens.
+        count: responses of the whole batch; None for the rows of `mask` that have tokens.
+        length: the constant, e.g. the largest number of new tokens.
+    Returns:
+        []
+    """
+    if not length > 0:
+        raise ValueError(f"`length` must be > 0, got {length}.")
+    return sequence_sum(x, mask, count) / length
+
+
+def _masked_sum(x: Tensor, mask: Tensor) -> Tensor:
+    """Σ_t m·x per row: [B, R] to [B]."""
+    return torch.where(mask, at_least_fp32(x), 0.0).sum(1)
+
+
+def _count(given: float | Tensor | None, own: Tensor) -> float | Tensor:
+    """What to divide by: the given count of the whole batch, or this tensor's own."""
+    if given is None:
+        if not bool(own > 0):
+            raise ValueError(
+                "`mask` must count at least one token, got none; for an empty micro-batch give "
+                "the `count` of the whole batch."
+            )
+        return own
+    if not isinstance(given, Tensor) and not given > 0:  # reading a tensor would wait for a GPU
+        raise ValueError(f"`count` must be > 0, got {given}.")
+    return given
+
+
+def _clip_bounds(cliprange: float, cliprange_high: float | None) -> tuple[float, float]:
+    """1 − ε_low and 1 + ε_high."""
+    if not 0 < cliprange <= 1:
+        raise ValueError(f"`cliprange` must be > 0 and <= 1, got {cliprange}.")
+    if cliprange_high is None:
+        cliprange_high = cliprange
+    if not cliprange_high > 0:
+        raise ValueError(f"`cliprange_high` must be > 0 or None, got {cliprange_high}.")
+    return 1 - cliprange, 1 + cliprange_high

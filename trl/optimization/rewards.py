@@ -1,0 +1,208 @@
+"""From one score per response to one reward per token, and what may be done to scores before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from trl.core import KLKind, at_least_fp32, check_mask, kl_estimate
+
+
+@torch.no_grad()
+def token_rewards(
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    scores: Tensor,
+    mask: Tensor,
+    *,
+    kl_coef: float,
+    kl_estimator: KLKind = "k1",
+) -> tuple[Tensor, Tensor]:
+    """The reward of PPO for language models (Ziegler et al., arXiv:1909.08593, equation 2).
+
+        r_t = −β·(log π_old,t − log π_ref,t) + 1[t is the last response token]·s
+
+    The last token is the last one the mask counts (the EOS, or the one that was cut off at), not
+    the last column.
+
+    Args:
+        logprobs: [B, R] of the policy that sampled the response.
+        ref_logprobs: [B, R] of the reference.
+        scores: [B] the evaluation of each response.
+        mask: [B, R] True on response tokens; at least one in every row.
+        kl_coef: β.
+        kl_estimator: see `trl.core.kl_estimate`.
+    Returns:
+        rewards [B, R] and their KL part alone, non_score_rewards [B, R]; both 0 outside the mask
+        and without gradient.
+    """
+    check_mask(mask, logprobs=logprobs, ref_logprobs=ref_logprobs)
+    if scores.shape != mask.shape[:1]:
+        raise ValueError(
+            f"`scores` must have one number per response, [{mask.shape[0]}], got "
+            f"{list(scores.shape)}."
+        )
+    counted = mask.long().cumsum(1)
+    if bool((counted[:, -1:] == 0).any()):
+        rows = (~mask.any(1)).nonzero().flatten().tolist()
+        raise ValueError(f"`mask` must count a token in every row, got none in rows {rows}.")
+    is_last = mask & (counted == counted[:, -1:])
+    kl = kl_estimate(logprobs, ref_logprobs, kl_estimator)
+    non_score_rewards = torch.where(mask, -kl_coef * kl, 0.0)
+    score_rewards = torch.where(is_last, at_least_fp32(scores).unsqueeze(1), 0.0)
+    return non_score_rewards + score_rewards, non_score_rewards
+
+
+def missing_eos_penalty(scores: Tensor, ended: Tensor, penalty: float, *, replace: bool) -> Tensor:
+    """Punish responses that were cut off rather than ended by the policy.
+
+        replace:  s ← −penalty           else:  s ← s − penalty           where not ended
+
+    Ziegler et al. and Huang et al. (arXiv:2403.17031, the "EOS trick") replace the score, with
+    penalty 1; TRL subtracts from it.
+
+    Args:
+        scores: [B].
+        ended: [B] bool, True where the response has its EOS.
+        penalty: >= 0, in units of the score.
+        replace: whether the penalty takes the place of the score.
+    Returns:
+        [B]
+    """
+    check_mask(ended, scores=scores)
+    if not penalty >= 0:
+        raise ValueError(
+            f"`penalty` must be >= 0 (it is what a cut-off response loses), got {penalty}."
+        )
+    scores = at_least_fp32(scores)
+    punished = torch.full_like(scores, -penalty) if replace else scores - penalty
+    return torch.where(ended, scores, punished)
+
+
+def overlong_penalty(
+    lengths: Tensor, *, max_length: int, buffer: int, factor: float = 1.0
+) -> Tensor:
+    """Soft punishment of long responses (DAPO, arXiv:2503.14476, equation 13), to add to scores.
+
+        −factor · clip((length − (max_length − buffer)) / buffer, 0, 1)
+
+    Args:
+        lengths: [B] response tokens.
+        max_length: where the penalty is full.
+        buffer: over how many tokens before `max_length` it grows.
+        factor: the full penalty.
+    Returns:
+        [B], 0 … −factor.
+    """
+    if not 0 < buffer <= max_length:
+        raise ValueError(f"`buffer` must be in 1 … `max_length` ({max_length}), got {buffer}.")
+    exceeding = at_least_fp32(lengths) - (max_length - buffer)
+    return -factor * (exceeding / buffer).clamp(0, 1)
+
+
+def match_moments(scores: Tensor, *, mean: float = 0.0, std: float = 1.0) -> tuple[float, float]:
+    """Gain and bias that give scores a wanted mean and spread (Ziegler et al., section 2.1).
+
+        g = σ_target / σ_data        b = μ_target − g·μ_data        s ← g·s + b
+
+    For a reward model: once before its training and once after, on samples of the reference.
+
+    Args:
+        scores: [B] scores of reference samples, at least two of them different.
+        mean: μ_target.
+        std: σ_target.
+    Returns:
+        gain and bias.
+    """
+    data = scores.double().flatten()
+    spread = float(data.std()) if data.numel() > 1 else 0.0
+    if not 0 < spread < math.inf:
+        raise ValueError(
+            f"`scores` must be finite and have a spread > 0, got a standard deviation of {spread} "
+            f"over {data.numel()} scores."
+        )
+    gain = std / spread
+    return gain, mean - gain * float(data.mean())
+
+
+class RunningMoments:
+    """Mean and standard deviation of every score seen so far, in one pass and without cancellation.
+
+    Chan, Golub & LeVeque (1979), "Updating Formulae and a Pairwise Algorithm for Computing Sample
+    Variances". For a batch b with mean μ_b and sum of squared deviations M_b, and δ = μ_b − μ:
+
+        μ ← μ + δ·n_b/(n + n_b)        M ← M + M_b + δ²·n·n_b/(n + n_b)        σ² = M/(n − 1)
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = 0.0
+        self._squares = 0.0  # M
+
+    @property
+    def std(self) -> float:
+        """Unbiased standard deviation; 0 before the second score."""
+        return math.sqrt(self._squares / (self.count - 1)) if self.count > 1 else 0.0
+
+    def update(self, scores: Tensor) -> None:
+        """Take in a batch of scores, of any shape."""
+        batch = scores.detach().double().flatten()
+        if not bool(batch.isfinite().all()):
+            raise ValueError(f"`scores` must be finite, got {scores.tolist()}.")
+        if batch.numel() == 0:
+            return
+        n = batch.numel()
+        total = self.count + n
+        batch_mean = float(batch.mean())
+        delta = batch_mean - self.mean
+        self._squares += float((batch - batch_mean).square().sum())
+        self._squares += delta * delta * self.count * n / total
+        self.mean += delta * n / total
+        self.count = total
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed run needs."""
+        return {"count": self.count, "mean": self.mean, "squares": self._squares}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from `state_dict()`."""
+        self.count = int(state["count"])
+        self.mean = float(state["mean"])
+        self._squares = float(state["squares"])
+
+
+def normalize_scores(
+    scores: Tensor,
+    moments: RunningMoments,
+    *,
+    center: bool = False,
+    scale: bool = False,
+    clip: float | None = None,
+) -> Tensor:
+    """Bring scores to a stable range with running moments ("Secrets of RLHF", arXiv:2307.04964).
+
+        s ← clip((s − μ) / σ, ±clip)
+
+    Does not update `moments`: call `moments.update(scores)` first. As long as all scores were equal
+    (σ = 0) there is no spread to divide by, and they are not scaled.
+
+    Args:
+        scores: [B].
+        moments: of the scores so far, these included.
+        center: subtract μ.
+        scale: divide by σ.
+        clip: bound on the result; None for none.
+    Returns:
+        [B]
+    """
+    if clip is not None and not clip > 0:
+        raise ValueError(f"`clip` must be > 0 or None, got {clip}.")
+    scores = at_least_fp32(scores)
+    if center:
+        scores = scores - moments.mean
+    if scale and moments.std > 0:
+        scores = scores / moments.std
+    return scores if clip is None else scores.clamp(-clip, clip)

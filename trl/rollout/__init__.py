@@ -1,0 +1,1 @@
+"""Rollout: a language model writes a response to each query."""

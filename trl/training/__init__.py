@@ -1,0 +1,1 @@
+"""Whole runs on top of the trainer: the demo, its report."""
