@@ -1,3 +1,5 @@
+from dataclasses import fields, replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -91,3 +93,81 @@ def test_pad_rows_on_both_sides():
 def test_scores_may_be_a_tensor_or_numbers(scores):
     assert score_tensor(scores, 2).tolist() == [1.0, 2.0]
     assert score_tensor(scores, 2).dtype == torch.float32
+
+
+def recorded() -> Rollout:
+    """Three ragged rows with everything that a sampler may add; row 1 has a hole."""
+    rollout = Rollout.from_lists(
+        ragged([1, 3, 2]),
+        ragged([5, 3, 2]),
+        response_masks=[torch.ones(5), torch.tensor([1, 0, 1]), torch.ones(2)],
+    )
+    return replace(
+        rollout,
+        logprobs=-torch.rand(3, 5) * rollout.response_mask,
+        values=torch.rand(3, 5) * rollout.response_mask,
+        group_ids=torch.tensor([0, 0, 1]),
+        ended=torch.tensor([True, False, True]),
+        query_texts=("a", "b", "c"),
+        response_texts=("d", "e", "f"),
+    )
+
+
+def test_select_takes_what_was_recorded_along():
+    whole = recorded()
+    whole.check()
+    part = whole.select(torch.tensor([2, 1]))
+    part.check()
+    assert part.response_mask.tolist() == [[True, True, False], [True, False, True]]
+    assert torch.equal(part.logprobs, whole.logprobs[[2, 1], :3])
+    assert torch.equal(part.values, whole.values[[2, 1], :3])
+    assert part.group_ids.tolist() == [1, 0]
+    assert part.ended.tolist() == [True, False]
+    assert part.query_texts == ("c", "b")
+    assert part.response_texts == ("f", "e")
+
+
+def test_split_yields_every_row_once_and_in_order():
+    parts = list(recorded().split(2))
+    assert [len(part) for part in parts] == [2, 1]
+    assert sum((part.response_texts for part in parts), ()) == ("d", "e", "f")
+
+
+@pytest.mark.parametrize("whole", [recorded(), Rollout.from_lists(ragged([1, 2]), ragged([2, 1]))])
+def test_save_and_load_give_the_same_rollout(whole, tmp_path):
+    whole.save(tmp_path / "rollout.safetensors")
+    loaded = Rollout.load(tmp_path / "rollout.safetensors")
+    for entry in fields(Rollout):
+        before, after = getattr(whole, entry.name), getattr(loaded, entry.name)
+        if isinstance(before, torch.Tensor):
+            assert before.dtype == after.dtype
+            assert torch.equal(before, after)
+        else:
+            assert before == after
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"logprobs": torch.zeros(3, 4)}, r"`logprobs` .* \[3, 5\], got \[3, 4\]"),
+        ({"group_ids": torch.zeros(2)}, r"`group_ids` .* \[3\], got \[2\]"),
+        ({"response_texts": ("a",)}, r"`response_texts` .* 3 rows, got 1"),
+    ],
+)
+def test_check_names_a_recorded_field_that_does_not_fit(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(recorded(), **changes).check()
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ([torch.ones(2)], "each of the 2 responses, got 1"),
+        ([torch.ones(2), torch.ones(3)], r"response_masks\[1\].* \[2\] .*got \[3\]"),
+        ([torch.ones(2), torch.zeros(2)], r"response_masks\[1\].* must count a token"),
+        ([torch.ones(2), [1, 1]], r"response_masks\[1\].* got list"),
+    ],
+)
+def test_bad_response_masks_are_named(masks, message):
+    with pytest.raises(ValueError, match=message):
+        Rollout.from_lists(ragged([1, 2]), ragged([2, 2]), response_masks=masks)

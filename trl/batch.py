@@ -11,15 +11,23 @@ belong to response token t stand at column Q − 1 + t.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from trl.core import mask_after, position_ids_from_mask
 
 TokenLists = Tensor | Sequence[Tensor]
+
+RECORDED = ("logprobs", "values", "group_ids", "ended")
+"""Tensors that a sampler may add to a rollout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +41,33 @@ class Rollout:
     responses: Tensor
     """[B, R] token ids, right-padded."""
     response_mask: Tensor
-    """[B, R]; the first EOS, if any, is inside."""
+    """[B, R]; the first EOS, if any, is inside. May have holes: tokens that the policy saw but
+    did not write (the output of a tool, another speaker); the tokens after the last counted one
+    are padding."""
+
+    # What a sampler may add. None: not recorded.
+    logprobs: Tensor | None = None
+    """[B, R] float32, log π(token) at the temperature of sampling, over the whole vocabulary; 0
+    outside the mask."""
+    values: Tensor | None = None
+    """[B, R] float32, the value head's, before the token was written; 0 outside the mask."""
+    group_ids: Tensor | None = None
+    """[B] equal for the responses to one query."""
+    ended: Tensor | None = None
+    """[B] bool, whether the response ended by itself, rather than at the limit of its length."""
+    query_texts: tuple[str, ...] | None = None
+    """B texts."""
+    response_texts: tuple[str, ...] | None = None
+    """B texts; query_texts[i] + response_texts[i] is what a scorer reads."""
 
     @classmethod
     def from_lists(
-        cls, queries: TokenLists, responses: TokenLists, *, eos_token_id: int | None = None
+        cls,
+        queries: TokenLists,
+        responses: TokenLists,
+        *,
+        eos_token_id: int | None = None,
+        response_masks: Sequence[Tensor] | Tensor | None = None,
     ) -> Rollout:
         """Pad lists of 1-D token tensors of any lengths, or take equal-length 2-D tensors.
 
@@ -46,6 +76,8 @@ class Rollout:
             responses: B tensors of token ids, or one tensor [B, R].
             eos_token_id: Tokens after the first one of these in a response do not count.
                 None: every token counts.
+            response_masks: B masks shaped like the responses, True on tokens that the policy
+                wrote. None: it wrote all.
 
         Raises:
             TypeError: if they are not integer tensors.
@@ -63,6 +95,8 @@ class Rollout:
         if eos_token_id is not None:
             response_mask &= mask_after(padded_responses, eos_token_id)
             padded_responses = padded_responses.masked_fill(~response_mask, 0)
+        if response_masks is not None:
+            response_mask &= _padded_masks(response_masks, response_rows)
         return cls(padded_queries, query_mask, padded_responses, response_mask)
 
     def check(self) -> None:
@@ -83,6 +117,20 @@ class Rollout:
                 f"a Rollout must have one response for each query, got {len(self.queries)} "
                 f"queries and {len(self.responses)} responses."
             )
+        rows, width = self.responses.shape
+        for name, tensor in self._tensors().items():
+            shape = [rows, width] if name in ("logprobs", "values") else [rows]
+            if name in RECORDED and list(tensor.shape) != shape:
+                raise ValueError(
+                    f"`{name}` of a Rollout must have the shape {shape}, got {list(tensor.shape)}."
+                )
+        for name in ("query_texts", "response_texts"):
+            texts = getattr(self, name)
+            if texts is not None and len(texts) != rows:
+                raise ValueError(
+                    f"`{name}` of a Rollout must have one text for each of its {rows} rows, got "
+                    f"{len(texts)}."
+                )
 
     def __len__(self) -> int:
         return self.queries.shape[0]
@@ -116,12 +164,23 @@ class Rollout:
         query_mask, response_mask = self.query_mask[rows], self.response_mask[rows]
         first = self.queries.shape[1] - int(query_mask.sum(1).max())
         last = int(response_mask.any(0).nonzero().max()) + 1
-        return Rollout(
-            self.queries[rows, first:],
-            query_mask[:, first:],
-            self.responses[rows, :last],
-            response_mask[:, :last],
-        )
+        kept: dict[str, Any] = {name: tensor[rows] for name, tensor in self._tensors().items()}
+        for name in ("queries", "query_mask"):
+            kept[name] = kept[name][:, first:]
+        for name in ("responses", "response_mask", "logprobs", "values"):
+            if name in kept:
+                kept[name] = kept[name][:, :last]
+        texts: dict[str, Any] = {
+            name: tuple(lines[row] for row in rows.tolist())
+            for name in ("query_texts", "response_texts")
+            if (lines := getattr(self, name)) is not None
+        }
+        return replace(self, **kept, **texts)
+
+    def split(self, rows: int) -> Iterator[Rollout]:
+        """Yield the rollout in parts of so many rows; the last may be smaller."""
+        for chosen in torch.arange(len(self)).split(rows):
+            yield self.select(chosen)
 
     def micro_batches(
         self, rows: Tensor | None = None, *, max_rows: int | None, max_tokens: int
@@ -156,12 +215,33 @@ class Rollout:
 
     def to(self, device: torch.device | str) -> Rollout:
         """Return the same rollout on `device`."""
-        return Rollout(
-            self.queries.to(device),
-            self.query_mask.to(device),
-            self.responses.to(device),
-            self.response_mask.to(device),
-        )
+        moved: dict[str, Any] = {k: tensor.to(device) for k, tensor in self._tensors().items()}
+        return replace(self, **moved)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the rollout to one safetensors file, its texts included."""
+        texts = {"query_texts": self.query_texts, "response_texts": self.response_texts}
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in self._tensors().items()}
+        save_file(tensors, path, metadata={"texts": json.dumps(texts)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Rollout:
+        """Read what `save` has written, on the CPU."""
+        with safe_open(path, framework="pt") as file:
+            names = {entry.name for entry in fields(cls)}
+            if not {"queries", "query_mask", "responses", "response_mask"} <= set(file.keys()):
+                raise ValueError(f"{os.fspath(path)!r} must hold a Rollout, got other tensors.")
+            tensors: dict[str, Any] = {
+                name: file.get_tensor(name) for name in names & set(file.keys())
+            }
+            texts = json.loads((file.metadata() or {}).get("texts", "{}"))
+        tensors |= {name: tuple(value) for name, value in texts.items() if value is not None}
+        return cls(**tensors)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return the fields that are tensors, by name."""
+        named = ((entry.name, getattr(self, entry.name)) for entry in fields(self))
+        return {name: value for name, value in named if isinstance(value, Tensor)}
 
     def response_lists(self) -> list[list[int]]:
         """Return the counted tokens of each response."""
@@ -244,6 +324,28 @@ def pad_rows(rows: Sequence[Tensor], *, left: bool) -> tuple[Tensor, Tensor]:
     column = torch.arange(padded.shape[1], device=padded.device)
     mask = column >= padded.shape[1] - lengths if left else column < lengths
     return padded, mask
+
+
+def _padded_masks(masks: Sequence[Tensor] | Tensor, responses: list[Tensor]) -> Tensor:
+    """Pad one mask for each response to [B, R], after checking them."""
+    rows = list(masks)
+    if len(rows) != len(responses):
+        raise ValueError(
+            f"`response_masks` must have one mask for each of the {len(responses)} responses, got "
+            f"{len(rows)}."
+        )
+    for index, (mask, response) in enumerate(zip(rows, responses, strict=True)):
+        if not isinstance(mask, Tensor) or mask.shape != response.shape:
+            shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(
+                f"`response_masks[{index}]` must be a tensor of the shape {list(response.shape)} "
+                f"of its response, got {shape}."
+            )
+        if not mask.bool().any():
+            raise ValueError(
+                f"`response_masks[{index}]` must count a token, got none: leave the row out."
+            )
+    return pad_rows(rows, left=False)[0].bool()
 
 
 def score_tensor(scores: Tensor | Sequence[float | Tensor], rows: int) -> Tensor:
