@@ -91,8 +91,9 @@ def test_pad_rows_on_both_sides():
 
 @pytest.mark.parametrize("scores", [torch.tensor([1, 2]), [1, 2.0], [torch.tensor(1.0), 2]])
 def test_scores_may_be_a_tensor_or_numbers(scores):
-    assert score_tensor(scores, 2).tolist() == [1.0, 2.0]
-    assert score_tensor(scores, 2).dtype == torch.float32
+    rollout = Rollout.from_lists(ragged([1, 2]), ragged([2, 1]))
+    assert score_tensor(scores, rollout).tolist() == [1.0, 2.0]
+    assert score_tensor(scores, rollout).dtype == torch.float32
 
 
 def recorded() -> Rollout:
@@ -171,3 +172,33 @@ def test_check_names_a_recorded_field_that_does_not_fit(changes, message):
 def test_bad_response_masks_are_named(masks, message):
     with pytest.raises(ValueError, match=message):
         Rollout.from_lists(ragged([1, 2]), ragged([2, 2]), response_masks=masks)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        [[1, 2, 3, 4, 5], [6, 7, 8], [9, 10]],  # one for each token, those in the hole left out
+        [[1, 2, 3, 4, 5], [6, 8], [9, 10]],  # one for each counted token
+        torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 99, 99], [9, 10, 99, 99, 99]]),
+    ],
+)
+def test_scores_of_tokens_come_to_their_places(scores):
+    assert score_tensor(scores, recorded()).tolist() == [
+        [1, 2, 3, 4, 5],
+        [6, 0, 8, 0, 0],
+        [9, 10, 0, 0, 0],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([[1.0] * 5, [1.0], [1.0] * 2], r"`scores\[1\]` must be .* 3 tokens .* shape \[1\]"),
+        ([[1.0] * 5, [1.0] * 3], r"3 rows .* got 2"),
+        (torch.zeros(3, 4), r"\[3, 5\] of the responses, got shape \[3, 4\]"),
+        ([[1.0] * 5, [1.0, 2.0, float("nan")], [1.0] * 2], "finite, got nan at row 1"),
+    ],
+)
+def test_bad_scores_of_tokens_are_named(scores, message):
+    with pytest.raises(ValueError, match=message):
+        score_tensor(scores, recorded())

@@ -7,10 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 import trl
 from trl import cli
-from trl.batch import score_tensor
+from trl.batch import Rollout, score_tensor
 from trl.config import DemoConfig, PPOConfig
 
 
@@ -123,7 +124,7 @@ def test_a_missing_file_is_one_line_and_exit_code_2(monkeypatch, capsys):
 
 def test_an_error_that_trl_raised_on_purpose_is_one_line(monkeypatch, capsys):
     def diverge(config):
-        score_tensor([float("nan")], 1)
+        score_tensor([float("nan")], Rollout.from_lists(*2 * [torch.ones(1, 1).long()]))
 
     module = type(sys)("trl.training.demo")
     module.run_demo = diverge

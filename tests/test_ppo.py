@@ -62,6 +62,10 @@ def weights(model):
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
+def assert_same(first, second):
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_step_returns_the_30_stats_of_2020(make_model):
     stats = trainer(make_model).step(*batch())
     assert len(STATS_OF_2020) == 30
@@ -364,3 +368,73 @@ def test_step_takes_scores_by_name(make_model):
     one = trainer(make_model).step(rollout, scores=scores)
     other = trainer(make_model).step(query=queries, response=responses, scores=scores)
     assert one["ppo/loss/total"] == other["ppo/loss/total"]
+
+
+# -- scores of tokens, and tokens of others --------------------------------------------------------
+
+
+def test_a_score_on_the_last_token_alone_is_a_score_of_the_response(make_model):
+    queries, responses = ragged([3, 1, 2, 4]), ragged([2, 5, 3, 1], seed=1)
+    whole = [1.0, -1.0, 0.5, 2.0]
+    placed = [[0.0] * (len(row) - 1) + [s] for row, s in zip(responses, whole, strict=True)]
+    results = []
+    for scores in (whole, placed):
+        ours = trainer(make_model)
+        stats = ours.step(queries, responses, scores)
+        results.append((weights(ours.model), stats["objective/scores"]))
+    assert_same(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1] == pytest.approx(0.625)
+
+
+def test_scores_of_tokens_enter_the_returns_where_they_stand(make_model):
+    """With λ = γ = 1, no KL and values of 0 the return of a token is the sum from there on."""
+    model = make_model()
+    torch.nn.init.zeros_(model.v_head.summary.weight)
+    ours = PPOTrainer(
+        model, batch_size=2, gae_lambda=1.0, init_kl_coef=0.0, adaptive_kl=False, precision="fp32"
+    )
+    rollout = Rollout.from_lists(ragged([2, 3]), ragged([3, 2], seed=1))
+    seen = []
+    advantages = ours.advantages
+    ours.advantages = lambda *args: seen.append(advantages(*args)) or seen[0]
+    ours.step(rollout, [[1.0, 2.0, 4.0], [8.0, 16.0]])
+    torch.testing.assert_close(seen[0][1], torch.tensor([[7.0, 6.0, 4.0], [24.0, 16.0, 0.0]]))
+
+
+def test_centring_scores_of_tokens_is_refused(make_model):
+    ours = trainer(make_model, center_scores=True)
+    with pytest.raises(ValueError, match="`center_scores` must be False with scores for single"):
+        ours.step(ragged([2]), ragged([3]), [[1.0, 2.0, 3.0]])
+
+
+def test_tokens_of_others_are_read_but_neither_scored_nor_trained(make_model):
+    queries, responses = ragged([3, 2]), ragged([5, 4], seed=1)
+    masks = [torch.tensor([1, 1, 0, 0, 1]), torch.tensor([0, 1, 1, 1])]
+    results = []
+    for by_rollout in (False, True):
+        ours = trainer(make_model, minibatch_size=2)
+        if by_rollout:
+            rollout = Rollout.from_lists(queries, responses, response_masks=masks)
+            stats = ours.step(rollout, [1.0, -1.0])
+        else:
+            stats = ours.step(queries, responses, [1.0, -1.0], response_masks=masks)
+        results.append((weights(ours.model), stats))
+    assert_same(results[0][0], results[1][0])
+    stats = results[0][1]
+    holes = torch.tensor([[0, 0, 1, 1, 0], [1, 0, 0, 0, 1]]).bool().numpy()
+    for name in ("objective/logprobs", "objective/ref_logprobs", "objective/kl_dist"):
+        assert (stats[name][holes] == 0).all()
+        assert (stats[name][~holes] != 0).all()
+    assert len(stats["ppo/policy/ratio"]) == 6 * stats["ppo/updates"]
+    # What stands in a hole changes what follows.
+    responses[0][2] = (responses[0][2] + 1) % 97
+    other = trainer(make_model, minibatch_size=2)
+    changed = other.step(queries, responses, [1.0, -1.0], response_masks=masks)
+    assert changed["objective/logprobs"][0, 4] != stats["objective/logprobs"][0, 4]
+    assert (changed["objective/logprobs"][0, :2] == stats["objective/logprobs"][0, :2]).all()
+
+
+def test_a_mask_beside_a_rollout_is_refused(make_model):
+    rollout = Rollout.from_lists(ragged([2]), ragged([3]))
+    with pytest.raises(TypeError, match="`response_masks` must be None beside a Rollout"):
+        trainer(make_model).step(rollout, [1.0], response_masks=[torch.ones(3)])

@@ -11,33 +11,61 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdaptiveKLController",
+    "CausalLMWithValueHead",
     "ClassifierScorer",
+    "EndpointScorer",
     "FixedKLController",
+    "FunctionScorer",
     "GPT2HeadWithValueModel",
     "PPOConfig",
     "PPOTrainer",
+    "RewardModelScorer",
     "Rollout",
+    "Sampler",
+    "ScoringError",
+    "Seq2SeqLMWithValueHead",
+    "WeightedSum",
     "__version__",
     "respond_to_batch",
+    "train",
 ]
 
 _HOME = {
     "AdaptiveKLController": "trl.ppo",
+    "CausalLMWithValueHead": "trl.models.with_value_head",
     "ClassifierScorer": "trl.evaluation",
+    "EndpointScorer": "trl.evaluation",
     "FixedKLController": "trl.ppo",
+    "FunctionScorer": "trl.evaluation",
     "GPT2HeadWithValueModel": "trl.gpt2",
     "PPOConfig": "trl.config",
     "PPOTrainer": "trl.ppo",
+    "RewardModelScorer": "trl.evaluation",
     "Rollout": "trl.batch",
+    "Sampler": "trl.rollout",
+    "ScoringError": "trl.evaluation",
+    "Seq2SeqLMWithValueHead": "trl.models.with_value_head",
+    "WeightedSum": "trl.evaluation",
     "respond_to_batch": "trl.gpt2",
+    "train": "trl.training.loop",
 }
 
 if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
     from trl.batch import Rollout
     from trl.config import PPOConfig
-    from trl.evaluation import ClassifierScorer
+    from trl.evaluation import (
+        ClassifierScorer,
+        EndpointScorer,
+        FunctionScorer,
+        RewardModelScorer,
+        ScoringError,
+        WeightedSum,
+    )
     from trl.gpt2 import GPT2HeadWithValueModel, respond_to_batch
+    from trl.models.with_value_head import CausalLMWithValueHead, Seq2SeqLMWithValueHead
     from trl.ppo import AdaptiveKLController, FixedKLController, PPOTrainer
+    from trl.rollout import Sampler
+    from trl.training.loop import train
 
 
 def __getattr__(name: str) -> Any:

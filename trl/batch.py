@@ -59,6 +59,8 @@ class Rollout:
     """B texts."""
     response_texts: tuple[str, ...] | None = None
     """B texts; query_texts[i] + response_texts[i] is what a scorer reads."""
+    trunk_states: Tensor | None = None
+    """[B, T, d] what the frozen lower layers of a policy make of the tokens, if it has such."""
 
     @classmethod
     def from_lists(
@@ -161,21 +163,28 @@ class Rollout:
 
     def select(self, rows: Tensor) -> Rollout:
         """Return the given rows, without the columns that are padding in all of them."""
-        query_mask, response_mask = self.query_mask[rows], self.response_mask[rows]
-        first = self.queries.shape[1] - int(query_mask.sum(1).max())
-        last = int(response_mask.any(0).nonzero().max()) + 1
+        first, last = self.window(rows)
         kept: dict[str, Any] = {name: tensor[rows] for name, tensor in self._tensors().items()}
         for name in ("queries", "query_mask"):
             kept[name] = kept[name][:, first:]
         for name in ("responses", "response_mask", "logprobs", "values"):
             if name in kept:
                 kept[name] = kept[name][:, :last]
+        if "trunk_states" in kept:
+            kept["trunk_states"] = kept["trunk_states"][:, first : self.queries.shape[1] + last]
         texts: dict[str, Any] = {
             name: tuple(lines[row] for row in rows.tolist())
             for name in ("query_texts", "response_texts")
             if (lines := getattr(self, name)) is not None
         }
         return replace(self, **kept, **texts)
+
+    def window(self, rows: Tensor) -> tuple[int, int]:
+        """Return the first column of the queries, and the number of columns of the responses, that
+        hold more than padding in the given rows.
+        """
+        first = self.queries.shape[1] - int(self.query_mask[rows].sum(1).max())
+        return first, int(self.response_mask[rows].any(0).nonzero().max()) + 1
 
     def split(self, rows: int) -> Iterator[Rollout]:
         """Yield the rollout in parts of so many rows; the last may be smaller."""
@@ -348,26 +357,39 @@ def _padded_masks(masks: Sequence[Tensor] | Tensor, responses: list[Tensor]) -> 
     return pad_rows(rows, left=False)[0].bool()
 
 
-def score_tensor(scores: Tensor | Sequence[float | Tensor], rows: int) -> Tensor:
-    """Return one finite float32 score for each row as a tensor [B].
+def score_tensor(
+    scores: Tensor | Sequence[float | Tensor | Sequence[float]], rollout: Rollout
+) -> Tensor:
+    """Return finite float32 scores of a rollout: [B] of its responses, or [B, R] of their tokens.
+
+    Args:
+        scores: One number for each response; or, for each token, a tensor [B, R] or B sequences
+            as long as the responses, or as their counted tokens.
+        rollout: B rows.
 
     Raises:
         TypeError: if they are not numbers.
-        ValueError: if they are not 1-D, not one for each row, or not finite.
+        ValueError: if there is not one for each row, or for each token, or one is not finite.
     """
+    rows = len(rollout)
     if not isinstance(scores, Tensor):
         try:
-            scores = torch.tensor([float(score) for score in scores])
+            entries = [torch.as_tensor(score, dtype=torch.float32).cpu() for score in scores]
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
-                f"`scores` must be a tensor [batch] or a list of numbers, one for each response "
-                f"({error})."
+                f"`scores` must be a tensor [batch] or a list of numbers, one for each response, "
+                f"or for each token ({error})."
             ) from error
+        if all(entry.shape in ((), (1,)) for entry in entries):
+            scores = torch.tensor([entry.item() for entry in entries])
+        else:
+            scores = _token_scores(entries, rollout)
     if scores.is_complex():
         raise TypeError(f"`scores` must be real numbers, got {scores.dtype}.")
-    if scores.ndim != 1:
+    if scores.ndim != 1 and scores.shape != rollout.response_mask.shape:
         raise ValueError(
-            f"`scores` must be 1-D, one number for each response, got shape "
+            f"`scores` must be 1-D, one number for each response, or of the shape "
+            f"{list(rollout.response_mask.shape)} of the responses, got shape "
             f"{list(scores.shape)}: use scores.squeeze(-1) or take one column."
         )
     if len(scores) != rows:
@@ -376,10 +398,37 @@ def score_tensor(scores: Tensor | Sequence[float | Tensor], rows: int) -> Tensor
             f"got {len(scores)}."
         )
     scores = scores.detach().float()
+    if scores.ndim == 2:
+        scores = scores.masked_fill(~rollout.response_mask.to(scores.device), 0.0)
     if not scores.isfinite().all():
-        row = int((~scores.isfinite()).nonzero()[0])
+        row = int((~scores.isfinite()).nonzero()[0, 0])
+        bad = scores[row][~scores[row].isfinite()].flatten()[0].item()
         raise ValueError(
-            f"`scores` must be finite, got {scores[row].item()} at row {row}: check the reward "
-            "function on that response."
+            f"`scores` must be finite, got {bad} at row {row}: check the reward function on that "
+            "response."
         )
     return scores
+
+
+def _token_scores(scores: Sequence[Tensor], rollout: Rollout) -> Tensor:
+    """Put the scores of each response's tokens to their places in [B, R]."""
+    if len(scores) != len(rollout):
+        raise ValueError(
+            f"`scores` must have one entry for each of the {len(rollout)} rows of query and "
+            f"response, got {len(scores)}."
+        )
+    mask = rollout.response_mask.cpu()
+    placed = torch.zeros(mask.shape)
+    for row, score in enumerate(scores):
+        counted = mask[row].nonzero().flatten()
+        length = int(counted[-1]) + 1
+        if score.ndim != 1 or len(score) not in (length, len(counted)):
+            raise ValueError(
+                f"`scores[{row}]` must be one number, or one for each of the {length} tokens of "
+                f"its response, got shape {list(score.shape)}."
+            )
+        if len(score) == length:
+            placed[row, :length] = score.masked_fill(~mask[row, :length], 0.0)
+        else:
+            placed[row, counted] = score
+    return placed

@@ -8,53 +8,26 @@ response = respond_to_batch(model, input_ids, txt_len=20)
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
-from transformers.utils import ModelOutput, cached_file
 
+from trl.models.checkpoint import (
+    check_folder,
+    hub_arguments,
+    load_value_head,
+    save_value_head,
+    split_value_head,
+)
 from trl.models.head import constant_weights, language_logits
 from trl.models.value_head import ValueHead
+from trl.models.with_value_head import OutputWithValue, no_such_model, refuse_push_to_hub
 from trl.rollout.sampling import sample
 
-__all__ = [
-    "GPT2HeadWithValueModel",
-    "GPT2OutputWithValue",
-    "ValueHead",
-    "respond_to_batch",
-]
-
-VALUE_HEAD_FILE = "value_head.safetensors"
-
-
-@dataclass
-class GPT2OutputWithValue(ModelOutput):
-    """Output of `GPT2HeadWithValueModel`: a tuple whose entries also have names.
-
-    As in the 2020 trl the value comes last: `logits, past, value = model(input_ids)`.
-    """
-
-    loss: Tensor | None = None
-    """Language modelling loss; only with `labels`, else left out of the tuple."""
-    logits: Tensor | None = None
-    """[B, T, V]."""
-    past_key_values: Any = None
-    """The KV cache (left out of the tuple with use_cache=False)."""
-    hidden_states: tuple[Tensor, ...] | None = None
-    """Only if asked for with output_hidden_states=True."""
-    attentions: tuple[Tensor, ...] | None = None
-    """Only if asked for with output_attentions=True."""
-    value: Tensor | None = None
-    """[B, T], in float32."""
-
-    def __iter__(self) -> Iterator[Any]:  # a plain ModelOutput would unpack to its names
-        return iter(self.to_tuple())
+__all__ = ["GPT2HeadWithValueModel", "ValueHead", "respond_to_batch"]
 
 
 class GPT2HeadWithValueModel(GPT2LMHeadModel):
@@ -93,7 +66,7 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> GPT2OutputWithValue | tuple[Any, ...]:
+    ) -> OutputWithValue | tuple[Any, ...]:
         """Return logits [B, T, V], the KV cache and values [B, T].
 
         Args:
@@ -115,7 +88,7 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
-        result = GPT2OutputWithValue(
+        result = OutputWithValue(
             loss=loss,
             logits=logits,
             past_key_values=output.past_key_values,
@@ -127,42 +100,48 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *args: Any,
+        allow_pickle: bool = False,
+        **kwargs: Any,
     ) -> GPT2HeadWithValueModel:
         """Load a GPT-2 by hub name or from a folder, with its value head if there is one.
 
         The weights are float32 unless `dtype` says otherwise: training needs float32 weights.
-        Takes whatever transformers' `from_pretrained` takes.
+        Takes whatever transformers' `from_pretrained` takes; weights from pickles
+        (pytorch_model.bin, as the 2020 trl saved them) only with `allow_pickle`.
 
         Raises:
             FileNotFoundError: if the folder, or the weights in it, are missing.
             OSError: if it is a hub name and the hub cannot be reached.
+            ValueError: if it is a model of another kind, or a pickle.
         """
         if pretrained_model_name_or_path is None:  # from a config and a state_dict
             return super().from_pretrained(None, *args, **kwargs)
         name = os.fspath(pretrained_model_name_or_path)
-        _check_folder(name, kwargs.get("subfolder") or "")
+        where = hub_arguments(kwargs)
+        check_folder(name, allow_pickle=allow_pickle, **where)
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
+        if not allow_pickle:
+            kwargs["use_safetensors"] = True
         wants_info = kwargs.pop("output_loading_info", False)
         try:
             model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         except OSError as error:
             if Path(name).is_dir():
                 raise
-            raise OSError(
-                f"could not load `{name}` from the Hugging Face Hub: check the name and the "
-                "network, or pass the path of a local folder with config.json and "
-                f"model.safetensors, e.g. from_pretrained('./{Path(name).name}')."
-            ) from error
+            raise no_such_model(name, error) from error
         if info["missing_keys"]:
             raise ValueError(
                 f"`{name}` must hold the weights of a GPT-2, but lacks "
                 f"{sorted(info['missing_keys'])[:3]} and so on: it is a model of another kind."
             )
-        head = _find_value_head(name, kwargs)
+        # A head among the model's own weights, as in 2020, has been loaded with them.
+        head = load_value_head(name, among_weights=False, allow_pickle=allow_pickle, **where)
         if head is not None:
-            model.v_head.load_state_dict(load_file(head, device=str(model.device)))
+            model.v_head.load_state_dict(head)
         return (model, info) if wants_info else model
 
     def save_pretrained(
@@ -173,25 +152,13 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
         Takes whatever transformers' `save_pretrained` takes, but for `push_to_hub`, which would
         upload the folder before it is complete: call `push_to_hub` afterwards.
         """
-        if kwargs.pop("push_to_hub", False):
-            raise ValueError(
-                "`push_to_hub` must be False here: save first, then call model.push_to_hub(...)."
-            )
-        weights = dict(kwargs.pop("state_dict", None) or self.state_dict())
-        head = {
-            key.removeprefix("v_head."): weights.pop(key).contiguous().cpu()
-            for key in list(weights)
-            if key.startswith("v_head.")
-        }
+        refuse_push_to_hub(kwargs)
+        weights, head = split_value_head(dict(kwargs.pop("state_dict", None) or self.state_dict()))
         super().save_pretrained(save_directory, *args, state_dict=weights, **kwargs)
         if kwargs.get("is_main_process", True):
             self.config.architectures = ["GPT2LMHeadModel"]
             self.config.save_pretrained(save_directory)
-            save_file(
-                head or self.v_head.state_dict(),
-                Path(save_directory) / VALUE_HEAD_FILE,
-                metadata={"format": "pt"},
-            )
+            save_value_head(head or self.v_head, save_directory)
 
 
 def respond_to_batch(
@@ -215,40 +182,3 @@ def respond_to_batch(
     with constant_weights():
         rollout = sample(model, queries, max_new_tokens=txt_len, top_k=top_k, top_p=top_p)
     return rollout.responses
-
-
-def _check_folder(name: str, subfolder: str) -> None:
-    """Raise if `name` looks like a folder and holds no model."""
-    if not Path(name).is_dir():
-        if Path(name).is_absolute() or name.startswith(("./", "../", "~")):
-            raise FileNotFoundError(
-                f"the model folder `{name}` does not exist: pass a folder with config.json and "
-                "model.safetensors, or the name of a model on the Hugging Face Hub."
-            )
-        return
-    folder = Path(name) / subfolder
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        found = sorted(entry.name for entry in folder.glob("*"))
-        raise FileNotFoundError(
-            f"the model folder `{folder}` must hold weights (model.safetensors), found "
-            f"{found or 'nothing'}: save the model there with save_pretrained."
-        )
-
-
-def _find_value_head(name: str, kwargs: dict[str, Any]) -> str | None:
-    """Return the path of the saved value head beside the model, if there is one."""
-    subfolder = kwargs.get("subfolder") or ""
-    if Path(name).is_dir():
-        path = Path(name) / subfolder / VALUE_HEAD_FILE
-        return str(path) if path.is_file() else None
-    hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token") if key in kwargs}
-    return cached_file(
-        name,
-        VALUE_HEAD_FILE,
-        subfolder=subfolder,
-        local_files_only=kwargs.get("local_files_only", False),
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-        **hub,
-    )

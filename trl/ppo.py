@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,11 @@ from torch import Tensor, nn
 from trl.batch import Rollout, TokenLists, score_tensor
 from trl.config import PPOConfig, closest
 from trl.core import masked_mean, masked_var, masked_whiten
+from trl.models.anatomy import without_dropout
 from trl.models.checks import check_device, check_fits, check_policy
 from trl.models.head import constant_weights
 from trl.models.precision import MIXED_PRECISION, make_accelerator
+from trl.models.reference import ReferenceKind, make_reference
 from trl.models.response import ResponseModel, ResponseOutput
 from trl.optimization.advantages import gae
 from trl.optimization.kl import AdaptiveKLController, FixedKLController
@@ -53,9 +56,12 @@ class PPOTrainer:
     """Tunes a language model with a value head by PPO, given queries, responses and scores.
 
     Args:
-        model: The policy, e.g. a `GPT2HeadWithValueModel`. Its weights are float32.
-        ref_model: The model that the KL penalty is measured against, with or without a value
-            head. None: a frozen copy of `model` as it is now.
+        model: The policy: a `CausalLMWithValueHead`, `Seq2SeqLMWithValueHead` or
+            `GPT2HeadWithValueModel`. What is trained of it is float32.
+        ref_model: What the KL penalty is measured against: a model, with or without a value head,
+            or a kind of `trl.models.reference`. None: what suits the policy as it is now: its
+            weights with the adapter switched off, its frozen layers with a second top, or else a
+            frozen copy.
         config: Settings. None: made from `ppo_params`.
         optimizer: None: Adam over the policy's trainable weights.
         accelerator: None: one made for `config.precision`.
@@ -76,7 +82,7 @@ class PPOTrainer:
     def __init__(
         self,
         model: nn.Module,
-        ref_model: nn.Module | None = None,
+        ref_model: nn.Module | ReferenceKind | None = None,
         config: PPOConfig | None = None,
         *,
         optimizer: torch.optim.Optimizer | None = None,
@@ -85,21 +91,32 @@ class PPOTrainer:
     ) -> None:
         self.config = config = _resolve_config(config, ppo_params)
         check_policy(model, "model")
-        if ref_model is None:
-            ref_model = copy.deepcopy(model).requires_grad_(False)
-        check_policy(ref_model, "ref_model")
+        if isinstance(ref_model, nn.Module):
+            check_policy(ref_model, "ref_model")
         _check_pair(model, ref_model)
+        if ref_model == "none" and config.init_kl_coef != 0:
+            raise ValueError(
+                f"`init_kl_coef` must be 0 without a reference, got {config.init_kl_coef}: set it, "
+                "or leave `ref_model` out."
+            )
 
         self.accelerator = accelerator or make_accelerator(config.precision)
         _check_accelerator(self.accelerator, config)
         # Kept here: the accelerators of a process share one state, which a later one may change.
         self.precision = self.accelerator.mixed_precision
         exact_division(config.update_size, self.accelerator.num_processes)
-        self.model, self.ref_model = model, ref_model
-        self.policy = self.accelerator.prepare_model(ResponseModel(model, config.temperature))
-        self.reference = self.accelerator.prepare_model(
-            ResponseModel(ref_model, config.temperature), evaluation_mode=True
-        )
+        self.model = model
+        self.own = ResponseModel(model, config.temperature)
+        self.policy = self.accelerator.prepare_model(self.own)
+        # After the policy is on its device, where a copy is then made.
+        self.reference = make_reference(model, self.own, ref_model)
+        self.ref_model = self.reference.model if self.reference else None
+        if self.ref_model is not None:
+            self.reference.module = self.accelerator.prepare_model(
+                self.reference.module, evaluation_mode=True
+            )
+        elif self.reference:
+            self.reference.module = self.policy
         self.trainable = _trainable(model, optimizer)
         self.optimizer = self.accelerator.prepare_optimizer(
             optimizer or _adam(self.trainable, config)
@@ -117,13 +134,18 @@ class PPOTrainer:
         query: TokenLists | Rollout,
         response: TokenLists | Tensor | Sequence[float] | None = None,
         scores: Tensor | Sequence[float] | None = None,
+        *,
+        response_masks: Sequence[Tensor] | Tensor | None = None,
     ) -> Stats:
         """Run one PPO step: `step(query, response, scores)` or `step(rollout, scores)`.
 
         Args:
             query: B 1-D tensors of token ids of any lengths, a tensor [B, Q], or a `Rollout`.
             response: B 1-D tensors of token ids of any lengths, or a tensor [B, R].
-            scores: [B] one number for each response, higher is better.
+            scores: [B] one number for each response, higher is better; or [B, R] (also a list of
+                1-D tensors) one for each response token, whose sum is the score.
+            response_masks: B masks shaped like the responses, True on the tokens that the policy
+                wrote; the others (the output of a tool, another speaker) are read but not trained.
 
         Returns:
             The stats of the step: floats and numpy arrays by the names of the 2020 trainer.
@@ -134,11 +156,12 @@ class PPOTrainer:
                 the last good update.
         """
         clock = Clock()
-        rollout, scores = self._checked(query, response, scores)
+        rollout, scores = self._checked(query, response, scores, response_masks)
 
-        with without_dropout(self.model, self.ref_model):
+        with without_dropout(self.model, *([self.ref_model] if self.ref_model else [])):
+            rollout = self.with_trunk_states(rollout)
             old = self.forward_pass(self.policy, rollout)
-            ref_logprobs = self.forward_pass(self.reference, rollout).logprobs
+            ref_logprobs = self.reference_logprobs(rollout, old)
             _check_finite("model", old.logprobs)
             _check_finite("ref_model", ref_logprobs)
             clock.lap("forward_pass")
@@ -162,7 +185,8 @@ class PPOTrainer:
         stats = self.statistics(
             scores, old, ref_logprobs, non_score_rewards, returns, mask, updates
         )
-        self.kl_ctl.update(stats["objective/kl"], len(scores) * self.accelerator.num_processes)
+        if self.reference:
+            self.kl_ctl.update(stats["objective/kl"], len(scores) * self.accelerator.num_processes)
         self.score_moments = moments
         clock.lap("calc_stats")
         return stats | clock.stats()
@@ -171,6 +195,12 @@ class PPOTrainer:
         """Return a context in which models compute at the trainer's precision, as for sampling."""
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype is not None)
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Inside, models compute at the trainer's precision; their weights must not change."""
+        with self.autocast(), constant_weights():
+            yield
 
     # -- forward ---------------------------------------------------------------------------------
 
@@ -187,6 +217,29 @@ class PPOTrainer:
                     target[rows, : source.shape[1]] = source
         return whole
 
+    def reference_logprobs(self, rollout: Rollout, old: ResponseOutput) -> Tensor:
+        """Return the reference's log-probs [B, R]; the policy's own if there is no reference."""
+        if self.reference is None:
+            return old.logprobs
+        with self.reference.switched():
+            return self.forward_pass(self.reference.module, rollout).logprobs
+
+    @torch.no_grad()
+    def with_trunk_states(self, rollout: Rollout) -> Rollout:
+        """Return the rollout with the states that its passes start from, if layers are frozen."""
+        if self.own.trunk is None:
+            return rollout
+        whole: Tensor | None = None
+        columns = rollout.queries.shape[1]
+        with self.autocast():
+            for rows in self._micro_batches(rollout):
+                part = self.own.trunk_states(rollout.select(rows))
+                if whole is None:
+                    whole = part.new_zeros(*rollout.input_ids.shape, part.shape[-1])
+                first, last = rollout.window(rows)
+                whole[rows, first : columns + last] = part
+        return replace(rollout, trunk_states=whole)
+
     def _micro_batches(self, rollout: Rollout, rows: Tensor | None = None) -> Iterator[Tensor]:
         return rollout.micro_batches(
             rows, max_rows=self.config.forward_batch_size, max_tokens=self.config.token_budget
@@ -195,11 +248,14 @@ class PPOTrainer:
     # -- rewards and advantages ------------------------------------------------------------------
 
     def normalized(self, scores: Tensor) -> tuple[RunningMoments, Tensor]:
-        """Return the running moments with these scores, and the scores as configured [B]."""
+        """Return the running moments with these scores, and the scores as configured.
+
+        For scores [B, R] of single tokens the moments are those of their sums [B].
+        """
         config = self.config
         moments = copy.deepcopy(self.score_moments)
         if config.center_scores or config.scale_scores:
-            moments.update(self._gathered(scores))
+            moments.update(self._gathered(_totals(scores)))
         scores = normalize_scores(
             scores,
             moments,
@@ -408,11 +464,14 @@ class PPOTrainer:
         updates: list[Update],
     ) -> Stats:
         """Return the 30 stats of the 2020 trainer, less those of time, and some more."""
-        scores, logprobs, values = (self._gathered(x) for x in (scores, old.logprobs, old.values))
+        scores = self._gathered(_totals(scores))
+        logprobs, values = self._gathered(old.logprobs), self._gathered(old.values)
         ref_logprobs, non_score_rewards = (
             self._gathered(x) for x in (ref_logprobs, non_score_rewards)
         )
         returns, mask = self._gathered(returns), self._gathered(mask)
+        if self.reference is None:  # not measured, which is not the same as 0
+            ref_logprobs = torch.full_like(logprobs, float("nan"))
         kl = logprobs - ref_logprobs  # [B, R], 0 outside the mask
         stats = {
             "objective/kl": kl.sum(1).mean(),
@@ -461,11 +520,12 @@ class PPOTrainer:
         query: TokenLists | Rollout,
         response: Any,
         scores: Any,
+        response_masks: Any,
     ) -> tuple[Rollout, Tensor]:
-        """Return a rollout and scores [B] on the trainer's device, or raise, on every process."""
+        """Return a rollout and its scores on the trainer's device, or raise, on every process."""
         checked, problem = None, None
         try:
-            checked = self._checked_here(query, response, scores)
+            checked = self._checked_here(query, response, scores, response_masks)
         except (TypeError, ValueError) as error:
             problem = error
         rows = torch.tensor([len(checked[0]) if checked else 0], device=self.accelerator.device)
@@ -481,11 +541,15 @@ class PPOTrainer:
             )
         return checked
 
-    def _checked_here(self, query: Any, response: Any, scores: Any) -> tuple[Rollout, Tensor]:
-        """Return a rollout and scores [B] on the trainer's device, or raise."""
+    def _checked_here(
+        self, query: Any, response: Any, scores: Any, response_masks: Any
+    ) -> tuple[Rollout, Tensor]:
+        """Return a rollout and its scores on the trainer's device, or raise."""
         if isinstance(query, Rollout):
             if response is not None and scores is not None:
                 raise TypeError("`step(rollout, scores)` takes two arguments, got a third.")
+            if response_masks is not None:
+                raise TypeError("`response_masks` must be None beside a Rollout, which has a mask.")
             rollout, scores = query, response if scores is None else scores
             rollout.check()
         elif query is None or response is None:
@@ -494,15 +558,20 @@ class PPOTrainer:
                 "step(query, response, scores) or step(rollout, scores)."
             )
         else:
-            rollout = Rollout.from_lists(query, response)
+            rollout = Rollout.from_lists(query, response, response_masks=response_masks)
         if scores is None:
             raise TypeError("`scores` must be given: one number for each response.")
-        scores = score_tensor(scores, len(rollout))
-        check_fits(self.model, rollout)
-        check_fits(self.ref_model, rollout)
+        scores = score_tensor(scores, rollout)
+        if scores.ndim == 2 and self.config.center_scores:
+            raise ValueError(
+                "`center_scores` must be False with scores for single tokens: every token would "
+                "get the same constant. Set it to False, or give one score for each response."
+            )
         device = self.accelerator.device
-        check_device(self.model, "model", device)
-        check_device(self.ref_model, "ref_model", device)
+        for name, model in (("model", self.model), ("ref_model", self.ref_model)):
+            if model is not None:
+                check_fits(model, rollout)
+                check_device(model, name, device)
         self.kl_ctl.check_steps(len(rollout) * self.accelerator.num_processes)
         return rollout.to(device), scores.to(device)
 
@@ -536,22 +605,6 @@ def exact_division(update_size: int, processes: int) -> int:
     return update_size // processes
 
 
-@contextmanager
-def without_dropout(*models: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode; every module gets its own mode back.
-
-    transformers checkpoints activations in training mode only, so not inside of this.
-    """
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _resolve_config(config: PPOConfig | None, ppo_params: dict[str, Any]) -> PPOConfig:
     """Return the config, or build it from keyword arguments."""
     if config is not None:
@@ -576,13 +629,21 @@ def _resolve_config(config: PPOConfig | None, ppo_params: dict[str, Any]) -> PPO
     return PPOConfig.from_kwargs(**{k: v for k, v in ppo_params.items() if k not in unknown})
 
 
-def _check_pair(model: nn.Module, ref_model: nn.Module) -> None:
+def _totals(scores: Tensor) -> Tensor:
+    """Return the score of each response [B], given that or the scores of its tokens [B, R]."""
+    return scores if scores.ndim == 1 else scores.sum(1)
+
+
+def _check_pair(model: nn.Module, ref_model: Any) -> None:
     """Raise unless the two models can be policy and reference."""
     if not hasattr(model, "v_head"):
         raise TypeError(
-            f"`model` must have a value head (`v_head`), got {type(model).__name__}: load it with "
-            "GPT2HeadWithValueModel.from_pretrained(...)."
+            f"`model` must have a value head (`v_head`), got {type(model).__name__}: wrap it in "
+            "CausalLMWithValueHead(model), or load it with "
+            "CausalLMWithValueHead.from_pretrained(...)."
         )
+    if not isinstance(ref_model, nn.Module):
+        return
     if model is ref_model:
         raise ValueError(
             "`ref_model` must be another object than `model`, else both are trained and the KL "

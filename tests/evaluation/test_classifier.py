@@ -12,7 +12,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from trl.evaluation import ClassifierScorer
+from tests.evaluation.rollouts import make_rollout, without_texts
+from trl.evaluation import ClassifierScorer, ScoringError, score
 
 WORDS = ["a", "bad", "film", "good", "great", "story", "the", "was", "with"]
 TEXTS = ["a good film", "bad", "the story was great with a good film", "the film", ""]
@@ -66,10 +67,10 @@ def test_scores_are_those_of_the_texts_one_by_one():
     model, tokenizer = make_model(), make_tokenizer()
     scores = ClassifierScorer(model, tokenizer, batch_size=2)(TEXTS)
     model.eval()
-    for text, score in zip(TEXTS, scores, strict=True):
+    for text, found in zip(TEXTS, scores, strict=True):
         with torch.no_grad():
             logits = model(**tokenizer(text, return_tensors="pt")).logits
-        torch.testing.assert_close(score, logits[0, 1], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found, logits[0, 1], rtol=1e-5, atol=1e-6)
     assert scores.std() > 0.01
 
 
@@ -142,6 +143,27 @@ def test_long_texts_are_cut_to_what_the_model_can_take():
     assert ClassifierScorer(make_model(), make_tokenizer(model_max_length=8)).max_length == 8
     with pytest.raises(ValueError, match=r"`max_length` must be at most 12.*got 13"):
         ClassifierScorer(make_model(), make_tokenizer(), max_length=13)
+
+
+def test_a_rollout_is_scored_by_its_texts_whatever_its_tokens():
+    scorer = ClassifierScorer(make_model(), make_tokenizer())
+    rollout = make_rollout(("a ", "good film"), ("the story ", "was bad"))
+    scores = score(scorer, rollout)
+    assert torch.equal(scores, scorer(["a good film", "the story was bad"]))
+    with pytest.raises(ScoringError, match="the rollout must have texts"):
+        scorer(without_texts(rollout))
+
+
+def test_weights_that_are_nan_stop_the_step_and_name_the_texts():
+    scorer = ClassifierScorer(with_logits([0.0, math.nan]), make_tokenizer(), label=1)
+    with pytest.raises(ScoringError, match=r"^ClassifierScorer must give finite .*0: 'a film'"):
+        scorer(make_rollout(("a ", "film")))
+
+
+def test_the_padding_side_of_the_tokenizer_changes_no_score():
+    expected = ClassifierScorer(make_model(), make_tokenizer())(TEXTS)
+    scorer = ClassifierScorer(make_model(), make_tokenizer(padding_side="left"))
+    torch.testing.assert_close(scorer(TEXTS), expected)
 
 
 def test_no_texts_give_no_scores():

@@ -60,11 +60,15 @@ def test_fp32_logits_are_the_heads_own():
     assert torch.equal(language_logits(hidden, head), head(hidden))
 
 
-def test_a_head_with_bias_is_left_alone():
-    head = nn.Linear(8, 5)
-    hidden = torch.randn(3, 8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(language_logits(hidden, head), head(hidden))
+def test_a_head_with_bias_is_centred_too():
+    head, hidden = head_with_offset(-80.0)
+    biased = nn.Linear(64, 500)
+    with torch.no_grad():
+        biased.weight.copy_(head.weight)
+        biased.bias.copy_(torch.randn(500) - 80.0)
+    labels = torch.arange(40)
+    exact = biased(hidden).log_softmax(-1)[labels, labels]
+    assert (logprobs(hidden, biased, labels, torch.bfloat16) - exact).abs().mean() < 0.03
 
 
 @pytest.mark.parametrize("fused", [True, False])

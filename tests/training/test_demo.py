@@ -87,16 +87,16 @@ def test_same_seed_same_run(short, tmp_path):
 def test_held_out_prompts_are_never_trained_on(short):
     assert not set(starter.prompts("train")) & set(starter.prompts("held-out"))
     run = DemoRun.load(short)
-    seen = {tuple(query.tolist()) for _ in range(600) for query in run._next_queries()}
-    assert len(seen) == len({tuple(query.tolist()) for query in run.train_queries})
-    assert not seen & {tuple(query.tolist()) for query in run.held_out}
+    seen = {prompt for _ in range(600) for prompt in run.loop._next_prompts()}
+    assert seen == set(run.train_prompts)
+    assert not seen & set(run.held_out_prompts)
 
 
 def test_prompts_from_a_file(short, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("".join(f"The {n} film\n\nThe {n} film\n" for n in range(20)))
     run = DemoRun.load(replace(short, prompts=str(file)))
-    assert len(run.train_queries) == 8
+    assert len(run.train_prompts) == 8
     assert run.held_out_prompts == [f"The {n} film" for n in range(8, 20)]
     file.write_text("one\ntwo\n")
     with pytest.raises(ValueError, match=r"than are held out \(12\), got 2: add prompts"):

@@ -1,5 +1,29 @@
-"""Evaluation: what turns a query and its response into one number."""
+"""Evaluation: what turns a query and its response into scores.
+
+scores.py          the contract of a scorer, and what happens when one breaks it
+function.py        a Python function as a scorer
+sequence_model.py  loading and running what has a classification head
+classifier.py      the score of one label
+reward_model.py    the one number of a reward model, with its chat template
+endpoint.py        a server that answers over HTTP
+weighted_sum.py    several scorers as one
+"""
 
 from trl.evaluation.classifier import ClassifierScorer
+from trl.evaluation.endpoint import EndpointScorer
+from trl.evaluation.function import FunctionScorer, as_scorer
+from trl.evaluation.reward_model import RewardModelScorer
+from trl.evaluation.scores import Scorer, ScoringError, score
+from trl.evaluation.weighted_sum import WeightedSum
 
-__all__ = ["ClassifierScorer"]
+__all__ = [
+    "ClassifierScorer",
+    "EndpointScorer",
+    "FunctionScorer",
+    "RewardModelScorer",
+    "Scorer",
+    "ScoringError",
+    "WeightedSum",
+    "as_scorer",
+    "score",
+]

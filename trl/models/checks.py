@@ -20,7 +20,7 @@ def check_policy(model: nn.Module, name: str) -> None:
     ):
         raise TypeError(
             f"`{name}` must be a causal language model of transformers, got "
-            f"{type(model).__name__}: load one with GPT2HeadWithValueModel.from_pretrained(...)."
+            f"{type(model).__name__}: load one with CausalLMWithValueHead.from_pretrained(...)."
         )
     for key, weight in model.named_parameters():
         if weight.is_meta:
@@ -59,9 +59,13 @@ def check_fits(model: nn.Module, rollout: Rollout) -> None:
                 "own tokenizer."
             )
     limit = getattr(model.config, "max_position_embeddings", None)
-    longest = int(rollout.lengths.max())
+    lengths = rollout.lengths
+    if getattr(model.config, "is_encoder_decoder", False):  # each has positions of its own
+        queries = rollout.query_mask.sum(1)
+        lengths = torch.maximum(queries, lengths - queries)
+    longest = int(lengths.max())
     if limit is not None and longest > limit:
-        row = int(rollout.lengths.argmax())
+        row = int(lengths.argmax())
         raise ValueError(
             f"query + response must fit the model's {limit} positions, got {longest} tokens in "
             f"row {row}: shorten the query or the response."

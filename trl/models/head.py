@@ -1,4 +1,4 @@
-"""The language head at low precision.
+"""The language head: from hidden states to logits, also at low precision.
 
 The logits of GPT-2 share a large offset (tens of units) that the softmax does not see, but that
 uses up the 8 significant bits of bfloat16. So at low precision the head's mean row is subtracted
@@ -9,14 +9,18 @@ first: with w̄ = mean_v W_v,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trl.models.anatomy import instead, try_out
 
 _centred: ContextVar[dict[tuple[int, torch.dtype], Tensor] | None] = ContextVar(
     "centred", default=None
@@ -83,10 +87,80 @@ def language_logits(hidden: Tensor, head: nn.Module) -> Tensor:
     centred (see the module's text): equal to the head's up to a constant for each token.
     """
     device = hidden.device.type
-    plain_linear = type(head) is nn.Linear and head.bias is None
-    if not plain_linear or not torch.is_autocast_enabled(device):
+    if type(head) is not nn.Linear or not torch.is_autocast_enabled(device):
         return head(hidden)
     dtype = torch.get_autocast_dtype(device)
-    weight = head.weight
     with torch.autocast(device, enabled=False):
-        return _CentredLinear.apply(hidden, weight, centred_weight(weight, dtype))
+        logits = _CentredLinear.apply(hidden, head.weight, centred_weight(head.weight, dtype))
+        return logits if head.bias is None else logits + (head.bias - head.bias.mean()).to(dtype)
+
+
+def _exact_logits(hidden: Tensor, head: nn.Module, forward: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the logits at the head's own precision: a tanh after it sees what centring changes."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return forward(hidden.to(head.weight.dtype))
+
+
+@contextmanager
+def precise_head(plain: PreTrainedModel) -> Iterator[None]:
+    """Under autocast, let the model's own forward pass use the head as training does."""
+    if not torch.is_autocast_enabled(plain.device.type):
+        yield
+        return
+    head = plain.get_output_embeddings()
+    own = head.forward
+    if getattr(plain.config, "final_logit_softcapping", None) is not None:
+        precise = partial(_exact_logits, head=head, forward=own)
+    elif type(head) is nn.Linear:
+        precise = partial(language_logits, head=head)
+    else:
+        precise = own
+    with instead(head, precise):
+        yield
+
+
+class LanguageHead:
+    """How the family of a model makes logits from the decoder's last hidden states.
+
+        z = s_out · (W·(s_in·h) + b)        then, in Gemma 2 and others, z ← c·tanh(z / c)
+
+    Attributes:
+        complete: Whether these are all the steps that the model takes: tried out on a few tokens.
+    """
+
+    def __init__(self, plain: PreTrainedModel) -> None:
+        config = plain.config
+        self.module = plain.get_output_embeddings()
+        self.scale_in = 1.0
+        if getattr(config, "scale_decoder_outputs", False):  # T5
+            self.scale_in = config.d_model**-0.5
+        self.scale_out = getattr(config, "logit_scale", None) or 1.0  # Cohere
+        self.scale_out /= getattr(config, "logits_scaling", None) or 1.0  # Granite
+        self.bias = getattr(plain, "final_logits_bias", None)  # [1, V] BART
+        self.softcap = getattr(config, "final_logit_softcapping", None)
+        logits, hidden = try_out(plain)
+        # A step that is missing changes all logits by much more than rounding does.
+        rounding = 1e-5 if logits.dtype == torch.float32 else 2e-2
+        gap = (self(hidden) - logits).abs().max() if hidden.shape[-1] == self.width else torch.inf
+        self.complete = bool(gap <= rounding * logits.abs().max())
+
+    @property
+    def width(self) -> int:
+        """The size d of a hidden state."""
+        return self.module.weight.shape[1]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of hidden states [..., d]; see `language_logits`."""
+        if self.scale_in != 1.0:
+            hidden = hidden * self.scale_in
+        if self.softcap is None:
+            logits = language_logits(hidden, self.module)
+        else:
+            logits = _exact_logits(hidden, self.module, self.module.forward)
+        if self.bias is not None:
+            logits = logits + self.bias.squeeze(0).to(logits.dtype)
+        if self.scale_out != 1.0:
+            logits = logits * self.scale_out
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from trl.batch import Rollout
+from trl.batch import Rollout, pad_rows
 from trl.core import logprobs_and_entropy
-from trl.models.head import language_logits
+from trl.models.anatomy import accepts, decoder, keep_hidden_states, language_model
+from trl.models.anatomy import last_hidden_state as hidden_of
+from trl.models.head import LanguageHead, precise_head
+from trl.models.trunk import SharedTrunk
 
 
 class ResponseOutput(NamedTuple):
@@ -24,41 +28,103 @@ class ResponseOutput(NamedTuple):
 
 
 class ResponseModel(nn.Module):
-    """Wraps a causal language model to answer for response tokens only.
+    """Wraps a language model to answer for response tokens only.
 
-    The trunk runs over the whole sequence; heads and softmax only where a counted response token
-    is predicted, so no tensor of [B, T, V] exists.
+    The decoder runs over the whole sequence; heads and softmax only where a counted response token
+    is predicted, so no tensor of [B, T, V] exists. A model that makes its logits in a way that
+    `LanguageHead` does not know makes them itself, for all columns of the responses.
 
     Args:
-        model: A causal language model of transformers, with a `v_head` if it is a policy.
+        model: A causal or an encoder-decoder language model of transformers, with a `v_head` if
+            it is a policy.
         temperature: The logits are divided by it, as they were while sampling.
+
+    Attributes:
+        trunk: If the policy's lower layers are frozen, what makes a pass start above them for a
+            rollout with `trunk_states`.
     """
 
     def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self.trunk: SharedTrunk | None = None
+        self.plain = (language_model(model),)  # in a tuple: it is a part of `model` already
+        self.head = LanguageHead(self.plain[0])
 
     def forward(self, rollout: Rollout) -> ResponseOutput:
         """Return log-probs, values and entropies [B, R] of the response tokens."""
-        trunk = self.model.base_model(
-            input_ids=rollout.input_ids,
-            attention_mask=rollout.attention_mask,
-            position_ids=rollout.position_ids,
-            use_cache=False,
-        )
-        query_length = rollout.queries.shape[1]
-        # The hidden state at column Q − 1 + t predicts response token t.
-        hidden = trunk.last_hidden_state[:, query_length - 1 : -1]
+        (plain,) = self.plain
         mask = rollout.response_mask
-        hidden = hidden[mask]  # [N, d], N counted tokens
-        logits = language_logits(hidden, self.model.get_output_embeddings())
+        inputs = _decoder_inputs(plain, rollout)
+        # The column of the hidden state that predicts response token 0, counted from the end.
+        first = -rollout.responses.shape[1]
+        if not plain.config.is_encoder_decoder:
+            first -= 1
+        stop = None if plain.config.is_encoder_decoder else -1
+        states = rollout.trunk_states
+        resumed = states is not None and self.trunk is not None
+        with self.trunk.from_kept(states) if resumed else nullcontext():
+            if self.head.complete:
+                hidden = hidden_of(decoder(plain)(**inputs))[:, first:stop][mask]  # [N, d]
+                logits = self.head(hidden)  # [N, V], N counted tokens
+            else:
+                with keep_hidden_states(plain) as kept, precise_head(plain):
+                    logits = _own_logits(plain, inputs, -first)[:, first:stop][mask]
+                hidden = kept.hidden[:, first:stop][mask]
         logprobs, entropy = logprobs_and_entropy(
             logits, rollout.responses[mask], temperature=self.temperature
         )
         value_head = getattr(self.model, "v_head", None)
         values = torch.zeros_like(logprobs) if value_head is None else value_head(hidden)
         return ResponseOutput(*(_scatter(column, mask) for column in (logprobs, values, entropy)))
+
+    def trunk_states(self, rollout: Rollout) -> Tensor:
+        """Return what the frozen layers make of a rollout, [B, T, d], without gradient."""
+        (plain,) = self.plain
+        return self.trunk.states(plain, _decoder_inputs(plain, rollout))
+
+
+def _decoder_inputs(plain: nn.Module, rollout: Rollout) -> dict[str, Tensor | bool]:
+    """Return the arguments of the decoder's forward pass.
+
+    An encoder runs here, over queries padded on the right: not all know where a text begins.
+    """
+    if plain.config.is_encoder_decoder:
+        queries, mask = pad_rows(
+            [row[seen] for row, seen in zip(rollout.queries, rollout.query_mask, strict=True)],
+            left=False,
+        )
+        encoded = plain.get_encoder()(input_ids=queries, attention_mask=mask.long())
+        start = torch.full_like(rollout.responses[:, :1], plain.config.decoder_start_token_id)
+        return {
+            "input_ids": torch.cat((start, rollout.responses[:, :-1]), dim=1),
+            "encoder_hidden_states": hidden_of(encoded),
+            "encoder_attention_mask": mask.long(),
+            "use_cache": False,
+        }
+    inputs: dict[str, Tensor | bool] = {
+        "input_ids": rollout.input_ids,
+        "attention_mask": rollout.attention_mask.long(),
+        "use_cache": False,
+    }
+    if accepts(decoder(plain), "position_ids"):
+        inputs["position_ids"] = rollout.position_ids
+    return inputs
+
+
+def _own_logits(plain: nn.Module, inputs: dict[str, Tensor | bool], last: int) -> Tensor:
+    """Return the logits that the model makes itself, of the `last` tokens or more."""
+    if plain.config.is_encoder_decoder:
+        inputs = {
+            "encoder_outputs": (inputs["encoder_hidden_states"],),
+            "attention_mask": inputs["encoder_attention_mask"],
+            "decoder_input_ids": inputs["input_ids"],
+            "use_cache": False,
+        }
+    elif accepts(plain, "logits_to_keep"):
+        inputs = {**inputs, "logits_to_keep": last}
+    return plain(**inputs).logits
 
 
 def _scatter(column: Tensor, mask: Tensor) -> Tensor:

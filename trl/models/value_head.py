@@ -14,9 +14,13 @@ class ValueHead(nn.Module):
     The parameters are named `summary.weight` [1, d] and `summary.bias` [1], as in all releases
     of trl with a value head. Follows these fields of the config, where it has them:
     `summary_first_dropout`, `summary_last_dropout`, `summary_activation` (None or "tanh").
+
+    Args:
+        config: Of the language model.
+        hidden_size: d; None: the config's. (In some OPT models the last states are narrower.)
     """
 
-    def __init__(self, config: PretrainedConfig) -> None:
+    def __init__(self, config: PretrainedConfig, hidden_size: int | None = None) -> None:
         super().__init__()
         activation = getattr(config, "summary_activation", None)
         if activation not in (None, "tanh"):
@@ -30,7 +34,7 @@ class ValueHead(nn.Module):
                 "projection a value would not be one number."
             )
         self.detach_head = False
-        self.summary = nn.Linear(config.hidden_size, 1)
+        self.summary = nn.Linear(hidden_size or config.hidden_size, 1)
         self.activation = nn.Tanh() if activation == "tanh" else nn.Identity()
         self.first_dropout = nn.Dropout(getattr(config, "summary_first_dropout", None) or 0.0)
         self.last_dropout = nn.Dropout(getattr(config, "summary_last_dropout", None) or 0.0)

@@ -26,12 +26,12 @@ def token_rewards(
         r_t = −β·(log π_old,t − log π_ref,t) + 1[t is the last response token]·s
 
     The last token is the last one the mask counts (the EOS, or the one that was cut off at), not
-    the last column.
+    the last column. Scores given for every token take the place of the second term.
 
     Args:
         logprobs: [B, R] of the policy that sampled the response.
         ref_logprobs: [B, R] of the reference.
-        scores: [B] the evaluation of each response.
+        scores: [B] the evaluation of each response, or [B, R] that of each token.
         mask: [B, R] True on response tokens; at least one in every row.
         kl_coef: β.
         kl_estimator: see `trl.core.kl_estimate`.
@@ -40,19 +40,23 @@ def token_rewards(
         and without gradient.
     """
     check_mask(mask, logprobs=logprobs, ref_logprobs=ref_logprobs)
-    if scores.shape != mask.shape[:1]:
+    if scores.shape not in (mask.shape[:1], mask.shape):
         raise ValueError(
-            f"`scores` must have one number per response, [{mask.shape[0]}], got "
-            f"{list(scores.shape)}."
+            f"`scores` must have one number per response, [{mask.shape[0]}], or per token, "
+            f"{list(mask.shape)}, got {list(scores.shape)}."
         )
     counted = mask.long().cumsum(1)
     if bool((counted[:, -1:] == 0).any()):
         rows = (~mask.any(1)).nonzero().flatten().tolist()
         raise ValueError(f"`mask` must count a token in every row, got none in rows {rows}.")
-    is_last = mask & (counted == counted[:, -1:])
+    if scores.ndim == 1:
+        scores = scores.unsqueeze(1)
+        given = mask & (counted == counted[:, -1:])
+    else:
+        given = mask
     kl = kl_estimate(logprobs, ref_logprobs, kl_estimator)
     non_score_rewards = torch.where(mask, -kl_coef * kl, 0.0)
-    score_rewards = torch.where(is_last, at_least_fp32(scores).unsqueeze(1), 0.0)
+    score_rewards = torch.where(given, at_least_fp32(scores), 0.0)
     return non_score_rewards + score_rewards, non_score_rewards
 
 

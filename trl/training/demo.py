@@ -18,27 +18,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from trl import starter
-from trl.batch import Rollout, pad_rows
 from trl.config import DemoConfig
 from trl.evaluation.classifier import ClassifierScorer
-from trl.gpt2 import GPT2HeadWithValueModel
-from trl.models.head import constant_weights
-from trl.optimization.adam import linear_decay
+from trl.evaluation.scores import score
+from trl.models.with_value_head import load_policy
 from trl.ppo import PPOTrainer
-from trl.rollout.sampling import sample
+from trl.rollout.sampler import Sampler
+from trl.training.loop import Loop
 from trl.training.report import (
     before_after_summary,
     plot_learning_curve,
@@ -74,7 +71,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         f"Policy {config.model or 'starter GPT-2'}: "
         f"{run.policy.num_parameters() / 1e6:.1f}M parameters, precision "
         f"{run.trainer.precision.replace('no', 'fp32')}, "
-        f"{len(run.train_queries)} prompts to train on, {len(run.held_out)} held out."
+        f"{len(run.train_prompts)} prompts to train on, {len(run.held_out_prompts)} held out."
     )
     before = run.measure()
     metrics = [{"step": 0} | before.metrics()]
@@ -148,7 +145,7 @@ class DemoRun:
         self,
         config: DemoConfig,
         tokenizer: PreTrainedTokenizerBase,
-        policy: GPT2HeadWithValueModel,
+        policy: nn.Module,
         scorer: ClassifierScorer,
         train_prompts: list[str],
         held_out_prompts: list[str],
@@ -161,109 +158,50 @@ class DemoRun:
             scorer.model, scorer.tokenizer, label=config.label, output="probability"
         )
         self.trainer = PPOTrainer(policy, config=config.ppo)
-        # Ziegler et al. let the learning rate fall linearly to 0 over the run.
-        self.schedule = LambdaLR(
-            self.trainer.optimizer.optimizer, partial(linear_decay, total_steps=config.steps)
+        self.train_prompts, self.held_out_prompts = train_prompts, held_out_prompts
+        self.loop = Loop(
+            self.trainer,
+            self._sampler(config.seed),
+            scorer,
+            train_prompts,
+            total_steps=config.steps,
         )
-        self.train_queries = self._encode(train_prompts)
-        self.held_out_prompts = held_out_prompts
-        self.held_out = self._encode(held_out_prompts)
-        self._order: list[int] = []
-        self._shuffle = torch.Generator().manual_seed(config.seed)
-        self._sampling = torch.Generator(self.device).manual_seed(config.seed)
+        self.step = self.loop.step
 
     @classmethod
     def load(cls, config: DemoConfig) -> DemoRun:
         """Load what the config names, or the starter models and prompts."""
         train, held_out = _prompts(config)
         name = config.model or str(starter.LANGUAGE_MODEL)
-        policy = GPT2HeadWithValueModel.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
         scorer = ClassifierScorer(
             config.reward_model or str(starter.CLASSIFIER), label=config.label
         )
-        return cls(config, tokenizer, policy, scorer, train, held_out)
-
-    @property
-    def device(self) -> torch.device:
-        """The device that the trainer runs on."""
-        return self.trainer.accelerator.device
-
-    def step(self) -> dict[str, float]:
-        """Roll out, evaluate, optimise; return what is worth a line of metrics."""
-        started = time.perf_counter()
-        rollout = self._respond(self._next_queries(), self._sampling)
-        sampled = time.perf_counter()
-        scores = self.scorer(self._texts(rollout))
-        scored = time.perf_counter()
-        stats = self.trainer.step(rollout, scores)
-        self.schedule.step()
-        ended = time.perf_counter()
-        return {
-            "reward/mean": scores.mean().item(),
-            "reward/std": scores.std(correction=0).item(),
-            **{name: value for name, value in stats.items() if isinstance(value, float)},
-            "time/rollout": sampled - started,
-            "time/evaluation": scored - sampled,
-            "time/optimisation": ended - scored,
-            "tokens_per_second": int(rollout.response_mask.sum()) / (ended - started),
-        }
+        policy = load_policy(name)
+        return cls(config, AutoTokenizer.from_pretrained(name), policy, scorer, train, held_out)
 
     def measure(self) -> Measurement:
         """Judge one response to each held-out prompt; the same random numbers every time."""
-        generator = torch.Generator(self.device).manual_seed(self.config.seed + 1)
-        rollout = self._respond(self.held_out, generator)
-        texts = self._texts(rollout)
-        log_ratio = (
-            self.trainer.forward_pass(self.trainer.policy, rollout).logprobs
-            - self.trainer.forward_pass(self.trainer.reference, rollout).logprobs
-        )
-        tokens = rollout.response_lists()
+        trainer = self.trainer
+        with trainer.sampling():
+            rollout = self._sampler(self.config.seed + 1)(self.policy, self.held_out_prompts)
+        old = trainer.forward_pass(trainer.policy, rollout)
+        kl = (old.logprobs - trainer.reference_logprobs(rollout, old)).sum(1)
         return Measurement(
-            texts=[self.tokenizer.decode(row, skip_special_tokens=True) for row in tokens],
-            tokens=tokens,
-            scores=self.scorer(texts).tolist(),
-            positive=self.probability(texts).tolist(),
-            kl=log_ratio.sum(1).tolist(),
+            texts=list(rollout.response_texts),
+            tokens=rollout.response_lists(),
+            scores=score(self.scorer, rollout).tolist(),
+            positive=score(self.probability, rollout).tolist(),
+            kl=kl.tolist(),
         )
 
-    def _respond(self, queries: list[Tensor], generator: torch.Generator) -> Rollout:
-        tokens, mask = pad_rows(queries, left=True)
-        with self.trainer.autocast(), constant_weights():
-            return sample(
-                self.policy,
-                tokens.to(self.device),
-                mask.to(self.device),
-                max_new_tokens=self.config.max_new_tokens,
-                temperature=self.config.ppo.temperature,
-                eos_token_id=self.tokenizer.eos_token_id,
-                generator=generator,
-            )
-
-    def _texts(self, rollout: Rollout) -> list[str]:
-        """Return query and response of each row as one text."""
-        return [
-            self.tokenizer.decode(query + response, skip_special_tokens=True)
-            for query, response in zip(rollout.query_lists(), rollout.response_lists(), strict=True)
-        ]
-
-    def _encode(self, prompts: list[str]) -> list[Tensor]:
-        """Return the tokens of each prompt, after the token that begins a text if there is one."""
-        start = self.tokenizer.bos_token_id
-        begin = [] if start is None else [start]
-        return [
-            torch.tensor(begin + self.tokenizer.encode(prompt, add_special_tokens=False))
-            for prompt in prompts
-        ]
-
-    def _next_queries(self) -> list[Tensor]:
-        """Return the next batch; every prompt comes up once before any comes again."""
-        while len(self._order) < self.config.ppo.batch_size:
-            again = torch.randperm(len(self.train_queries), generator=self._shuffle)
-            self._order += again.tolist()
-        size = self.config.ppo.batch_size
-        chosen, self._order = self._order[:size], self._order[size:]
-        return [self.train_queries[index] for index in chosen]
+    def _sampler(self, seed: int) -> Sampler:
+        return Sampler(
+            self.tokenizer,
+            max_new_tokens=self.config.max_new_tokens,
+            temperature=self.config.ppo.temperature,
+            seed=seed,
+            add_bos=self.tokenizer.bos_token_id is not None,
+        )
 
 
 def _prompts(config: DemoConfig) -> tuple[list[str], list[str]]:

@@ -1,0 +1,187 @@
+import asyncio
+import functools
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from tests.evaluation.rollouts import make_rollout, without_texts
+from trl.batch import Rollout
+from trl.evaluation import FunctionScorer, ScoringError, as_scorer
+
+NAN = float("nan")
+ROLLOUT = make_rollout(("a ", "red"), ("a ", "green"), ("the ", "blue"))  # 1, 2 and 3 tokens
+
+
+def lengths(texts):
+    return [len(text) for text in texts]
+
+
+def test_what_the_function_sees():
+    seen = []
+
+    def reward(batch):
+        seen.append(batch)
+        return [0.0] * len(batch)
+
+    rollout = make_rollout(("a ", "red"), ("the ", "blue"), lengths=[2, 4], holes=[(1, 1), (1, 2)])
+    for on in ("texts", "pairs", "tokens"):
+        FunctionScorer(reward, on=on)(rollout)
+    assert seen == [
+        ["a red", "the blue"],
+        [("a ", "red"), ("the ", "blue")],
+        [[10, 11], [10, 13]],  # the tokens that the policy did not write are left out
+    ]
+
+
+@pytest.mark.parametrize(
+    "kind", [list, tuple, numpy.array, torch.tensor, iter, lambda x: [torch.tensor(v) for v in x]]
+)
+def test_one_number_for_each_response(kind):
+    scores = FunctionScorer(lambda texts: kind([0.5, -1.0, 2.0]))(ROLLOUT)
+    assert torch.equal(scores, torch.tensor([0.5, -1.0, 2.0]))
+    assert scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [list, numpy.array, torch.tensor])
+def test_one_reward_for_each_counted_token(kind):
+    rollout = make_rollout(("q", "r"), ("q", "s"), lengths=[2, 4], holes=[(1, 1)])
+    found = FunctionScorer(lambda tokens: [kind([1.0, 2.0]), kind([3.0, 4.0, 5.0])], on="tokens")
+    expected = [[1.0, 2.0, 0.0, 0.0], [3.0, 0.0, 4.0, 5.0]]  # 0 at padding and at the hole
+    assert found(rollout).tolist() == expected
+
+
+def test_tokens_need_no_texts():
+    scorer = FunctionScorer(lengths, on="tokens")
+    assert scorer(without_texts(ROLLOUT)).tolist() == [1.0, 2.0, 3.0]
+    with pytest.raises(ScoringError, match="the rollout must have texts"):
+        FunctionScorer(lengths)(without_texts(ROLLOUT))
+
+
+class AsyncObject:
+    async def __call__(self, texts):
+        await asyncio.sleep(0)
+        return lengths(texts)
+
+
+async def in_parallel(texts, extra=0):
+    async def one(text):
+        await asyncio.sleep(0)
+        return len(text) + extra
+
+    return await asyncio.gather(*map(one, texts))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [in_parallel, functools.partial(in_parallel, extra=0), AsyncObject(), lambda t: in_parallel(t)],
+)
+def test_async_functions(function):
+    scorer = FunctionScorer(function)
+    assert scorer(ROLLOUT).tolist() == [5.0, 7.0, 8.0]
+
+    async def notebook():  # where an event loop is running already
+        return scorer(ROLLOUT)
+
+    assert asyncio.run(notebook()).tolist() == [5.0, 7.0, 8.0]
+
+
+async def fails_late(texts):
+    await asyncio.sleep(0)
+    raise TimeoutError
+
+
+def fails(texts):
+    raise KeyError("score")
+
+
+@pytest.mark.parametrize(
+    ("function", "cause", "message"),
+    [
+        (fails, KeyError, "^fails raised KeyError: 'score'. Which text is at fault is unknown"),
+        (fails_late, TimeoutError, "^fails_late raised TimeoutError. Which text"),
+    ],
+)
+def test_a_function_that_raises_is_named_with_its_texts(function, cause, message):
+    with pytest.raises(ScoringError, match=message) as caught:
+        FunctionScorer(function)(ROLLOUT)
+    assert isinstance(caught.value.__cause__, cause)
+    assert "row 0: 'a red', row 1: 'a green', row 2: 'the blue'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("found", "message", "rows"),
+    [
+        ([1.0, 2.0], "each of its 3 responses, got 2", (0, 1, 2)),
+        ([], "each of its 3 responses, got 0", (0, 1, 2)),
+        (1.0, "each of its 3 responses, got 1.0", (0, 1, 2)),
+        (torch.tensor(1.0), "each of its 3 responses, got 1.0", (0, 1, 2)),
+        ({"a": 1, "b": 2, "c": 3}, "each of its 3 responses, got {'a': 1", (0, 1, 2)),
+        ({1.0, 2.0, 3.0}, "each of its 3 responses, got {1.0", (0, 1, 2)),
+        ("123", "each of its 3 responses, got '123'", (0, 1, 2)),
+        ([1.0, "2", 3.0], "each of its 3 responses, got '2'", (1,)),
+        ([{"score": 1.0}] * 3, "each of its 3 responses, got {'score': 1.0}", (0, 1, 2)),
+        ([1.0, 2j, 3.0], "each of its 3 responses, got 2j", (1,)),
+        ([1.0, NAN, NAN], "finite numbers, got nan for 2 of 3 responses", (1, 2)),
+        ([[1.0], [2.0, NAN], [3.0] * 3], "finite numbers, got nan for 1 of 3", (1,)),
+        ([1.0, [2.0, 3.0], 4.0], "got both: lists for 1 of 3", (1,)),
+        ([[1.0], [2.0], [3.0]], "2 in row 1, got 1; or one plain number", (1, 2)),
+        ([[1.0], [2.0, [3.0]], [4.0] * 3], r"got \[2.0, \[3.0\]\]", (1,)),
+    ],
+)
+def test_what_is_no_score_is_refused_and_the_texts_named(found, message, rows):
+    def reward(texts):
+        return found
+
+    with pytest.raises(ScoringError, match=f"^reward must give .*{message}") as caught:
+        FunctionScorer(reward)(ROLLOUT)
+    assert caught.value.rows == rows
+    for row, text in enumerate(["a red", "a green", "the blue"]):
+        assert (f"row {row}: '{text}'" in str(caught.value)) == (row in rows)
+
+
+def test_a_name_of_choice():
+    with pytest.raises(ScoringError, match="^brevity raised"):
+        FunctionScorer(fails, name="brevity")(ROLLOUT)
+
+
+def test_bad_settings():
+    with pytest.raises(ValueError, match="`on` must be one of .*got 'text'"):
+        FunctionScorer(lengths, on="text")
+    with pytest.raises(TypeError, match="`function` must be callable, got list"):
+        FunctionScorer([1.0])
+
+
+def test_a_function_of_texts_becomes_a_scorer():
+    assert as_scorer(lengths)(ROLLOUT).tolist() == [5.0, 7.0, 8.0]
+    assert as_scorer(len).function is len  # which tells no name of its parameter that we know
+
+
+class Typed:
+    def __call__(self, batch: Rollout):
+        return torch.zeros(len(batch))
+
+
+def by_name(rollout):
+    return torch.zeros(len(rollout))
+
+
+@pytest.mark.parametrize("scorer", [FunctionScorer(lengths), Typed(), by_name])
+def test_a_scorer_stays_as_it_is(scorer):
+    assert as_scorer(scorer) is scorer
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("lvwerra/distilbert-imdb", r"got 'lvwerra/distilbert-imdb'.*ClassifierScorer\(model"),
+        (Path("folder"), r"got 'folder'.*RewardModelScorer\(model"),
+        (None, "got an object of the class NoneType"),
+        (torch.nn.Linear(1, 1), "got an object of the class Linear: pass a function of a list"),
+        (Typed, "got the class Typed"),
+    ],
+)
+def test_what_does_not_say_how_to_score_is_refused(reward, message):
+    with pytest.raises(TypeError, match=message):
+        as_scorer(reward)

@@ -1,0 +1,130 @@
+import pickle
+
+import pytest
+import torch
+
+from tests.evaluation.rollouts import make_rollout, without_texts
+from trl.evaluation import ScoringError, score
+from trl.evaluation.scores import pairs_of, texts_of
+
+NAN, INF = float("nan"), float("inf")
+ROLLOUT = make_rollout(("a ", "red"), ("a ", "green"), ("the ", "blue"))  # 1, 2 and 3 tokens
+
+
+def gives(found):
+    def scorer(rollout):
+        return found
+
+    return scorer
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64, torch.bool])
+def test_scores_become_float32_on_the_cpu(dtype):
+    scores = score(gives(torch.tensor([1, 0, 1], dtype=dtype)), ROLLOUT)
+    assert torch.equal(scores, torch.tensor([1.0, 0.0, 1.0]))
+    assert scores.dtype == torch.float32
+
+
+def test_what_a_scorer_gives_is_copied_and_leaves_its_graph():
+    kept = torch.zeros(3, requires_grad=True)
+    scores = score(gives(kept), ROLLOUT)
+    scores += 1
+    assert torch.equal(kept, torch.zeros(3))
+    with torch.inference_mode():
+        inferred = torch.ones(3)
+    scores = score(gives(inferred), ROLLOUT)
+    (torch.ones((), requires_grad=True) * scores).sum().backward()
+
+
+def test_rewards_for_each_token_keep_their_places():
+    rewards = torch.tensor([[1.0, 0.0, 0.0], [2.0, 3.0, 0.0], [4.0, 5.0, 6.0]])
+    assert torch.equal(score(gives(rewards), ROLLOUT), rewards)
+
+
+def test_a_scorer_may_be_async_and_return_a_list():
+    async def scorer(rollout):
+        return [1, 2.5, True]
+
+    assert score(scorer, ROLLOUT).tolist() == [1.0, 2.5, 1.0]
+
+
+def test_the_texts_of_a_rollout():
+    assert texts_of(ROLLOUT) == ["a red", "a green", "the blue"]
+    assert pairs_of(ROLLOUT)[2] == ("the ", "blue")
+    with pytest.raises(ScoringError, match=r"must have texts.*sample with Sampler\(tokenizer\)"):
+        texts_of(without_texts(ROLLOUT))
+
+
+@pytest.mark.parametrize(
+    ("found", "message", "rows"),
+    [
+        (torch.zeros(2), r"real numbers of the shape \[3\].*got torch.float32 \[2\]", (0, 1, 2)),
+        (torch.zeros(3, 1), r"or \[3, 3\].*got torch.float32 \[3, 1\]", (0, 1, 2)),
+        (torch.zeros(3, dtype=torch.complex64), r"got torch.complex64 \[3\]", (0, 1, 2)),
+        (torch.tensor([0.0, NAN, 0.0]), "finite numbers, got nan for 1 of 3", (1,)),
+        (torch.tensor([-INF, 0.0, NAN]), "finite numbers, got -inf for 2 of 3", (0, 2)),
+        # too large for float32
+        (torch.tensor([0.0, 0.0, 1e300], dtype=torch.float64), "finite numbers, got inf", (2,)),
+        (
+            torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]]),
+            "0 where no token counts, got 0.5 at token 2 of row 1",
+            (1,),
+        ),
+        (torch.ones(3, 3), "0 where no token counts, got 1.0 at token 1 of row 0", (0, 1)),
+        ([1.0, 2.0], "one number for each of its 3 responses, got 2", (0, 1, 2)),
+        (None, "one number for each of its 3 responses, got None", (0, 1, 2)),
+        ([1.0, None, "2"], "one number for each of its 3 responses, got None", (1, 2)),
+    ],
+)
+def test_what_is_no_score_is_refused_and_the_texts_named(found, message, rows):
+    with pytest.raises(ScoringError, match=f"^scorer must give .*{message}") as caught:
+        score(gives(found), ROLLOUT)
+    assert caught.value.rows == rows
+    for row, text in enumerate(texts_of(ROLLOUT)):
+        assert (f"row {row}: '{text}'" in str(caught.value)) == (row in rows)
+
+
+def test_an_exception_is_the_cause_and_any_text_may_be_at_fault():
+    def scorer(rollout):
+        return [1 / 0]
+
+    with pytest.raises(ScoringError) as caught:
+        score(scorer, ROLLOUT)
+    assert str(caught.value) == (
+        "scorer raised ZeroDivisionError: division by zero. Which text is at fault is unknown; it "
+        "was one of row 0: 'a red', row 1: 'a green', row 2: 'the blue'."
+    )
+    assert caught.value.rows == (0, 1, 2)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_an_interruption_is_no_failure_of_the_scorer():
+    def scorer(rollout):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(scorer, ROLLOUT)
+
+
+def test_three_texts_are_shown_without_their_middle():
+    rollout = make_rollout(*((f"prompt {row} " + "x" * 99, "y" * 99 + " end") for row in range(5)))
+    with pytest.raises(ScoringError) as caught:
+        score(gives(torch.full((5,), NAN)), rollout)
+    # 40 characters of each end: "prompt 0 " has 9, " end" has 4
+    shown = ", ".join(f"row {row}: 'prompt {row} {'x' * 31} … {'y' * 36} end'" for row in range(3))
+    assert str(caught.value).endswith(f"At fault: {shown}, and 2 more.")
+    assert caught.value.rows == (0, 1, 2, 3, 4)
+
+
+def test_without_texts_the_tokens_are_shown():
+    found = torch.tensor([0.0, NAN, 0.0])
+    with pytest.raises(ScoringError, match=r"At fault: row 1: tokens \[10, 11\]\.$"):
+        score(gives(found), without_texts(ROLLOUT))
+
+
+def test_the_error_travels_between_processes():
+    with pytest.raises(ScoringError) as caught:
+        score(gives(torch.tensor([NAN, 0.0, 0.0])), ROLLOUT)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert str(copy) == str(caught.value)
+    assert copy.rows == (0,)

@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from tests.evaluation.rollouts import make_rollout
+from trl.evaluation import FunctionScorer, ScoringError, WeightedSum, score
+
+ROLLOUT = make_rollout(("a ", "red"), ("a ", "green"), lengths=[3, 4], holes=[(0, 1), (1, 3)])
+
+
+def ones(texts):
+    return [1.0 for _ in texts]
+
+
+def lengths(texts):
+    return [len(text) for text in texts]
+
+
+def by_token(tokens):
+    return [[0.5] * len(row) for row in tokens]
+
+
+def test_scores_by_hand():
+    total = WeightedSum([(lengths, 2.0), (FunctionScorer(ones), -0.5)])
+    # 2·5 − 0.5 and 2·7 − 0.5
+    assert score(total, ROLLOUT).tolist() == [9.5, 13.5]
+    assert total.means == {"lengths": 6.0, "ones": 1.0}
+
+
+def test_a_dictionary_of_scorers():
+    assert WeightedSum({lengths: 1.0, ones: 1.0})(ROLLOUT).tolist() == [6.0, 8.0]
+
+
+def test_a_score_joins_rewards_at_the_last_counted_token():
+    total = WeightedSum([(ones, 10.0), (FunctionScorer(by_token, on="tokens"), 2.0)])
+    # counted: tokens 0 and 2 of the first response, 0 … 2 of the second; each has 2·0.5
+    assert score(total, ROLLOUT).tolist() == [[1.0, 0.0, 11.0, 0.0], [1.0, 1.0, 11.0, 0.0]]
+    # two and three tokens of 0.5 each
+    assert total.means == {"ones": 1.0, "by_token": 1.25}
+
+
+def test_rewards_alone():
+    part = FunctionScorer(by_token, on="tokens")
+    total = WeightedSum([(part, 1.0), (part, 1.0)])
+    assert total(ROLLOUT).tolist() == [[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]]
+    assert total.means == {"by_token": 1.25, "by_token 2": 1.25}
+
+
+def test_sums_of_sums():
+    total = WeightedSum([(WeightedSum([(lengths, 1.0)]), 3.0)])
+    assert total(ROLLOUT).tolist() == [15.0, 21.0]
+
+
+def test_a_part_that_fails_is_named_and_the_means_stay():
+    found = [1.0, 2.0]
+    total = WeightedSum([(lengths, 1.0), (FunctionScorer(lambda texts: found, name="part"), 1.0)])
+    total(ROLLOUT)
+    before = dict(total.means)
+    found[1] = float("nan")
+    with pytest.raises(ScoringError, match="^part must give finite numbers.*row 1: 'a green'"):
+        total(make_rollout(("b ", "blue"), ("a ", "green")))
+    assert total.means == before
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), "1", None])
+def test_bad_weights(weight):
+    with pytest.raises(ValueError, match="the weight of lengths must be a finite number"):
+        WeightedSum([(lengths, weight)])
+
+
+def test_bad_parts():
+    with pytest.raises(ValueError, match="`parts` must have at least one scorer"):
+        WeightedSum([])
+    with pytest.raises(TypeError, match="got 'sentiment', which does not say what to do with it"):
+        WeightedSum({"sentiment": 1.0})
+
+
+def test_rewards_are_not_the_parts_own_tensors():
+    kept = torch.zeros(2)
+
+    def scorer(rollout):
+        return kept
+
+    total = WeightedSum([(scorer, 1.0)])(ROLLOUT)
+    total += 1
+    assert torch.equal(kept, torch.zeros(2))

@@ -1,0 +1,157 @@
+"""What must hold for every family of language models."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from tests.conftest import ragged
+from tests.families import CAUSAL, SEQ2SEQ, VOCABULARY, tiny_model
+from trl.batch import Rollout
+from trl.models.response import ResponseModel
+from trl.models.with_value_head import CausalLMWithValueHead, Seq2SeqLMWithValueHead
+from trl.ppo import PPOTrainer
+
+FAMILIES = [*CAUSAL, *SEQ2SEQ]
+
+# Log-probs of padded and single rows agree to rounding; a state-space model scans in another order.
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def policy_of(family):
+    """A policy whose value head is not zero."""
+    kind = Seq2SeqLMWithValueHead if family in SEQ2SEQ else CausalLMWithValueHead
+    model = kind(tiny_model(family))
+    torch.nn.init.normal_(model.v_head.summary.weight, std=0.1)
+    return model
+
+
+def rows(lengths, seed=0):
+    return ragged(lengths, seed, VOCABULARY)
+
+
+def ragged_rollout(holes=False):
+    masks = None
+    if holes:
+        masks = [torch.tensor(m) for m in ([1, 0, 0, 1, 1], [1], [0, 1, 1])]
+    return Rollout.from_lists(rows([2, 7, 4]), rows([5, 1, 3], seed=1), response_masks=masks)
+
+
+def naive(policy, query, response):
+    """Log-probs and values of one response, by the model's own forward pass, without padding."""
+    if policy.config.is_encoder_decoder:
+        start = torch.tensor([policy.config.decoder_start_token_id])
+        output = policy(
+            input_ids=query[None], decoder_input_ids=torch.cat((start, response[:-1]))[None]
+        )
+        logits, values = output.logits[0], output.value[0]
+    else:
+        output = policy(input_ids=torch.cat((query, response))[None])
+        first, last = len(query) - 1, len(query) + len(response) - 1
+        logits, values = output.logits[0, first:last], output.value[0, first:last]
+    return logits.log_softmax(-1).gather(1, response[:, None])[:, 0], values
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_ragged_rows_equal_the_models_own_forward_pass_row_by_row(family):
+    policy = policy_of(family)
+    rollout = ragged_rollout(holes=True)
+    responder = ResponseModel(policy)
+    assert responder.head.complete
+    output = responder(rollout)
+    for row, (query, response) in enumerate(zip(rows([2, 7, 4]), rows([5, 1, 3], 1), strict=True)):
+        logprobs, values = naive(policy, query, response)
+        mask = rollout.response_mask[row, : len(response)]
+        torch.testing.assert_close(
+            output.logprobs[row, : len(response)], logprobs * mask, **TOLERANCE
+        )
+        torch.testing.assert_close(output.values[row, : len(response)], values * mask, **TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "cohere", "t5", "bart", "llama", "mamba"])
+@torch.no_grad()
+def test_a_model_with_an_unknown_last_step_makes_its_logits_itself(family, monkeypatch):
+    policy = policy_of(family)
+    expected = ResponseModel(policy)(ragged_rollout())
+    plain = policy.language_model
+    own = plain.forward
+
+    def forward(*args, **kwargs):
+        output = own(*args, **kwargs)
+        output.logits = output.logits * 1.5
+        return output
+
+    forward.__signature__ = __import__("inspect").signature(own)
+    monkeypatch.setattr(plain, "forward", forward)
+    responder = ResponseModel(policy, temperature=1.5)
+    assert not responder.head.complete
+    output = responder(ragged_rollout())
+    torch.testing.assert_close(output.logprobs, expected.logprobs, **TOLERANCE)
+    torch.testing.assert_close(output.values, expected.values, **TOLERANCE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_trains_and_does_not_depend_on_the_micro_batch(family):
+    weights = []
+    for forward_batch_size in (None, 1):
+        policy = policy_of(family)
+        before = {name: weight.clone() for name, weight in policy.named_parameters()}
+        trainer = PPOTrainer(
+            policy,
+            batch_size=3,
+            minibatch_size=3,
+            ppo_epochs=2,
+            forward_batch_size=forward_batch_size,
+            learning_rate=1e-3,
+            precision="fp32",
+        )
+        stats = trainer.step(ragged_rollout(), [1.0, -1.0, 0.5])
+        assert abs(stats["objective/kl"]) < 1e-5
+        assert stats["ppo/first_log_ratio"] < 1e-4
+        assert stats["ppo/updates"] == 2
+        moved = [not torch.equal(before[n], w) for n, w in policy.named_parameters()]
+        assert sum(moved) > 0.8 * len(moved)
+        after = ResponseModel(policy)(ragged_rollout())
+        weights.append(after.logprobs.detach())
+    # Not the weights themselves: Adam's first steps turn a gradient of rounding error into ±lr.
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_save_and_load_are_bit_exact_and_plain_transformers_loads_silently(
+    family, tmp_path, caplog
+):
+    policy = policy_of(family)
+    policy.save_pretrained(tmp_path)
+    again = type(policy).from_pretrained(tmp_path)
+    auto = AutoModelForSeq2SeqLM if family in SEQ2SEQ else AutoModelForCausalLM
+    caplog.clear()
+    plain, info = auto.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    tokens = torch.arange(12).view(2, 6) % VOCABULARY
+    inputs = {"input_ids": tokens}
+    if family in SEQ2SEQ:
+        inputs["decoder_input_ids"] = tokens
+    first, second, third = policy(**inputs), again(**inputs), plain.eval()(**inputs)
+    assert torch.equal(first.logits, second.logits)
+    assert torch.equal(first.value, second.value)
+    assert torch.equal(first.logits, third.logits)
+
+
+@pytest.mark.parametrize("family", list(CAUSAL))
+@torch.no_grad()
+def test_frozen_layers_are_shared_and_passes_start_above_them(family):
+    kind = CausalLMWithValueHead
+    whole, split = (kind(tiny_model(family), unfrozen_layers=k) for k in (None, 1))
+    whole.v_head.summary.weight.data.fill_(0.1)
+    split.v_head.summary.weight.data.fill_(0.1)
+    trainer = PPOTrainer(split, batch_size=3, minibatch_size=3, precision="fp32")
+    rollout = trainer.with_trunk_states(ragged_rollout())
+    assert trainer.reference.kind == "shared-trunk"
+    assert rollout.trunk_states.shape == (3, 12, 32)
+    expected = ResponseModel(whole)(ragged_rollout())
+    output = trainer.forward_pass(trainer.policy, rollout)
+    torch.testing.assert_close(output.logprobs, expected.logprobs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.values, expected.values, rtol=1e-5, atol=1e-5)

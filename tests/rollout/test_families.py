@@ -1,0 +1,148 @@
+"""Every family: padding, positions, caches, groups and dropped rows leave the numbers right."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import ragged
+from tests.rollout.families import FAMILIES, SEQ2SEQ, VOCAB, make
+from trl.rollout import Sampler, sampling
+from trl.rollout.decoder import Decoder, language_model
+
+QUERIES = ragged([3, 9, 5], vocabulary=VOCAB)
+TEMPERATURE = 0.7
+
+
+def fresh(model, query, response):
+    """Log-probs and values of one response in one pass without cache or padding."""
+    query, response = torch.tensor([query]), torch.tensor([response])
+    if language_model(model).config.is_encoder_decoder:
+        start = torch.tensor([[language_model(model).config.decoder_start_token_id]])
+        shifted = torch.cat((start, response[:, :-1]), 1)
+        output = model(input_ids=query, decoder_input_ids=shifted)
+        logits, values = output.logits[0], output.value[0]
+    else:
+        output = model(input_ids=torch.cat((query, response), 1))
+        predicts = slice(query.shape[1] - 1, -1)
+        logits, values = output.logits[0, predicts], output.value[0, predicts]
+    logprobs = (logits / TEMPERATURE).log_softmax(-1)
+    return logprobs.gather(-1, response.T)[:, 0], values
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_ragged_batch_is_right_in_every_family(family):
+    model = make(family)
+    batch_sizes = []
+    name = "decoder_input_ids" if family in SEQ2SEQ else "input_ids"
+    model.register_forward_pre_hook(
+        lambda _, __, inputs: batch_sizes.append(len(inputs[name])), with_kwargs=True
+    )
+    settings = {"max_new_tokens": (1, 9), "temperature": TEMPERATURE}
+    together = Sampler(**settings, group_size=2)
+    rollout = together(model, QUERIES, seeds=range(6))
+    rollout.check()
+    assert rollout.group_ids.tolist() == [0, 0, 1, 1, 2, 2]
+    # Each query was computed once; finished rows left the batch.
+    assert batch_sizes[:2] == [3, 6]
+    assert batch_sizes[-1] < 6
+    assert batch_sizes == sorted(batch_sizes[:1]) + sorted(batch_sizes[1:], reverse=True)
+
+    columns = rollout.logprobs, rollout.values, rollout.response_mask
+    rows = zip(rollout.query_lists(), rollout.response_lists(), *columns, strict=True)
+    for query, response, logprobs, values, mask in rows:
+        with torch.no_grad():
+            expected_logprobs, expected_values = fresh(model, query, response)
+        torch.testing.assert_close(logprobs[mask], expected_logprobs, atol=1e-4, rtol=0)
+        torch.testing.assert_close(values[mask], expected_values, atol=1e-4, rtol=0)
+    assert (rollout.logprobs[~rollout.response_mask] == 0).all()
+    assert (rollout.values[~rollout.response_mask] == 0).all()
+    # Neither flat (log 60 = 4.1) nor certain, which would hide errors.
+    assert 0.5 < -rollout.logprobs[rollout.response_mask].mean() < 3.7
+    assert rollout.logprobs[rollout.response_mask].std() > 0.3
+
+    alone = Sampler(**settings)
+    for row, response in enumerate(rollout.response_lists()):
+        one = alone(model, [QUERIES[row // 2]], seeds=[row])
+        assert one.response_lists() == [response]
+
+
+def test_a_cache_that_cannot_select_rows_is_worked_around(monkeypatch):
+    model = make("llama")
+    settings = {"max_new_tokens": (1, 9), "group_size": 2}
+    expected = Sampler(**settings)(model, QUERIES)
+    monkeypatch.setattr(Decoder, "can_select", False)
+    monkeypatch.delattr(Decoder, "select")
+    rollout = Sampler(**settings)(model, QUERIES)
+    assert torch.equal(rollout.responses, expected.responses)
+    torch.testing.assert_close(rollout.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+
+
+def test_adapters_do_not_hide_what_the_model_takes():
+    """The forward of a PeftModel names neither position_ids nor logits_to_keep."""
+
+    class Adapted(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.inner = model
+            self.config = model.config
+
+        def get_base_model(self):
+            return self.inner
+
+        def forward(self, input_ids=None, attention_mask=None, **inputs):
+            return self.inner(input_ids=input_ids, attention_mask=attention_mask, **inputs)
+
+    model = make("gpt2").language_model
+    expected = Sampler(max_new_tokens=6)(model, QUERIES)
+    assert expected.values is None
+    assert torch.equal(
+        Sampler(max_new_tokens=6)(Adapted(model), QUERIES).responses, expected.responses
+    )
+
+
+def test_a_model_without_a_cache_is_refused():
+    class Cacheless(nn.Module):
+        config = make("gpt2").language_model.config
+
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(VOCAB, 4)
+
+        def get_input_embeddings(self):
+            return self.embedding
+
+        def forward(self, input_ids):
+            raise AssertionError
+
+    with pytest.raises(TypeError, match=r"`model` must keep a cache .* got Cacheless"):
+        Sampler()(Cacheless(), QUERIES)
+
+
+def test_an_encoder_decoder_needs_a_start_token():
+    model = make("t5")
+    model.language_model.config.decoder_start_token_id = None
+    with pytest.raises(ValueError, match="`model.config.decoder_start_token_id` must be set"):
+        Sampler()(model, QUERIES)
+
+
+def test_positions_of_each_side_of_an_encoder_decoder():
+    model = make("bart")
+    Sampler(max_new_tokens=2, max_rows=1)(model, ragged([64], vocabulary=VOCAB))
+    with pytest.raises(
+        ValueError, match=r"each fit the model's 64 positions, got 65 and 2 .*row 1"
+    ):
+        Sampler(max_new_tokens=2)(model, ragged([3, 65], vocabulary=VOCAB))
+
+
+def test_finished_rows_leave_in_quarters(monkeypatch):
+    """A row costs nothing after it has left; a batch is not copied for each row that ends."""
+    model = make("gpt2")
+    sizes = []
+    model.register_forward_pre_hook(
+        lambda _, __, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    limits = iter([1, 1, 2, 3, 4, 5, 5, 6])
+    Sampler(max_new_tokens=lambda: next(limits))(model, ragged([4] * 8, vocabulary=VOCAB))
+    # After the steps 2, 1, 1, 1, 2 rows have ended: 6 of 8 run, 5 of 6, 4 of 6, 3 of 4, 1 of 3.
+    assert sizes == [8, 6, 6, 4, 3, 1]
+    assert sampling._FINISHED_SHARE == 0.25

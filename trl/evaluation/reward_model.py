@@ -1,0 +1,113 @@
+"""Score responses with a reward model."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trl.batch import Rollout
+from trl.evaluation.scores import check_scores, failures_named, pairs_of, shorten
+from trl.evaluation.sequence_model import check_sizes, load, logits_of, token_limit, tokenize
+
+__all__ = ["RewardModelScorer"]
+
+
+class RewardModelScorer:
+    """The one number of an `AutoModelForSequenceClassification` with one output.
+
+    The reward model reads plain text with its own tokenizer, so it need not share a vocabulary
+    with the language model.
+
+        scorer = RewardModelScorer("path/to/reward-model")
+        scores = scorer(rollout)  # [B]
+        scores = scorer([("What is 2 + 2?", "4"), ("What is 2 + 2?", "5")])  # [2]
+
+    With a chat template the query becomes the user's message and the response the assistant's:
+    both must then be plain text, without the template of the language model. Else the model reads
+    query and response as one text.
+
+    Too long a text loses its beginning, since the response, and where most models read the score,
+    is at the end.
+
+    Args:
+        model: A folder or a hub name, loaded in float32, or a loaded model of any precision.
+        tokenizer: A folder, a hub name, or a loaded tokenizer, of which a copy is used. Default:
+            the one that lies beside the model; a loaded model needs it.
+        chat_template: Whether to use the chat template of the tokenizer. None: if it has one.
+        batch_size: Texts per forward pass; texts of similar length share one.
+        max_length: Cut texts to this many tokens. Default: what the model can take.
+        device: Where to compute. Default: a loaded model stays where it is; another goes to the
+            GPU if there is one.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | PreTrainedModel,
+        tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
+        *,
+        chat_template: bool | None = None,
+        batch_size: int = 16,
+        max_length: int | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        check_sizes(batch_size=batch_size, max_length=max_length)
+        self.model, tokenizer = load(model, tokenizer, device)
+        if self.model.config.num_labels != 1:
+            raise ValueError(
+                "`model` must be a reward model, with one output, got "
+                f"{self.model.config.num_labels} labels: use ClassifierScorer(model, label=...)."
+            )
+        if chat_template and tokenizer.chat_template is None:
+            raise ValueError(
+                "`chat_template` must be None or False for a tokenizer without a chat template, "
+                f"got {chat_template!r}: set tokenizer.chat_template, or leave the setting out."
+            )
+        self.tokenizer = copy.deepcopy(tokenizer)  # the caller's keeps its own side
+        self.tokenizer.truncation_side = "left"
+        self.chat_template = (
+            tokenizer.chat_template is not None if chat_template is None else chat_template
+        )
+        self.batch_size = batch_size
+        self.max_length = token_limit(self.model, self.tokenizer, max_length)
+
+    def __call__(self, pairs: Sequence[tuple[str, str]] | Rollout) -> Tensor:
+        """Score pairs of query and response, or the rows of a rollout that has its texts.
+
+        Args:
+            pairs: Any number of them (B); the order and the batch size do not change the scores.
+
+        Returns:
+            [B] scores, float32, on the CPU.
+        """
+        if isinstance(pairs, Rollout):
+            name = type(self).__name__
+            with failures_named(name, pairs):
+                scores = self(pairs_of(pairs))
+            return check_scores(scores, pairs, name)
+        for row, pair in enumerate(pairs):
+            if isinstance(pair, str) or [type(text) for text in pair] != [str, str]:
+                raise TypeError(
+                    f"`pairs` must hold (query, response) pairs of strings, but pairs[{row}] is "
+                    f"{shorten(pair)}."
+                )
+        token_ids = tokenize(
+            self.tokenizer,
+            [self._rendered(query, response) for query, response in pairs],
+            max_length=self.max_length,
+            add_special_tokens=not self.chat_template,  # a template writes them itself
+        )
+        return logits_of(self.model, token_ids, self.batch_size)[:, 0]
+
+    def _rendered(self, query: str, response: str) -> str:
+        if not self.chat_template:
+            return query + response
+        messages = [
+            {"role": "user", "content": query},
+            {"role": "assistant", "content": response},
+        ]
+        return self.tokenizer.apply_chat_template(messages, tokenize=False)

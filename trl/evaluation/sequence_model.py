@@ -1,0 +1,198 @@
+"""Load and run models with a classification head, each with its own tokenizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+__all__ = ["check_sizes", "load", "logits_of", "token_limit", "tokenize"]
+
+Source = str | os.PathLike[str]
+
+# Tokenizers that know no limit say 10^30, more than they themselves take for a length.
+NO_LIMIT = 10**9
+
+
+def check_sizes(**sizes: int | None) -> None:
+    """Raise unless each of the named numbers is None or at least 1."""
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+def load(
+    model: Source | PreTrainedModel,
+    tokenizer: Source | PreTrainedTokenizerBase | None,
+    device: str | torch.device | None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load what is given by folder or hub name, and check that the two can make batches.
+
+    Args:
+        model: loaded in float32 if it is a name.
+        tokenizer: None: the one beside the model.
+        device: None: a loaded model stays where it is; another goes to the GPU if there is one.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        loaded_tokenizer = _load_tokenizer(tokenizer if tokenizer is not None else model)
+        loaded = _load_model(model)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    elif tokenizer is None:
+        raise ValueError(
+            "`tokenizer` must be given with a loaded model: pass the tokenizer that the model was "
+            "trained with, or its folder."
+        )
+    else:
+        loaded_tokenizer = _load_tokenizer(tokenizer)
+        loaded = model
+    loaded.to(device or loaded.device)
+    if loaded_tokenizer.pad_token_id is None or _pad_token_id(loaded) is None:
+        raise ValueError(
+            "The model must have a padding token to score texts of different lengths, but "
+            f"`tokenizer.pad_token_id` is {loaded_tokenizer.pad_token_id} and "
+            f"`model.config.pad_token_id` is {_pad_token_id(loaded)}. Set both (often to the EOS "
+            "token) and pass the two objects."
+        )
+    return loaded, loaded_tokenizer
+
+
+def token_limit(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> int | None:
+    """Return `max_length`, or by default what model and tokenizer can take; None: no limit."""
+    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    limit = min(positions, tokenizer.model_max_length)
+    if max_length is not None and max_length > limit:
+        raise ValueError(
+            f"`max_length` must be at most {limit}, what the model can take, got {max_length}."
+        )
+    limit = limit if max_length is None else max_length
+    return limit if limit < NO_LIMIT else None
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    *,
+    max_length: int | None,
+    add_special_tokens: bool = True,
+) -> list[list[int]]:
+    """Return the token ids of each text, cut to `max_length` on the tokenizer's side for it."""
+    if not texts:
+        return []
+    token_ids = tokenizer(
+        texts,
+        truncation=max_length is not None,
+        max_length=max_length,
+        add_special_tokens=add_special_tokens,
+    )["input_ids"]
+    for row, ids in enumerate(token_ids):
+        if not ids:
+            raise ValueError(
+                f"`texts` must have at least one token each, but texts[{row}] is {texts[row]!r}."
+            )
+    return token_ids
+
+
+def logits_of(model: PreTrainedModel, token_ids: Sequence[list[int]], batch_size: int) -> Tensor:
+    """Run the model, without dropout, on texts of like length together.
+
+    Args:
+        model: with a classification head.
+        token_ids: of B texts.
+        batch_size: texts per forward pass.
+    Returns:
+        [B, number of labels] float32, on the CPU; in the order of the texts.
+    """
+    # Made outside inference mode: the caller may use it in a graph.
+    logits = torch.empty(len(token_ids), model.config.num_labels)
+    longest_first = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
+    model.eval()
+    for start in range(0, len(token_ids), batch_size):
+        rows = longest_first[start : start + batch_size]
+        input_ids, attention_mask = _pad([token_ids[row] for row in rows], _pad_token_id(model))
+        with torch.inference_mode():
+            output = model(
+                input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device)
+            )
+            logits[rows] = output.logits.float().cpu()
+    return logits
+
+
+def _pad(token_ids: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Pad to [b, L] and a mask of 0 and 1, so that no score depends on the padding.
+
+    On the right, where it moves no position; and with the token of the model, not with that of the
+    tokenizer: causal models read the score at the last token that is not theirs for padding.
+    """
+    width = max(len(ids) for ids in token_ids)
+    padded = torch.full((len(token_ids), width), pad_token_id)
+    mask = torch.zeros_like(padded)
+    for row, ids in enumerate(token_ids):
+        padded[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = 1
+    return padded, mask
+
+
+def _pad_token_id(model: PreTrainedModel) -> int | None:
+    return model.config.get_text_config().pad_token_id
+
+
+def _load_model(source: Source) -> PreTrainedModel:
+    _check_folder(source, "config.json")
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            os.fspath(source), dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise _unloadable("model", source) from error
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{os.fspath(source)!r} is not a sequence classifier: it has no weights for "
+            f"{', '.join(sorted(info['missing_keys']))}, so its scores would be random. Pass a "
+            "model that was trained and saved as AutoModelForSequenceClassification."
+        )
+    return model
+
+
+def _load_tokenizer(source: Source | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    if not isinstance(source, (str, os.PathLike)):
+        return source
+    _check_folder(source, "tokenizer_config.json")
+    try:
+        return AutoTokenizer.from_pretrained(os.fspath(source))
+    except (OSError, ValueError) as error:
+        raise _unloadable("tokenizer", source) from error
+
+
+def _check_folder(source: Source, needed: str) -> None:
+    folder = Path(source)
+    if not folder.exists() and (folder.is_absolute() or os.fspath(source).startswith((".", "~"))):
+        raise FileNotFoundError(
+            f"The model's folder {os.fspath(source)!r} does not exist: pass a folder with "
+            "config.json, model.safetensors and the tokenizer's files, or a name of the hub."
+        )
+    if folder.is_dir() and not (folder / needed).is_file():
+        raise FileNotFoundError(
+            f"The folder {os.fspath(source)!r} holds no {needed}. Save a sequence classifier there "
+            "with model.save_pretrained(folder) and tokenizer.save_pretrained(folder)."
+        )
+
+
+def _unloadable(what: str, source: Source) -> OSError:
+    if Path(source).is_dir():
+        return OSError(f"The {what} in the folder {os.fspath(source)!r} could not be loaded.")
+    return OSError(
+        f"The {what} {os.fspath(source)!r} is neither a local folder nor could it be fetched from "
+        "the hub. Without network, pass the path of a folder that holds config.json, "
+        "model.safetensors and the tokenizer's files."
+    )

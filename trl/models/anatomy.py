@@ -1,0 +1,100 @@
+"""Where the parts of a language model are, whatever its family calls them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+def language_model(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model inside a value-head or PEFT wrapper; a plain one is itself.
+
+    The layers of an adapter (LoRA and its like) stand in this model, so it answers as adapted.
+    """
+    plain = getattr(model, "language_model", model)
+    return plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+
+
+def decoder(plain: PreTrainedModel) -> nn.Module:
+    """Return the part that turns tokens into the hidden states which the language head reads."""
+    return plain.get_decoder()
+
+
+def accepts(module: nn.Module, argument: str) -> bool:
+    """Return whether the forward pass of `module` has an argument of this name."""
+    return argument in inspect.signature(module.forward).parameters
+
+
+def last_hidden_state(output: Any) -> Tensor:
+    """Return the hidden states [B, T, d] of a decoder's output."""
+    return output[0] if isinstance(output, tuple) else output.last_hidden_state
+
+
+class Kept:
+    """What a hook has seen."""
+
+    hidden: Tensor
+    """[B, T, d] the decoder's last hidden states."""
+
+
+@contextmanager
+def keep_hidden_states(plain: PreTrainedModel) -> Iterator[Kept]:
+    """Keep the last hidden states of the forward passes made inside."""
+    kept = Kept()
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        kept.hidden = last_hidden_state(output)
+
+    handle = decoder(plain).register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let `forward` answer for the module; its attributes, which models look at, stay."""
+    own = module.__dict__.get("forward")  # accelerate puts one there for models on many devices
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+@contextmanager
+def without_dropout(*models: nn.Module) -> Iterator[None]:
+    """Run in evaluation mode; every module gets its own mode back.
+
+    transformers checkpoints activations in training mode only, so not inside of this.
+    """
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@torch.no_grad()
+def try_out(plain: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Return logits [2, 4, V] and last hidden states [2, 4, d] of a few tokens, for comparison."""
+    vocabulary = plain.get_input_embeddings().num_embeddings
+    tokens = torch.arange(8, device=plain.device).view(2, 4) * 7 % vocabulary
+    inputs: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
+    if plain.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = tokens.flip(0)
+    with without_dropout(plain), keep_hidden_states(plain) as kept:
+        return plain(**inputs).logits, kept.hidden

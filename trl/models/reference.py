@@ -1,0 +1,96 @@
+"""What the KL penalty is measured against, and where its log-probs come from.
+
+copy            a frozen copy of the policy
+adapters-off    the policy with its adapter (LoRA, …) switched off: one base in memory
+shared-trunk    the policy's frozen lower layers, with an own copy of those that are trained
+none            no reference: only with a KL coefficient of 0
+a model         one of the user's
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, get_args
+
+from torch import nn
+
+from trl.config import closest
+from trl.models.anatomy import language_model
+from trl.models.response import ResponseModel
+from trl.models.trunk import SharedTrunk
+
+ReferenceKind = Literal["copy", "adapters-off", "shared-trunk", "none"]
+
+
+class Reference:
+    """Answers by `module`, inside of `switched()`.
+
+    Attributes:
+        kind: One of `ReferenceKind`, or "model".
+        model: The model of its own, None if it is the policy's.
+        module: What to run: a `ResponseModel` around that model, or the policy's.
+    """
+
+    def __init__(
+        self, kind: str, policy: nn.Module, module: ResponseModel, model: nn.Module | None
+    ) -> None:
+        self.kind, self.policy = kind, policy
+        self.module: nn.Module = module
+        self.model = model
+
+    def switched(self) -> AbstractContextManager[None]:
+        """Return a context in which `module` answers as the reference."""
+        if self.kind == "adapters-off":
+            return self.policy.pretrained_model.disable_adapter()
+        if self.kind == "shared-trunk":
+            return self.module.trunk.reference()
+        return nullcontext()
+
+
+def make_reference(
+    policy: nn.Module, own: ResponseModel, given: nn.Module | ReferenceKind | None
+) -> Reference | None:
+    """Return the reference that was asked for, or the one that suits the policy.
+
+    Args:
+        policy: The policy, its weights as the reference is to know them.
+        own: The policy's `ResponseModel`; gets its `trunk` here if it has one.
+        given: A model, a kind, or None: adapters-off for a policy with an adapter, shared-trunk
+            for one with `unfrozen_layers`, else a copy.
+
+    Returns:
+        None for the kind "none".
+
+    Raises:
+        ValueError: if the kind is unknown or does not fit the policy.
+    """
+    adapter = hasattr(getattr(policy, "pretrained_model", None), "disable_adapter")
+    unfrozen_layers = getattr(policy, "unfrozen_layers", None)
+    if unfrozen_layers is not None:
+        own.trunk = SharedTrunk(language_model(policy), unfrozen_layers)
+    if given is None:
+        given = "adapters-off" if adapter else "copy" if unfrozen_layers is None else "shared-trunk"
+    if isinstance(given, nn.Module):
+        return Reference("model", policy, ResponseModel(given, own.temperature), given)
+    if given not in get_args(ReferenceKind):
+        raise ValueError(
+            f"`ref_model` must be a model or one of {list(get_args(ReferenceKind))}, got {given!r}."
+            + closest(str(given), get_args(ReferenceKind))
+        )
+    if given == "none":
+        return None
+    if given == "adapters-off" and not adapter:
+        raise ValueError(
+            "`ref_model` 'adapters-off' must go with a policy that has an adapter, got a plain "
+            "model: load it with peft_config=..., or leave `ref_model` out."
+        )
+    if given == "shared-trunk" and unfrozen_layers is None:
+        raise ValueError(
+            "`ref_model` 'shared-trunk' must go with a policy whose lower layers are frozen, got "
+            "one without: load it with unfrozen_layers=..., or leave `ref_model` out."
+        )
+    if given == "copy":
+        model = copy.deepcopy(policy).requires_grad_(False)
+        return Reference("copy", policy, ResponseModel(model, own.temperature), model)
+    return Reference(given, policy, own, None)

@@ -1,0 +1,169 @@
+"""A policy whose lower layers are frozen, and shared with its reference.
+
+With `unfrozen_layers=k` only the top k decoder layers (and the value head) are trained. What goes
+into them is then the same for policy, reference and all epochs: it is computed once for each
+rollout, and kept in it. A pass that goes on from there runs the model's own code, with the frozen
+layers handing on what they are given and the first trained layer reading what was kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trl.models.anatomy import decoder, instead, try_out
+
+
+def decoder_layers(plain: PreTrainedModel) -> nn.ModuleList:
+    """Return the stack of the decoder's layers.
+
+    Raises:
+        ValueError: if it cannot be told.
+    """
+    count = plain.config.num_hidden_layers
+    for module in decoder(plain).children():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ValueError(
+        f"`unfrozen_layers` must be None for {type(plain).__name__}: its decoder has no list of "
+        f"{count} layers."
+    )
+
+
+def freeze_lower_layers(plain: PreTrainedModel, unfrozen_layers: int) -> None:
+    """Leave the gradient on for the top `unfrozen_layers` decoder layers only.
+
+    Raises:
+        ValueError: if the model does not have so many layers, or its family cannot be split.
+    """
+    if plain.config.is_encoder_decoder:
+        raise ValueError(
+            f"`unfrozen_layers` must be None for an encoder-decoder model, got {unfrozen_layers} "
+            f"for {type(plain).__name__}: train all of it, or a LoRA adapter."
+        )
+    layers = decoder_layers(plain)
+    if isinstance(unfrozen_layers, bool) or not 1 <= unfrozen_layers < len(layers):
+        raise ValueError(
+            f"`unfrozen_layers` must be from 1 to {len(layers) - 1} for this model of "
+            f"{len(layers)} layers, got {unfrozen_layers}: None trains all."
+        )
+    plain.requires_grad_(False)
+    layers[-unfrozen_layers:].requires_grad_(True)
+
+
+class SharedTrunk:
+    """The frozen layers of a policy, and the reference's own copy of the others.
+
+    Args:
+        plain: The language model of the policy, its lower layers frozen. Nothing of it changes
+            but what `step` trains.
+        unfrozen_layers: k, the number of top layers that are trained.
+
+    Raises:
+        ValueError: if the family does not give the same logits when split so.
+    """
+
+    def __init__(self, plain: PreTrainedModel, unfrozen_layers: int) -> None:
+        layers = decoder_layers(plain)
+        self.frozen, self.trained = layers[:-unfrozen_layers], layers[-unfrozen_layers:]
+        self.reference_layers = copy.deepcopy(self.trained).requires_grad_(False).eval()
+        self._hands_on = _hand_on
+        self._check(plain)
+
+    def _check(self, plain: PreTrainedModel) -> None:
+        """Find out what a layer returns, and that the split model gives the whole one's logits."""
+        returned: list[Any] = []
+        with _hook(self.frozen[0], lambda module, inputs, output: returned.append(output)):
+            logits, _ = try_out(plain)
+        if isinstance(returned[0], tuple):
+            self._hands_on = _hand_on_as_tuple
+        with self._keeping() as kept:
+            try_out(plain)
+        with self.from_kept(kept[0]):
+            resumed, _ = try_out(plain)
+        with self.reference():
+            reference, _ = try_out(plain)
+        same = (torch.allclose(x, logits, rtol=1e-5, atol=1e-5) for x in (resumed, reference))
+        if not all(same):
+            raise ValueError(
+                f"`unfrozen_layers` must be None for {type(plain).__name__}: its layers hand on "
+                "more than hidden states. Train all of it, or a LoRA adapter."
+            )
+
+    @torch.no_grad()
+    def states(self, plain: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
+        """Return what the frozen layers make of the decoder's inputs, [B, T, d]."""
+        with self._keeping() as kept:
+            decoder(plain)(**inputs)
+        return kept[0]
+
+    @contextmanager
+    def from_kept(self, hidden: Tensor) -> Iterator[None]:
+        """Start the passes inside at the trained layers, from `hidden` [B, T, d]."""
+        with ExitStack() as stack:
+            for layer in self.frozen:
+                stack.enter_context(instead(layer, self._hands_on))
+            stack.enter_context(_first_input(self.trained[0], hidden))
+            yield
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Let the reference's layers answer in the passes inside."""
+        with ExitStack() as stack:
+            for layer, own in zip(self.trained, self.reference_layers, strict=True):
+                stack.enter_context(instead(layer, own.forward))
+            yield
+
+    @contextmanager
+    def _keeping(self) -> Iterator[list[Tensor]]:
+        """Keep what goes into the first trained layer; the trained layers hand it on."""
+        kept: list[Tensor] = []
+
+        def keep(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            kept.append(hidden)
+            return self._hands_on(hidden)
+
+        with ExitStack() as stack:
+            stack.enter_context(instead(self.trained[0], keep))
+            for layer in self.trained[1:]:
+                stack.enter_context(instead(layer, self._hands_on))
+            yield kept
+
+
+def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+def _hand_on_as_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+    return (hidden_states,)
+
+
+@contextmanager
+def _first_input(layer: nn.Module, hidden: Tensor) -> Iterator[None]:
+    """Give the layer `hidden` as its first argument."""
+
+    def exchange(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    handle = layer.register_forward_pre_hook(exchange, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _hook(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,437 @@
+"""A value head on any causal or encoder-decoder language model of transformers.
+
+model = CausalLMWithValueHead.from_pretrained("Qwen/Qwen3-0.6B-Base")
+model = CausalLMWithValueHead.from_pretrained("gpt2", unfrozen_layers=2)
+model = CausalLMWithValueHead.from_pretrained("gpt2", peft_config=LoraConfig(r=8))
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import ModelOutput
+from transformers.utils import logging as transformers_logging
+
+from trl.models.anatomy import keep_hidden_states, language_model
+from trl.models.checkpoint import (
+    PICKLE_ADVICE,
+    check_folder,
+    find_file,
+    hub_arguments,
+    load_value_head,
+    save_value_head,
+    split_value_head,
+)
+from trl.models.head import precise_head
+from trl.models.trunk import freeze_lower_layers
+from trl.models.value_head import ValueHead
+
+__all__ = ["CausalLMWithValueHead", "OutputWithValue", "Seq2SeqLMWithValueHead", "load_policy"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass
+class OutputWithValue(ModelOutput):
+    """Output of a model with a value head: a tuple whose entries also have names.
+
+    As in the 2020 trl the value comes last: `logits, past, value = model(input_ids)`. What else
+    the model returns stands between, by the names of its family.
+    """
+
+    loss: Tensor | None = None
+    """Language modelling loss; only with `labels`, else left out of the tuple."""
+    logits: Tensor | None = None
+    """[B, T, V]."""
+    past_key_values: Any = None
+    """The KV cache (left out of the tuple with use_cache=False)."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """Only if asked for with output_hidden_states=True."""
+    attentions: tuple[Tensor, ...] | None = None
+    """Only if asked for with output_attentions=True."""
+    value: Tensor | None = None
+    """[B, T], in float32."""
+
+    def __iter__(self) -> Iterator[Any]:  # a plain ModelOutput would unpack to its names
+        return iter(self.to_tuple())
+
+    @classmethod
+    def of(cls, output: ModelOutput, value: Tensor) -> OutputWithValue:
+        """Add the values [B, T] to the output of a language model."""
+        known = {name: entry for name, entry in output.items() if name in cls.__dataclass_fields__}
+        result = cls(**known)
+        for name, entry in output.items():
+            if name not in known:
+                result[name] = entry
+        result["value"] = value
+        result.move_to_end("value")
+        return result
+
+
+class _LMWithValueHead(nn.Module):
+    """A language model, plain or with an adapter, and its value head `v_head`."""
+
+    auto: ClassVar[Any]
+
+    def __init__(self, pretrained_model: nn.Module, *, unfrozen_layers: int | None = None) -> None:
+        super().__init__()
+        plain = language_model(pretrained_model)
+        _check_kind(plain, type(self))
+        self.pretrained_model = pretrained_model
+        head = plain.get_output_embeddings()
+        self.v_head = ValueHead(plain.config, hidden_size=head.weight.shape[1]).to(
+            head.weight.device
+        )
+        self.train(plain.training)
+        self.unfrozen_layers = unfrozen_layers
+        if unfrozen_layers is not None:
+            if hasattr(pretrained_model, "get_base_model"):
+                raise ValueError(
+                    f"`unfrozen_layers` must be None beside an adapter, got {unfrozen_layers}: "
+                    "an adapter already decides what is trained."
+                )
+            freeze_lower_layers(plain, unfrozen_layers)
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The transformers model that does the work, adapter layers included."""
+        return language_model(self.pretrained_model)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The language model's configuration."""
+        return self.language_model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model's first weights are."""
+        return self.language_model.device
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the language model's embedding of tokens."""
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the language head."""
+        return self.language_model.get_output_embeddings()
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Return the number of weights, those of the value head included."""
+        chosen = (p for p in self.parameters() if p.requires_grad or not only_trainable)
+        return sum(weight.numel() for weight in chosen)
+
+    def forward(self, *args: Any, **kwargs: Any) -> OutputWithValue:
+        """Return the language model's own output and the values [B, T] of its (decoder's) tokens.
+
+        Takes what the language model takes.
+        """
+        kwargs.pop("return_dict", None)
+        plain = self.language_model
+        with keep_hidden_states(plain) as kept, precise_head(plain):
+            output = self.pretrained_model(*args, return_dict=True, **kwargs)
+        return OutputWithValue.of(output, self.v_head(kept.hidden))
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate with the language model's own method."""
+        return self.pretrained_model.generate(*args, **kwargs)
+
+    def detach_value_head(self) -> None:
+        """Stop the value loss from reaching the language model."""
+        self.v_head.detach_head = True
+
+    # -- load and save ---------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model: str | os.PathLike[str] | nn.Module,
+        *,
+        peft_config: Any = None,
+        is_trainable: bool = True,
+        unfrozen_layers: int | None = None,
+        allow_pickle: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a model by hub name or from a folder, with its value head if there is one.
+
+        A folder with an adapter (PEFT) is loaded on top of its base model. The folders of the 2020
+        trl and of its releases 0.2 to 0.11 load too. Weights are float32 unless `dtype` or
+        `quantization_config` says otherwise: what is trained needs float32 weights.
+
+        Args:
+            pretrained_model: Hub name, folder, or a loaded model.
+            peft_config: Add a new adapter (`peft.LoraConfig` and others); only that, and the
+                value head, is then trained.
+            is_trainable: Whether a saved adapter goes on being trained.
+            unfrozen_layers: Train the top k layers only; the reference shares the others.
+            allow_pickle: Also load weights from pickles (pytorch_model.bin).
+            **kwargs: What transformers' `from_pretrained` takes: dtype, device_map,
+                attn_implementation, quantization_config, revision, ….
+
+        Raises:
+            FileNotFoundError: if the folder, or the weights in it, are missing.
+            OSError: if it is a hub name and the hub cannot be reached.
+            ValueError: if it is a model of another kind, or a pickle.
+            ImportError: if an adapter is asked for without the package peft.
+        """
+        head = None
+        if isinstance(pretrained_model, nn.Module):
+            if kwargs:
+                raise TypeError(
+                    f"{sorted(kwargs)} must be left out with a loaded model: they say how to load."
+                )
+            inner = pretrained_model
+        else:
+            name = os.fspath(pretrained_model)
+            inner, head = _load(
+                cls.auto, name, is_trainable=is_trainable, allow_pickle=allow_pickle, **kwargs
+            )
+        if peft_config is not None:
+            if hasattr(inner, "get_base_model"):
+                raise ValueError(
+                    "`peft_config` must be None for a model that already has an adapter: merge "
+                    "it first with merge_and_unload(), or go on training it."
+                )
+            inner = import_peft().get_peft_model(inner, peft_config)
+        if getattr(getattr(inner, "active_peft_config", None), "is_prompt_learning", False):
+            raise ValueError(
+                f"the adapter must change the model's layers, got {inner.peft_type.value}, which "
+                "puts virtual tokens before the text: use LoRA, DoRA, IA3 or another of its kind."
+            )
+        model = cls(inner, unfrozen_layers=unfrozen_layers)
+        if head is not None:
+            model.v_head.load_state_dict(head)
+        return model.eval()
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save a folder that plain transformers (or PEFT) loads, with the value head beside it.
+
+        Takes whatever the language model's `save_pretrained` takes (max_shard_size, …), but for
+        `push_to_hub`: call `push_to_hub` afterwards.
+        """
+        refuse_push_to_hub(kwargs)
+        head = self.v_head.state_dict()
+        if kwargs.get("state_dict") is not None:
+            weights, given = split_value_head(kwargs.pop("state_dict"))
+            head = given or head
+            prefix = "pretrained_model."
+            kwargs["state_dict"] = {key.removeprefix(prefix): w for key, w in weights.items()}
+        self.pretrained_model.save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            save_value_head(head, save_directory)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Upload what `save_pretrained` saves to a repository of the hub, made if it is missing.
+
+        Args:
+            repo_id: "name/model".
+            private: Whether a new repository is private.
+            token: Token of the hub; None: that of `hf auth login`.
+            **kwargs: What `huggingface_hub.upload_folder` takes: commit_message, revision, ….
+        """
+        from huggingface_hub import HfApi
+
+        hub = HfApi(token=token)
+        hub.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return hub.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs)
+
+
+class CausalLMWithValueHead(_LMWithValueHead):
+    """A value head on a causal language model (`AutoModelForCausalLM`).
+
+    The value head `v_head` reads the last hidden state and starts with zero output.
+
+    Args:
+        pretrained_model: A loaded model of transformers, or a `PeftModel` around one.
+        unfrozen_layers: Train the top k layers only; the reference shares the others.
+            None: train what requires a gradient.
+    """
+
+    auto = AutoModelForCausalLM
+
+
+class Seq2SeqLMWithValueHead(_LMWithValueHead):
+    """A value head on an encoder-decoder language model (`AutoModelForSeq2SeqLM`).
+
+    The value head `v_head` reads the decoder's last hidden state and starts with zero output.
+
+    Args:
+        pretrained_model: A loaded model of transformers, or a `PeftModel` around one.
+        unfrozen_layers: Must be None: encoder and decoder are not split.
+    """
+
+    auto = AutoModelForSeq2SeqLM
+
+
+def load_policy(
+    model: str | os.PathLike[str] | nn.Module,
+    *,
+    peft_config: Any = None,
+    unfrozen_layers: int | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Return a policy for a hub name, a folder, or a loaded model, of whichever kind it is.
+
+    A model that has a value head already is returned as it is.
+    """
+    if isinstance(model, nn.Module) and hasattr(model, "v_head"):
+        if peft_config is not None or unfrozen_layers is not None:
+            raise ValueError(
+                "`peft_config` and `unfrozen_layers` must be None for a model that has its value "
+                "head already: pass them to its from_pretrained."
+            )
+        return model
+    if isinstance(model, nn.Module):
+        encoder_decoder = language_model(model).config.is_encoder_decoder
+    else:
+        encoder_decoder = _is_encoder_decoder(os.fspath(model), hub_arguments(kwargs))
+    kind = Seq2SeqLMWithValueHead if encoder_decoder else CausalLMWithValueHead
+    return kind.from_pretrained(
+        model, peft_config=peft_config, unfrozen_layers=unfrozen_layers, **kwargs
+    )
+
+
+def _is_encoder_decoder(name: str, where: dict[str, Any]) -> bool:
+    """Return whether the model of a hub name or folder, or the base of its adapter, is one."""
+    if find_file(name, ADAPTER_CONFIG, **where) is not None:
+        name = import_peft().PeftConfig.from_pretrained(name, **where).base_model_name_or_path
+    elif Path(name).is_dir():
+        check_folder(name, allow_pickle=True, **where)
+    try:
+        return bool(AutoConfig.from_pretrained(name, **where).is_encoder_decoder)
+    except OSError as error:
+        raise no_such_model(name, error) from error
+
+
+def import_peft() -> Any:
+    """Return the package peft, or say how to get it."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("an adapter needs the package peft: pip install 'trl[peft]'.") from error
+    return peft
+
+
+def no_such_model(name: str, error: OSError) -> OSError:
+    """Return the error for a hub name that cannot be loaded."""
+    return OSError(
+        f"could not load `{name}` from the Hugging Face Hub ({error}): check the name and the "
+        "network, or pass the path of a local folder with config.json and model.safetensors, "
+        f"e.g. from_pretrained('./{Path(name).name}'). If it has pytorch_model.bin only: "
+        f"{PICKLE_ADVICE}"
+    )
+
+
+def refuse_push_to_hub(kwargs: dict[str, Any]) -> None:
+    """Raise if a folder is to be uploaded before its value head is in it."""
+    if kwargs.pop("push_to_hub", False):
+        raise ValueError(
+            "`push_to_hub` must be False here: save first, then call model.push_to_hub(...)."
+        )
+
+
+def _load(
+    auto: Any, name: str, *, is_trainable: bool, allow_pickle: bool, **kwargs: Any
+) -> tuple[nn.Module, dict[str, Tensor] | None]:
+    """Load a language model, its adapter if it has one, and the state dict of its value head."""
+    where = hub_arguments(kwargs)
+    if find_file(name, ADAPTER_CONFIG, **where) is not None:
+        return _load_adapter(auto, name, is_trainable, allow_pickle, where, kwargs)
+    check_folder(name, allow_pickle=allow_pickle, **where)
+    if "quantization_config" not in kwargs and "torch_dtype" not in kwargs:
+        kwargs.setdefault("dtype", torch.float32)
+    if not allow_pickle:
+        kwargs["use_safetensors"] = True
+    try:
+        with _quiet_transformers():  # or it would warn of the value head in old folders
+            model, info = auto.from_pretrained(name, output_loading_info=True, **kwargs)
+    except OSError as error:
+        if Path(name).is_dir():
+            raise
+        raise no_such_model(name, error) from error
+    missing = sorted(set(info["missing_keys"]))
+    unexpected = [key for key in info["unexpected_keys"] if not key.startswith("v_head.")]
+    if missing:
+        raise ValueError(
+            f"`{name}` must hold the weights of a {type(model).__name__}, but lacks {missing[:3]}"
+            f"{' and so on' if missing[3:] else ''}: it is a model of another kind."
+        )
+    among_weights = len(unexpected) < len(info["unexpected_keys"])
+    head = load_value_head(name, among_weights=among_weights, allow_pickle=allow_pickle, **where)
+    return model, head
+
+
+def _load_adapter(
+    auto: Any,
+    name: str,
+    is_trainable: bool,
+    allow_pickle: bool,
+    where: dict[str, Any],
+    kwargs: dict[str, Any],
+) -> tuple[nn.Module, dict[str, Tensor] | None]:
+    """Load the base model that an adapter names, the adapter on top of it, and the value head."""
+    peft = import_peft()
+    base_name = peft.PeftConfig.from_pretrained(name, **where).base_model_name_or_path
+    if not base_name:
+        raise ValueError(
+            f"`{name}` must name its base model in {ADAPTER_CONFIG}, got {base_name!r}: load the "
+            "base model, put the adapter on it with PeftModel.from_pretrained, and pass that."
+        )
+    of_the_base = {k: v for k, v in kwargs.items() if k not in ("revision", "subfolder")}
+    base, _ = _load(
+        auto, base_name, is_trainable=is_trainable, allow_pickle=allow_pickle, **of_the_base
+    )
+    model = peft.PeftModel.from_pretrained(base, name, is_trainable=is_trainable, **where)
+    head = load_value_head(name, among_weights=True, allow_pickle=allow_pickle, **where)
+    if head is None and not allow_pickle and find_file(name, "pytorch_model.bin", **where):
+        raise ValueError(
+            f"`{name}` holds its value head in pytorch_model.bin, a pickle. {PICKLE_ADVICE}"
+        )
+    return model, head
+
+
+def _check_kind(plain: nn.Module, cls: type) -> None:
+    """Raise unless the model is of the kind that the class is for."""
+    if not isinstance(plain, PreTrainedModel) or plain.get_output_embeddings() is None:
+        raise TypeError(
+            f"`pretrained_model` must be a language model of transformers, got "
+            f"{type(plain).__name__}: pass a hub name, a folder, or a loaded model with a "
+            "language head."
+        )
+    wanted = cls is Seq2SeqLMWithValueHead
+    if bool(plain.config.is_encoder_decoder) != wanted:
+        other = CausalLMWithValueHead if wanted else Seq2SeqLMWithValueHead
+        raise TypeError(
+            f"`pretrained_model` must be {'an encoder-decoder' if wanted else 'a causal'} model, "
+            f"got {type(plain).__name__}: use {other.__name__}."
+        )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep the warnings of transformers away."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)

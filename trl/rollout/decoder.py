@@ -1,0 +1,147 @@
+"""`Decoder`: a language model that continues a batch of queries, one token a step, with its cache.
+
+It hides what differs between the families of transformers: the names of their arguments, left
+padding and positions, recurrent states, an encoder in front.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from trl.batch import pad_rows
+from trl.core import position_ids_from_mask
+
+CACHES = ("past_key_values", "cache_params")
+"""What the cache is called, in the arguments and in the output of a model."""
+
+
+class Decoder:
+    """The queries are computed when it is made; `advance` then takes a token for each row.
+
+    Args:
+        model: A model of transformers with a language head, or a wrapper around one (see
+            `language_model`) that takes the same arguments. If its output has a `value` [B, T],
+            that is recorded too.
+        queries: [B, Q] token ids, left-padded.
+        query_mask: [B, Q] bool, True on real tokens.
+        room: Most tokens that will be written.
+
+    Attributes:
+        logits: [B, V] of the next token.
+        values: [B] float32, the value before the next token; None without a value head.
+        can_select: Whether rows can be chosen and repeated.
+
+    Raises:
+        TypeError: if the model has no cache.
+        ValueError: if an encoder-decoder does not say how its responses start.
+    """
+
+    def __init__(self, model: nn.Module, queries: Tensor, query_mask: Tensor, room: int) -> None:
+        plain = language_model(model)
+        self._model = model
+        self._names = _argument_names(plain)
+        self._cache_name = next((name for name in CACHES if name in self._names), None)
+        if self._cache_name is None:
+            raise TypeError(
+                f"`model` must keep a cache while it writes, got {type(plain).__name__}, whose "
+                f"forward takes none of {', '.join(CACHES)}: sample with another engine and make "
+                "the Rollout with Rollout.from_lists."
+            )
+        self._cache: Any = None
+        self._encoded: Tensor | None = None  # [B, Q, d]
+        if is_encoder_decoder(model):
+            tokens = self._encode(plain, queries, query_mask)
+        else:
+            written = torch.ones(len(queries), room, dtype=torch.long, device=queries.device)
+            self._mask = torch.cat((query_mask.long(), written), dim=1)  # room: never copied again
+            self._positions = position_ids_from_mask(query_mask)  # [B, Q], then [B, 1]
+            tokens = queries.masked_fill(~query_mask, 0)
+        self._length = 0
+        self._run(tokens)
+
+    def _encode(self, plain: nn.Module, queries: Tensor, query_mask: Tensor) -> Tensor:
+        """Run the encoder; return the tokens [B, 1] that start the responses."""
+        start = getattr(plain.config, "decoder_start_token_id", None)
+        if start is None:
+            raise ValueError(
+                "`model.config.decoder_start_token_id` must be set, got None: an encoder-decoder "
+                "starts every response with it."
+            )
+        # Padding on the right: BART has learned positions that count columns, padding included.
+        rows = [row[mask] for row, mask in zip(queries, query_mask, strict=True)]
+        tokens, mask = pad_rows(rows, left=False)
+        self._mask = mask.long()
+        encoder = plain.get_encoder()
+        self._encoded = encoder(input_ids=tokens, attention_mask=self._mask).last_hidden_state
+        return tokens.new_full((len(tokens), 1), start)
+
+    @property
+    def can_select(self) -> bool:
+        """Whether rows can be chosen and repeated."""
+        return callable(getattr(self._cache, "reorder_cache", None))
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the given rows [b] only, each as often as it is named."""
+        self._cache.reorder_cache(rows)  # of every layer, index_select along the batch
+        self._mask = self._mask[rows]
+        self.logits = self.logits[rows]
+        if self.values is not None:
+            self.values = self.values[rows]
+        if self._encoded is not None:
+            self._encoded = self._encoded[rows]
+        else:
+            self._positions = self._positions[rows]
+
+    def advance(self, tokens: Tensor) -> None:
+        """Read the token [B] that each row has written."""
+        self._run(tokens[:, None])
+
+    def _run(self, tokens: Tensor) -> None:
+        inputs: dict[str, Any] = {"use_cache": True, self._cache_name: self._cache}
+        if self._encoded is not None:
+            inputs["decoder_input_ids"] = tokens
+            inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=self._encoded)
+            inputs["attention_mask"] = self._mask
+        else:
+            self._length += tokens.shape[1]
+            inputs["input_ids"] = tokens
+            # A recurrent state has already seen the padding; it takes the mask of new tokens.
+            if self._cache is None or self._cache_name == "past_key_values":
+                inputs["attention_mask"] = self._mask[:, : self._length]
+            if "position_ids" in self._names:
+                inputs["position_ids"] = self._positions
+            self._positions = self._positions[:, -1:] + 1
+        if "logits_to_keep" in self._names:
+            inputs["logits_to_keep"] = 1
+        output = self._model(**inputs)
+        self._cache = getattr(output, self._cache_name)
+        self.logits = output.logits[:, -1]
+        value = getattr(output, "value", None)
+        self.values = None if value is None else value[:, -1].float()
+
+
+def language_model(model: nn.Module) -> Any:
+    """Return the model of transformers inside a wrapper: `.language_model`, without adapters."""
+    plain = getattr(model, "language_model", model)
+    unwrap = getattr(plain, "get_base_model", None)  # of peft, whose forward names few arguments
+    return plain if unwrap is None else unwrap()
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Return whether the queries go through an encoder of their own."""
+    return bool(getattr(language_model(model).config, "is_encoder_decoder", False))
+
+
+def _argument_names(model: nn.Module) -> set[str]:
+    """Return the arguments that forward takes; a subclass may hand some on as **kwargs."""
+    return {
+        name
+        for base in type(model).__mro__
+        if "forward" in vars(base)
+        for name in inspect.signature(vars(base)["forward"]).parameters
+    }

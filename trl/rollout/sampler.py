@@ -1,0 +1,292 @@
+"""`Sampler`: texts, chats or token ids in, a `Rollout` out.
+
+sampler = Sampler(tokenizer, max_new_tokens=24)
+rollout = sampler(policy, ["This film was", "I saw"])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from trl.batch import Rollout, pad_rows
+from trl.core import LengthSampler
+from trl.rollout.decoder import is_encoder_decoder, language_model
+from trl.rollout.queries import Queries, decode_response, encode_queries
+from trl.rollout.sampling import (
+    Distribution,
+    Record,
+    check_positions,
+    check_queries,
+    random_dtype,
+    write,
+)
+from trl.rollout.stop import StopRule
+
+Progress = Callable[[int, int], None]
+"""Called with (tokens done, tokens in all); a row that ends early has done all of its tokens."""
+
+
+class Sampler:
+    """Samples responses and records the log-prob and the value of each token on the way.
+
+    Every row has random numbers of its own: its response does not depend on the rows beside it,
+    on padding, on `max_rows` or on the device (up to rounding). Dropout is off while sampling.
+
+    The tokens come from the model's own distribution at `temperature`. `top_k`, `top_p` and
+    `min_new_tokens` cut it; the recorded log-probs remain those of the whole distribution, which
+    training scores. See `cuts`.
+
+    Args:
+        tokenizer: Turns texts and chats into tokens, and responses into texts. None: queries are
+            token ids, the rollout has no texts.
+        max_new_tokens: Most tokens of a response; or (shortest, longest) or a `LengthSampler`: the
+            limit of each row is drawn at random, from the row's random numbers; or a function
+            without arguments, called for each row.
+        temperature: Divides the logits. Give the same number to `PPOConfig`.
+        top_k: Sample among the k likeliest tokens; 0: all.
+        top_p: Sample among the likeliest tokens that together have this probability; 1: all.
+        min_new_tokens: So many tokens come before any that ends a response.
+        eos_token_id: The token or tokens that end a response (the response includes it).
+            "tokenizer": the tokenizer's EOS, if there is one; None: none.
+        stop_strings: Texts that end a response (it includes the token that completes one).
+        group_size: Responses to each query; the query is computed once.
+        seed: Start of all random numbers. In a distributed run give each process its own.
+        max_rows: Most rows sampled at once; None: all.
+        add_bos: Begin texts with the BOS token where the tokenizer does not do so itself (GPT-2's
+            does not). Chats are left as their template has them.
+
+    Attributes:
+        calls: How often the sampler was called without `seeds`; set it to resume a run.
+
+    Raises:
+        ValueError: if a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        max_new_tokens: int | tuple[int, int] | LengthSampler | Callable[[], int] = 20,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_new_tokens: int = 0,
+        eos_token_id: int | Sequence[int] | Literal["tokenizer"] | None = "tokenizer",
+        stop_strings: Sequence[str] = (),
+        group_size: int = 1,
+        seed: int = 0,
+        max_rows: int | None = None,
+        add_bos: bool = False,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self._lengths = _check_lengths(max_new_tokens, min_new_tokens)
+        self.distribution = Distribution(temperature, top_k, top_p, min_new_tokens)
+        if eos_token_id == "tokenizer":
+            eos_token_id = None if tokenizer is None else tokenizer.eos_token_id
+        elif isinstance(eos_token_id, str):
+            raise ValueError(
+                f"`eos_token_id` must be token ids, 'tokenizer' or None, got {eos_token_id!r}: "
+                "give texts as stop_strings."
+            )
+        if eos_token_id is None:
+            eos_token_id = []
+        ids = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+        self.stop = StopRule(ids, stop_strings, tokenizer)
+        for name, number in (("group_size", group_size), ("max_rows", max_rows)):
+            if number is not None and number < 1:
+                raise ValueError(f"`{name}` must be > 0, got {number}.")
+        if seed < 0:
+            raise ValueError(f"`seed` must be >= 0, got {seed}.")
+        self.group_size = group_size
+        self.seed = seed
+        self.max_rows = max_rows
+        self.add_bos = add_bos
+        self.calls = 0
+        if self.cuts:
+            warnings.warn(
+                f"{', '.join(self.cuts)}: tokens are then drawn from a cut distribution, while "
+                "training scores the model's whole one. The KL that it measures is not that of "
+                "what was sampled and can be driven negative, and the ratios of PPO start from "
+                "the wrong policy. Leave these settings out to train; for evaluation they are "
+                "harmless.",
+                stacklevel=2,
+            )
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """The settings that make the sampled distribution differ from the one training scores."""
+        return self.distribution.cuts()
+
+    def __call__(
+        self,
+        policy: nn.Module,
+        queries: Queries,
+        *,
+        seeds: Sequence[int] | None = None,
+        progress: Progress | None = None,
+    ) -> Rollout:
+        """Sample `group_size` responses to each query.
+
+        Args:
+            policy: A language model of transformers, causal or encoder-decoder, or a wrapper with
+                it as `.language_model`. If its output has `.value` [B, T], values are recorded.
+            queries: Texts, chats (lists of messages), or token ids: B tensors of any length or
+                one tensor [B, Q].
+            seeds: One number for each row of the rollout (B · group_size) that fixes its response.
+                None: they follow from `seed` and `calls`.
+            progress: Called after every step.
+
+        Returns:
+            A rollout on the policy's device; the rows of a group stand side by side.
+
+        Raises:
+            TypeError: if the queries are of another kind.
+            ValueError: if a query is empty or too long for the model, or `seeds` do not fit.
+            FloatingPointError: if the model gives NaN.
+        """
+        tokens, texts = encode_queries(
+            queries,
+            self.tokenizer,
+            add_bos=self.add_bos,
+            keep_eos=is_encoder_decoder(policy),
+        )
+        device = language_model(policy).get_input_embeddings().weight.device
+        padded, mask = pad_rows([row.to(device) for row in tokens], left=True)
+        check_queries(policy, padded)
+        streams = self._streams(len(tokens) * self.group_size, seeds)
+        limits = [self._draw_limit(stream) for stream in streams]
+        # The limit that any row might have had: whether a query fits must not be a matter of luck.
+        longest = self._lengths[1] if isinstance(self._lengths, tuple) else max(limits)
+        lengths = [len(row) for row in tokens]
+        check_positions(policy, lengths, longest)
+
+        uniforms = torch.zeros(len(limits), max(limits), dtype=torch.float64)
+        for row, (stream, limit) in enumerate(zip(streams, limits, strict=True)):
+            uniforms[row, :limit] = torch.from_numpy(stream.random(limit))
+        uniforms = uniforms.to(device, random_dtype(device))
+        record = Record.empty(torch.tensor(limits, device=device))
+        total = later = sum(limits)
+        for rows in self._batches(lengths):
+            chosen, query_of_row = torch.unique_consecutive(
+                rows // self.group_size, return_inverse=True
+            )
+            columns = max(lengths[query] for query in chosen.tolist())
+            later -= sum(limits[row] for row in rows.tolist())
+            write(
+                policy,
+                padded[chosen.to(device), -columns:],
+                mask[chosen.to(device), -columns:],
+                record,
+                rows=rows.to(device),
+                query_of_row=query_of_row.to(device),
+                uniforms=lambda step: uniforms[:, step],
+                distribution=self.distribution,
+                stop=self.stop,
+                report=_report(progress, later, total),
+            )
+        if seeds is None:
+            self.calls += 1
+        return self._rollout(record, padded, mask, texts, is_encoder_decoder(policy))
+
+    def _rollout(
+        self,
+        record: Record,
+        queries: Tensor,
+        query_mask: Tensor,
+        texts: list[str] | None,
+        texts_apart: bool,
+    ) -> Rollout:
+        """Bring together what was recorded, a row for each response."""
+        query_of_row = torch.arange(len(record.lengths), device=queries.device) // self.group_size
+        more = {"group_ids": query_of_row} if self.group_size > 1 else {}
+        rollout = record.rollout(queries[query_of_row], query_mask[query_of_row], **more)
+        if self.tokenizer is None or texts is None:
+            return rollout
+        pairs = zip(rollout.query_lists(), rollout.response_lists(), strict=True)
+        return dataclasses.replace(
+            rollout,
+            query_texts=tuple(texts[query] for query in query_of_row.tolist()),
+            response_texts=tuple(
+                decode_response([] if texts_apart else query, response, self.tokenizer)
+                for query, response in pairs
+            ),
+        )
+
+    def _streams(self, rows: int, seeds: Sequence[int] | None) -> list[np.random.Generator]:
+        """Return a source of random numbers for each row."""
+        if seeds is None:
+            # A SeedSequence mixes the numbers: neighbours are as independent as any.
+            return [np.random.default_rng([self.seed, self.calls, row]) for row in range(rows)]
+        if len(seeds) != rows:
+            raise ValueError(
+                f"`seeds` must have one number for each of the {rows} rows (queries × group_size), "
+                f"got {len(seeds)}."
+            )
+        numbers = [operator.index(seed) for seed in seeds]
+        if min(numbers) < 0:
+            raise ValueError(f"`seeds` must be >= 0, got {min(numbers)}.")
+        return [np.random.default_rng(seed) for seed in numbers]
+
+    def _draw_limit(self, stream: np.random.Generator) -> int:
+        """Return the most tokens of one row."""
+        if isinstance(self._lengths, tuple):
+            shortest, longest = self._lengths
+            return longest if shortest == longest else int(stream.integers(shortest, longest + 1))
+        limit = self._lengths()
+        if limit < max(1, self.distribution.min_new_tokens):
+            raise ValueError(
+                f"`max_new_tokens()` must give lengths > 0 and >= min_new_tokens, got {limit}."
+            )
+        return limit
+
+    def _batches(self, lengths: list[int]) -> Iterator[Tensor]:
+        """Yield rows that are sampled together, on the CPU; rows of a query are adjacent."""
+        rows = torch.arange(len(lengths) * self.group_size)
+        if self.max_rows is None or len(rows) <= self.max_rows:
+            yield rows
+            return
+        # Queries of like length together, the longest first: if memory is short it shows at once.
+        order = torch.tensor(lengths).repeat_interleave(self.group_size)
+        order = order.argsort(descending=True, stable=True)
+        yield from order.split(self.max_rows)
+
+
+def _check_lengths(
+    max_new_tokens: int | tuple[int, int] | LengthSampler | Callable[[], int], min_new_tokens: int
+) -> tuple[int, int] | Callable[[], int]:
+    """Return (shortest, longest) limit, both possible, or the user's function."""
+    if isinstance(max_new_tokens, LengthSampler):
+        lengths = (max_new_tokens.min_value, max_new_tokens.max_value - 1)
+    elif callable(max_new_tokens):
+        return max_new_tokens
+    elif isinstance(max_new_tokens, int):
+        lengths = (max_new_tokens, max_new_tokens)
+    else:
+        lengths = tuple(max_new_tokens)
+    if len(lengths) != 2 or not 0 < lengths[0] <= lengths[1]:
+        raise ValueError(
+            "`max_new_tokens` must be > 0, or (shortest, longest) with 0 < shortest <= longest, "
+            f"got {lengths[0] if lengths[0] == lengths[-1] else lengths}."
+        )
+    if min_new_tokens > lengths[0]:
+        raise ValueError(
+            f"`min_new_tokens` must be <= the least max_new_tokens, {lengths[0]}, got "
+            f"{min_new_tokens}."
+        )
+    return lengths
+
+
+def _report(progress: Progress | None, later: int, total: int) -> Callable[[int], None] | None:
+    """Turn the tokens left in one batch into progress on all of them."""
+    if progress is None:
+        return None
+    return lambda left: progress(total - later - left, total)
