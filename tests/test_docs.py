@@ -52,7 +52,7 @@ def test_python_of_the_readme_runs_as_a_script(block, folder_with_gpt2):
 
 
 def test_there_is_python_in_the_readme():
-    assert len(PYTHON_BLOCKS) == 3
+    assert len(PYTHON_BLOCKS) == 4
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the text of the example is not here")

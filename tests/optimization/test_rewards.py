@@ -73,10 +73,21 @@ def test_token_rewards_checks_its_input() -> None:
     mask = torch.tensor([[T, T, F], [F, F, F]])
     with pytest.raises(ValueError, match=r"`mask` must count a token in every row.* rows \[1\]"):
         token_rewards(logprobs, logprobs, torch.zeros(2), mask, kl_coef=0.1)
-    with pytest.raises(ValueError, match=r"`scores` must have one number per response, \[2\], got"):
-        token_rewards(logprobs, logprobs, torch.zeros(2, 3), mask, kl_coef=0.1)
+    with pytest.raises(
+        ValueError, match=r"one number per response, \[2\], or per token, \[2, 3\], got"
+    ):
+        token_rewards(logprobs, logprobs, torch.zeros(2, 2), mask, kl_coef=0.1)
     with pytest.raises(ValueError, match="`mask`, `logprobs`, `ref_logprobs` must have the same"):
         token_rewards(logprobs, logprobs[:, :2], torch.zeros(2), mask, kl_coef=0.1)
+
+
+def test_scores_of_tokens_are_rewards_where_they_stand() -> None:
+    # −β·(log π − log π_ref) + s_t: −0.5·(−1 + 2) + 3 = 2.5 and −0.5·(−2 + 1) + 0 = 0.5
+    logprobs, ref = torch.tensor([[-1.0, -2.0, -9.0]]), torch.tensor([[-2.0, -1.0, -9.0]])
+    scores, mask = torch.tensor([[3.0, 0.0, 7.0]]), torch.tensor([[T, T, F]])
+    rewards, non_score = token_rewards(logprobs, ref, scores, mask, kl_coef=0.5)
+    close(rewards[0], [2.5, 0.5, 0.0])
+    close(non_score[0], [-0.5, 0.5, 0.0])
 
 
 # --- penalties ----------------------------------------------------------------------------------
