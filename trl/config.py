@@ -259,12 +259,14 @@ class DemoConfig:
     reward_model: str | None = None
     """Sentiment classifier: a folder or a hub name; None: the one that ships with trl."""
     label: str = "POSITIVE"
-    """Label of the classifier whose logit is the reward."""
+    """Label of the classifier that is rewarded."""
+    reward: Literal["logit", "probability", "log_odds"] = "logit"
+    """The reward: the label's logit, as in 2020, its probability or its log-odds."""
     prompts: str | None = None
     """Text file with one prompt a line, a part of which is held out; None: review openings."""
     max_new_tokens: int = 20
     """Tokens of each response."""
-    steps: int = 120
+    steps: int = 180
     """PPO steps."""
     held_out: int = 256
     """Held-out prompts for the evaluation before and after (at least 128 make a fair mean)."""
@@ -278,12 +280,12 @@ class DemoConfig:
         default_factory=lambda: PPOConfig(
             learning_rate=2e-4,
             adaptive_kl=False,
-            init_kl_coef=0.055,
+            init_kl_coef=0.052,
             vf_coef=0.5,
             batch_size=128,
-            minibatch_size=64,
+            minibatch_size=32,
             forward_batch_size=128,
-            ppo_epochs=2,
+            ppo_epochs=1,
         )
     )
     """Settings of the PPO trainer; its `seed` is the one above."""
@@ -293,6 +295,7 @@ class DemoConfig:
         for name in ("max_new_tokens", "steps", "held_out", "eval_every"):
             problems.number(name, getattr(self, name), "> 0", _positive, whole=True)
         problems.number("seed", self.seed, ">= 0", _not_negative, whole=True)
+        problems.choice("reward", self.reward, ("logit", "probability", "log_odds"))
         if not isinstance(self.ppo, PPOConfig):
             problems.found.append(f"`ppo` must be a PPOConfig, got {type(self.ppo).__name__}.")
         problems.report()

@@ -174,7 +174,9 @@ class DemoRun:
         train, held_out = _prompts(config)
         name = config.model or str(starter.LANGUAGE_MODEL)
         scorer = ClassifierScorer(
-            config.reward_model or str(starter.CLASSIFIER), label=config.label
+            config.reward_model or str(starter.CLASSIFIER),
+            label=config.label,
+            output=config.reward,
         )
         policy = load_policy(name)
         return cls(config, AutoTokenizer.from_pretrained(name), policy, scorer, train, held_out)
