@@ -266,7 +266,7 @@ class DemoConfig:
     """Text file with one prompt a line, a part of which is held out; None: review openings."""
     max_new_tokens: int = 20
     """Tokens of each response."""
-    steps: int = 180
+    steps: int = 190
     """PPO steps."""
     held_out: int = 256
     """Held-out prompts for the evaluation before and after (at least 128 make a fair mean)."""
