@@ -255,7 +255,7 @@ class DemoConfig:
     """Settings of `trl demo`: tune a language model to write positive film reviews."""
 
     model: str | None = None
-    """Policy: a folder or a hub name of a GPT-2; None: the starter model that ships with trl."""
+    """Policy: a folder or a hub name; None: the starter GPT-2 that ships with trl."""
     reward_model: str | None = None
     """Sentiment classifier: a folder or a hub name; None: the one that ships with trl."""
     label: str = "POSITIVE"
