@@ -29,10 +29,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from trl.anatomy import without_dropout
 from trl.batch import Rollout, TokenLists, score_tensor
 from trl.config import PPOConfig, closest
 from trl.core import masked_mean, masked_var, masked_whiten
-from trl.models.anatomy import without_dropout
 from trl.models.checks import check_device, check_fits, check_policy
 from trl.models.head import constant_weights
 from trl.models.precision import MIXED_PRECISION, make_accelerator

@@ -6,8 +6,9 @@ from torch import nn
 
 from tests.conftest import ragged
 from tests.rollout.families import FAMILIES, SEQ2SEQ, VOCAB, make
+from trl.anatomy import language_model
 from trl.rollout import Sampler, sampling
-from trl.rollout.decoder import Decoder, language_model
+from trl.rollout.decoder import Decoder
 
 QUERIES = ragged([3, 9, 5], vocabulary=VOCAB)
 TEMPERATURE = 0.7

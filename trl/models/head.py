@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trl.models.anatomy import instead, try_out
+from trl.anatomy import instead, try_out
 
 _centred: ContextVar[dict[tuple[int, torch.dtype], Tensor] | None] = ContextVar(
     "centred", default=None

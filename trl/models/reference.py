@@ -15,8 +15,8 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from trl.anatomy import language_model
 from trl.config import closest
-from trl.models.anatomy import language_model
 from trl.models.response import ResponseModel
 from trl.models.trunk import SharedTrunk
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trl.anatomy import accepts, decoder, keep_hidden_states, language_model
+from trl.anatomy import last_hidden_state as hidden_of
 from trl.batch import Rollout, pad_rows
 from trl.core import logprobs_and_entropy
-from trl.models.anatomy import accepts, decoder, keep_hidden_states, language_model
-from trl.models.anatomy import last_hidden_state as hidden_of
 from trl.models.head import LanguageHead, precise_head
 from trl.models.trunk import SharedTrunk
 

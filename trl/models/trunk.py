@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trl.models.anatomy import decoder, instead, try_out
+from trl.anatomy import decoder, instead, try_out
 
 
 def decoder_layers(plain: PreTrainedModel) -> nn.ModuleList:

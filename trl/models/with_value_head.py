@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 from transformers.utils import logging as transformers_logging
 
-from trl.models.anatomy import keep_hidden_states, language_model
+from trl.anatomy import keep_hidden_states, language_model
 from trl.models.checkpoint import (
     PICKLE_ADVICE,
     check_folder,

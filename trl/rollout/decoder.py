@@ -6,13 +6,13 @@ padding and positions, recurrent states, an encoder in front.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from trl.anatomy import accepts, is_encoder_decoder, language_model
 from trl.batch import pad_rows
 from trl.core import position_ids_from_mask
 
@@ -44,14 +44,15 @@ class Decoder:
     def __init__(self, model: nn.Module, queries: Tensor, query_mask: Tensor, room: int) -> None:
         plain = language_model(model)
         self._model = model
-        self._names = _argument_names(plain)
-        self._cache_name = next((name for name in CACHES if name in self._names), None)
+        self._cache_name = next((name for name in CACHES if accepts(plain, name)), None)
         if self._cache_name is None:
             raise TypeError(
                 f"`model` must keep a cache while it writes, got {type(plain).__name__}, whose "
                 f"forward takes none of {', '.join(CACHES)}: sample with another engine and make "
                 "the Rollout with Rollout.from_lists."
             )
+        self._takes_positions = accepts(plain, "position_ids")
+        self._takes_logits_to_keep = accepts(plain, "logits_to_keep")
         self._cache: Any = None
         self._encoded: Tensor | None = None  # [B, Q, d]
         if is_encoder_decoder(model):
@@ -113,35 +114,13 @@ class Decoder:
             # A recurrent state has already seen the padding; it takes the mask of new tokens.
             if self._cache is None or self._cache_name == "past_key_values":
                 inputs["attention_mask"] = self._mask[:, : self._length]
-            if "position_ids" in self._names:
+            if self._takes_positions:
                 inputs["position_ids"] = self._positions
             self._positions = self._positions[:, -1:] + 1
-        if "logits_to_keep" in self._names:
+        if self._takes_logits_to_keep:
             inputs["logits_to_keep"] = 1
         output = self._model(**inputs)
         self._cache = getattr(output, self._cache_name)
         self.logits = output.logits[:, -1]
         value = getattr(output, "value", None)
         self.values = None if value is None else value[:, -1].float()
-
-
-def language_model(model: nn.Module) -> Any:
-    """Return the model of transformers inside a wrapper: `.language_model`, without adapters."""
-    plain = getattr(model, "language_model", model)
-    unwrap = getattr(plain, "get_base_model", None)  # of peft, whose forward names few arguments
-    return plain if unwrap is None else unwrap()
-
-
-def is_encoder_decoder(model: nn.Module) -> bool:
-    """Return whether the queries go through an encoder of their own."""
-    return bool(getattr(language_model(model).config, "is_encoder_decoder", False))
-
-
-def _argument_names(model: nn.Module) -> set[str]:
-    """Return the arguments that forward takes; a subclass may hand some on as **kwargs."""
-    return {
-        name
-        for base in type(model).__mro__
-        if "forward" in vars(base)
-        for name in inspect.signature(vars(base)["forward"]).parameters
-    }

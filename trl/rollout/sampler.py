@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from trl.anatomy import is_encoder_decoder, language_model
 from trl.batch import Rollout, pad_rows
 from trl.core import LengthSampler
-from trl.rollout.decoder import is_encoder_decoder, language_model
 from trl.rollout.queries import Queries, decode_response, encode_queries
 from trl.rollout.sampling import (
     Distribution,

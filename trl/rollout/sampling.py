@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
+from trl.anatomy import is_encoder_decoder, language_model, without_dropout
 from trl.batch import Rollout, check_left_padded, check_token_mask
 from trl.core import at_least_fp32
-from trl.rollout.decoder import Decoder, is_encoder_decoder, language_model
+from trl.rollout.decoder import Decoder
 from trl.rollout.stop import StopRule
 
 # Finished rows are taken out of the batch when they are this share of it: sooner would copy the
@@ -160,7 +160,7 @@ def write(
     # Without early ends nothing needs to be asked of the device before the last step.
     ends_early = bool(stop) or shortest < longest
     done = torch.zeros_like(rows, dtype=torch.bool)
-    with _evaluating(model):
+    with without_dropout(model):
         decoder = Decoder(model, queries, query_mask, longest)
         if len(rows) > len(queries):
             if decoder.can_select:
@@ -308,18 +308,6 @@ def random_dtype(device: torch.device) -> torch.dtype:
 
 def _uniform(size: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     return torch.rand(size, 1, dtype=random_dtype(device), device=device, generator=generator)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off, and back on in those modules that had it on."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def check_queries(model: nn.Module, queries: Tensor) -> None:

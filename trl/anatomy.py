@@ -1,4 +1,7 @@
-"""Where the parts of a language model are, whatever its family calls them."""
+"""Where the parts of a language model are, whatever its family calls them.
+
+What sampling and training both have to know of a model of transformers.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,18 @@ def decoder(plain: PreTrainedModel) -> nn.Module:
     return plain.get_decoder()
 
 
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Return whether the queries go through an encoder of their own."""
+    return bool(getattr(language_model(model).config, "is_encoder_decoder", False))
+
+
 def accepts(module: nn.Module, argument: str) -> bool:
-    """Return whether the forward pass of `module` has an argument of this name."""
-    return argument in inspect.signature(module.forward).parameters
+    """Return whether the forward pass has an argument of this name, or hands it on as **kwargs."""
+    return any(
+        argument in inspect.signature(vars(base)["forward"]).parameters
+        for base in type(module).__mro__
+        if "forward" in vars(base)
+    )
 
 
 def last_hidden_state(output: Any) -> Tensor:
