@@ -202,3 +202,67 @@ def test_scores_of_tokens_come_to_their_places(scores):
 def test_bad_scores_of_tokens_are_named(scores, message):
     with pytest.raises(ValueError, match=message):
         score_tensor(scores, recorded())
+
+
+def test_any_of_several_ends_ends_a_response():
+    queries = [torch.tensor([1]), torch.tensor([1])]
+    responses = [torch.tensor([3, 9, 4, 8]), torch.tensor([8, 9, 9])]
+    rollout = Rollout.from_lists(queries, responses, eos_token_id=[9, 8])
+    assert rollout.response_lists() == [[3, 9], [8]]
+    assert Rollout.from_lists(queries, responses, eos_token_id=()).response_mask.sum() == 7
+
+
+@pytest.mark.parametrize("eos", ["</s>", 9.0, True, [9, None]])
+def test_an_end_that_is_no_token_is_refused(eos):
+    with pytest.raises(TypeError, match="`eos_token_id` must be a token id, a list of .* got"):
+        Rollout.from_lists([torch.tensor([1])], [torch.tensor([3, 9])], eos_token_id=eos)
+
+
+def test_rows_can_be_chosen_by_a_mask():
+    whole = recorded()
+    part = whole.select(whole.ended)
+    assert part.response_lists() == [whole.response_lists()[row] for row in (0, 2)]
+    assert part.response_texts == ("d", "f")
+    with pytest.raises(ValueError, match="`rows` must choose at least one row, got none"):
+        whole.select(torch.zeros(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="`rows` must choose at least one row, got none"):
+        whole.select(torch.tensor([], dtype=torch.long))
+    with pytest.raises(ValueError, match=r"mask of the shape \[3\] of the rows, got a mask \[2\]"):
+        whole.select(torch.ones(2, dtype=torch.bool))
+
+
+def test_the_text_of_a_row_has_a_space_where_query_and_response_stand_apart():
+    pairs = [("w3 w4", "w31"), ("a ", "b"), ("a", "\nb"), ("a", ""), ("", "b")]
+    queries, responses = zip(*pairs, strict=True)
+    rows = ragged([1] * len(pairs))
+    rollout = replace(Rollout.from_lists(rows, rows), query_texts=queries, response_texts=responses)
+    assert rollout.texts == ("w3 w4w31", "a b", "a\nb", "a", "b")
+    assert replace(rollout, texts_apart=True).texts == ("w3 w4 w31", "a b", "a\nb", "a", "b")
+    assert replace(rollout, response_texts=None).texts is None
+
+
+def test_messages_stay_with_their_rows(tmp_path):
+    chats = tuple([{"role": "user", "content": text}] for text in "abc")
+    whole = replace(recorded(), query_messages=chats, texts_apart=True)
+    whole.check()
+    part = whole.select(torch.tensor([2, 0]))
+    assert part.query_messages == (chats[2], chats[0])
+    part.save(tmp_path / "rollout")
+    loaded = Rollout.load(tmp_path / "rollout")
+    assert loaded.query_messages == part.query_messages
+    assert loaded.texts_apart
+    with pytest.raises(ValueError, match="`query_messages` .* one entry for each of its 3 rows"):
+        replace(whole, query_messages=chats[:2]).check()
+
+
+def test_tensors_that_share_memory_can_be_saved(tmp_path):
+    tokens, mask = torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)
+    rollout = Rollout(tokens, mask, tokens, mask)
+    rollout.save(tmp_path / "rollout")
+    assert torch.equal(Rollout.load(tmp_path / "rollout").responses, tokens)
+
+
+def test_a_rollout_without_rows_is_named():
+    tokens, mask = torch.ones(0, 3, dtype=torch.long), torch.ones(0, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match="a Rollout must have at least one row, got none"):
+        Rollout(tokens, mask, tokens, mask).check()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 
 def language_model(model: nn.Module) -> PreTrainedModel:
@@ -25,8 +25,44 @@ def language_model(model: nn.Module) -> PreTrainedModel:
 
 
 def decoder(plain: PreTrainedModel) -> nn.Module:
-    """Return the part that turns tokens into the hidden states which the language head reads."""
-    return plain.get_decoder()
+    """Return the part that turns tokens into the hidden states which the language head reads.
+
+    Raises:
+        TypeError: if it cannot be told.
+    """
+    part = plain.get_decoder()
+    if _runs_on_tokens(part, plain):
+        return part
+    # Some families answer with the whole model (Llama 4), some with a layer of their head.
+    for part in (plain.base_model, getattr(plain, "model", None)):
+        if _runs_on_tokens(part, plain):
+            return part
+    raise TypeError(
+        f"`model` must have a decoder apart from its language head, got {type(plain).__name__}, "
+        "whose get_decoder() does not return one: use a model of another family."
+    )
+
+
+def _runs_on_tokens(part: Any, plain: PreTrainedModel) -> bool:
+    """Return whether it is a part of the model, and more than a single layer."""
+    return isinstance(part, nn.Module) and part is not plain and not isinstance(part, nn.Linear)
+
+
+def text_config(model: nn.Module) -> PretrainedConfig:
+    """Return the configuration of the part that reads and writes text, of several or the only."""
+    config = language_model(model).config
+    if is_encoder_decoder(model) or not hasattr(config, "get_text_config"):
+        return config
+    return config.get_text_config()
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """Return the number of tokens that the model has an embedding for."""
+    embedding = language_model(model).get_input_embeddings()
+    # An adapter's layer around the embedding has no `num_embeddings`. What wraps single trained
+    # tokens makes its weight anew at every look: the weight inside has the same rows.
+    embedding = getattr(embedding, "original_module", embedding)
+    return embedding.weight.shape[0]
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
@@ -103,7 +139,7 @@ def without_dropout(*models: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def try_out(plain: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Return logits [2, 4, V] and last hidden states [2, 4, d] of a few tokens, for comparison."""
-    vocabulary = plain.get_input_embeddings().num_embeddings
+    vocabulary = vocabulary_size(plain)
     tokens = torch.arange(8, device=plain.device).view(2, 4) * 7 % vocabulary
     inputs: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
     if plain.config.is_encoder_decoder:

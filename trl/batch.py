@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -22,12 +23,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trl.core import mask_after, position_ids_from_mask
+from trl.core import position_ids_from_mask
 
 TokenLists = Tensor | Sequence[Tensor]
 
 RECORDED = ("logprobs", "values", "group_ids", "ended")
 """Tensors that a sampler may add to a rollout."""
+
+OF_EACH_ROW = ("query_texts", "response_texts", "query_messages")
+"""What else it may add, one entry for each row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +62,14 @@ class Rollout:
     query_texts: tuple[str, ...] | None = None
     """B texts."""
     response_texts: tuple[str, ...] | None = None
-    """B texts; query_texts[i] + response_texts[i] is what a scorer reads."""
+    """B texts; see `texts` for query and response as one."""
+    texts_apart: bool = False
+    """Whether the texts of query and response stand apart, as an encoder-decoder's do; else the
+    response goes on where the query ends, in the middle of a word if need be."""
+    query_messages: tuple[Sequence[Mapping[str, Any]], ...] | None = None
+    """B chats, for queries that were chats: {"role": …, "content": …} for each message."""
     trunk_states: Tensor | None = None
-    """[B, T, d] what the frozen lower layers of a policy make of the tokens, if it has such."""
+    """[B, T − 1, d] what the frozen lower layers of a policy make of all tokens but the last."""
 
     @classmethod
     def from_lists(
@@ -68,7 +77,7 @@ class Rollout:
         queries: TokenLists,
         responses: TokenLists,
         *,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         response_masks: Sequence[Tensor] | Tensor | None = None,
     ) -> Rollout:
         """Pad lists of 1-D token tensors of any lengths, or take equal-length 2-D tensors.
@@ -76,13 +85,13 @@ class Rollout:
         Args:
             queries: B tensors of token ids, or one tensor [B, Q].
             responses: B tensors of token ids, or one tensor [B, R].
-            eos_token_id: Tokens after the first one of these in a response do not count.
-                None: every token counts.
+            eos_token_id: The token or tokens that end a response: what follows the first of them
+                does not count. None: every token counts.
             response_masks: B masks shaped like the responses, True on tokens that the policy
                 wrote. None: it wrote all.
 
         Raises:
-            TypeError: if they are not integer tensors.
+            TypeError: if they are not integer tensors, or the EOS is not a token id.
             ValueError: if the numbers of rows differ, or a row is empty.
         """
         query_rows = token_rows("query", queries)
@@ -95,7 +104,7 @@ class Rollout:
         padded_queries, query_mask = pad_rows(query_rows, left=True)
         padded_responses, response_mask = pad_rows(response_rows, left=False)
         if eos_token_id is not None:
-            response_mask &= mask_after(padded_responses, eos_token_id)
+            response_mask &= _until_end(padded_responses, _end_ids(eos_token_id))
             padded_responses = padded_responses.masked_fill(~response_mask, 0)
         if response_masks is not None:
             response_mask &= _padded_masks(response_masks, response_rows)
@@ -119,6 +128,8 @@ class Rollout:
                 f"a Rollout must have one response for each query, got {len(self.queries)} "
                 f"queries and {len(self.responses)} responses."
             )
+        if len(self) == 0:
+            raise ValueError("a Rollout must have at least one row, got none.")
         rows, width = self.responses.shape
         for name, tensor in self._tensors().items():
             shape = [rows, width] if name in ("logprobs", "values") else [rows]
@@ -126,12 +137,12 @@ class Rollout:
                 raise ValueError(
                     f"`{name}` of a Rollout must have the shape {shape}, got {list(tensor.shape)}."
                 )
-        for name in ("query_texts", "response_texts"):
-            texts = getattr(self, name)
-            if texts is not None and len(texts) != rows:
+        for name in OF_EACH_ROW:
+            entries = getattr(self, name)
+            if entries is not None and len(entries) != rows:
                 raise ValueError(
-                    f"`{name}` of a Rollout must have one text for each of its {rows} rows, got "
-                    f"{len(texts)}."
+                    f"`{name}` of a Rollout must have one entry for each of its {rows} rows, got "
+                    f"{len(entries)}."
                 )
 
     def __len__(self) -> int:
@@ -161,8 +172,24 @@ class Rollout:
         """[B] tokens of query and response together, padding left out."""
         return self.attention_mask.sum(1)
 
+    @property
+    def texts(self) -> tuple[str, ...] | None:
+        """B texts, each query and its response as one, which a scorer reads; None without them."""
+        if self.query_texts is None or self.response_texts is None:
+            return None
+        pairs = zip(self.query_texts, self.response_texts, strict=True)
+        return tuple(_with_space(*pair) if self.texts_apart else "".join(pair) for pair in pairs)
+
     def select(self, rows: Tensor) -> Rollout:
-        """Return the given rows, without the columns that are padding in all of them."""
+        """Return the given rows, without the columns that are padding in all of them.
+
+        Args:
+            rows: Indices [b], or a bool mask [B] of the rows to keep.
+
+        Raises:
+            ValueError: if there are none, or the mask has another length.
+        """
+        rows = self._indices(rows)
         first, last = self.window(rows)
         kept: dict[str, Any] = {name: tensor[rows] for name, tensor in self._tensors().items()}
         for name in ("queries", "query_mask"):
@@ -171,13 +198,26 @@ class Rollout:
             if name in kept:
                 kept[name] = kept[name][:, :last]
         if "trunk_states" in kept:
-            kept["trunk_states"] = kept["trunk_states"][:, first : self.queries.shape[1] + last]
-        texts: dict[str, Any] = {
-            name: tuple(lines[row] for row in rows.tolist())
-            for name in ("query_texts", "response_texts")
-            if (lines := getattr(self, name)) is not None
+            kept["trunk_states"] = kept["trunk_states"][:, first : self.queries.shape[1] + last - 1]
+        others: dict[str, Any] = {
+            name: tuple(entries[row] for row in rows.tolist())
+            for name in OF_EACH_ROW
+            if (entries := getattr(self, name)) is not None
         }
-        return replace(self, **kept, **texts)
+        return replace(self, **kept, **others)
+
+    def _indices(self, rows: Tensor) -> Tensor:
+        """Return the indices of the chosen rows, of which there must be some."""
+        if rows.dtype == torch.bool:
+            if list(rows.shape) != [len(self)]:
+                raise ValueError(
+                    f"`rows` must be indices, or a mask of the shape {[len(self)]} of the rows, "
+                    f"got a mask {list(rows.shape)}."
+                )
+            rows = rows.nonzero()[:, 0]
+        if rows.numel() == 0:
+            raise ValueError("`rows` must choose at least one row, got none.")
+        return rows
 
     def window(self, rows: Tensor) -> tuple[int, int]:
         """Return the first column of the queries, and the number of columns of the responses, that
@@ -228,9 +268,13 @@ class Rollout:
         return replace(self, **moved)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the rollout to one safetensors file, its texts included."""
-        texts = {"query_texts": self.query_texts, "response_texts": self.response_texts}
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in self._tensors().items()}
+        """Write the rollout to one safetensors file, its texts and messages included."""
+        texts = {name: getattr(self, name) for name in (*OF_EACH_ROW, "texts_apart")}
+        # Copies: the format has no place for two tensors that share their memory.
+        tensors = {
+            name: tensor.detach().cpu().contiguous().clone()
+            for name, tensor in self._tensors().items()
+        }
         save_file(tensors, path, metadata={"texts": json.dumps(texts)})
 
     @classmethod
@@ -244,8 +288,12 @@ class Rollout:
                 name: file.get_tensor(name) for name in names & set(file.keys())
             }
             texts = json.loads((file.metadata() or {}).get("texts", "{}"))
-        tensors |= {name: tuple(value) for name, value in texts.items() if value is not None}
-        return cls(**tensors)
+        others: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in texts.items()
+            if value is not None
+        }
+        return cls(**tensors, **others)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Return the fields that are tensors, by name."""
@@ -261,6 +309,31 @@ class Rollout:
     def query_lists(self) -> list[list[int]]:
         """Return the tokens of each query."""
         return [row[mask].tolist() for row, mask in zip(self.queries, self.query_mask, strict=True)]
+
+
+def _with_space(query: str, response: str) -> str:
+    """Join two texts with a space, unless there is white space where they meet, or one is empty."""
+    meet = query[-1:] + response[:1]
+    apart = len(meet) == 2 and not any(character.isspace() for character in meet)
+    return f"{query} {response}" if apart else query + response
+
+
+def _end_ids(eos_token_id: int | Sequence[int]) -> list[int]:
+    """Return one or several token ids as a list."""
+    ids = [eos_token_id] if isinstance(eos_token_id, Integral) else eos_token_id
+    if not isinstance(ids, Sequence) or not all(
+        isinstance(token, Integral) and not isinstance(token, bool) for token in ids
+    ):
+        raise TypeError(
+            f"`eos_token_id` must be a token id, a list of token ids or None, got {eos_token_id!r}."
+        )
+    return [int(token) for token in ids]
+
+
+def _until_end(tokens: Tensor, ids: list[int]) -> Tensor:
+    """Return the mask [B, R] of the tokens up to the first one of `ids`, that one included."""
+    ends = torch.isin(tokens, torch.tensor(ids, dtype=tokens.dtype, device=tokens.device)).long()
+    return ends.cumsum(1) - ends == 0
 
 
 def check_token_mask(name: str, mask: Tensor, tokens: Tensor) -> None:

@@ -170,6 +170,10 @@ class PPOConfig:
     ppo_epochs: int = 4
     """Passes over the batch in each step."""
 
+    reuse_recorded: bool = True
+    """Take the log-probs and values that a sampler has recorded in the `Rollout`, rather than
+    compute them again before the first update. They must be those of the policy as it is now, at
+    the trainer's temperature, up to rounding: `step` raises if they are not."""
     temperature: float = 1.0
     """Temperature the responses were sampled with; scoring divides the logits by it too."""
     whiten_rewards: bool = False
@@ -242,7 +246,13 @@ class PPOConfig:
             problems.number(name, getattr(self, name), "> 0", _positive, optional=True)
         problems.number("ratio_threshold", self.ratio_threshold, "> 1", lambda value: value > 1)
         problems.number("seed", self.seed, ">= 0", _not_negative, whole=True)
-        for name in ("adaptive_kl", "whiten_rewards", "center_scores", "scale_scores"):
+        for name in (
+            "adaptive_kl",
+            "whiten_rewards",
+            "center_scores",
+            "scale_scores",
+            "reuse_recorded",
+        ):
             problems.flag(name, getattr(self, name))
         problems.choice("kl_estimator", self.kl_estimator, ("k1", "k2", "k3"))
         problems.choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))

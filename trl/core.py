@@ -208,30 +208,13 @@ def logprobs_and_entropy(
 
 
 class _LogprobsAndEntropy(torch.autograd.Function):
-    """The two passes of `logprobs_and_entropy`, forward and backward.
-
-    z̄ = Σ_v p_v·z_v        H = logsumexp(z) − z̄
-    ∂log p_label/∂z_v = 1[v = label] − p_v        ∂H/∂z_v = −p_v·(z_v − z̄)
-    """
+    """`logprobs_and_entropy` and its gradient, for logits that somebody else owns."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        precision = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        logprobs = torch.empty(labels.shape, dtype=precision, device=logits.device)
-        entropy = torch.empty_like(logprobs)
-        mean_logit = torch.empty_like(logprobs)
-        for block in _row_blocks(logits):
-            z = _tempered(logits[block], temperature)
-            p = z.softmax(-1)
-            peak = z.amax(-1, keepdim=True)
-            z = z - peak  # GPT-2's logits share a large offset: take it off before any sum
-            log_total = -p.amax(-1).log()  # the peak has p = e⁰ / Σ_v e^(z_v)
-            logprobs[block] = _pick(z, labels[block]) - log_total
-            mean = p.mul_(_finite(z)).sum(-1)
-            entropy[block] = log_total - mean
-            mean_logit[block] = mean + peak.squeeze(-1)
+        logprobs, entropy, mean_logit = token_statistics(logits, labels, temperature)
         ctx.save_for_backward(logits, labels, mean_logit)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)  # an output without a gradient then costs nothing
@@ -243,22 +226,83 @@ class _LogprobsAndEntropy(torch.autograd.Function):
         ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
     ) -> tuple[Tensor, None, None]:
         logits, labels, mean_logit = ctx.saved_tensors
-        if grad_logprobs is None:
-            grad_logprobs = torch.zeros_like(mean_logit)
         gradient = torch.empty_like(logits)
-        for block in _row_blocks(logits):
-            g = grad_logprobs[block].unsqueeze(-1) / ctx.temperature
-            z = _tempered(logits[block], ctx.temperature)
-            p = z.softmax(-1)
-            if grad_entropy is None:
-                p.mul_(-g)
-            else:
-                g_entropy = grad_entropy[block].unsqueeze(-1) / ctx.temperature
-                z = _finite(z - mean_logit[block].unsqueeze(-1))
-                p.mul_(z.mul_(-g_entropy).sub_(g))
-            p.scatter_add_(-1, labels[block].unsqueeze(-1), g)
-            gradient[block] = p
+        logit_gradient(
+            logits,
+            labels,
+            mean_logit,
+            grad_logprobs,
+            grad_entropy,
+            temperature=ctx.temperature,
+            out=gradient,
+        )
         return gradient, None, None
+
+
+def token_statistics(
+    logits: Tensor, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-prob of each label, entropy and mean logit: `logprobs_and_entropy` without a gradient.
+
+        z̄ = Σ_v p_v·z_v        H = logsumexp(z) − z̄
+
+    Returns:
+        logprobs, entropy and z̄, each [...], fp32 (float64 for float64 logits).
+    """
+    precision = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    logprobs = torch.empty(labels.shape, dtype=precision, device=logits.device)
+    entropy = torch.empty_like(logprobs)
+    mean_logit = torch.empty_like(logprobs)
+    for block in _row_blocks(logits):
+        z = _tempered(logits[block], temperature)
+        p = z.softmax(-1)
+        peak = z.amax(-1, keepdim=True)
+        z = z - peak  # GPT-2's logits share a large offset: take it off before any sum
+        log_total = -p.amax(-1).log()  # the peak has p = e⁰ / Σ_v e^(z_v)
+        logprobs[block] = _pick(z, labels[block]) - log_total
+        mean = p.mul_(_finite(z)).sum(-1)
+        entropy[block] = log_total - mean
+        mean_logit[block] = mean + peak.squeeze(-1)
+    return logprobs, entropy, mean_logit
+
+
+def logit_gradient(
+    logits: Tensor,
+    labels: Tensor,
+    mean_logit: Tensor,
+    grad_logprobs: Tensor | None,
+    grad_entropy: Tensor | None,
+    *,
+    temperature: float,
+    out: Tensor,
+) -> None:
+    """Write the gradient of the logits into `out` [..., V], which may be the logits themselves.
+
+        ∂log p_label/∂z_v = 1[v = label] − p_v        ∂H/∂z_v = −p_v·(z_v − z̄)
+
+    Args:
+        logits: [..., V].
+        labels: [...].
+        mean_logit: [...] of `token_statistics`.
+        grad_logprobs: [...] gradient of the log-probs; None: zero.
+        grad_entropy: [...] gradient of the entropies; None: zero.
+        temperature: The logits were divided by it.
+        out: [..., V].
+    """
+    if grad_logprobs is None:
+        grad_logprobs = torch.zeros_like(mean_logit)
+    for block in _row_blocks(logits):
+        g = grad_logprobs[block].unsqueeze(-1) / temperature
+        z = _tempered(logits[block], temperature)
+        p = z.softmax(-1)
+        if grad_entropy is None:
+            p.mul_(-g)
+        else:
+            g_entropy = grad_entropy[block].unsqueeze(-1) / temperature
+            z = _finite(z - mean_logit[block].unsqueeze(-1))
+            p.mul_(z.mul_(-g_entropy).sub_(g))
+        p.scatter_add_(-1, labels[block].unsqueeze(-1), g)
+        out[block] = p
 
 
 # Benchmarked: on a CPU a block and its few temporaries stay in the L2 cache of the cores; on a GPU

@@ -16,15 +16,24 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from trl.models.checkpoint import (
+    ADAPTER_CONFIG,
+    MODEL_FILE,
     check_folder,
+    checked_name,
+    checked_save_directory,
+    fill_value_head,
+    find_file,
     hub_arguments,
     load_value_head,
+    one_layout,
+    refuse_adapter_folder,
     save_value_head,
     split_value_head,
 )
 from trl.models.head import constant_weights, language_logits
+from trl.models.loading import no_such_model
 from trl.models.value_head import ValueHead
-from trl.models.with_value_head import OutputWithValue, no_such_model, refuse_push_to_hub
+from trl.models.with_value_head import OutputWithValue, refuse_push_to_hub
 from trl.rollout.sampling import sample
 
 __all__ = ["GPT2HeadWithValueModel", "ValueHead", "respond_to_batch"]
@@ -115,12 +124,17 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
         Raises:
             FileNotFoundError: if the folder, or the weights in it, are missing.
             OSError: if it is a hub name and the hub cannot be reached.
-            ValueError: if it is a model of another kind, or a pickle.
+            ValueError: if it is a model of another kind, an adapter, or a pickle.
         """
         if pretrained_model_name_or_path is None:  # from a config and a state_dict
             return super().from_pretrained(None, *args, **kwargs)
-        name = os.fspath(pretrained_model_name_or_path)
+        name = checked_name(pretrained_model_name_or_path)
         where = hub_arguments(kwargs)
+        if find_file(name, ADAPTER_CONFIG, **where) is not None:
+            raise ValueError(
+                f"`{name}` must be a whole model, but holds an adapter ({ADAPTER_CONFIG}): load it "
+                "with trl.CausalLMWithValueHead.from_pretrained."
+            )
         check_folder(name, allow_pickle=allow_pickle, **where)
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
@@ -139,9 +153,15 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
                 f"{sorted(info['missing_keys'])[:3]} and so on: it is a model of another kind."
             )
         # A head among the model's own weights, as in 2020, has been loaded with them.
-        head = load_value_head(name, among_weights=False, allow_pickle=allow_pickle, **where)
+        head = load_value_head(
+            name,
+            among_weights=False,
+            allow_pickle=allow_pickle,
+            saved_with=None if kwargs.get("variant") else MODEL_FILE,
+            **where,
+        )
         if head is not None:
-            model.v_head.load_state_dict(head)
+            fill_value_head(model.v_head, head)
         return (model, info) if wants_info else model
 
     def save_pretrained(
@@ -150,15 +170,20 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
         """Save a folder that plain transformers loads as GPT-2, with the value head beside it.
 
         Takes whatever transformers' `save_pretrained` takes, but for `push_to_hub`, which would
-        upload the folder before it is complete: call `push_to_hub` afterwards.
+        upload the folder before it is complete: call `push_to_hub` afterwards. Older weights of
+        the model in the folder are replaced; a folder that holds an adapter is refused.
         """
         refuse_push_to_hub(kwargs)
+        folder = checked_save_directory(save_directory)
+        refuse_adapter_folder(folder)
         weights, head = split_value_head(dict(kwargs.pop("state_dict", None) or self.state_dict()))
-        super().save_pretrained(save_directory, *args, state_dict=weights, **kwargs)
+        with one_layout(folder):
+            super().save_pretrained(folder, *args, state_dict=weights, **kwargs)
         if kwargs.get("is_main_process", True):
             self.config.architectures = ["GPT2LMHeadModel"]
-            self.config.save_pretrained(save_directory)
-            save_value_head(head or self.v_head, save_directory)
+            self.config.save_pretrained(folder)
+            saved_with = None if kwargs.get("variant") else MODEL_FILE
+            save_value_head(head or self.v_head, folder, saved_with)
 
 
 def respond_to_batch(

@@ -20,7 +20,7 @@ import copy
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -29,15 +29,22 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from trl.anatomy import without_dropout
+from trl.anatomy import language_model, vocabulary_size, without_dropout
 from trl.batch import Rollout, TokenLists, score_tensor
 from trl.config import PPOConfig, closest
 from trl.core import masked_mean, masked_var, masked_whiten
-from trl.models.checks import check_device, check_fits, check_policy
-from trl.models.head import constant_weights
-from trl.models.precision import MIXED_PRECISION, make_accelerator
+from trl.models.checks import (
+    check_apart,
+    check_device,
+    check_fits,
+    check_left_padding,
+    check_policy,
+)
+from trl.models.gradients import Gradients
+from trl.models.precision import LOW_PRECISION, MIXED_PRECISION, make_accelerator
 from trl.models.reference import ReferenceKind, make_reference
 from trl.models.response import ResponseModel, ResponseOutput
+from trl.models.working_weights import WorkingWeights
 from trl.optimization.advantages import gae
 from trl.optimization.kl import AdaptiveKLController, FixedKLController
 from trl.optimization.losses import clipped_policy_loss, clipped_value_loss, token_mean
@@ -94,6 +101,9 @@ class PPOTrainer:
         if isinstance(ref_model, nn.Module):
             check_policy(ref_model, "ref_model")
         _check_pair(model, ref_model)
+        for each in (model, ref_model):
+            if isinstance(each, nn.Module):
+                check_left_padding(language_model(each))
         if ref_model == "none" and config.init_kl_coef != 0:
             raise ValueError(
                 f"`init_kl_coef` must be 0 without a reference, got {config.init_kl_coef}: set it, "
@@ -109,7 +119,10 @@ class PPOTrainer:
         self.own = ResponseModel(model, config.temperature)
         self.policy = self.accelerator.prepare_model(self.own)
         # After the policy is on its device, where a copy is then made.
+        dtype = LOW_PRECISION.get(self.precision)
+        self.working = WorkingWeights(model, dtype)
         self.reference = make_reference(model, self.own, ref_model)
+        self.working_reference = self._working_reference(dtype)
         self.ref_model = self.reference.model if self.reference else None
         if self.ref_model is not None:
             self.reference.module = self.accelerator.prepare_model(
@@ -118,6 +131,9 @@ class PPOTrainer:
         elif self.reference:
             self.reference.module = self.policy
         self.trainable = _trainable(model, optimizer)
+        # Processes exchange gradients of the weights themselves, where autograd leaves them.
+        self.alone = self.policy is self.own
+        self.gradients = Gradients(model, self.trainable, self.working.weights)
         self.optimizer = self.accelerator.prepare_optimizer(
             optimizer or _adam(self.trainable, config)
         )
@@ -128,6 +144,17 @@ class PPOTrainer:
         )
         self.score_moments = RunningMoments()
         self.shuffle = torch.Generator().manual_seed(config.seed)
+
+    def _working_reference(self, dtype: torch.dtype | None) -> WorkingWeights:
+        """Return the working weights of the reference, those that are not the policy's."""
+        if self.reference is None or self.reference.kind == "adapters-off":
+            return self.working
+        if self.reference.kind == "shared-trunk":
+            return WorkingWeights(self.own.trunk.reference_layers, dtype)
+        working = WorkingWeights(self.reference.model, dtype)
+        if self.reference.kind == "copy":
+            working.replace()
+        return working
 
     def step(
         self,
@@ -158,9 +185,13 @@ class PPOTrainer:
         clock = Clock()
         rollout, scores = self._checked(query, response, scores, response_masks)
 
-        with without_dropout(self.model, *([self.ref_model] if self.ref_model else [])):
+        with ExitStack() as stack:
+            models = [self.model] + ([self.ref_model] if self.ref_model else [])
+            stack.enter_context(without_dropout(*models))
+            if self.alone:
+                stack.enter_context(self.working.in_use())
             rollout = self.with_trunk_states(rollout)
-            old = self.forward_pass(self.policy, rollout)
+            old = self.before_update(rollout)
             ref_logprobs = self.reference_logprobs(rollout, old)
             _check_finite("model", old.logprobs)
             _check_finite("ref_model", ref_logprobs)
@@ -193,36 +224,48 @@ class PPOTrainer:
 
     def autocast(self) -> torch.autocast:
         """Return a context in which models compute at the trainer's precision, as for sampling."""
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        dtype = LOW_PRECISION.get(self.precision)
         return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype is not None)
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """Inside, models compute at the trainer's precision; their weights must not change."""
-        with self.autocast(), constant_weights():
+        with self.autocast(), self.own.quick.in_use(), self.working.packed():
             yield
 
     # -- forward ---------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def forward_pass(self, model: nn.Module, rollout: Rollout) -> ResponseOutput:
+    def forward_pass(
+        self, model: nn.Module, rollout: Rollout, working: WorkingWeights | None = None
+    ) -> ResponseOutput:
         """Return log-probs, values and entropies [B, R] under `model`, in passes that fit."""
         whole = ResponseOutput(
             *(torch.zeros_like(rollout.responses, dtype=torch.float32) for _ in range(3))
         )
-        with constant_weights():
+        with working.in_use() if working else nullcontext():
             for rows in self._micro_batches(rollout):
                 part = model(rollout.select(rows))
                 for target, source in zip(whole, part, strict=True):
                     target[rows, : source.shape[1]] = source
         return whole
 
+    def before_update(self, rollout: Rollout) -> ResponseOutput:
+        """Return what the policy gives before its first update: recorded, or computed now."""
+        recorded = rollout.logprobs is not None and rollout.values is not None
+        if not (recorded and self.config.reuse_recorded):
+            return self.forward_pass(self.policy, rollout, self.working)
+        columns = (rollout.logprobs, rollout.values, torch.zeros_like(rollout.logprobs))
+        return ResponseOutput(*(torch.where(rollout.response_mask, x, 0.0) for x in columns))
+
     def reference_logprobs(self, rollout: Rollout, old: ResponseOutput) -> Tensor:
         """Return the reference's log-probs [B, R]; the policy's own if there is no reference."""
         if self.reference is None:
             return old.logprobs
         with self.reference.switched():
-            return self.forward_pass(self.reference.module, rollout).logprobs
+            return self.forward_pass(
+                self.reference.module, rollout, self.working_reference
+            ).logprobs
 
     @torch.no_grad()
     def with_trunk_states(self, rollout: Rollout) -> Rollout:
@@ -235,9 +278,10 @@ class PPOTrainer:
             for rows in self._micro_batches(rollout):
                 part = self.own.trunk_states(rollout.select(rows))
                 if whole is None:
-                    whole = part.new_zeros(*rollout.input_ids.shape, part.shape[-1])
+                    shape = rollout.input_ids[:, :-1].shape
+                    whole = part.new_zeros(*shape, part.shape[-1])
                 first, last = rollout.window(rows)
-                whole[rows, first : columns + last] = part
+                whole[rows, first : columns + last - 1] = part
         return replace(rollout, trunk_states=whole)
 
     def _micro_batches(self, rollout: Rollout, rows: Tensor | None = None) -> Iterator[Tensor]:
@@ -289,19 +333,21 @@ class PPOTrainer:
         """Update the policy over shuffled minibatches, `ppo_epochs` times."""
         config = self.config
         updates: list[Update] = []
-        for _ in range(config.ppo_epochs):
-            squares = tokens = 0.0
-            for rows in self._minibatches(len(rollout)):
-                update = self._accumulate_gradient(rollout, rows, old, advantages, returns)
-                if not updates:
-                    self._check_first_ratio(update)
-                squares += update.means["policy/approxkl"] * update.tokens
-                tokens += update.tokens
-                too_far = config.max_approxkl is not None and squares / tokens > config.max_approxkl
-                self._apply(update, stop=too_far)
-                updates.append(update)
-                if too_far:
-                    return updates
+        with self.gradients.collect() if self.alone else nullcontext():
+            for _ in range(config.ppo_epochs):
+                squares = tokens = 0.0
+                for rows in self._minibatches(len(rollout)):
+                    update = self._accumulate_gradient(rollout, rows, old, advantages, returns)
+                    if not updates:
+                        self._check_first_ratio(update)
+                    squares += update.means["policy/approxkl"] * update.tokens
+                    tokens += update.tokens
+                    limit = config.max_approxkl
+                    too_far = limit is not None and squares / tokens > limit
+                    self._apply(update, stop=too_far)
+                    updates.append(update)
+                    if too_far:
+                        return updates
         return updates
 
     def _minibatches(self, size: int) -> Iterator[Tensor]:
@@ -322,7 +368,10 @@ class PPOTrainer:
         Every pass divides by the token count of the whole minibatch of all processes, so that the
         gradient depends neither on the size of a pass nor on the number of processes.
         """
-        self.policy.zero_grad()  # what an interrupted step, or the caller, may have left
+        if self.alone:
+            self.gradients.start()
+        else:
+            self.policy.zero_grad()  # what an interrupted step, or the caller, may have left
         processes = self.accelerator.num_processes
         tokens = self.accelerator.reduce(rollout.response_mask[rows].sum())
         parts = []
@@ -343,6 +392,8 @@ class PPOTrainer:
                 # Processes average their gradients, and each holds its share of one mean.
                 self.accelerator.backward(loss * processes)
                 parts.append(pass_stats)
+        if self.alone:
+            self.gradients.finish()
         return Update.of_passes(parts, float(tokens), self.accelerator.reduce)
 
     def loss(
@@ -422,6 +473,7 @@ class PPOTrainer:
             if update.applied:
                 self.optimizer.step()
                 stepped = True
+                self.working.refresh()
                 update.applied = not self.optimizer.step_was_skipped
             elif wild:
                 warnings.warn(
@@ -433,7 +485,8 @@ class PPOTrainer:
         finally:
             if scaler is not None and not stepped:
                 scaler.update()  # or it would refuse to unscale the next gradient
-            self.policy.zero_grad()
+            if not self.alone:
+                self.policy.zero_grad()
 
     def _check_first_ratio(self, update: Update) -> None:
         """Raise if the policy does not give its own log-probs back before the first update.
@@ -443,12 +496,13 @@ class PPOTrainer:
         gap = update.means["policy/abs_log_ratio"]
         allowed = RATIO_TOLERANCE.get(self.precision, 0.1)
         if gap > allowed:
-            self.policy.zero_grad()
             raise RuntimeError(
                 f"before the first update the log-probs differ by {gap:.3g} on average from those "
                 f"of the forward pass a moment ago (allowed: {allowed} at {self.precision}). "
                 "The model is not a fixed function of its input: look for dropout that "
-                "`model.eval()` does not turn off, noise, or weights changed meanwhile."
+                "`model.eval()` does not turn off, noise, or weights changed meanwhile. If the "
+                "rollout carries log-probs of another policy or temperature, set "
+                "reuse_recorded=False, or `logprobs` of the rollout to None."
             )
 
     # -- stats -----------------------------------------------------------------------------------
@@ -649,7 +703,8 @@ def _check_pair(model: nn.Module, ref_model: Any) -> None:
             "`ref_model` must be another object than `model`, else both are trained and the KL "
             "is always 0: load the model twice, or leave `ref_model` out for a frozen copy."
         )
-    sizes = [m.get_input_embeddings().num_embeddings for m in (model, ref_model)]
+    check_apart(model, ref_model)
+    sizes = [vocabulary_size(each) for each in (model, ref_model)]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"`model` and `ref_model` must have the same vocabulary, got {sizes[0]} and "

@@ -9,7 +9,11 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    FNetConfig,
+    FNetForSequenceClassification,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from tests.evaluation.rollouts import make_rollout, without_texts
@@ -271,3 +275,88 @@ def test_a_real_classifier_tells_praise_from_blame():
     praise, blame = ClassifierScorer(os.fspath(REAL), output="probability")(texts)
     assert praise > 0.7
     assert blame < 0.3
+
+
+# --- what each family needs ----------------------------------------------------------------------
+
+
+def test_a_long_rollout_loses_its_beginning_and_keeps_its_response():
+    scorer = ClassifierScorer(make_model(), make_tokenizer())
+    rollout = make_rollout(("good " * 9, "bad story with a film"))
+    kept = ["good " * 5 + "bad story with a film"]  # 10 words and the two special tokens
+    torch.testing.assert_close(scorer(rollout), scorer(kept), rtol=0, atol=0)
+    assert scorer.tokenizer.truncation_side == "right"
+    # Plain texts keep the side of the tokenizer.
+    whole = ["good " * 9 + "bad story with a film"]
+    torch.testing.assert_close(scorer(whole), scorer(["good " * 9 + "bad"]), rtol=0, atol=0)
+
+
+def test_a_text_that_begins_with_the_bos_gets_no_second():
+    scorer = ClassifierScorer(make_model(), make_tokenizer(bos_token="[CLS]"))
+    torch.testing.assert_close(scorer(["[CLS] a film"]), scorer(["a film"]), rtol=0, atol=0)
+
+
+def test_the_positions_of_roberta_begin_behind_the_padding():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(
+        **sizes,
+        vocab_size=4 + len(WORDS),
+        intermediate_size=32,
+        max_position_embeddings=12,
+        pad_token_id=1,
+        label2id={"POSITIVE": 0},
+    )
+    model = RobertaForSequenceClassification(config)
+    scorer = ClassifierScorer(model, make_tokenizer(), label=0)
+    assert scorer.max_length == 10
+    assert scorer(["good " * 50]).isfinite().all()
+    with pytest.raises(ValueError, match="`max_length` must be at most 10"):
+        ClassifierScorer(model, make_tokenizer(), label=0, max_length=11)
+
+
+def test_a_model_that_sees_padding_gets_none():
+    torch.manual_seed(0)
+    config = FNetConfig(
+        vocab_size=4 + len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        intermediate_size=32,
+        max_position_embeddings=12,
+        tpu_short_seq_length=12,
+        pad_token_id=0,
+        initializer_range=0.5,
+    )
+    model = FNetForSequenceClassification(config)
+    texts = ["a good film", "bad", "the film was good", "a bad film", "good"]
+    one_by_one = ClassifierScorer(model, make_tokenizer(), label=1, batch_size=1)(texts)
+    widths = []
+    scorer = ClassifierScorer(model, make_tokenizer(), label=1)
+    hook = model.register_forward_pre_hook(
+        lambda _, __, inputs: widths.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    torch.testing.assert_close(scorer(texts), one_by_one, rtol=1e-5, atol=1e-6)
+    assert sorted(widths) == [(1, 6), (2, 3), (2, 5)]
+    hook.remove()
+
+
+def test_the_mode_of_the_callers_model_stays():
+    model = make_model().train()
+    ClassifierScorer(model, make_tokenizer())(TEXTS)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label": True}, "`label` must be the name of a label or its index, got True"),
+        ({"label": None}, "`label` must be the name of a label or its index, got None"),
+        ({"label": 1.0}, "`label` must be the name of a label or its index, got 1.0"),
+        ({"batch_size": 1.5}, "`batch_size` must be a whole number, got 1.5"),
+        ({"batch_size": None}, "`batch_size` must be a whole number, got None"),
+        ({"max_length": True}, "`max_length` must be a whole number, got True"),
+    ],
+)
+def test_settings_of_another_type(settings, message):
+    with pytest.raises(TypeError, match=message):
+        ClassifierScorer(make_model(), make_tokenizer(), **settings)

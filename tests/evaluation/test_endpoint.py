@@ -2,6 +2,7 @@ import json
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -65,10 +66,12 @@ class Handler(BaseHTTPRequestHandler):
             with server.lock:
                 server.active -= 1
 
-    def reply(self, status, answer):
+    def reply(self, status, answer, headers=None):
         body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         if status == 302:
             self.send_header("Location", "/elsewhere")
         self.end_headers()
@@ -253,7 +256,78 @@ def test_a_rollout_without_texts():
 
 
 def test_bad_settings_are_reported_together():
+    with pytest.raises(ValueError, match="`timeout` must be a finite number > 0 and at most a day"):
+        EndpointScorer("http://host", timeout=1e300)
     with pytest.raises(ValueError, match=r"`url` must begin with http.*`timeout`.*> 0.*`retries`"):
         EndpointScorer("localhost:8000", timeout=0, retries=-1)
     with pytest.raises(ValueError, match=r"`backoff`.*`batch_size`.*`concurrency`"):
         EndpointScorer("http://localhost", backoff=-1, batch_size=0, concurrency=0)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_asks_for_a_pause_gets_it(status, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(
+        EndpointScorer,
+        "_pause",
+        lambda self, attempt, asked_for, own=EndpointScorer._pause: (
+            pauses.append(own(self, attempt, asked_for)) or 0.0
+        ),
+    )
+    answers = [(status, {}, {"Retry-After": text}) for text in ("2", "3600", "-1", "Fri, 31 Dec")]
+    with serving(*answers, lengths) as server:
+        assert scorer_of(server, retries=4)(ROLLOUT).tolist() == LENGTHS
+    assert pauses == [2.0, 60.0, 0.04, 0.08]
+
+
+def test_a_pause_is_for_those_statuses_only():
+    scorer = EndpointScorer("http://host", backoff=0.5)
+    assert [scorer._pause(attempt, 0.0) for attempt in (1, 2, 3, 9, 9999)] == [0.5, 1, 2, 60, 60]
+    with serving((500, {}, {"Retry-After": "9"}), lengths) as server:
+        started = time.monotonic()
+        assert scorer_of(server)(ROLLOUT).tolist() == LENGTHS
+        assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"headers": {"Name": "ключ"}}, "attempt 1 of at most 4, .* UnicodeEncodeError"),
+        ({"headers": {"Name": "a\nb"}}, "attempt 1 of at most 4, .* ValueError: Invalid header"),
+    ],
+)
+def test_what_cannot_be_sent_is_named_and_not_tried_again(settings, message):
+    with serving(lengths) as server, pytest.raises(ScoringError, match=message):
+        scorer_of(server, **settings)(ROLLOUT)
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "message"),
+    [
+        (None, TypeError, "`url` must be a text such as .* got None"),
+        (b"http://host", TypeError, "`url` must be a text such as"),
+        ("http://", ValueError, "`url` must name a host, got 'http://'"),
+        ("http://:80/score", ValueError, "`url` must name a host"),
+        ("http://host:99999", ValueError, "`url` must be a URL with a port from 0 to 65535"),
+        ("http://host:port", ValueError, "`url` must be a URL with a port"),
+        ("http://host/a b", ValueError, "`url` must have no white space"),
+        ("http://[::1", ValueError, "`url` must be a URL"),
+    ],
+)
+def test_what_is_no_url_is_refused(url, error, message):
+    with pytest.raises(error, match=message):
+        EndpointScorer(url)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"headers": "Name"}, {"headers": {"Name": 1}}, {"request": 1}, {"parse": None}]
+)
+def test_settings_of_another_type(settings):
+    with pytest.raises(TypeError, match=f"`{next(iter(settings))}` must be a"):
+        EndpointScorer("http://host", **settings)
+
+
+def test_texts_that_stand_apart_are_sent_with_a_space():
+    with serving((200, {"scores": [1.0]})) as server:
+        scorer_of(server)(replace(make_rollout(("w3", "w4")), texts_apart=True))
+    assert server.questions == [{"texts": ["w3 w4"]}]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -200,3 +202,39 @@ def test_a_missing_padding_token_is_named():
 def test_wrong_types_say_what_to_pass(pairs):
     with pytest.raises(TypeError, match=r"`pairs` must hold .* but pairs\[0\] is"):
         RewardModelScorer(make_model(), make_tokenizer())(pairs)
+
+
+def test_the_messages_of_a_chat_are_rendered_once():
+    """The text of such a query is what the policy's template made; it is not the user's words."""
+    chats = (
+        [{"role": "user", "content": "what is two ?"}],
+        [{"role": "user", "content": "is"}, {"role": "assistant", "content": "no"}] * 2,
+    )
+    rollout = replace(
+        make_rollout(("<s> <user> what is two ? <assistant>", " four"), ("<s> ?", " yes")),
+        query_messages=chats,
+    )
+    expected = [
+        ids("<s> <user> what is two ? <end> <assistant> four <end>"),
+        ids(f"<s>{' <user> is <end> <assistant> no <end>' * 2} <assistant> yes <end>"),
+    ]
+    found = RewardModelScorer(make_model(), make_tokenizer())(rollout)
+    torch.testing.assert_close(found, one_by_one(make_model(), expected), rtol=1e-5, atol=1e-5)
+
+
+def test_a_rendered_query_gets_no_second_bos():
+    rollout = make_rollout(("<s> <user> what ? <assistant>", " yes"), ("what ?", " no"))
+    expected = [ids("<s> <user> what ? <assistant> yes"), ids("<s> what ? no")]
+    scorer = RewardModelScorer(make_model(), make_tokenizer(chat_template=None))
+    torch.testing.assert_close(
+        scorer(rollout), one_by_one(make_model(), expected), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_texts_that_stand_apart_are_read_with_a_space():
+    rollout = replace(make_rollout(("what ?", "yes"), ("is", "four")), texts_apart=True)
+    expected = [ids("<s> what ? yes"), ids("<s> is four")]
+    scorer = RewardModelScorer(make_model(), make_tokenizer(), chat_template=False)
+    torch.testing.assert_close(
+        scorer(rollout), one_by_one(make_model(), expected), rtol=1e-5, atol=1e-5
+    )

@@ -1,4 +1,6 @@
+import asyncio
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -128,3 +130,30 @@ def test_the_error_travels_between_processes():
     copy = pickle.loads(pickle.dumps(caught.value))
     assert str(copy) == str(caught.value)
     assert copy.rows == (0,)
+
+
+@pytest.mark.parametrize("kind", [StopIteration, asyncio.CancelledError, GeneratorExit])
+def test_whatever_ends_a_scorer_is_named(kind):
+    def scorer(rollout):
+        raise kind
+
+    with pytest.raises(ScoringError if kind is not GeneratorExit else kind) as caught:
+        score(scorer, ROLLOUT)
+    if kind is not GeneratorExit:  # that is for generators, no failure
+        assert f"scorer raised {kind.__name__}." in str(caught.value)
+        assert isinstance(caught.value.__cause__, kind)
+
+
+def test_a_column_of_scores_says_how_to_make_it_flat():
+    with pytest.raises(ScoringError, match=r"got torch.float32 \[3, 1\]: use scores.squeeze\(-1\)"):
+        score(gives(torch.zeros(3, 1)), ROLLOUT)
+    with pytest.raises(ScoringError, match=r"as scores.squeeze\(-1\) makes of \[batch, 1\]"):
+        score(gives([[0.0], [0.0], [0.0]]), ROLLOUT)
+
+
+def test_texts_that_stand_apart_are_read_and_shown_with_a_space():
+    rollout = replace(make_rollout(("w3 w4", "w31 w17"), ("a", "b")), texts_apart=True)
+    assert texts_of(rollout) == ["w3 w4 w31 w17", "a b"]
+    assert pairs_of(rollout)[0] == ("w3 w4", "w31 w17")
+    with pytest.raises(ScoringError, match="row 0: 'w3 w4 w31 w17'"):
+        score(gives([NAN, 0.0]), rollout)

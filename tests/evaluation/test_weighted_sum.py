@@ -83,3 +83,14 @@ def test_rewards_are_not_the_parts_own_tensors():
     total = WeightedSum([(scorer, 1.0)])(ROLLOUT)
     total += 1
     assert torch.equal(kept, torch.zeros(2))
+
+
+@pytest.mark.parametrize("parts", [None, "lengths", 1.0, lengths, [lengths], [(lengths, 1.0, 2.0)]])
+def test_what_is_no_list_of_pairs_is_named(parts):
+    with pytest.raises(TypeError, match=r"`parts` must be .*WeightedSum\(\[\(scorer, 1.0\)"):
+        WeightedSum(parts)
+
+
+def test_a_weight_is_no_flag():
+    with pytest.raises(ValueError, match="the weight of lengths must be a finite number, got True"):
+        WeightedSum([(lengths, True)])

@@ -150,7 +150,7 @@ def test_frozen_layers_are_shared_and_passes_start_above_them(family):
     trainer = PPOTrainer(split, batch_size=3, minibatch_size=3, precision="fp32")
     rollout = trainer.with_trunk_states(ragged_rollout())
     assert trainer.reference.kind == "shared-trunk"
-    assert rollout.trunk_states.shape == (3, 12, 32)
+    assert rollout.trunk_states.shape == (3, 11, 32)  # the last token predicts nothing
     expected = ResponseModel(whole)(ragged_rollout())
     output = trainer.forward_pass(trainer.policy, rollout)
     torch.testing.assert_close(output.logprobs, expected.logprobs, rtol=1e-5, atol=1e-5)

@@ -10,9 +10,9 @@ from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import ragged, tiny_gpt2
-from tests.families import VOCABULARY, tiny_model
-from trl.batch import Rollout
+from tests.conftest import tiny_gpt2
+from tests.families import tiny_model
+from tests.models.policies import LORA, TOKENS, lora_policy, ragged_rollout
 from trl.gpt2 import GPT2HeadWithValueModel
 from trl.models.checkpoint import VALUE_HEAD_FILE
 from trl.models.response import ResponseModel
@@ -20,23 +20,6 @@ from trl.models.with_value_head import CausalLMWithValueHead, Seq2SeqLMWithValue
 from trl.ppo import PPOTrainer
 
 OLD_FOLDERS = Path(__file__).parents[1] / "data" / "old-folders"
-TOKENS = torch.arange(10).view(2, 5)
-LORA = {"r": 4, "lora_alpha": 8, "init_lora_weights": False, "task_type": "CAUSAL_LM"}
-
-
-def ragged_rollout():
-    return Rollout.from_lists(
-        ragged([2, 7, 4], vocabulary=VOCABULARY), ragged([5, 1, 3], 1, VOCABULARY)
-    )
-
-
-def lora_policy(folder, **changes):
-    """A Llama with a random adapter and a value head that is not zero."""
-    tiny_model("llama").save_pretrained(folder)
-    config = LoraConfig(target_modules=["q_proj", "v_proj", "down_proj"], **LORA | changes)
-    policy = CausalLMWithValueHead.from_pretrained(folder, peft_config=config)
-    torch.nn.init.normal_(policy.v_head.summary.weight, std=0.1)
-    return policy
 
 
 # -- output ----------------------------------------------------------------------------------------

@@ -2,10 +2,20 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from tests.conftest import ragged
-from tests.rollout.families import FAMILIES, SEQ2SEQ, VOCAB, make
+from tests.rollout.families import (
+    FAMILIES,
+    LLAMA,
+    MOE,
+    SEQ2SEQ,
+    SIZES,
+    VOCAB,
+    WithValue,
+    make,
+)
 from trl.anatomy import language_model
 from trl.rollout import Sampler, sampling
 from trl.rollout.decoder import Decoder
@@ -147,3 +157,53 @@ def test_finished_rows_leave_in_quarters(monkeypatch):
     # After the steps 2, 1, 1, 1, 2 rows have ended: 6 of 8 run, 5 of 6, 4 of 6, 3 of 4, 1 of 3.
     assert sizes == [8, 6, 6, 4, 3, 1]
     assert sampling._FINISHED_SHARE == 0.25
+
+
+def odd(family):
+    """Models whose caches or encoders differ from those of the other families."""
+    torch.manual_seed(0)
+    if family == "minimax":
+        config = transformers.MiniMaxConfig(
+            **LLAMA | MOE | {"sliding_window": None, "head_dim": 8, "block_size": 4},
+            layer_types=["linear_attention", "full_attention"],
+        )
+        model = transformers.MiniMaxForCausalLM(config)
+    elif family == "recurrent_gemma":
+        config = transformers.RecurrentGemmaConfig(
+            **SIZES | {"intermediate_size": 48, "lru_width": 32, "num_hidden_layers": 3}
+        )
+        model = transformers.RecurrentGemmaForCausalLM(config)
+    else:
+        config = transformers.SwitchTransformersConfig(
+            **SIZES | {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+            num_sparse_encoder_layers=1,
+            num_sparse_decoder_layers=1,
+            num_experts=2,
+            decoder_start_token_id=0,
+        )
+        model = transformers.SwitchTransformersForConditionalGeneration(config)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)
+    return WithValue(model).eval()
+
+
+@pytest.mark.parametrize(("family", "selects"), [("minimax", False), ("switch", True)])
+def test_caches_and_encoders_of_their_own_kind(family, selects):
+    model = odd(family)
+    queries = ragged([9, 9], vocabulary=VOCAB)
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    with torch.no_grad():
+        assert Decoder(model, torch.stack(queries), mask, 4).can_select == selects
+    sampler = Sampler(max_new_tokens=(1, 9), temperature=TEMPERATURE, group_size=3)
+    rollout = sampler(model, queries)
+    rows = zip(*(rollout.query_lists(), rollout.response_lists()), rollout.logprobs, strict=True)
+    for query, response, logprobs in rows:
+        with torch.no_grad():
+            expected, _ = fresh(model, query, response)
+        torch.testing.assert_close(logprobs[: len(response)], expected, atol=1e-4, rtol=0)
+
+
+def test_an_output_without_its_cache_is_refused():
+    with pytest.raises(TypeError, match=r"must keep a cache .* output has no past_key_values"):
+        Sampler()(odd("recurrent_gemma"), QUERIES)

@@ -18,8 +18,8 @@ def ids(tokenizer, text):
 
 
 def encode(queries, tokenizer, **settings):
-    rows, texts = encode_queries(queries, tokenizer, **settings)
-    return [row.tolist() for row in rows], texts
+    encoded = encode_queries(queries, tokenizer, **settings)
+    return [row.tolist() for row in encoded.rows], encoded.texts
 
 
 def test_texts_keep_what_the_tokenizer_adds_at_the_front():
@@ -65,8 +65,8 @@ def test_chats_go_through_the_template():
 def test_tensors_get_their_text():
     tokenizer = byte_level()
     row = torch.tensor(ids(tokenizer, "<bos> abc Ġa"))
-    assert encode([row], tokenizer) == ([row.tolist()], ["abc a"])
-    assert encode(row[None], None) == ([row.tolist()], None)
+    assert encode(row[None], None) == encode([row], tokenizer) == ([row.tolist()], None)
+    assert Sampler(tokenizer)(tiny_gpt2(), [row]).query_texts == ("abc a",)
 
 
 @pytest.mark.parametrize(

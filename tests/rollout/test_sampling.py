@@ -3,7 +3,8 @@ import torch
 
 from tests.conftest import VOCABULARY, ragged
 from trl.batch import pad_rows
-from trl.rollout.sampling import draw, sample
+from trl.rollout.draw import draw, draw_at, draw_from_logits
+from trl.rollout.sampling import sample
 
 
 def test_tokens_come_from_the_models_distribution(make_model):
@@ -110,10 +111,10 @@ def test_same_generator_same_tokens(make_model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_new_tokens": 0}, "`max_new_tokens` must be > 0, got 0"),
-        ({"temperature": 0.0}, "`temperature` must be > 0"),
-        ({"top_k": -1}, "`top_k` must be >= 0"),
-        ({"top_p": 1.5}, r"`top_p` must be in \(0, 1\], got 1.5"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be an integer > 0, got 0"),
+        ({"temperature": 0.0}, "`temperature` must be a finite number > 0"),
+        ({"top_k": -1}, "`top_k` must be an integer >= 0"),
+        ({"top_p": 1.5}, r"`top_p` must be a finite number in \(0, 1\], got 1.5"),
         ({"max_new_tokens": 62}, r"the model's 64 positions, got 3 \+ 62 tokens"),
         ({"queries": torch.tensor([1, 2])}, r"`queries` must be a tensor \[batch, length\]"),
         ({"queries": torch.tensor([[1, 97]])}, "ids from 0 to 96, got 1 to 97"),
@@ -158,3 +159,30 @@ def test_draw_never_gives_a_token_of_probability_zero():
 def test_draw_inverts_the_cumulative_distribution(monkeypatch, uniform, token):
     monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([[uniform]]).double())
     assert draw(torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]]).double()).item() == token
+
+
+@pytest.mark.parametrize("size", [3, 256, 257, 1000])
+@pytest.mark.parametrize("rows_at_once", [1, 2**20])
+def test_draws_are_those_of_the_plain_cumulative_sum(monkeypatch, size, rows_at_once):
+    """Also of a vocabulary of several chunks, some of them without any probability."""
+    monkeypatch.setattr("trl.rollout.draw._CPU_BLOCK_NUMBERS", rows_at_once)
+    logits = torch.randn(200, size, dtype=torch.float64) * 3
+    logits[:, : size // 2] = -torch.inf
+    logits[::2, -1] = -torch.inf
+    numbers = torch.rand(200, 1, dtype=torch.float64)
+    logprobs = (logits / 0.7).log_softmax(-1)
+    cumulative = logprobs.exp().cumsum(-1)
+    expected = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True)
+    assert torch.equal(draw_at(logprobs.exp(), numbers), expected)
+    tokens, found = draw_from_logits(logits, numbers, 0.7)
+    assert torch.equal(tokens, expected)
+    torch.testing.assert_close(found, logprobs.gather(-1, expected))
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0 - 2**-53, 1.0])
+def test_the_ends_of_the_unit_interval_give_tokens_with_probability(number):
+    logits = torch.full((1, 700), -torch.inf)
+    logits[0, [300, 301, 650]] = torch.tensor([1.0, 2.0, -80.0])
+    tokens, logprobs = draw_from_logits(logits, torch.tensor([[number]], dtype=torch.float64))
+    assert tokens.item() in (300, 301, 650)
+    assert logprobs.isfinite().all()

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import tiny_gpt2
 from tests.rollout.tokenizers_for_tests import byte_level
@@ -84,3 +86,31 @@ def test_an_empty_rule_is_false():
     assert not StopRule()
     assert StopRule([3])
     assert StopRule(strings=["a"], tokenizer=byte_level())
+
+
+def words(decoder=None):
+    """A tokenizer of words, which cannot spell what transformers' own search begins with."""
+    names = ["<unk>", "w1", "w2", "end", "##ing"]
+    bare = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    bare.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    bare.decoder = decoder
+    return PreTrainedTokenizerFast(tokenizer_object=bare, unk_token="<unk>")
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("w1 w2", False),
+        ("w1 end", True),
+        ("end w1", False),  # it was seen when it came
+        ("w1 end ##ing", False),
+        ("w2 w2", False),
+        ("w1 w2 w1", True),  # across tokens, with the space between them
+    ],
+)
+def test_stop_strings_of_vocabularies_that_cannot_spell(text, ends):
+    tokenizer = words(decoders.WordPiece())
+    rule = StopRule(strings=["end", "w2 w1"], tokenizer=tokenizer)
+    tokens = tokenizer.convert_tokens_to_ids(text.split())
+    assert rule(torch.tensor([tokens])).tolist() == [ends]
+    assert rule(torch.tensor([tokens[-rule.window :]])).tolist() == [ends]

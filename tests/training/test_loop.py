@@ -150,3 +150,203 @@ def test_a_pretrained_llama_learns_a_reward(shared):
     last = sum(row["reward/mean"] for row in history[-3:]) / 3
     assert last > first + 0.25
     assert 0 < history[-1]["objective/kl"] < 15
+
+
+# --- before anything is trained ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompts", ["w5 w6", b"w5", {"role": "user"}, None, 3])
+def test_prompts_that_are_no_list_are_named(prompts):
+    with pytest.raises(TypeError, match=r"`prompts` must be a list.*pass \[prompt\]"):
+        trl.train(tiny_model("llama"), prompts, count_w7, tokenizer=tokenizer(), **SMALL)
+    with pytest.raises(TypeError, match=r"`prompts` must be a list.*pass \[prompt\]"):
+        Loop(llama_trainer(), Sampler(tokenizer()), count_w7, prompts)
+
+
+def test_any_iterable_of_prompts_will_do():
+    prompts = (f"w{n}" for n in (5, 6))
+    assert Loop(llama_trainer(), Sampler(tokenizer()), count_w7, prompts).prompts == ["w5", "w6"]
+
+
+def llama_trainer(**settings):
+    model = trl.CausalLMWithValueHead(tiny_model("llama"))
+    return PPOTrainer(model, config=PPOConfig(**SMALL | settings))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "message"),
+    [
+        ("", ValueError, r"`prompts\[40\]` must have at least one token, got ''"),
+        ("w5 " * 60, ValueError, r"got 60 \+ 24 tokens in row 40 of `prompts`"),
+        (
+            7,
+            TypeError,
+            r"`prompts\[40\]` must be of the same kind .*, str, got int",
+        ),
+    ],
+)
+def test_a_bad_prompt_is_found_before_the_training(prompt, error, message):
+    steps = []
+    with pytest.raises(error, match=message):
+        trl.train(
+            tiny_model("llama"),
+            ["w5"] * 40 + [prompt],
+            count_w7,
+            tokenizer=tokenizer(),
+            on_step=lambda *row: steps.append(row),
+            **SMALL,
+        )
+    assert steps == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"on_step": 3}, TypeError, "`on_step` must be a function"),
+        ({"sampler_kwargs": {"max_new_tokens": 3}}, TypeError, "must not have `max_new_tokens`"),
+        ({"sampler_kwargs": {"grup_size": 3}}, TypeError, "`grup_size`. Did you mean `group_size`"),
+        ({"sampler_kwargs": [3]}, TypeError, "`sampler_kwargs` must be a dict or None"),
+        ({"sampler_kwargs": {"seed": None}}, ValueError, "`seed` must be an integer"),
+    ],
+)
+def test_more_bad_settings(changes, error, message):
+    settings = {"prompts": ["w5"], "reward": count_w7, "tokenizer": tokenizer(), "steps": 1}
+    with pytest.raises(error, match=message):
+        trl.train(tiny_model("llama"), **SMALL | settings | changes)
+
+
+def test_weights_that_an_earlier_run_has_frozen_are_counted():
+    plain = tiny_model("llama")
+    settings = {"steps": 1, "tokenizer": tokenizer(), "max_new_tokens": 2} | SMALL
+    trl.train(plain, ["w5"], count_w7, unfrozen_layers=1, **settings)
+    frozen = sum(not weight.requires_grad for weight in plain.parameters())
+    total = len(list(plain.parameters()))
+    assert 0 < frozen < total
+    with pytest.warns(UserWarning, match=f"but {frozen} of its {total} weights do not .*unfrozen"):
+        trl.train(plain, ["w5"], count_w7, **settings)
+    trl.train(plain, ["w5"], count_w7, unfrozen_layers=1, **settings)  # says why: no warning
+
+
+# --- steps that fail -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_what_ends_the_training_early_carries_what_there_is(kind):
+    calls = []
+
+    def reward(texts):
+        calls.append(texts)
+        if len(calls) == 3:
+            raise kind
+        return [0.0] * len(texts)
+
+    plain = tiny_model("llama")
+    settings = {"steps": 5, "tokenizer": tokenizer(), "max_new_tokens": 2} | SMALL
+    with pytest.raises(ScoringError if kind is ValueError else kind) as caught:
+        trl.train(plain, ["w5"], reward, **settings)
+    model, history = caught.value.trained
+    assert model.language_model is plain
+    assert [row["step"] for row in history] == [1, 2]
+
+    def interrupt(step, row):
+        raise kind
+
+    with pytest.raises(kind) as caught:
+        trl.train(tiny_model("llama"), ["w5"], count_w7, on_step=interrupt, **settings)
+    assert len(caught.value.trained.history) == 1
+
+
+def test_a_step_that_failed_can_be_repeated():
+    def run(fail_at):
+        calls, seen = [], []
+
+        def scorer(rollout):
+            calls.append(rollout)
+            if len(calls) in fail_at:
+                raise OSError("the server is away")
+            seen.append((rollout.query_lists(), rollout.response_lists()))
+            return rollout.response_mask.sum(1)
+
+        prompts = [torch.tensor([n]) for n in range(3, 15)]
+        loop = Loop(llama_trainer(), Sampler(max_new_tokens=(1, 4)), scorer, prompts)
+        rows = []
+        while len(rows) < 4:
+            try:
+                rows.append(loop.step())
+            except ScoringError:
+                continue
+        weights = [weight.clone() for weight in loop.trainer.model.parameters()]
+        return seen, weights, [row["ppo/loss/total"] for row in rows]
+
+    whole, interrupted = run(()), run((1, 3, 4))
+    assert whole[0] == interrupted[0]
+    assert whole[2] == interrupted[2]
+    assert all(map(torch.equal, whole[1], interrupted[1]))
+
+
+def test_only_a_weighted_sum_adds_the_means_of_its_parts():
+    class Mine:
+        means = "of no concern"
+
+        def __call__(self, rollout):
+            return rollout.response_mask.sum(1)
+
+    prompts = [torch.tensor([3])]
+    row = Loop(llama_trainer(), Sampler(max_new_tokens=2), Mine(), prompts).step()
+    assert [name for name in row if name.startswith("reward/")] == ["reward/mean", "reward/std"]
+    parts = trl.WeightedSum([(Mine(), 1.0)])
+    assert "reward/Mine" in Loop(llama_trainer(), Sampler(), parts, prompts).step()
+
+
+# --- what is loaded ------------------------------------------------------------------------------
+
+
+def test_the_seed_fixes_an_adapters_first_weights():
+    def first(seed, state):
+        torch.manual_seed(state)
+        before = torch.random.get_rng_state()
+        model, _ = trl.train(
+            tiny,
+            ["w5"],
+            count_w7,
+            steps=1,
+            tokenizer=tokenizer(),
+            peft_config=LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+            max_new_tokens=2,
+            seed=seed,
+            **SMALL,
+        )
+        assert torch.equal(before, torch.random.get_rng_state())  # the caller's own goes on
+        named = model.named_parameters()
+        return torch.cat([weight.flatten() for name, weight in named if "lora_A" in name])
+
+    def fresh():
+        return tiny_model("llama")
+
+    tiny = fresh()
+    one = first(0, 1)
+    tiny = fresh()
+    assert torch.equal(first(0, 2), one)
+    tiny = fresh()
+    assert not torch.equal(first(1, 1), one)
+
+
+def test_an_adapters_folder_takes_the_tokenizer_of_its_base(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    tiny_model("llama").save_pretrained(base)
+    tokenizer().save_pretrained(base)
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    settings = {"steps": 1, "max_new_tokens": 2} | SMALL
+    model, _ = trl.train(base, ["w5"], count_w7, peft_config=config, **settings)
+    model.save_pretrained(adapter)
+    assert not (adapter / "tokenizer_config.json").exists()
+    _, history = trl.train(adapter, ["w5"], count_w7, **settings)
+    assert len(history) == 1
+
+
+def test_where_the_model_is_is_where_its_tokenizer_is(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path / "inner")
+    tokenizer().save_pretrained(tmp_path / "inner")
+    settings = {"steps": 1, "max_new_tokens": 2, "model_kwargs": {"subfolder": "inner"}} | SMALL
+    _, history = trl.train(tmp_path, ["w5"], count_w7, **settings)
+    assert len(history) == 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -13,7 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.batch import Rollout
 from trl.config import closest
 from trl.evaluation.scores import check_scores, failures_named, texts_of
-from trl.evaluation.sequence_model import check_sizes, load, logits_of, token_limit, tokenize
+from trl.evaluation.sequence_model import (
+    check_sizes,
+    load,
+    logits_of,
+    padding_changes,
+    token_limit,
+    tokenize,
+)
 
 __all__ = ["ClassifierScorer"]
 
@@ -48,7 +57,8 @@ class ClassifierScorer:
         output: What to return: "logit", "probability" or "log_odds".
         batch_size: Texts per forward pass; texts of similar length share one.
         max_length: Cut texts to this many tokens, on the side that `tokenizer.truncation_side`
-            says (mostly the right: the beginning stays). Default: what the model can take.
+            says (mostly the right: the beginning stays). What is cut of a rollout's text is always
+            the beginning: the response is at the end. Default: what the model can take.
         device: Where to compute. Default: a loaded model stays where it is; another goes to the
             GPU if there is one.
     """
@@ -76,6 +86,9 @@ class ClassifierScorer:
             self.model.config.num_labels == 1
             or self.model.config.problem_type == "multi_label_classification"
         )
+        self._keeping_the_end = copy.deepcopy(self.tokenizer)
+        self._keeping_the_end.truncation_side = "left"
+        self._unpadded = padding_changes(self.model, self.tokenizer, self.max_length)
         if self.model.config.problem_type == "regression" and output != "logit":
             raise ValueError(
                 f'`output` must be "logit" for a regression head, which has no probability, got '
@@ -94,12 +107,13 @@ class ClassifierScorer:
         if isinstance(texts, Rollout):
             name = type(self).__name__
             with failures_named(name, texts):
-                scores = self(texts_of(texts))
+                scores = self._scores(texts_of(texts), self._keeping_the_end)
             return check_scores(scores, texts, name)
-        token_ids = tokenize(self.tokenizer, _checked(texts), max_length=self.max_length)
-        return self._score(logits_of(self.model, token_ids, self.batch_size))
+        return self._scores(_checked(texts), self.tokenizer)
 
-    def _score(self, logits: Tensor) -> Tensor:  # [B, number of labels] -> [B]
+    def _scores(self, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:  # [B]
+        token_ids = tokenize(tokenizer, texts, max_length=self.max_length)
+        logits = logits_of(self.model, token_ids, self.batch_size, unpadded=self._unpadded)
         logit = logits[:, self.label]
         if self.output == "logit":
             return logit
@@ -130,10 +144,12 @@ def _checked(texts: Sequence[str]) -> list[str]:
 
 
 def _label_index(model: PreTrainedModel, label: str | int) -> int:
+    if isinstance(label, bool) or not isinstance(label, str | Integral):
+        raise TypeError(f"`label` must be the name of a label or its index, got {label!r}.")
     names = [str(model.config.id2label.get(i, i)) for i in range(model.config.num_labels)]
-    if isinstance(label, int):
+    if isinstance(label, Integral):
         if 0 <= label < len(names):
-            return label
+            return int(label)
     else:
         lowered = [name.lower() for name in names]
         if label.lower() in lowered:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl.batch import Rollout
-from trl.evaluation.scores import check_scores, failures_named, pairs_of, shorten
-from trl.evaluation.sequence_model import check_sizes, load, logits_of, token_limit, tokenize
+from trl.evaluation.scores import check_scores, failures_named, pairs_of, shorten, texts_of
+from trl.evaluation.sequence_model import (
+    check_sizes,
+    load,
+    logits_of,
+    padding_changes,
+    token_limit,
+    tokenize,
+)
 
 __all__ = ["RewardModelScorer"]
 
@@ -27,9 +35,9 @@ class RewardModelScorer:
         scores = scorer(rollout)  # [B]
         scores = scorer([("What is 2 + 2?", "4"), ("What is 2 + 2?", "5")])  # [2]
 
-    With a chat template the query becomes the user's message and the response the assistant's:
-    both must then be plain text, without the template of the language model. Else the model reads
-    query and response as one text.
+    With a chat template the response becomes the assistant's message, after the messages of the
+    query if that was a chat, or else after its text as the user's message. Without one the model
+    reads query and response as one text.
 
     Too long a text loses its beginning, since the response, and where most models read the score,
     is at the end.
@@ -74,6 +82,7 @@ class RewardModelScorer:
         )
         self.batch_size = batch_size
         self.max_length = token_limit(self.model, self.tokenizer, max_length)
+        self._unpadded = padding_changes(self.model, self.tokenizer, self.max_length)
 
     def __call__(self, pairs: Sequence[tuple[str, str]] | Rollout) -> Tensor:
         """Score pairs of query and response, or the rows of a rollout that has its texts.
@@ -87,7 +96,7 @@ class RewardModelScorer:
         if isinstance(pairs, Rollout):
             name = type(self).__name__
             with failures_named(name, pairs):
-                scores = self(pairs_of(pairs))
+                scores = self._scores(self._texts_of(pairs))
             return check_scores(scores, pairs, name)
         for row, pair in enumerate(pairs):
             if isinstance(pair, str) or [type(text) for text in pair] != [str, str]:
@@ -95,19 +104,33 @@ class RewardModelScorer:
                     f"`pairs` must hold (query, response) pairs of strings, but pairs[{row}] is "
                     f"{shorten(pair)}."
                 )
+        if not self.chat_template:
+            return self._scores([query + response for query, response in pairs])
+        return self._scores([self._rendered([_said_by_user(q)], r) for q, r in pairs])
+
+    def _scores(self, texts: list[str]) -> Tensor:  # [B]
         token_ids = tokenize(
             self.tokenizer,
-            [self._rendered(query, response) for query, response in pairs],
+            texts,
             max_length=self.max_length,
             add_special_tokens=not self.chat_template,  # a template writes them itself
         )
-        return logits_of(self.model, token_ids, self.batch_size)[:, 0]
+        return logits_of(self.model, token_ids, self.batch_size, unpadded=self._unpadded)[:, 0]
 
-    def _rendered(self, query: str, response: str) -> str:
+    def _texts_of(self, rollout: Rollout) -> list[str]:
+        """Return what the model reads of each row."""
         if not self.chat_template:
-            return query + response
-        messages = [
-            {"role": "user", "content": query},
-            {"role": "assistant", "content": response},
+            return texts_of(rollout)
+        pairs = pairs_of(rollout)
+        chats = rollout.query_messages or [[_said_by_user(query)] for query, _ in pairs]
+        return [
+            self._rendered(chat, response) for chat, (_, response) in zip(chats, pairs, strict=True)
         ]
+
+    def _rendered(self, chat: Sequence[Mapping[str, Any]], response: str) -> str:
+        messages = [*chat, {"role": "assistant", "content": response}]
         return self.tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+def _said_by_user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}

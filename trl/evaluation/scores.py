@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from numbers import Real
+from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -78,7 +78,8 @@ def pairs_of(rollout: Rollout) -> list[tuple[str, str]]:
 
 def texts_of(rollout: Rollout) -> list[str]:
     """Return each query and its response as one text."""
-    return [query + response for query, response in pairs_of(rollout)]
+    pairs_of(rollout)  # says what is missing
+    return list(rollout.texts or ())
 
 
 # --- what comes out -----------------------------------------------------------------------------
@@ -145,7 +146,7 @@ def lay_out(entries: Sequence[float | list[float]], rollout: Rollout, name: str)
         raise scoring_error(
             f"{name} must give one reward for each counted token of a response, "
             f"{counted[wrong[0]]} in row {wrong[0]}, got {len(entries[wrong[0]])}; or one plain "
-            "number for the whole response.",
+            "number for the whole response, as scores.squeeze(-1) makes of [batch, 1].",
             rollout,
             wrong,
         )
@@ -160,10 +161,12 @@ def check_scores(scores: Tensor, rollout: Rollout, name: str) -> Tensor:
     every = range(len(rollout))
     mask = rollout.response_mask.cpu()
     if list(scores.shape) not in ([len(rollout)], list(mask.shape)) or scores.is_complex():
+        column = list(scores.shape) == [len(rollout), 1]
+        advice = ": use scores.squeeze(-1)" if column else ""
         raise scoring_error(
             f"{name} must give real numbers of the shape {[len(rollout)]}, one for each response, "
             f"or {list(mask.shape)}, one for each response token, got {scores.dtype} "
-            f"{list(scores.shape)}.",
+            f"{list(scores.shape)}{advice}.",
             rollout,
             every,
             suspects=False,
@@ -216,22 +219,36 @@ def name_of(scorer: Any) -> str:
     )
 
 
-@contextmanager
-def failures_named(
-    name: str, rollout: Rollout, rows: Sequence[int] | None = None
-) -> Iterator[None]:
-    """Turn any exception of the block into a ScoringError with the texts that it was about."""
-    try:
-        yield
-    except ScoringError:
-        raise
-    except Exception as error:
-        raise scoring_error(
-            f"{name} raised {described(error)}.",
-            rollout,
-            range(len(rollout)) if rows is None else rows,
-            suspects=False,
-        ) from error
+class failures_named:
+    """Turns any exception of a block into a ScoringError with the texts that it was about.
+
+    A class, since a generator could not tell a StopIteration of the block from its own end.
+
+    Args:
+        name: of the scorer.
+        rollout: that is scored.
+        rows: of it that the block is about; None: all.
+    """
+
+    def __init__(self, name: str, rollout: Rollout, rows: Sequence[int] | None = None) -> None:
+        self.name = name
+        self.rollout = rollout
+        self.rows = range(len(rollout)) if rows is None else rows
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # A scorer's own task that was cancelled has failed; Ctrl-C goes on as it is.
+        failed = isinstance(error, (Exception, asyncio.CancelledError))
+        if failed and not isinstance(error, ScoringError):
+            problem = f"{self.name} raised {described(error)}."
+            raise scoring_error(problem, self.rollout, self.rows, suspects=False) from error
 
 
 def scoring_error(
@@ -254,7 +271,7 @@ def scoring_error(
     return error
 
 
-def described(error: Exception) -> str:
+def described(error: BaseException) -> str:
     """Return the type of an exception and its message, if it has one."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
@@ -269,7 +286,7 @@ def shorten(value: object) -> str:
 
 
 def _text(rollout: Rollout, row: int) -> str:
-    if rollout.query_texts is None or rollout.response_texts is None:
+    if rollout.texts is None:
         return f"tokens {shorten(rollout.responses[row][rollout.response_mask[row]].tolist())}"
     # The middle is left out: a prompt's beginning says which it is, the end is what was scored.
-    return shorten(rollout.query_texts[row] + rollout.response_texts[row])
+    return shorten(rollout.texts[row])

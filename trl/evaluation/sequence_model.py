@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -15,7 +17,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-__all__ = ["check_sizes", "load", "logits_of", "token_limit", "tokenize"]
+from trl.anatomy import accepts, without_dropout
+
+__all__ = ["check_sizes", "load", "logits_of", "padding_changes", "token_limit", "tokenize"]
 
 Source = str | os.PathLike[str]
 
@@ -23,10 +27,14 @@ Source = str | os.PathLike[str]
 NO_LIMIT = 10**9
 
 
-def check_sizes(**sizes: int | None) -> None:
-    """Raise unless each of the named numbers is None or at least 1."""
-    for name, value in sizes.items():
-        if value is not None and value < 1:
+def check_sizes(*, batch_size: int, max_length: int | None) -> None:
+    """Raise unless both are whole numbers of at least 1; `max_length` may be None."""
+    for name, value in (("batch_size", batch_size), ("max_length", max_length)):
+        if value is None and name == "max_length":
+            continue
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"`{name}` must be a whole number, got {value!r}.")
+        if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
@@ -69,14 +77,28 @@ def token_limit(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> int | None:
     """Return `max_length`, or by default what model and tokenizer can take; None: no limit."""
-    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    limit = min(positions, tokenizer.model_max_length)
+    limit = tokenizer.model_max_length
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions:
+        limit = min(limit, positions - _first_position(model, positions))
     if max_length is not None and max_length > limit:
         raise ValueError(
             f"`max_length` must be at most {limit}, what the model can take, got {max_length}."
         )
     limit = limit if max_length is None else max_length
     return limit if limit < NO_LIMIT else None
+
+
+def _first_position(model: PreTrainedModel, positions: int) -> int:
+    """Return the position of a text's first token: in RoBERTa's kind the one after the padding's.
+
+    Their table of positions has a row for the padding, `padding_idx`; those before it are not used.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and "position" in name.split(".")[-1]:
+            padding = module.padding_idx
+            return padding + 1 if padding is not None and len(module.weight) == positions else 0
+    return 0
 
 
 def tokenize(
@@ -86,7 +108,10 @@ def tokenize(
     max_length: int | None,
     add_special_tokens: bool = True,
 ) -> list[list[int]]:
-    """Return the token ids of each text, cut to `max_length` on the tokenizer's side for it."""
+    """Return the token ids of each text, cut to `max_length` on the tokenizer's side for it.
+
+    A text that begins with the BOS token already, as chat templates write it, gets no second one.
+    """
     if not texts:
         return []
     token_ids = tokenizer(
@@ -95,6 +120,9 @@ def tokenize(
         max_length=max_length,
         add_special_tokens=add_special_tokens,
     )["input_ids"]
+    bos = tokenizer.bos_token_id
+    if add_special_tokens and bos is not None:
+        token_ids = [ids[1:] if ids[:2] == [bos, bos] else ids for ids in token_ids]
     for row, ids in enumerate(token_ids):
         if not ids:
             raise ValueError(
@@ -103,29 +131,59 @@ def tokenize(
     return token_ids
 
 
-def logits_of(model: PreTrainedModel, token_ids: Sequence[list[int]], batch_size: int) -> Tensor:
+def logits_of(
+    model: PreTrainedModel,
+    token_ids: Sequence[list[int]],
+    batch_size: int,
+    *,
+    unpadded: bool = False,
+) -> Tensor:
     """Run the model, without dropout, on texts of like length together.
 
     Args:
         model: with a classification head.
         token_ids: of B texts.
         batch_size: texts per forward pass.
+        unpadded: only texts of one length share a pass.
     Returns:
         [B, number of labels] float32, on the CPU; in the order of the texts.
     """
     # Made outside inference mode: the caller may use it in a graph.
     logits = torch.empty(len(token_ids), model.config.num_labels)
-    longest_first = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
-    model.eval()
-    for start in range(0, len(token_ids), batch_size):
-        rows = longest_first[start : start + batch_size]
-        input_ids, attention_mask = _pad([token_ids[row] for row in rows], _pad_token_id(model))
-        with torch.inference_mode():
-            output = model(
-                input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device)
-            )
-            logits[rows] = output.logits.float().cpu()
+    for rows in _passes([len(ids) for ids in token_ids], batch_size, unpadded):
+        input_ids, mask = _pad([token_ids[row] for row in rows], _pad_token_id(model))
+        inputs = {"input_ids": input_ids.to(model.device)}
+        if accepts(model, "attention_mask"):
+            inputs["attention_mask"] = mask.to(model.device)
+        with torch.inference_mode(), without_dropout(model):
+            logits[rows] = model(**inputs).logits.float().cpu()
     return logits
+
+
+def padding_changes(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> bool:
+    """Return whether a text beside a longer one gets other logits than alone.
+
+    Some families take no mask (FNet), or have layers that do not look at it.
+    """
+    short_and_long = tokenize(tokenizer, ["a b", "a b c d e f g h i j"], max_length=max_length)
+    try:
+        alone, beside = (logits_of(model, short_and_long, size)[0] for size in (1, 2))
+    except Exception:  # it may not like these texts; what is to be scored will tell
+        return True
+    exact = model.dtype == torch.float32
+    tolerance = 1e-3 if exact else 5e-2  # rounding, in relation to the largest logit
+    return not bool((alone - beside).abs().max() <= tolerance * alone.abs().max().clamp(min=1))
+
+
+def _passes(lengths: list[int], batch_size: int, unpadded: bool) -> Iterator[list[int]]:
+    """Yield the rows of each pass, the longest first: if memory is short it shows at once."""
+    longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    together = groupby(longest_first, key=lambda row: lengths[row] if unpadded else None)
+    for _, group in together:
+        rows = list(group)
+        yield from (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
 
 
 def _pad(token_ids: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:

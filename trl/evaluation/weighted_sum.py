@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -37,7 +37,7 @@ class WeightedSum:
     """
 
     def __init__(self, parts: Mapping[Part, float] | Sequence[tuple[Part, float]]) -> None:
-        pairs = list(parts.items() if isinstance(parts, Mapping) else parts)
+        pairs = _pairs(parts)
         if not pairs:
             raise ValueError("`parts` must have at least one scorer, got none.")
         self.parts: dict[str, tuple[Scorer, float]] = {}
@@ -48,7 +48,11 @@ class WeightedSum:
             while name in self.parts:
                 count += 1
                 name = f"{unnumbered} {count}"
-            if not isinstance(weight, Real) or not math.isfinite(weight):
+            if (
+                isinstance(weight, bool)
+                or not isinstance(weight, Real)
+                or not math.isfinite(weight)
+            ):
                 raise ValueError(f"the weight of {name} must be a finite number, got {weight!r}.")
             self.parts[name] = scorer, float(weight)
         self.means: dict[str, float] = {}
@@ -74,6 +78,31 @@ class WeightedSum:
             for name, scores in found.items()
         }
         return total
+
+
+def _pairs(parts: Any) -> list[tuple[Any, Any]]:
+    """Return the parts as (scorer, weight) pairs.
+
+    Raises:
+        TypeError: if they are something else.
+    """
+    entries = list(parts.items() if isinstance(parts, Mapping) else _listed(parts))
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, tuple | list) or len(entry) != 2:
+            raise TypeError(
+                f"`parts` must be (scorer, weight) pairs, but parts[{index}] is {entry!r}: "
+                "WeightedSum([(scorer, 1.0), (another, -0.1)])."
+            )
+    return entries
+
+
+def _listed(parts: Any) -> list[Any]:
+    if isinstance(parts, str | bytes) or not isinstance(parts, Iterable):
+        raise TypeError(
+            f"`parts` must be a list of (scorer, weight) pairs or a dict, got {parts!r}: "
+            "WeightedSum([(scorer, 1.0), (another, -0.1)])."
+        )
+    return list(parts)
 
 
 def at_last_token(scores: Tensor, mask: Tensor) -> Tensor:

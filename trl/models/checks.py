@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trl.anatomy import (
+    is_encoder_decoder,
+    keep_hidden_states,
+    text_config,
+    vocabulary_size,
+    without_dropout,
+)
 from trl.batch import Rollout
+from trl.models.response import ResponseModel
+
+# How far the hidden states of a token may be, in relation to their size, from those of the same
+# token beside padding: rounding is far below, attending to padding or counting it far above.
+_PADDING_TOLERANCE, _PADDING_TOLERANCE_LOW = 5e-3, 0.1
 
 
 def check_policy(model: nn.Module, name: str) -> None:
@@ -47,9 +62,82 @@ def check_device(model: nn.Module, name: str, device: torch.device) -> None:
             )
 
 
+def check_apart(model: nn.Module, ref_model: nn.Module) -> None:
+    """Raise if what is trained of the policy is a part of the reference too.
+
+    So it is when both were made of one loaded model, also when PEFT has put an adapter into it.
+    """
+    own = {weight.data_ptr() for weight in ref_model.parameters() if weight.numel()}
+    for key, weight in model.named_parameters():
+        if weight.requires_grad and weight.data_ptr() in own:
+            raise ValueError(
+                f"`ref_model` must have weights of its own, but `{key}` of `model` is trained and "
+                "belongs to both, so the KL would always be 0: load the model twice, or leave "
+                "`ref_model` out for the reference that suits the policy."
+            )
+
+
+def check_left_padding(plain: PreTrainedModel) -> None:
+    """Raise unless the model gives a row the same hidden states beside padding as alone.
+
+    Rows of several lengths are padded on the left, with a mask and, where the model takes them,
+    positions counted from the first real token. Not every family can do with that; a few tokens
+    show whether this one does. (An encoder-decoder gets no padding on the left.)
+
+    Args:
+        plain: A language model of transformers, see `language_model`.
+
+    Raises:
+        ValueError: if the hidden states differ by more than rounding.
+    """
+    if plain.config.is_encoder_decoder:
+        return
+    tokens = (torch.arange(15) * 7 + 3) % vocabulary_size(plain)
+    short, long = tokens[:6], tokens[6:]
+    responder = ResponseModel(plain)
+    rollout = Rollout.from_lists([short[:-1], long[:-1]], [short[-1:], long[-1:]])
+    alone = {"input_ids": short[None].to(plain.device), "use_cache": False}
+    expected = _hidden_states(plain, plain, **alone)[0, :-1]  # the last predicts nothing
+    try:
+        padded = _hidden_states(plain, responder, rollout.to(plain.device))[0, 1 - len(short) :]
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise _no_left_padding(plain, f"it fails: {error}") from error
+    exact = all(weight.dtype == torch.float32 for weight in plain.parameters())
+    allowed = _PADDING_TOLERANCE if exact else _PADDING_TOLERANCE_LOW
+    gap = _relative_gap(padded, expected, exact)
+    if gap <= allowed:
+        return
+    again = _hidden_states(plain, plain, **alone)[0, :-1]
+    if _relative_gap(again, expected, exact) <= allowed:  # else noise hides what padding does
+        raise _no_left_padding(plain, f"its hidden states change by {gap:.1%}")
+
+
+@torch.no_grad()
+def _hidden_states(plain: PreTrainedModel, run: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    """Return the last hidden states [B, T, d] while `run`, the model or a wrapper, computes."""
+    with without_dropout(plain), keep_hidden_states(plain) as kept:
+        run(*args, **kwargs)
+    return kept.hidden.float()
+
+
+def _relative_gap(states: Tensor, expected: Tensor, exact: bool) -> float:
+    """Return how far the states [T, d] are from the expected ones, in relation to their size."""
+    gap = (states - expected).norm(dim=-1) / expected.norm(dim=-1)
+    # At low precision a token may go to another expert than when alone: the others still tell.
+    return float(gap.max() if exact else gap.median())
+
+
+def _no_left_padding(plain: PreTrainedModel, symptom: str) -> ValueError:
+    return ValueError(
+        f"`{type(plain).__name__}` must take rows that are padded on the left, with an attention "
+        f"mask and positions counted from the first real token, but {symptom}: its log-probs "
+        "would be wrong. Use a model of another family."
+    )
+
+
 def check_fits(model: nn.Module, rollout: Rollout) -> None:
     """Raise if the model does not know a token of the rollout, or has too few positions for it."""
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = vocabulary_size(model)
     for name, tokens in (("query", rollout.queries), ("response", rollout.responses)):
         if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
             row = int(((tokens < 0) | (tokens >= vocabulary)).any(1).nonzero()[0])
@@ -58,9 +146,9 @@ def check_fits(model: nn.Module, rollout: Rollout) -> None:
                 f"{int(tokens[row].min())} to {int(tokens[row].max())}: encode with the model's "
                 "own tokenizer."
             )
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(text_config(model), "max_position_embeddings", None)
     lengths = rollout.lengths
-    if getattr(model.config, "is_encoder_decoder", False):  # each has positions of its own
+    if is_encoder_decoder(model):  # each has positions of its own
         queries = rollout.query_mask.sum(1)
         lengths = torch.maximum(queries, lengths - queries)
     longest = int(lengths.max())

@@ -10,13 +10,15 @@ a model         one of the user's
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, get_args
 
 from torch import nn
 
 from trl.anatomy import language_model
 from trl.config import closest
+from trl.models.adapters import base_weights, check_enabled
 from trl.models.response import ResponseModel
 from trl.models.trunk import SharedTrunk
 
@@ -42,10 +44,22 @@ class Reference:
     def switched(self) -> AbstractContextManager[None]:
         """Return a context in which `module` answers as the reference."""
         if self.kind == "adapters-off":
-            return self.policy.pretrained_model.disable_adapter()
+            return _adapter_off(self.policy)
         if self.kind == "shared-trunk":
             return self.module.trunk.reference()
         return nullcontext()
+
+
+@contextmanager
+def _adapter_off(policy: nn.Module) -> Iterator[None]:
+    """Switch the adapter off inside; what is trained stays so, which PEFT would not see to."""
+    trained = [(weight, weight.requires_grad) for weight in policy.parameters()]
+    try:
+        with policy.pretrained_model.disable_adapter():
+            yield
+    finally:
+        for weight, requires_grad in trained:
+            weight.requires_grad = requires_grad
 
 
 def make_reference(
@@ -66,6 +80,8 @@ def make_reference(
         ValueError: if the kind is unknown or does not fit the policy.
     """
     adapter = hasattr(getattr(policy, "pretrained_model", None), "disable_adapter")
+    if adapter:
+        check_enabled(policy)
     unfrozen_layers = getattr(policy, "unfrozen_layers", None)
     if unfrozen_layers is not None:
         own.trunk = SharedTrunk(language_model(policy), unfrozen_layers)
@@ -85,6 +101,8 @@ def make_reference(
             "`ref_model` 'adapters-off' must go with a policy that has an adapter, got a plain "
             "model: load it with peft_config=..., or leave `ref_model` out."
         )
+    if given == "adapters-off":
+        _check_base_frozen(policy)
     if given == "shared-trunk" and unfrozen_layers is None:
         raise ValueError(
             "`ref_model` 'shared-trunk' must go with a policy whose lower layers are frozen, got "
@@ -94,3 +112,14 @@ def make_reference(
         model = copy.deepcopy(policy).requires_grad_(False)
         return Reference("copy", policy, ResponseModel(model, own.temperature), model)
     return Reference(given, policy, own, None)
+
+
+def _check_base_frozen(policy: nn.Module) -> None:
+    """Raise if something is trained that stays in force when the adapter is switched off."""
+    for name, weight in base_weights(language_model(policy)):
+        if weight.requires_grad:
+            raise ValueError(
+                f"`ref_model` 'adapters-off' needs a base model that is not trained, but `{name}` "
+                "has requires_grad=True: make the adapter with bias='none', freeze the weight, or "
+                "pass ref_model='copy'."
+            )

@@ -13,6 +13,7 @@ from trl.anatomy import last_hidden_state as hidden_of
 from trl.batch import Rollout, pad_rows
 from trl.core import logprobs_and_entropy
 from trl.models.head import LanguageHead, precise_head
+from trl.models.quick_kernels import QuickKernels
 from trl.models.trunk import SharedTrunk
 
 
@@ -51,42 +52,45 @@ class ResponseModel(nn.Module):
         self.trunk: SharedTrunk | None = None
         self.plain = (language_model(model),)  # in a tuple: it is a part of `model` already
         self.head = LanguageHead(self.plain[0])
+        self.quick = QuickKernels(self.plain[0])
 
     def forward(self, rollout: Rollout) -> ResponseOutput:
         """Return log-probs, values and entropies [B, R] of the response tokens."""
         (plain,) = self.plain
         mask = rollout.response_mask
+        labels = rollout.responses[mask]  # [N], the counted tokens
         inputs = _decoder_inputs(plain, rollout)
         # The column of the hidden state that predicts response token 0, counted from the end.
         first = -rollout.responses.shape[1]
-        if not plain.config.is_encoder_decoder:
-            first -= 1
-        stop = None if plain.config.is_encoder_decoder else -1
         states = rollout.trunk_states
         resumed = states is not None and self.trunk is not None
-        with self.trunk.from_kept(states) if resumed else nullcontext():
+        with (
+            self.trunk.from_kept(states) if resumed else nullcontext(),
+            self.quick.in_use(),
+        ):
             if self.head.complete:
-                hidden = hidden_of(decoder(plain)(**inputs))[:, first:stop][mask]  # [N, d]
-                logits = self.head(hidden)  # [N, V], N counted tokens
+                hidden = hidden_of(decoder(plain)(**inputs))[:, first:][mask]  # [N, d]
+                logprobs, entropy = self.head.logprobs(hidden, labels, self.temperature)
             else:
                 with keep_hidden_states(plain) as kept, precise_head(plain):
-                    logits = _own_logits(plain, inputs, -first)[:, first:stop][mask]
-                hidden = kept.hidden[:, first:stop][mask]
-        logprobs, entropy = logprobs_and_entropy(
-            logits, rollout.responses[mask], temperature=self.temperature
-        )
+                    logits = _own_logits(plain, inputs, -first)[:, first:][mask]
+                hidden = kept.hidden[:, first:][mask]
+                logprobs, entropy = logprobs_and_entropy(
+                    logits, labels, temperature=self.temperature
+                )
         value_head = getattr(self.model, "v_head", None)
         values = torch.zeros_like(logprobs) if value_head is None else value_head(hidden)
         return ResponseOutput(*(_scatter(column, mask) for column in (logprobs, values, entropy)))
 
     def trunk_states(self, rollout: Rollout) -> Tensor:
-        """Return what the frozen layers make of a rollout, [B, T, d], without gradient."""
+        """Return what the frozen layers make of a rollout, [B, T − 1, d], without gradient."""
         (plain,) = self.plain
         return self.trunk.states(plain, _decoder_inputs(plain, rollout))
 
 
 def _decoder_inputs(plain: nn.Module, rollout: Rollout) -> dict[str, Tensor | bool]:
-    """Return the arguments of the decoder's forward pass.
+    """Return the arguments of the decoder's forward pass: all tokens but the last, which predicts
+    nothing.
 
     An encoder runs here, over queries padded on the right: not all know where a text begins.
     """
@@ -104,12 +108,12 @@ def _decoder_inputs(plain: nn.Module, rollout: Rollout) -> dict[str, Tensor | bo
             "use_cache": False,
         }
     inputs: dict[str, Tensor | bool] = {
-        "input_ids": rollout.input_ids,
-        "attention_mask": rollout.attention_mask.long(),
+        "input_ids": rollout.input_ids[:, :-1],
+        "attention_mask": rollout.attention_mask[:, :-1].long(),
         "use_cache": False,
     }
     if accepts(decoder(plain), "position_ids"):
-        inputs["position_ids"] = rollout.position_ids
+        inputs["position_ids"] = rollout.position_ids[:, :-1]
     return inputs
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trl.anatomy import decoder, instead, try_out
+from trl.anatomy import decoder, instead, text_config, try_out
 
 
 def decoder_layers(plain: PreTrainedModel) -> nn.ModuleList:
@@ -26,7 +26,7 @@ def decoder_layers(plain: PreTrainedModel) -> nn.ModuleList:
     Raises:
         ValueError: if it cannot be told.
     """
-    count = plain.config.num_hidden_layers
+    count = text_config(plain).num_hidden_layers
     for module in decoder(plain).children():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
@@ -48,13 +48,39 @@ def freeze_lower_layers(plain: PreTrainedModel, unfrozen_layers: int) -> None:
             f"for {type(plain).__name__}: train all of it, or a LoRA adapter."
         )
     layers = decoder_layers(plain)
-    if isinstance(unfrozen_layers, bool) or not 1 <= unfrozen_layers < len(layers):
+    whole_number = isinstance(unfrozen_layers, int) and not isinstance(unfrozen_layers, bool)
+    if not whole_number or not 1 <= unfrozen_layers < len(layers):
         raise ValueError(
-            f"`unfrozen_layers` must be from 1 to {len(layers) - 1} for this model of "
-            f"{len(layers)} layers, got {unfrozen_layers}: None trains all."
+            f"`unfrozen_layers` must be a whole number from 1 to {len(layers) - 1} for this model "
+            f"of {len(layers)} layers, got {unfrozen_layers!r}: None trains all."
         )
+    top = layers[-unfrozen_layers:]
+    trained = {id(weight) for weight in top.parameters()}
+    for name, weight in weights_outside(plain, top):
+        if id(weight) in trained:
+            raise ValueError(
+                f"`unfrozen_layers` must be None for {type(plain).__name__}: `{name}`, below or "
+                f"above the top {unfrozen_layers} layers, is a weight of theirs too. Train all of "
+                "it, or a LoRA adapter."
+            )
     plain.requires_grad_(False)
-    layers[-unfrozen_layers:].requires_grad_(True)
+    top.requires_grad_(True)
+
+
+def weights_outside(module: nn.Module, top: nn.ModuleList) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield name and weight of all that a model uses outside the given layers.
+
+    A weight that stands in one of them and elsewhere, as in Zamba, is among them.
+    """
+    inside = {id(layer) for layer in top}
+
+    def walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from module.named_parameters(prefix, recurse=False)
+        for name, child in module.named_children():
+            if id(child) not in inside:
+                yield from walk(child, f"{prefix}.{name}" if prefix else name)
+
+    return walk(module, "")
 
 
 class SharedTrunk:
@@ -66,18 +92,25 @@ class SharedTrunk:
         unfrozen_layers: k, the number of top layers that are trained.
 
     Raises:
-        ValueError: if the family does not give the same logits when split so.
+        ValueError: if the family does not give the same logits when split so, or something
+            outside of the top layers is to be trained.
     """
 
     def __init__(self, plain: PreTrainedModel, unfrozen_layers: int) -> None:
         layers = decoder_layers(plain)
         self.frozen, self.trained = layers[:-unfrozen_layers], layers[-unfrozen_layers:]
+        _check_frozen(plain, self.trained)
         self.reference_layers = copy.deepcopy(self.trained).requires_grad_(False).eval()
         self._hands_on = _hand_on
-        self._check(plain)
+        try:
+            same = self._gives_the_same_logits(plain)
+        except Exception as error:  # whatever a family's own code makes of layers that hand on
+            raise _not_split(plain) from error
+        if not same:
+            raise _not_split(plain)
 
-    def _check(self, plain: PreTrainedModel) -> None:
-        """Find out what a layer returns, and that the split model gives the whole one's logits."""
+    def _gives_the_same_logits(self, plain: PreTrainedModel) -> bool:
+        """Find out what a layer returns, and if the split model gives the whole one's logits."""
         returned: list[Any] = []
         with _hook(self.frozen[0], lambda module, inputs, output: returned.append(output)):
             logits, _ = try_out(plain)
@@ -89,12 +122,7 @@ class SharedTrunk:
             resumed, _ = try_out(plain)
         with self.reference():
             reference, _ = try_out(plain)
-        same = (torch.allclose(x, logits, rtol=1e-5, atol=1e-5) for x in (resumed, reference))
-        if not all(same):
-            raise ValueError(
-                f"`unfrozen_layers` must be None for {type(plain).__name__}: its layers hand on "
-                "more than hidden states. Train all of it, or a LoRA adapter."
-            )
+        return all(torch.allclose(x, logits, rtol=1e-5, atol=1e-5) for x in (resumed, reference))
 
     @torch.no_grad()
     def states(self, plain: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
@@ -134,6 +162,24 @@ class SharedTrunk:
             for layer in self.trained[1:]:
                 stack.enter_context(instead(layer, self._hands_on))
             yield kept
+
+
+def _check_frozen(plain: PreTrainedModel, top: nn.ModuleList) -> None:
+    """Raise if a weight outside the top layers is to be trained: passes start above it."""
+    for name, weight in weights_outside(plain, top):
+        if weight.requires_grad:
+            raise ValueError(
+                f"with `unfrozen_layers`={len(top)} only the top layers and the value head must "
+                f"be trained, but `{name}` has requires_grad=True: the reference shares it. Call "
+                "requires_grad_(False) on it, or load the model without `unfrozen_layers`."
+            )
+
+
+def _not_split(plain: PreTrainedModel) -> ValueError:
+    return ValueError(
+        f"`unfrozen_layers` must be None for {type(plain).__name__}: its layers hand on more than "
+        "hidden states. Train all of it, or a LoRA adapter."
+    )
 
 
 def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

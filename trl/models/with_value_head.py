@@ -10,40 +10,37 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import ModelOutput
-from transformers.utils import logging as transformers_logging
 
 from trl.anatomy import keep_hidden_states, language_model
+from trl.models.adapters import add_adapter, save_adapter
 from trl.models.checkpoint import (
-    PICKLE_ADVICE,
-    check_folder,
-    find_file,
-    hub_arguments,
-    load_value_head,
+    ADAPTER_FILE,
+    MODEL_FILE,
+    checked_save_directory,
+    fill_value_head,
+    one_layout,
+    refuse_adapter_folder,
     save_value_head,
     split_value_head,
 )
 from trl.models.head import precise_head
+from trl.models.loading import check_keywords, is_encoder_decoder_name, load_model
 from trl.models.trunk import freeze_lower_layers
 from trl.models.value_head import ValueHead
 
 __all__ = ["CausalLMWithValueHead", "OutputWithValue", "Seq2SeqLMWithValueHead", "load_policy"]
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass
@@ -90,6 +87,11 @@ class _LMWithValueHead(nn.Module):
 
     def __init__(self, pretrained_model: nn.Module, *, unfrozen_layers: int | None = None) -> None:
         super().__init__()
+        if hasattr(pretrained_model, "v_head"):
+            raise TypeError(
+                f"`pretrained_model` must be a model without a value head, got "
+                f"{type(pretrained_model).__name__}: use it as it is."
+            )
         plain = language_model(pretrained_model)
         _check_kind(plain, type(self))
         self.pretrained_model = pretrained_model
@@ -177,7 +179,8 @@ class _LMWithValueHead(nn.Module):
             pretrained_model: Hub name, folder, or a loaded model.
             peft_config: Add a new adapter (`peft.LoraConfig` and others); only that, and the
                 value head, is then trained.
-            is_trainable: Whether a saved adapter goes on being trained.
+            is_trainable: Whether a saved adapter goes on being trained; must be left out with a
+                loaded model.
             unfrozen_layers: Train the top k layers only; the reference shares the others.
             allow_pickle: Also load weights from pickles (pytorch_model.bin).
             **kwargs: What transformers' `from_pretrained` takes: dtype, device_map,
@@ -186,28 +189,28 @@ class _LMWithValueHead(nn.Module):
         Raises:
             FileNotFoundError: if the folder, or the weights in it, are missing.
             OSError: if it is a hub name and the hub cannot be reached.
-            ValueError: if it is a model of another kind, or a pickle.
+            ValueError: if it is a model of another kind, or a pickle, or if the value head or the
+                adapter saved with it do not belong to it.
+            TypeError: if a loaded model or a configuration is of another kind than it must be.
             ImportError: if an adapter is asked for without the package peft.
         """
         head = None
+        check_keywords(kwargs)
         if isinstance(pretrained_model, nn.Module):
+            inner = pretrained_model
+            if not is_trainable:
+                kwargs["is_trainable"] = False
             if kwargs:
                 raise TypeError(
                     f"{sorted(kwargs)} must be left out with a loaded model: they say how to load."
                 )
-            inner = pretrained_model
         else:
             name = os.fspath(pretrained_model)
-            inner, head = _load(
+            inner, head = load_model(
                 cls.auto, name, is_trainable=is_trainable, allow_pickle=allow_pickle, **kwargs
             )
         if peft_config is not None:
-            if hasattr(inner, "get_base_model"):
-                raise ValueError(
-                    "`peft_config` must be None for a model that already has an adapter: merge "
-                    "it first with merge_and_unload(), or go on training it."
-                )
-            inner = import_peft().get_peft_model(inner, peft_config)
+            inner = add_adapter(inner, peft_config)
         if getattr(getattr(inner, "active_peft_config", None), "is_prompt_learning", False):
             raise ValueError(
                 f"the adapter must change the model's layers, got {inner.peft_type.value}, which "
@@ -215,25 +218,40 @@ class _LMWithValueHead(nn.Module):
             )
         model = cls(inner, unfrozen_layers=unfrozen_layers)
         if head is not None:
-            model.v_head.load_state_dict(head)
+            fill_value_head(model.v_head, head)
         return model.eval()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save a folder that plain transformers (or PEFT) loads, with the value head beside it.
 
         Takes whatever the language model's `save_pretrained` takes (max_shard_size, …), but for
-        `push_to_hub`: call `push_to_hub` afterwards.
+        `push_to_hub`: call `push_to_hub` afterwards. Older weights of the model in the folder are
+        replaced, in one file or in several. A folder that holds an adapter does not take a whole
+        model: choose another, or delete the adapter first.
+
+        Raises:
+            FileExistsError: if `save_directory` is a file.
+            ValueError: if it holds an adapter or the adapter's own base model, or if there are
+                several adapters.
         """
         refuse_push_to_hub(kwargs)
+        folder = checked_save_directory(save_directory)
         head = self.v_head.state_dict()
         if kwargs.get("state_dict") is not None:
             weights, given = split_value_head(kwargs.pop("state_dict"))
             head = given or head
             prefix = "pretrained_model."
             kwargs["state_dict"] = {key.removeprefix(prefix): w for key, w in weights.items()}
-        self.pretrained_model.save_pretrained(save_directory, **kwargs)
+        saved_with: str | None = ADAPTER_FILE
+        if hasattr(self.pretrained_model, "get_base_model"):
+            save_adapter(self.pretrained_model, folder, **kwargs)
+        else:
+            refuse_adapter_folder(folder)
+            with one_layout(folder):
+                self.pretrained_model.save_pretrained(folder, **kwargs)
+            saved_with = None if kwargs.get("variant") else MODEL_FILE
         if kwargs.get("is_main_process", True):
-            save_value_head(head, save_directory)
+            save_value_head(head, folder, saved_with)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any
@@ -303,41 +321,11 @@ def load_policy(
     if isinstance(model, nn.Module):
         encoder_decoder = language_model(model).config.is_encoder_decoder
     else:
-        encoder_decoder = _is_encoder_decoder(os.fspath(model), hub_arguments(kwargs))
+        check_keywords(kwargs)
+        encoder_decoder = is_encoder_decoder_name(os.fspath(model), kwargs)
     kind = Seq2SeqLMWithValueHead if encoder_decoder else CausalLMWithValueHead
     return kind.from_pretrained(
         model, peft_config=peft_config, unfrozen_layers=unfrozen_layers, **kwargs
-    )
-
-
-def _is_encoder_decoder(name: str, where: dict[str, Any]) -> bool:
-    """Return whether the model of a hub name or folder, or the base of its adapter, is one."""
-    if find_file(name, ADAPTER_CONFIG, **where) is not None:
-        name = import_peft().PeftConfig.from_pretrained(name, **where).base_model_name_or_path
-    elif Path(name).is_dir():
-        check_folder(name, allow_pickle=True, **where)
-    try:
-        return bool(AutoConfig.from_pretrained(name, **where).is_encoder_decoder)
-    except OSError as error:
-        raise no_such_model(name, error) from error
-
-
-def import_peft() -> Any:
-    """Return the package peft, or say how to get it."""
-    try:
-        import peft
-    except ImportError as error:
-        raise ImportError("an adapter needs the package peft: pip install 'trl[peft]'.") from error
-    return peft
-
-
-def no_such_model(name: str, error: OSError) -> OSError:
-    """Return the error for a hub name that cannot be loaded."""
-    return OSError(
-        f"could not load `{name}` from the Hugging Face Hub ({error}): check the name and the "
-        "network, or pass the path of a local folder with config.json and model.safetensors, "
-        f"e.g. from_pretrained('./{Path(name).name}'). If it has pytorch_model.bin only: "
-        f"{PICKLE_ADVICE}"
     )
 
 
@@ -347,66 +335,6 @@ def refuse_push_to_hub(kwargs: dict[str, Any]) -> None:
         raise ValueError(
             "`push_to_hub` must be False here: save first, then call model.push_to_hub(...)."
         )
-
-
-def _load(
-    auto: Any, name: str, *, is_trainable: bool, allow_pickle: bool, **kwargs: Any
-) -> tuple[nn.Module, dict[str, Tensor] | None]:
-    """Load a language model, its adapter if it has one, and the state dict of its value head."""
-    where = hub_arguments(kwargs)
-    if find_file(name, ADAPTER_CONFIG, **where) is not None:
-        return _load_adapter(auto, name, is_trainable, allow_pickle, where, kwargs)
-    check_folder(name, allow_pickle=allow_pickle, **where)
-    if "quantization_config" not in kwargs and "torch_dtype" not in kwargs:
-        kwargs.setdefault("dtype", torch.float32)
-    if not allow_pickle:
-        kwargs["use_safetensors"] = True
-    try:
-        with _quiet_transformers():  # or it would warn of the value head in old folders
-            model, info = auto.from_pretrained(name, output_loading_info=True, **kwargs)
-    except OSError as error:
-        if Path(name).is_dir():
-            raise
-        raise no_such_model(name, error) from error
-    missing = sorted(set(info["missing_keys"]))
-    unexpected = [key for key in info["unexpected_keys"] if not key.startswith("v_head.")]
-    if missing:
-        raise ValueError(
-            f"`{name}` must hold the weights of a {type(model).__name__}, but lacks {missing[:3]}"
-            f"{' and so on' if missing[3:] else ''}: it is a model of another kind."
-        )
-    among_weights = len(unexpected) < len(info["unexpected_keys"])
-    head = load_value_head(name, among_weights=among_weights, allow_pickle=allow_pickle, **where)
-    return model, head
-
-
-def _load_adapter(
-    auto: Any,
-    name: str,
-    is_trainable: bool,
-    allow_pickle: bool,
-    where: dict[str, Any],
-    kwargs: dict[str, Any],
-) -> tuple[nn.Module, dict[str, Tensor] | None]:
-    """Load the base model that an adapter names, the adapter on top of it, and the value head."""
-    peft = import_peft()
-    base_name = peft.PeftConfig.from_pretrained(name, **where).base_model_name_or_path
-    if not base_name:
-        raise ValueError(
-            f"`{name}` must name its base model in {ADAPTER_CONFIG}, got {base_name!r}: load the "
-            "base model, put the adapter on it with PeftModel.from_pretrained, and pass that."
-        )
-    of_the_base = {k: v for k, v in kwargs.items() if k not in ("revision", "subfolder")}
-    base, _ = _load(
-        auto, base_name, is_trainable=is_trainable, allow_pickle=allow_pickle, **of_the_base
-    )
-    model = peft.PeftModel.from_pretrained(base, name, is_trainable=is_trainable, **where)
-    head = load_value_head(name, among_weights=True, allow_pickle=allow_pickle, **where)
-    if head is None and not allow_pickle and find_file(name, "pytorch_model.bin", **where):
-        raise ValueError(
-            f"`{name}` holds its value head in pytorch_model.bin, a pickle. {PICKLE_ADVICE}"
-        )
-    return model, head
 
 
 def _check_kind(plain: nn.Module, cls: type) -> None:
@@ -424,14 +352,3 @@ def _check_kind(plain: nn.Module, cls: type) -> None:
             f"`pretrained_model` must be {'an encoder-decoder' if wanted else 'a causal'} model, "
             f"got {type(plain).__name__}: use {other.__name__}."
         )
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep the warnings of transformers away."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)

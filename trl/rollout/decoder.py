@@ -6,11 +6,13 @@ padding and positions, recurrent states, an encoder in front.
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import Cache, EncoderDecoderCache
 
 from trl.anatomy import accepts, is_encoder_decoder, language_model
 from trl.batch import pad_rows
@@ -46,15 +48,11 @@ class Decoder:
         self._model = model
         self._cache_name = next((name for name in CACHES if accepts(plain, name)), None)
         if self._cache_name is None:
-            raise TypeError(
-                f"`model` must keep a cache while it writes, got {type(plain).__name__}, whose "
-                f"forward takes none of {', '.join(CACHES)}: sample with another engine and make "
-                "the Rollout with Rollout.from_lists."
-            )
+            raise _no_cache(plain, f"forward takes none of {', '.join(CACHES)}")
         self._takes_positions = accepts(plain, "position_ids")
         self._takes_logits_to_keep = accepts(plain, "logits_to_keep")
         self._cache: Any = None
-        self._encoded: Tensor | None = None  # [B, Q, d]
+        self._encoded: Any = None  # the encoder's output, its last_hidden_state [B, Q, d]
         if is_encoder_decoder(model):
             tokens = self._encode(plain, queries, query_mask)
         else:
@@ -78,13 +76,14 @@ class Decoder:
         tokens, mask = pad_rows(rows, left=False)
         self._mask = mask.long()
         encoder = plain.get_encoder()
-        self._encoded = encoder(input_ids=tokens, attention_mask=self._mask).last_hidden_state
+        # Its own kind of output: the decoder may ask for more of it than the hidden states.
+        self._encoded = encoder(input_ids=tokens, attention_mask=self._mask)
         return tokens.new_full((len(tokens), 1), start)
 
     @property
     def can_select(self) -> bool:
         """Whether rows can be chosen and repeated."""
-        return callable(getattr(self._cache, "reorder_cache", None))
+        return _can_reorder(self._cache)
 
     def select(self, rows: Tensor) -> None:
         """Keep the given rows [b] only, each as often as it is named."""
@@ -94,7 +93,8 @@ class Decoder:
         if self.values is not None:
             self.values = self.values[rows]
         if self._encoded is not None:
-            self._encoded = self._encoded[rows]
+            self._encoded = copy.copy(self._encoded)
+            self._encoded.last_hidden_state = self._encoded.last_hidden_state[rows]
         else:
             self._positions = self._positions[rows]
 
@@ -106,7 +106,7 @@ class Decoder:
         inputs: dict[str, Any] = {"use_cache": True, self._cache_name: self._cache}
         if self._encoded is not None:
             inputs["decoder_input_ids"] = tokens
-            inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=self._encoded)
+            inputs["encoder_outputs"] = self._encoded
             inputs["attention_mask"] = self._mask
         else:
             self._length += tokens.shape[1]
@@ -120,7 +120,40 @@ class Decoder:
         if self._takes_logits_to_keep:
             inputs["logits_to_keep"] = 1
         output = self._model(**inputs)
-        self._cache = getattr(output, self._cache_name)
+        self._cache = getattr(output, self._cache_name, None)
+        if self._cache is None:
+            raise _no_cache(language_model(self._model), f"output has no {self._cache_name}")
         self.logits = output.logits[:, -1]
         value = getattr(output, "value", None)
         self.values = None if value is None else value[:, -1].float()
+
+
+def _no_cache(plain: nn.Module, why: str) -> TypeError:
+    return TypeError(
+        f"`model` must keep a cache while it writes, got {type(plain).__name__}, whose {why}: "
+        "sample with another engine and make the Rollout with Rollout.from_lists."
+    )
+
+
+def _can_reorder(kept: Any) -> bool:
+    """Return whether the cache, and what it consists of, can choose and repeat its rows.
+
+    A family's own cache may inherit the method from a class that knows nothing of its state
+    (MiniMax): then the rows would be right in some layers only.
+    """
+    if isinstance(kept, EncoderDecoderCache):
+        parts = [kept.self_attention_cache, kept.cross_attention_cache]
+    else:
+        parts = getattr(kept, "layers", None) or []
+    return _knows_its_rows(type(kept)) and all(_can_reorder(part) for part in parts)
+
+
+@cache
+def _knows_its_rows(kind: type) -> bool:
+    """Return whether `reorder_cache` is of the class itself, or of transformers' general caches."""
+    for base in kind.__mro__:
+        if callable(vars(base).get("reorder_cache")):
+            return True
+        if base.__module__ != Cache.__module__:
+            return False
+    return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +16,25 @@ Chat = Sequence[Mapping[str, Any]]
 Queries = Tensor | Sequence[Tensor] | Sequence[str] | Sequence[Chat]
 
 
+class Encoded(NamedTuple):
+    """Queries as rows of token ids, and what they were before."""
+
+    rows: list[Tensor]
+    """B rows of token ids [Q_i]."""
+    texts: list[str] | None
+    """B texts; None for queries that were token ids."""
+    messages: list[list[dict[str, Any]]] | None
+    """B chats; None for queries that were something else."""
+
+
 def encode_queries(
     queries: Queries,
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     add_bos: bool = False,
     keep_eos: bool = False,
-) -> tuple[list[Tensor], list[str] | None]:
+    name: str = "queries",
+) -> Encoded:
     """Return the token ids of each query [Q_i] and its text.
 
     The tokenizer adds its own special tokens to a text, but not the EOS that some put at the end:
@@ -31,84 +43,118 @@ def encode_queries(
 
     Args:
         queries: Texts, chats, or token ids as a tensor [B, Q] or B tensors of any length.
-        tokenizer: Needed for texts and chats; without one, token ids get no text.
+        tokenizer: Needed for texts and chats.
         add_bos: Begin texts with the BOS token where the tokenizer does not do it itself.
         keep_eos: Leave an EOS at the end, as encoders expect it.
+        name: What errors call the queries.
 
     Raises:
         TypeError: if the queries are neither texts nor chats nor tensors, or differ in kind.
         ValueError: if there are none, one is empty, or the tokenizer lacks what they need.
     """
-    if isinstance(queries, str | Mapping):
-        raise TypeError(
-            f"`queries` must be a list, got one {type(queries).__name__}: pass [query]."
-        )
-    if not isinstance(queries, Tensor) and len(queries) > 0 and isinstance(queries[0], Mapping):
-        raise TypeError("`queries` must be a list of chats, got the messages of one: pass [chat].")
+    check_list(queries, name)
     if isinstance(queries, Tensor) or len(queries) == 0 or isinstance(queries[0], Tensor):
-        rows = [row.long() for row in token_rows("queries", queries)]
-        if tokenizer is None:
-            return rows, None
-        return rows, [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+        return Encoded([row.long() for row in token_rows(name, queries)], None, None)
+    _check_kinds(queries, name)
     if tokenizer is None:
         raise ValueError(
-            "`queries` must be tensors of token ids for a sampler without tokenizer, got "
+            f"`{name}` must be tensors of token ids for a sampler without tokenizer, got "
             f"{type(queries[0]).__name__}: make it with Sampler(tokenizer)."
         )
-    rows, texts = [], []
+    messages = None
+    if isinstance(queries[0], str):
+        texts = list(queries)
+        rows = _encode_texts(texts, tokenizer, add_bos, keep_eos)
+    else:
+        messages = [_messages(chat, f"{name}[{index}]") for index, chat in enumerate(queries)]
+        texts = _rendered(messages, tokenizer, name)
+        rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    for index, tokens in enumerate(rows):
+        if not tokens:
+            raise ValueError(
+                f"`{name}[{index}]` must have at least one token, got {texts[index]!r}: leave it "
+                "out, or set add_bos=True to let the model begin a text."
+            )
+    return Encoded([torch.tensor(tokens, dtype=torch.long) for tokens in rows], texts, messages)
+
+
+def check_list(queries: Any, name: str) -> None:
+    """Raise unless `queries` are a tensor or can be a list of queries, rather than one query.
+
+    Raises:
+        TypeError: naming what they are.
+    """
+    if isinstance(queries, str | bytes | Mapping):
+        raise TypeError(
+            f"`{name}` must be a list, got one {type(queries).__name__}: pass [{_singular(name)}]."
+        )
+    if isinstance(queries, Tensor):
+        return
+    if not isinstance(queries, Sequence) and not hasattr(queries, "__getitem__"):
+        raise TypeError(
+            f"`{name}` must be a list of texts, of chats, or of tensors of token ids, got "
+            f"{type(queries).__name__}: pass [{_singular(name)}]."
+        )
+    if len(queries) > 0 and isinstance(queries[0], Mapping):
+        raise TypeError(f"`{name}` must be a list of chats, got the messages of one: pass [chat].")
+
+
+def _singular(name: str) -> str:
+    return {"queries": "query", "prompts": "prompt"}.get(name, name)
+
+
+def _check_kinds(queries: Sequence[Any], name: str) -> None:
+    """Raise unless all queries are of one kind."""
     for index, query in enumerate(queries):
         if type(query) is not type(queries[0]):
             raise TypeError(
-                f"`queries[{index}]` must be of the same kind as the first query, "
+                f"`{name}[{index}]` must be of the same kind as the first query, "
                 f"{type(queries[0]).__name__}, got {type(query).__name__}."
             )
-        if isinstance(query, str):
-            text, tokens = query, _encode_text(query, tokenizer, add_bos, keep_eos)
-        else:
-            text = _render_chat(index, query, tokenizer)
-            tokens = tokenizer.encode(text, add_special_tokens=False)
-        if not tokens:
-            raise ValueError(
-                f"`queries[{index}]` must have at least one token, got {text!r}: leave it out, or "
-                "set add_bos=True to let the model begin a text."
-            )
-        rows.append(torch.tensor(tokens, dtype=torch.long))
-        texts.append(text)
-    return rows, texts
 
 
-def _encode_text(
-    text: str, tokenizer: PreTrainedTokenizerBase, add_bos: bool, keep_eos: bool
-) -> list[int]:
-    tokens: list[int] = tokenizer.encode(text)
+def _encode_texts(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, add_bos: bool, keep_eos: bool
+) -> list[list[int]]:
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
-    # An EOS that the user wrote stays.
-    if not keep_eos and tokens and tokens[-1] == eos and not text.endswith(tokenizer.eos_token):
-        tokens = tokens[:-1]
-    if add_bos:
-        if bos is None:
-            raise ValueError(
-                "`add_bos` must be False for a tokenizer without a BOS token: set "
-                "tokenizer.bos_token, or leave add_bos out."
-            )
-        if tokens[:1] != [bos]:
-            tokens = [bos, *tokens]
-    return tokens
+    if add_bos and bos is None:
+        raise ValueError(
+            "`add_bos` must be False for a tokenizer without a BOS token: set "
+            "tokenizer.bos_token, or leave add_bos out."
+        )
+    rows: list[list[int]] = tokenizer(texts)["input_ids"]  # all at once: much faster
+    for index, (text, tokens) in enumerate(zip(texts, rows, strict=True)):
+        # An EOS that the user wrote stays.
+        if not keep_eos and tokens and tokens[-1] == eos and not text.endswith(tokenizer.eos_token):
+            tokens = tokens[:-1]
+        rows[index] = [bos, *tokens] if add_bos and tokens[:1] != [bos] else tokens
+    return rows
 
 
-def _render_chat(index: int, chat: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+def _messages(chat: Any, name: str) -> list[dict[str, Any]]:
+    """Return the messages of one chat as plain dicts."""
     messages = list(chat) if isinstance(chat, Sequence) else []
     if not messages or not all(isinstance(m, Mapping) and "role" in m for m in messages):
         raise TypeError(
-            f"`queries[{index}]` must be a text, a tensor of token ids or a list of messages "
+            f"`{name}` must be a text, a tensor of token ids or a list of messages "
             f"{{'role': ..., 'content': ...}}, got {chat!r}."
         )
+    return [dict(message) for message in messages]
+
+
+def _rendered(
+    chats: list[list[dict[str, Any]]], tokenizer: PreTrainedTokenizerBase, name: str
+) -> list[str]:
+    """Return the text of each chat, up to where the assistant begins to speak."""
     if tokenizer.chat_template is None:
         raise ValueError(
-            "`queries` must be texts for a tokenizer without chat template, got chats: set "
+            f"`{name}` must be texts for a tokenizer without chat template, got chats: set "
             "tokenizer.chat_template, or use the tokenizer of an instruction-tuned model."
         )
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    return [
+        str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+        for chat in chats
+    ]
 
 
 def decode_response(

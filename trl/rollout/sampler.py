@@ -10,25 +10,22 @@ import dataclasses
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from trl.anatomy import is_encoder_decoder, language_model
+from trl.anatomy import is_encoder_decoder, language_model, vocabulary_size
 from trl.batch import Rollout, pad_rows
+from trl.config import Problems
 from trl.core import LengthSampler
-from trl.rollout.queries import Queries, decode_response, encode_queries
-from trl.rollout.sampling import (
-    Distribution,
-    Record,
-    check_positions,
-    check_queries,
-    random_dtype,
-    write,
-)
+from trl.rollout.checks import check_end_ids, check_ids, check_positions, uncompiled
+from trl.rollout.draw import random_dtype
+from trl.rollout.queries import Encoded, Queries, decode_response, encode_queries
+from trl.rollout.sampling import Distribution, Record, write
 from trl.rollout.stop import StopRule
 
 Progress = Callable[[int, int], None]
@@ -56,7 +53,8 @@ class Sampler:
         top_p: Sample among the likeliest tokens that together have this probability; 1: all.
         min_new_tokens: So many tokens come before any that ends a response.
         eos_token_id: The token or tokens that end a response (the response includes it).
-            "tokenizer": the tokenizer's EOS, if there is one; None: none.
+            "tokenizer": the tokenizer's EOS and those of the policy's `generation_config`, of
+            which chat models have several; without a tokenizer, none. None: none.
         stop_strings: Texts that end a response (it includes the token that completes one).
         group_size: Responses to each query; the query is computed once.
         seed: Start of all random numbers. In a distributed run give each process its own.
@@ -68,6 +66,7 @@ class Sampler:
         calls: How often the sampler was called without `seeds`; set it to resume a run.
 
     Raises:
+        TypeError: if a setting is of another kind.
         ValueError: if a setting is out of range.
     """
 
@@ -87,25 +86,19 @@ class Sampler:
         max_rows: int | None = None,
         add_bos: bool = False,
     ) -> None:
+        _check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
-        self._lengths = _check_lengths(max_new_tokens, min_new_tokens)
         self.distribution = Distribution(temperature, top_k, top_p, min_new_tokens)
-        if eos_token_id == "tokenizer":
-            eos_token_id = None if tokenizer is None else tokenizer.eos_token_id
-        elif isinstance(eos_token_id, str):
-            raise ValueError(
-                f"`eos_token_id` must be token ids, 'tokenizer' or None, got {eos_token_id!r}: "
-                "give texts as stop_strings."
-            )
-        if eos_token_id is None:
-            eos_token_id = []
-        ids = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
-        self.stop = StopRule(ids, stop_strings, tokenizer)
-        for name, number in (("group_size", group_size), ("max_rows", max_rows)):
-            if number is not None and number < 1:
-                raise ValueError(f"`{name}` must be > 0, got {number}.")
-        if seed < 0:
-            raise ValueError(f"`seed` must be >= 0, got {seed}.")
+        self._lengths = _check_lengths(max_new_tokens, min_new_tokens)
+        # Those of the policy are added when there is one.
+        self._ends_as_policy = tokenizer is not None and _is_default(eos_token_id)
+        self.stop = StopRule(_end_ids(eos_token_id, tokenizer), stop_strings, tokenizer)
+        problems = Problems("Sampler")
+        problems.number("group_size", group_size, "> 0", lambda x: x > 0, whole=True)
+        problems.number("max_rows", max_rows, "> 0", lambda x: x > 0, whole=True, optional=True)
+        problems.number("seed", seed, ">= 0", lambda x: x >= 0, whole=True)
+        problems.flag("add_bos", add_bos)
+        problems.report()
         self.group_size = group_size
         self.seed = seed
         self.max_rows = max_rows
@@ -149,25 +142,21 @@ class Sampler:
             A rollout on the policy's device; the rows of a group stand side by side.
 
         Raises:
-            TypeError: if the queries are of another kind.
-            ValueError: if a query is empty or too long for the model, or `seeds` do not fit.
+            TypeError: if the queries, or the policy, are of another kind.
+            ValueError: if a query is empty or too long for the model, `seeds` do not fit, or the
+                model does not know a token that is to end a response.
             FloatingPointError: if the model gives NaN.
         """
-        tokens, texts = encode_queries(
-            queries,
-            self.tokenizer,
-            add_bos=self.add_bos,
-            keep_eos=is_encoder_decoder(policy),
-        )
+        policy = uncompiled(policy, "policy")
+        encoded = self._encode(policy, queries, "queries")
+        tokens = encoded.rows
+        stop = self._stop_for(policy)
         device = language_model(policy).get_input_embeddings().weight.device
         padded, mask = pad_rows([row.to(device) for row in tokens], left=True)
-        check_queries(policy, padded)
         streams = self._streams(len(tokens) * self.group_size, seeds)
         limits = [self._draw_limit(stream) for stream in streams]
-        # The limit that any row might have had: whether a query fits must not be a matter of luck.
-        longest = self._lengths[1] if isinstance(self._lengths, tuple) else max(limits)
         lengths = [len(row) for row in tokens]
-        check_positions(policy, lengths, longest)
+        check_positions(policy, lengths, max(limits))  # a function may give any
 
         uniforms = torch.zeros(len(limits), max(limits), dtype=torch.float64)
         for row, (stream, limit) in enumerate(zip(streams, limits, strict=True)):
@@ -190,31 +179,72 @@ class Sampler:
                 query_of_row=query_of_row.to(device),
                 uniforms=lambda step: uniforms[:, step],
                 distribution=self.distribution,
-                stop=self.stop,
+                stop=stop,
                 report=_report(progress, later, total),
             )
         if seeds is None:
             self.calls += 1
-        return self._rollout(record, padded, mask, texts, is_encoder_decoder(policy))
+        return self._rollout(record, padded, mask, encoded, is_encoder_decoder(policy))
+
+    def check(self, policy: nn.Module, queries: Queries, *, name: str = "queries") -> None:
+        """Raise what calling the sampler would raise of these queries; nothing is sampled.
+
+        Args:
+            policy: See `__call__`.
+            queries: Any number of them.
+            name: What errors call them.
+
+        Raises:
+            TypeError, ValueError: see `__call__`.
+        """
+        policy = uncompiled(policy, "policy")
+        self._encode(policy, queries, name)
+        self._stop_for(policy)
+
+    def _encode(self, policy: nn.Module, queries: Queries, name: str) -> Encoded:
+        """Return the queries as rows of tokens that the policy can take, response included."""
+        encoded = encode_queries(
+            queries,
+            self.tokenizer,
+            add_bos=self.add_bos,
+            keep_eos=is_encoder_decoder(policy),
+            name=name,
+        )
+        check_ids(policy, encoded.rows, name)
+        # The limit that any row might get: whether a query fits must not be a matter of luck.
+        known = isinstance(self._lengths, tuple)
+        longest = self._lengths[1] if known else max(1, self.distribution.min_new_tokens)
+        check_positions(policy, [len(row) for row in encoded.rows], longest, name)
+        return encoded
+
+    def _stop_for(self, policy: nn.Module) -> StopRule:
+        """Return the rule that ends the policy's responses."""
+        check_end_ids(policy, self.stop.token_ids)
+        return self.stop.also(_own_end_ids(policy)) if self._ends_as_policy else self.stop
 
     def _rollout(
         self,
         record: Record,
         queries: Tensor,
         query_mask: Tensor,
-        texts: list[str] | None,
+        encoded: Encoded,
         texts_apart: bool,
     ) -> Rollout:
         """Bring together what was recorded, a row for each response."""
         query_of_row = torch.arange(len(record.lengths), device=queries.device) // self.group_size
         more = {"group_ids": query_of_row} if self.group_size > 1 else {}
         rollout = record.rollout(queries[query_of_row], query_mask[query_of_row], **more)
-        if self.tokenizer is None or texts is None:
+        if self.tokenizer is None:
             return rollout
+        decode = self.tokenizer.decode
+        texts = encoded.texts or [decode(row, skip_special_tokens=True) for row in encoded.rows]
+        messages, every = encoded.messages, query_of_row.tolist()
         pairs = zip(rollout.query_lists(), rollout.response_lists(), strict=True)
         return dataclasses.replace(
             rollout,
-            query_texts=tuple(texts[query] for query in query_of_row.tolist()),
+            query_texts=tuple(texts[query] for query in every),
+            query_messages=tuple(messages[query] for query in every) if messages else None,
+            texts_apart=texts_apart,
             response_texts=tuple(
                 decode_response([] if texts_apart else query, response, self.tokenizer)
                 for query, response in pairs
@@ -260,6 +290,42 @@ class Sampler:
         yield from order.split(self.max_rows)
 
 
+def _check_tokenizer(tokenizer: Any) -> None:
+    """Raise unless it is None or has what a tokenizer of transformers has."""
+    if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "decode")):
+        raise TypeError(
+            f"`tokenizer` must be a tokenizer of transformers or None, got {tokenizer!r}: load it "
+            "with AutoTokenizer.from_pretrained(...)."
+        )
+
+
+def _is_default(eos_token_id: Any) -> bool:
+    return isinstance(eos_token_id, str) and eos_token_id == "tokenizer"
+
+
+def _end_ids(eos_token_id: Any, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """Return the tokens that end a response, without those that the policy adds."""
+    if _is_default(eos_token_id):
+        eos_token_id = None if tokenizer is None else tokenizer.eos_token_id
+    if eos_token_id is None:
+        return []
+    if isinstance(eos_token_id, str):
+        raise ValueError(
+            f"`eos_token_id` must be token ids, 'tokenizer' or None, got {eos_token_id!r}: "
+            "give texts as stop_strings."
+        )
+    return list(eos_token_id) if isinstance(eos_token_id, Sequence) else [eos_token_id]
+
+
+def _own_end_ids(policy: nn.Module) -> list[int]:
+    """Return the tokens that end a response by the policy's generation_config."""
+    config = getattr(language_model(policy), "generation_config", None)
+    found = getattr(config, "eos_token_id", None)
+    ids = [] if found is None else [found] if isinstance(found, int) else list(found)
+    # A configuration may name, by default, a token that the model has not.
+    return [token for token in ids if 0 <= token < vocabulary_size(policy)]
+
+
 def _check_lengths(
     max_new_tokens: int | tuple[int, int] | LengthSampler | Callable[[], int], min_new_tokens: int
 ) -> tuple[int, int] | Callable[[], int]:
@@ -268,14 +334,16 @@ def _check_lengths(
         lengths = (max_new_tokens.min_value, max_new_tokens.max_value - 1)
     elif callable(max_new_tokens):
         return max_new_tokens
-    elif isinstance(max_new_tokens, int):
-        lengths = (max_new_tokens, max_new_tokens)
-    else:
+    elif isinstance(max_new_tokens, Sequence):
         lengths = tuple(max_new_tokens)
-    if len(lengths) != 2 or not 0 < lengths[0] <= lengths[1]:
+    else:
+        lengths = (max_new_tokens, max_new_tokens)
+    whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in lengths)
+    if not whole or len(lengths) != 2 or not 0 < lengths[0] <= lengths[1]:
+        got = max_new_tokens if not isinstance(max_new_tokens, LengthSampler) else lengths
         raise ValueError(
             "`max_new_tokens` must be > 0, or (shortest, longest) with 0 < shortest <= longest, "
-            f"got {lengths[0] if lengths[0] == lengths[-1] else lengths}."
+            f"whole numbers, got {got!r}."
         )
     if min_new_tokens > lengths[0]:
         raise ValueError(

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
-from trl.anatomy import is_encoder_decoder, language_model, without_dropout
+from trl.anatomy import without_dropout
 from trl.batch import Rollout, check_left_padded, check_token_mask
+from trl.config import Problems
 from trl.core import at_least_fp32
+from trl.rollout.checks import check_end_ids, check_positions, check_queries, uncompiled
 from trl.rollout.decoder import Decoder
+from trl.rollout.draw import draw_at, draw_from_logits, uniform
 from trl.rollout.stop import StopRule
 
 # Finished rows are taken out of the batch when they are this share of it: sooner would copy the
@@ -38,14 +41,13 @@ class Distribution:
     """No stop token among so many first tokens."""
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"`temperature` must be > 0, got {self.temperature}.")
-        if self.top_k < 0:
-            raise ValueError(f"`top_k` must be >= 0 (0: all tokens), got {self.top_k}.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"`top_p` must be in (0, 1], got {self.top_p}.")
-        if self.min_new_tokens < 0:
-            raise ValueError(f"`min_new_tokens` must be >= 0, got {self.min_new_tokens}.")
+        problems = Problems("sampling")
+        problems.number("temperature", self.temperature, "> 0", lambda x: x > 0)
+        problems.number("top_k", self.top_k, ">= 0 (0: all tokens)", lambda x: x >= 0, whole=True)
+        problems.number("top_p", self.top_p, "in (0, 1]", lambda x: 0 < x <= 1)
+        name = "min_new_tokens"
+        problems.number(name, self.min_new_tokens, ">= 0", lambda x: x >= 0, whole=True)
+        problems.report()
 
     def cuts(self) -> tuple[str, ...]:
         """Name the settings that take tokens out of the distribution, with their values."""
@@ -56,15 +58,29 @@ class Distribution:
         )
         return tuple(f"{name}={value}" for name, value, cuts in named if cuts)
 
-    def logprobs(self, logits: Tensor) -> Tensor:
-        """Return log π [B, V] at the temperature, whole: what training scores."""
-        logits = at_least_fp32(logits)
-        return (logits if self.temperature == 1 else logits / self.temperature).log_softmax(-1)
+    def draw(
+        self, logits: Tensor, uniforms: Tensor, step: int, stop: StopRule
+    ) -> tuple[Tensor, Tensor]:
+        """Draw token number `step` of each response.
 
-    def probabilities(self, logprobs: Tensor, step: int, stop: StopRule) -> Tensor:
-        """Return [B, V], up to a factor, to draw token `step` from: log π without what is cut."""
+        Args:
+            logits: [B, V].
+            uniforms: [B, 1] random numbers in [0, 1).
+            step: How many tokens have been written.
+            stop: Knows the tokens that end a response.
+
+        Returns:
+            token ids [B, 1], and their log π [B, 1] at the temperature under the whole
+            distribution: what training scores.
+        """
         if not self.cuts():
-            return logprobs.exp()
+            return draw_from_logits(logits, uniforms, self.temperature)
+        logprobs = (at_least_fp32(logits) / self.temperature).log_softmax(-1)
+        tokens = draw_at(self._cut(logprobs, step, stop), uniforms)
+        return tokens, logprobs.gather(-1, tokens)
+
+    def _cut(self, logprobs: Tensor, step: int, stop: StopRule) -> Tensor:
+        """Return the probabilities [B, V] without what is cut."""
         if step < self.min_new_tokens:
             logprobs = stop.forbid(logprobs)
         nothing: Any = None  # the warpers do not look at the tokens so far
@@ -171,11 +187,10 @@ def write(
         if decoder.values is not None and record.values is None:
             record.values = torch.zeros_like(record.logprobs)
         for step in range(longest):
-            logprobs = distribution.logprobs(decoder.logits)
-            probabilities = distribution.probabilities(logprobs, step, stop)
-            tokens = draw_at(probabilities, uniforms(step)[rows, None])  # [b, 1]
+            numbers = uniforms(step)[rows, None]
+            tokens, logprobs = distribution.draw(decoder.logits, numbers, step, stop)  # [b, 1]
             record.responses[rows, step] = tokens[:, 0]
-            record.logprobs[rows, step] = logprobs.gather(-1, tokens)[:, 0].float()
+            record.logprobs[rows, step] = logprobs[:, 0].float()
             if record.values is not None:
                 record.values[rows, step] = decoder.values
             if ends_early:
@@ -233,13 +248,18 @@ def sample(
         A rollout whose responses are [B, R' <= R]; columns after every row's end are left off.
 
     Raises:
+        TypeError: if it is no language model, or the queries are no token ids.
         ValueError: if a setting is out of range, or the model has too few positions.
         FloatingPointError: if the model gives NaN.
     """
+    model = uncompiled(model, "model")
     check_queries(model, queries)
-    if max_new_tokens < 1:
-        raise ValueError(f"`max_new_tokens` must be > 0, got {max_new_tokens}.")
+    problems = Problems("sampling")
+    problems.number("max_new_tokens", max_new_tokens, "> 0", lambda x: x > 0, whole=True)
+    problems.report()
     distribution = Distribution(temperature, top_k, top_p)
+    stop = StopRule([] if eos_token_id is None else [eos_token_id])
+    check_end_ids(model, stop.token_ids)
     if query_mask is None:
         query_mask = torch.ones_like(queries, dtype=torch.bool)
     query_mask = query_mask.bool()
@@ -258,92 +278,8 @@ def sample(
         rows=rows,
         query_of_row=rows,
         # One number for every row, the finished ones too: no row's tokens depend on another's end.
-        uniforms=lambda _: _uniform(size, device, generator)[:, 0],
+        uniforms=lambda _: uniform(size, device, generator)[:, 0],
         distribution=distribution,
-        stop=StopRule([] if eos_token_id is None else [eos_token_id]),
+        stop=stop,
     )
     return record.rollout(queries, query_mask)
-
-
-def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw one token from each row by inverting the cumulative distribution.
-
-    One random number for each row, where `torch.multinomial` takes one for each token of the
-    vocabulary.
-
-    Args:
-        probabilities: [B, V]; the rows need not sum to exactly 1.
-        generator: Source of randomness; None: torch's global one.
-
-    Returns:
-        [B, 1] token ids, never one of probability 0.
-    """
-    return draw_at(probabilities, _uniform(len(probabilities), probabilities.device, generator))
-
-
-def draw_at(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Invert the cumulative distribution: the first token at which it exceeds `uniform`.
-
-    Args:
-        probabilities: [B, V]; the rows need not sum to exactly 1.
-        uniform: [B, 1] in [0, 1).
-
-    Returns:
-        [B, 1] token ids, never one of probability 0.
-    """
-    # float32 sums over a large vocabulary would lose tokens of small probability.
-    cumulative = probabilities.cumsum(-1, dtype=random_dtype(probabilities.device))
-    total = cumulative[:, -1:]
-    token = torch.searchsorted(cumulative, uniform * total, right=True)
-    # Rounding may carry u up to the sum itself: then the last token with any probability.
-    last = torch.searchsorted(cumulative, total.contiguous())
-    # NaN, which is reported at the end, is beyond every token.
-    return torch.minimum(token, last).clamp(max=probabilities.shape[-1] - 1)
-
-
-def random_dtype(device: torch.device) -> torch.dtype:
-    """Return the precision of random numbers and cumulative sums: float64 where there is one."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _uniform(size: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(size, 1, dtype=random_dtype(device), device=device, generator=generator)
-
-
-def check_queries(model: nn.Module, queries: Tensor) -> None:
-    """Raise unless `queries` are [B, Q] token ids that the model knows."""
-    if queries.ndim != 2 or queries.shape[0] == 0 or queries.shape[1] == 0:
-        raise ValueError(
-            f"`queries` must be a tensor [batch, length] with at least one token a row, got shape "
-            f"{list(queries.shape)}: encode with return_tensors='pt'."
-        )
-    if queries.is_floating_point():
-        raise TypeError(
-            f"`queries` must hold token ids of an integer dtype, got {queries.dtype}: "
-            "convert them with .long()."
-        )
-    vocabulary = language_model(model).get_input_embeddings().num_embeddings
-    if int(queries.min()) < 0 or int(queries.max()) >= vocabulary:
-        raise ValueError(
-            f"`queries` must hold ids from 0 to {vocabulary - 1}, got {int(queries.min())} to "
-            f"{int(queries.max())}: the tokenizer does not belong to this model."
-        )
-
-
-def check_positions(model: nn.Module, lengths: list[int], max_new_tokens: int) -> None:
-    """Raise unless the longest query and a response of `max_new_tokens` fit the model."""
-    limit = getattr(language_model(model).config, "max_position_embeddings", None)
-    if limit is None:
-        return
-    longest = max(lengths)
-    row = lengths.index(longest)
-    if is_encoder_decoder(model):  # each side has its own positions
-        too_long = max(longest, max_new_tokens) > limit
-        rule = f"query and response must each fit the model's {limit} positions"
-        got = f"{longest} and {max_new_tokens} tokens"
-    else:
-        too_long = longest + max_new_tokens > limit
-        rule = f"query + response must fit the model's {limit} positions"
-        got = f"{longest} + {max_new_tokens} tokens"
-    if too_long:
-        raise ValueError(f"{rule}, got {got} in row {row}: shorten the query or the response.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -31,12 +33,14 @@ class StopRule:
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         for token_id in token_ids:
-            if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
+            whole = isinstance(token_id, Integral) and not isinstance(token_id, bool)
+            if not whole or token_id < 0:
                 raise ValueError(
                     f"`eos_token_id` must hold token ids >= 0, got {token_id!r}: use None for "
                     "responses that never end early."
                 )
-        if isinstance(strings, str) or not all(isinstance(s, str) and s for s in strings):
+        listed = isinstance(strings, Sequence) and not isinstance(strings, str)
+        if not listed or not all(isinstance(text, str) and text for text in strings):
             raise ValueError(
                 f"`stop_strings` must be a list of texts that are not empty, got {strings!r}."
             )
@@ -45,8 +49,19 @@ class StopRule:
                 "`stop_strings` must come with a tokenizer, got none: pass "
                 "Sampler(tokenizer, stop_strings=...)."
             )
-        self._ids = torch.tensor(list(token_ids), dtype=torch.long)
-        self._strings: Any = StopStringCriteria(tokenizer, list(strings)) if strings else None
+        self._ids = torch.tensor([int(token) for token in token_ids], dtype=torch.long)
+        self._strings: Any = _ends_with(tokenizer, list(strings)) if strings else None
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens that end a response."""
+        return self._ids.tolist()
+
+    def also(self, token_ids: Sequence[int]) -> StopRule:
+        """Return the same rule with more tokens that end a response."""
+        rule = copy.copy(self)
+        rule._ids = torch.tensor(sorted({*self.token_ids, *token_ids}), dtype=torch.long)
+        return rule
 
     @property
     def window(self) -> int:
@@ -72,3 +87,37 @@ class StopRule:
         if self._strings is not None:
             ended |= self._strings(written, None)
         return ended
+
+
+def _ends_with(tokenizer: Any, strings: list[str]) -> Callable[[Tensor, None], Tensor]:
+    """Return what tells whether the last token of a row completes one of the strings."""
+    try:
+        return StopStringCriteria(tokenizer, strings)
+    except ValueError as error:
+        # It writes each token behind "abcdef", which not every vocabulary can spell.
+        if "substring not found" not in str(error):
+            raise
+        return _DecodedEnds(tokenizer, strings)
+
+
+class _DecodedEnds:
+    """Looks for the strings in the decoded text: slower, but right for every tokenizer."""
+
+    def __init__(self, tokenizer: Any, strings: list[str]) -> None:
+        self.tokenizer, self.strings = tokenizer, strings
+        # A token for each character, one before them whose space may be lost, and the last one.
+        self.maximum_token_len = max(map(len, strings)) + 2
+
+    def __call__(self, written: Tensor, _: None) -> Tensor:
+        """Return [B] bool: does the last token of the rows [B, t] complete a string?"""
+        rows = written[:, -self.maximum_token_len :].tolist()
+        return torch.tensor([self._completes(row) for row in rows], device=written.device)
+
+    def _completes(self, row: list[int]) -> bool:
+        before, text = self.tokenizer.decode(row[:-1]), self.tokenizer.decode(row)
+        # Up to the last token the text may hold the string: that was for an earlier token.
+        return any(
+            text.rfind(string) + len(string) > len(before)
+            for string in self.strings
+            if string in text
+        )

@@ -7,9 +7,12 @@ model, history = trl.train(
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,14 +21,17 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from trl.config import PPOConfig
+from trl.anatomy import language_model
+from trl.config import PPOConfig, closest
 from trl.evaluation.function import as_scorer
 from trl.evaluation.scores import Scorer, score
+from trl.evaluation.weighted_sum import WeightedSum
+from trl.models.checkpoint import hub_arguments
 from trl.models.reference import ReferenceKind
 from trl.models.with_value_head import load_policy
 from trl.optimization.adam import linear_decay
 from trl.ppo import PPOTrainer
-from trl.rollout.queries import Chat
+from trl.rollout.queries import Chat, check_list
 from trl.rollout.sampler import Sampler
 
 Row = dict[str, float]
@@ -48,12 +54,13 @@ class Loop:
         trainer: Its policy writes the responses.
         sampler: Its temperature must be the trainer's.
         scorer: Judges them.
-        prompts: Whatever the sampler takes.
+        prompts: Whatever the sampler takes; all of them are looked at here, before any is used.
         total_steps: The learning rate falls linearly to 0 over so many steps, as in Ziegler et
             al.; None: it stays.
 
     Raises:
-        ValueError: if the parts do not fit together.
+        TypeError: if the prompts are not a list of prompts.
+        ValueError: if the parts do not fit together, or a prompt does not fit the policy.
     """
 
     def __init__(
@@ -66,10 +73,8 @@ class Loop:
         total_steps: int | None = None,
     ) -> None:
         self.trainer, self.sampler, self.scorer = trainer, sampler, scorer
-        self.prompts = list(prompts)
+        self.prompts = checked_prompts(prompts)
         config = trainer.config
-        if not self.prompts:
-            raise ValueError("`prompts` must have at least one entry, got none.")
         if sampler.distribution.temperature != config.temperature:
             raise ValueError(
                 "`temperature` must be the same for sampler and trainer, got "
@@ -81,6 +86,7 @@ class Loop:
                 f"`batch_size` must be a multiple of group_size × processes, got "
                 f"{config.batch_size} for {sampler.group_size} × {self.processes}."
             )
+        sampler.check(trainer.model, self.prompts, name="prompts")
         self.prompts_per_step = config.batch_size // sampler.group_size
         self.schedule = None
         if total_steps is not None:
@@ -91,7 +97,19 @@ class Loop:
         self._shuffle = torch.Generator().manual_seed(config.seed)
 
     def step(self) -> Row:
-        """Roll out, evaluate, optimise; return what is worth a row of figures."""
+        """Roll out, evaluate, optimise; return what is worth a row of figures.
+
+        A step that fails can be called again: it takes the same prompts and random numbers.
+        """
+        before = self._order, self._shuffle.get_state(), self.sampler.calls
+        try:
+            return self._step()
+        except BaseException:  # Ctrl-C too
+            self._order, shuffle, self.sampler.calls = before
+            self._shuffle.set_state(shuffle)
+            raise
+
+    def _step(self) -> Row:
         started = time.perf_counter()
         prompts = self._next_prompts()
         with self.trainer.sampling():
@@ -105,7 +123,7 @@ class Loop:
         ended = time.perf_counter()
         totals = scores if scores.ndim == 1 else scores.sum(1)
         figures = {name: value for name, value in stats.items() if isinstance(value, float)}
-        parts = getattr(self.scorer, "means", {})  # of a WeightedSum
+        parts = self.scorer.means if isinstance(self.scorer, WeightedSum) else {}
         return {
             "reward/mean": totals.mean().item(),
             "reward/std": totals.std(correction=0).item(),
@@ -123,7 +141,7 @@ class Loop:
         """Return this process's share of the next batch."""
         while len(self._order) < self.prompts_per_step:
             again = torch.randperm(len(self.prompts), generator=self._shuffle)
-            self._order += again.tolist()
+            self._order = self._order + again.tolist()  # the old list may be needed again
         size = self.prompts_per_step
         chosen, self._order = self._order[:size], self._order[size:]
         share = chosen[self.trainer.accelerator.process_index :: self.processes]
@@ -162,22 +180,35 @@ def train(
         peft_config: Train an adapter (`peft.LoraConfig` and others) rather than the model.
         unfrozen_layers: Train the top k layers only.
         on_step: Called as on_step(step, row) after each step, step counting from 1; stops the
-            training if it returns True.
+            training if it returns what counts as true.
         max_new_tokens: Most tokens of a response, or (shortest, longest) for a random limit.
         decay_learning_rate: Let the learning rate fall linearly to 0.
         model_kwargs: Passed to `from_pretrained`: dtype, device_map, revision, ….
         sampler_kwargs: Passed to `Sampler`: group_size, stop_strings, add_bos, max_rows, ….
+            Its tokenizer and max_new_tokens have parameters of their own here.
         **ppo_params: Fields of `PPOConfig`, also by their names of 2020.
 
     Returns:
         The tuned model and a row of figures for each step.
 
     Raises:
-        TypeError, ValueError: for settings that cannot work, before anything is trained.
+        TypeError, ValueError: for settings or prompts that cannot work, before anything is
+            trained.
         ScoringError: if the reward fails; the model is then as after the last whole step.
+
+    Whatever ends the training early, Ctrl-C (KeyboardInterrupt) and what `on_step` raises included,
+    carries what there is so far, a `Trained` like the one returned, as its attribute `trained`:
+
+        try:
+            model, history = trl.train(...)
+        except KeyboardInterrupt as stopped:
+            model, history = stopped.trained
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"`steps` must be a whole number > 0, got {steps!r}.")
+    if on_step is not None and not callable(on_step):
+        raise TypeError(f"`on_step` must be a function of (step, row) or None, got {on_step!r}.")
+    _check_sampler_kwargs(sampler_kwargs)
     if config is not None and ppo_params:
         raise TypeError(
             f"pass settings in `config` or as keyword arguments, not both; got "
@@ -185,28 +216,98 @@ def train(
         )
     config = config or PPOConfig.from_kwargs(**ppo_params)
     scorer = as_scorer(reward)
-    prompts = list(prompts)
-    policy = load_policy(
-        model, peft_config=peft_config, unfrozen_layers=unfrozen_layers, **model_kwargs or {}
-    )
+    prompts = checked_prompts(prompts)
+    if peft_config is None and unfrozen_layers is None:
+        _warn_of_frozen_weights(model)
+    with _seeded(config.seed):  # an adapter's new weights are random
+        policy = load_policy(
+            model, peft_config=peft_config, unfrozen_layers=unfrozen_layers, **model_kwargs or {}
+        )
     trainer = PPOTrainer(policy, ref_model, config)
     settings = {"temperature": config.temperature, "seed": config.seed} | (sampler_kwargs or {})
-    # Every process draws from its own random numbers.
-    settings["seed"] = settings["seed"] * trainer.accelerator.num_processes
-    settings["seed"] += trainer.accelerator.process_index
+    if isinstance(settings["seed"], int):  # every process draws from its own random numbers
+        settings["seed"] = settings["seed"] * trainer.accelerator.num_processes
+        settings["seed"] += trainer.accelerator.process_index
     sampler = Sampler(
-        _tokenizer(tokenizer, model, policy, prompts), max_new_tokens=max_new_tokens, **settings
+        _tokenizer(tokenizer, model, policy, prompts, model_kwargs or {}),
+        max_new_tokens=max_new_tokens,
+        **settings,
     )
     loop = Loop(
         trainer, sampler, scorer, prompts, total_steps=steps if decay_learning_rate else None
     )
     history: list[Row] = []
-    for step in range(1, steps + 1):
-        row = {"step": float(step)} | loop.step()
-        history.append(row)
-        if on_step is not None and on_step(step, row):
-            break
+    try:
+        for step in range(1, steps + 1):
+            row = {"step": float(step)} | loop.step()
+            history.append(row)
+            if on_step is not None and on_step(step, row):
+                break
+    except BaseException as error:  # Ctrl-C too: hours of training may lie behind
+        error.trained = Trained(policy, history)
+        raise
     return Trained(policy, history)
+
+
+def checked_prompts(prompts: Any) -> list[Any]:
+    """Return the prompts as a list of at least one.
+
+    Raises:
+        TypeError: if they are one prompt, or nothing of the kind.
+        ValueError: if there are none.
+    """
+    if isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping):
+        prompts = list(prompts)
+    check_list(prompts, "prompts")
+    if not prompts:
+        raise ValueError("`prompts` must have at least one entry, got none.")
+    return prompts
+
+
+def _check_sampler_kwargs(settings: Any) -> None:
+    """Raise a TypeError for what is no setting of `Sampler`, or a parameter of `train`."""
+    if settings is None:
+        return
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"`sampler_kwargs` must be a dict or None, got {settings!r}.")
+    known = list(inspect.signature(Sampler).parameters)
+    for name in settings:
+        if name in ("tokenizer", "max_new_tokens"):
+            raise TypeError(
+                f"`sampler_kwargs` must not have `{name}`: pass it as train({name}=...)."
+            )
+        if name not in known:
+            raise TypeError(f"Sampler has no setting `{name}`.{closest(str(name), known)}")
+
+
+def _warn_of_frozen_weights(model: Any) -> None:
+    """Warn if a loaded model has weights that are not trained, and nothing says why."""
+    explained = hasattr(model, "v_head") or hasattr(model, "get_base_model")
+    if not isinstance(model, nn.Module) or explained:
+        return
+    # Positions that are computed once, not learned, are never trained.
+    constant = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) and "Sinusoidal" in type(module).__name__
+    }
+    weights = [weight for weight in model.parameters() if id(weight) not in constant]
+    frozen = sum(not weight.requires_grad for weight in weights)
+    if frozen:
+        warnings.warn(
+            f"`model` must require gradients for what is to be trained, but {frozen} of its "
+            f"{len(weights)} weights do not and stay as they are, perhaps since an earlier run: "
+            "call model.requires_grad_(True) to train all, or pass unfrozen_layers or peft_config.",
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Inside, torch's random numbers follow from the seed; outside they go on as before."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 def _tokenizer(
@@ -214,18 +315,38 @@ def _tokenizer(
     model: Any,
     policy: nn.Module,
     prompts: list[Any],
+    model_kwargs: dict[str, Any],
 ) -> PreTrainedTokenizerBase | None:
-    """Return the policy's tokenizer: the one given, or the one beside the model."""
+    """Return the policy's tokenizer: the one given, or the one beside the model or its base."""
     if given is not None and not isinstance(given, (str, os.PathLike)):
         return given
-    beside = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
-    name = given or beside or policy.config.name_or_path
-    tokens_only = bool(prompts) and isinstance(prompts[0], Tensor)
-    try:
-        return AutoTokenizer.from_pretrained(os.fspath(name))
-    except (OSError, ValueError) as error:
-        if given is None and tokens_only:
-            return None  # nothing asks for one, unless the reward reads text, and then says so
-        raise ValueError(
-            f"`tokenizer` must be given: there is none beside the model ({name!r})."
-        ) from error
+    places = _tokenizer_places(given, model, policy, model_kwargs)
+    for name, where in places:
+        try:
+            return AutoTokenizer.from_pretrained(name, **where)
+        except (OSError, ValueError) as error:
+            problem = error
+    if given is None and isinstance(prompts[0], Tensor):
+        return None  # nothing asks for one, unless the reward reads text, and then says so
+    names = " or ".join(repr(name) for name, _ in places)
+    raise ValueError(
+        f"`tokenizer` must be given: there is none beside the model ({names})."
+    ) from problem
+
+
+def _tokenizer_places(
+    given: str | None, model: Any, policy: nn.Module, model_kwargs: dict[str, Any]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return where a tokenizer may be, best first, with the arguments that lead there."""
+    where = hub_arguments(model_kwargs)
+    trust = {k: model_kwargs[k] for k in ("trust_remote_code",) if k in model_kwargs}
+    # Which revision and which folder are said of the model alone.
+    anywhere = trust | {k: v for k, v in where.items() if k not in ("revision", "subfolder")}
+    if given is not None:
+        return [(os.fspath(given), anywhere)]
+    # An adapter's folder may have none; the model that it was put on comes from another place.
+    loaded_from = (language_model(policy).config.name_or_path, anywhere)
+    if not isinstance(model, (str, os.PathLike)):
+        return [loaded_from]
+    beside = (os.path.expanduser(os.fspath(model)), where | trust)
+    return [beside] if beside[0] == loaded_from[0] else [beside, loaded_from]

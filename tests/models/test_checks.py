@@ -1,0 +1,156 @@
+"""What is refused before anything is trained."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config
+
+from tests.families import CAUSAL, VOCABULARY, tiny_model
+from tests.models.policies import lora_config, ragged_rollout, step, trainer_of
+from trl.anatomy import language_model
+from trl.models.checks import check_fits, check_left_padding
+from trl.models.with_value_head import CausalLMWithValueHead
+
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "pad_token_id": 2,
+    "initializer_range": 0.2,
+}
+DECODER = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+    "init_std": 0.2,
+    "is_decoder": True,
+}
+# Positions that count columns, positions that begin at the padding's id + 1, recurrences that do
+# not look at the mask, and a prompt that the model writes itself.
+WITHOUT_LEFT_PADDING = {
+    "bart": DECODER,
+    "pegasus": DECODER,
+    "trocr": DECODER,
+    "roberta": SHAPE | {"is_decoder": True},
+    "xlm-roberta": SHAPE | {"is_decoder": True},
+    "rwkv": {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2},
+    "recurrent_gemma": SHAPE | {"lru_width": 32, "attention_window_size": 8, "head_dim": 8},
+    "cpmant": {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "dim_head": 8,
+        "dim_ff": 64,
+    },
+}
+
+
+def model_of(family, settings):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings)).eval()
+
+
+@pytest.mark.parametrize("family", list(CAUSAL))
+def test_families_that_take_left_padding_pass_and_nothing_is_changed(family):
+    model = tiny_model(family).train()
+    state = torch.get_rng_state()
+    check_left_padding(model)
+    assert all(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("family", [name for name in CAUSAL if name != "mamba"])
+def test_rounding_of_bf16_is_no_padding(family):
+    check_left_padding(tiny_model(family).to(torch.bfloat16))
+
+
+def test_an_encoder_decoder_has_no_left_padding():
+    check_left_padding(tiny_model("bart"))
+
+
+@pytest.mark.parametrize("family", WITHOUT_LEFT_PADDING)
+def test_families_without_left_padding_are_named(family):
+    model = model_of(family, WITHOUT_LEFT_PADDING[family])
+    with pytest.raises(ValueError, match=f"`{type(model).__name__}` must take rows that are padd"):
+        check_left_padding(model)
+
+
+def test_the_trainer_refuses_them_as_policy_and_as_reference():
+    roberta = model_of("roberta", WITHOUT_LEFT_PADDING["roberta"])
+    with pytest.raises(ValueError, match="`RobertaForCausalLM` must take rows that are padded"):
+        trainer_of(CausalLMWithValueHead(roberta))
+    with pytest.raises(ValueError, match="`RobertaForCausalLM` must take rows that are padded"):
+        trainer_of(CausalLMWithValueHead(tiny_model("llama")), roberta)
+
+
+def test_a_reference_that_is_trained_too_is_refused():
+    plain = tiny_model("llama")
+    with pytest.raises(ValueError, match=r"`ref_model` must have weights of its own.* always be 0"):
+        trainer_of(CausalLMWithValueHead(plain), plain)
+    base = tiny_model("llama")
+    policy = CausalLMWithValueHead.from_pretrained(base, peft_config=lora_config())
+    with pytest.raises(ValueError, match=r"`ref_model` must have weights of its own.*lora_"):
+        trainer_of(policy, base)
+
+
+def test_a_reference_may_share_what_is_frozen():
+    policy = CausalLMWithValueHead(tiny_model("llama"), unfrozen_layers=1)
+    reference = tiny_model("llama", seed=1)
+    reference.model.embed_tokens = policy.language_model.model.embed_tokens
+    assert step(trainer_of(policy, reference))["objective/kl"] != 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"trainable_token_indices": [3, 4]},
+        {"modules_to_save": ["embed_tokens"]},
+    ],
+)
+def test_an_adapter_on_the_embedding_trains(changes):
+    base = tiny_model("llama")
+    policy = CausalLMWithValueHead.from_pretrained(base, peft_config=lora_config(**changes))
+    trainer = trainer_of(policy, tiny_model("llama"))
+    assert step(trainer)["objective/kl"] != 0
+    rollout = ragged_rollout()
+    rollout.responses[0, 0] = VOCABULARY
+    with pytest.raises(ValueError, match=r"`response\[0\]` must hold token ids from 0 to 60"):
+        check_fits(policy, rollout)
+
+
+def gemma3():
+    """A model for text and images: sizes of the text part stand in a configuration of its own."""
+    config = Gemma3Config(
+        text_config=SHAPE | {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8},
+        vision_config={
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        image_token_index=60,
+        boi_token_index=59,
+        eoi_token_index=58,
+        mm_tokens_per_image=1,
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_the_text_part_of_a_composite_model_is_looked_at():
+    policy = CausalLMWithValueHead(gemma3(), unfrozen_layers=1)
+    trainer = trainer_of(policy)
+    assert trainer.reference.kind == "shared-trunk"
+    assert abs(step(trainer)["objective/kl"]) < 1e-5
+    language_model(policy).config.text_config.max_position_embeddings = 7
+    with pytest.raises(ValueError, match="must fit the model's 7 positions, got 8 tokens"):
+        check_fits(policy, ragged_rollout())

@@ -1,0 +1,287 @@
+"""The quick paths of a pass give the numbers of the plain ones."""
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from tests.families import CAUSAL, SEQ2SEQ, tiny_model
+from tests.models.test_families import policy_of, ragged_rollout
+from tests.test_core import Allocations
+from trl.core import logprobs_and_entropy
+from trl.models import head as head_module
+from trl.models.gradients import Gradients
+from trl.models.head import LanguageHead, constant_weights
+from trl.models.response import ResponseModel
+from trl.models.with_value_head import CausalLMWithValueHead
+from trl.models.working_weights import WorkingWeights
+from trl.ppo import PPOTrainer
+
+
+def lora(family, **settings):
+    config = LoraConfig(
+        r=2, lora_alpha=4, init_lora_weights=False, target_modules="all-linear", **settings
+    )
+    model = CausalLMWithValueHead.from_pretrained(tiny_model(family), peft_config=config)
+    nn.init.normal_(model.v_head.summary.weight, std=0.1)
+    return model
+
+
+def trainer_of(model, *, quick, precision="bf16", **settings):
+    """A trainer; one that is not quick leaves all to autocast and autograd."""
+    torch.manual_seed(0)
+    trainer = PPOTrainer(
+        model,
+        batch_size=3,
+        minibatch_size=3,
+        ppo_epochs=1,
+        precision=precision,
+        max_grad_norm=None,
+        **settings,
+    )
+    if not quick:
+        trainer.alone = False
+        trainer.working = WorkingWeights(model, None)
+    return trainer
+
+
+def gradients_of_a_step(trainer):
+    """The gradients of the one update of a step."""
+    seen = {}
+    step = trainer.optimizer.step
+
+    def record():
+        seen.update({id(w): w.grad.clone() for w in trainer.trainable if w.grad is not None})
+        step()
+
+    trainer.optimizer.step = record
+    trainer.step(ragged_rollout(), torch.tensor([1.0, -1.0, 0.5]))
+    return [seen.get(id(weight)) for weight in trainer.trainable]
+
+
+POLICIES = {family: lambda family=family: policy_of(family) for family in [*CAUSAL, *SEQ2SEQ]}
+POLICIES |= {
+    "llama with LoRA": lambda: lora("llama"),
+    "gpt2 with LoRA": lambda: lora("gpt2", fan_in_fan_out=True),
+    "llama with DoRA": lambda: lora("llama", use_dora=True),
+    "llama with trained head": lambda: lora("llama", modules_to_save=["lm_head"]),
+}
+
+
+SEVERAL_PASSES = ("gpt2", "bloom", "mixtral", "bart", "llama with LoRA", "llama with trained head")
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"), [(name, 3) for name in POLICIES] + [(name, 1) for name in SEVERAL_PASSES]
+)
+def test_gradients_are_those_of_autocast_and_autograd(name, rows):
+    torch.manual_seed(0)
+    plain = POLICIES[name]()
+    quick = POLICIES[name]()
+    quick.load_state_dict(plain.state_dict())
+    expected = gradients_of_a_step(trainer_of(plain, quick=False, forward_batch_size=rows))
+    found = gradients_of_a_step(trainer_of(quick, quick=True, forward_batch_size=rows))
+    assert any(gradient is not None and gradient.abs().max() > 0 for gradient in expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        if theirs is None:
+            assert mine is None or not mine.any()
+        else:
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bart", "gptj"])
+def test_in_float32_too(family):
+    torch.manual_seed(0)
+    plain, quick = policy_of(family), policy_of(family)
+    quick.load_state_dict(plain.state_dict())
+    expected = gradients_of_a_step(trainer_of(plain, quick=False, precision="fp32"))
+    found = gradients_of_a_step(trainer_of(quick, quick=True, precision="fp32"))
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+# --- the copies ---------------------------------------------------------------------------------
+
+
+def test_copies_stand_in_follow_an_update_and_go():
+    model = policy_of("gpt2")
+    working = WorkingWeights(model, torch.bfloat16)
+    layer = model.language_model.transformer.h[0].mlp.c_fc
+    own = layer.weight
+    assert any(weight is own for weight in working.weights)
+    with working.in_use():
+        assert layer.weight is not own
+        assert layer.weight.dtype == torch.bfloat16
+        with torch.no_grad():
+            own.mul_(2)
+        assert not torch.equal(layer.weight, own.bfloat16())
+        working.refresh()
+        assert torch.equal(layer.weight, own.bfloat16())
+        copy = layer.weight
+        with working.in_use():  # once more, as in a step while sampling
+            assert layer.weight is copy
+        assert layer.weight is copy
+    assert layer.weight is own
+
+
+def test_copies_go_after_an_error():
+    model = policy_of("llama")
+    before = dict(model.named_parameters())
+    with pytest.raises(KeyboardInterrupt), WorkingWeights(model, torch.bfloat16).in_use():
+        raise KeyboardInterrupt
+    assert all(weight is before[name] for name, weight in model.named_parameters())
+
+
+def test_heads_and_weights_with_another_use_are_not_copied():
+    model = policy_of("gpt2")
+    copied = {id(weight) for weight in WorkingWeights(model, torch.bfloat16).weights}
+    assert id(model.language_model.lm_head.weight) not in copied
+    assert id(model.v_head.summary.weight) not in copied
+    shared = policy_of("llama")
+    layer = shared.language_model.model.layers[0].mlp
+    layer.reader = nn.Bilinear(1, 1, 1)
+    layer.reader.weight = layer.up_proj.weight
+    copied = {id(weight) for weight in WorkingWeights(shared, torch.bfloat16).weights}
+    assert id(layer.up_proj.weight) not in copied
+    assert id(layer.down_proj.weight) in copied
+
+
+def test_the_frozen_copy_of_the_reference_keeps_low_precision_matrices_only():
+    trainer = trainer_of(policy_of("gpt2"), quick=True)
+    layer = trainer.ref_model.language_model.transformer.h[0]
+    assert layer.mlp.c_fc.weight.dtype == torch.bfloat16
+    assert layer.ln_1.weight.dtype == torch.float32
+    stats = trainer.step(ragged_rollout(), torch.tensor([1.0, -1.0, 0.5]))
+    assert stats["objective/kl"] == 0.0  # to the bit
+
+
+# --- the gradients ------------------------------------------------------------------------------
+
+
+def test_gradients_of_embeddings_are_kept_and_begin_at_zero():
+    model = policy_of("llama")
+    embedding = model.get_input_embeddings()
+    gradients = Gradients(model, list(model.parameters()), [])
+    with gradients.collect():
+        places = set()
+        for _ in range(2):
+            gradients.start()
+            embedding(torch.tensor([3, 3, 5])).sum().backward()
+            places.add(embedding.weight.grad.data_ptr())
+            gradients.finish()
+            counts = embedding.weight.grad[:, 0]
+            assert counts[3] == 2
+            assert counts[5] == 1
+            assert counts.sum() == 3
+        assert len(places) == 1
+    assert embedding.weight.grad is None
+    assert not embedding.sparse
+
+
+def test_a_weight_that_an_update_does_not_use_keeps_no_gradient_of_the_one_before():
+    layer = policy_of("llama")
+    weight = layer.language_model.model.layers[0].mlp.up_proj.weight
+    gradients = Gradients(layer, [weight], [weight])
+    with gradients.collect():
+        gradients.start()
+        gradients.receive(weight, torch.ones_like(weight))
+        gradients.receive(weight, torch.ones_like(weight))
+        gradients.finish()
+        assert (weight.grad == 2).all()
+        gradients.start()
+        gradients.finish()
+        assert not weight.grad.any()
+
+
+# --- head and softmax in one --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("blocks", ["one", "many"])
+@pytest.mark.parametrize("family", ["gpt2", "phi", "cohere", "granite", "t5", "bart"])
+def test_head_and_softmax_in_one(family, blocks, dtype, monkeypatch):
+    """Log-probs, entropies and all gradients, with biases, scales, and a temperature."""
+    plain = tiny_model(family)
+    head = LanguageHead(plain)
+    if head.module.bias is not None:
+        nn.init.normal_(head.module.bias)
+    if head.bias is not None:
+        head.bias.normal_()
+    labels = torch.arange(20)
+    start = torch.randn(20, head.width)
+    weights = torch.randn(2, 20)
+    if blocks == "many":
+        monkeypatch.setattr(head_module, "_LOGIT_BYTES", 61 * 4 * 3)
+        monkeypatch.setattr(head_module, "_BLOCK_ROWS", 7)
+
+    def run(in_one):
+        plain.zero_grad()
+        hidden = start.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            if in_one:
+                outputs = head.logprobs(hidden, labels, 0.7)
+            else:
+                outputs = logprobs_and_entropy(head(hidden), labels, temperature=0.7)
+        (weights[0] * outputs[0] + weights[1] * outputs[1]).sum().backward()
+        grads = [hidden.grad, head.module.weight.grad]
+        if head.module.bias is not None:
+            grads.append(head.module.bias.grad)
+        return [*outputs, *grads]
+
+    rounding = 1e-5 if dtype is None else 2e-2
+    for mine, theirs in zip(run(True), run(False), strict=True):
+        scale = float(theirs.detach().abs().max())
+        torch.testing.assert_close(mine, theirs, rtol=rounding, atol=rounding * scale)
+
+
+def test_logits_exist_for_a_block_of_rows_only(monkeypatch):
+    head = LanguageHead(tiny_model("llama"))
+    monkeypatch.setattr(head_module, "_LOGIT_BYTES", 61 * 4 * 4)
+    hidden = torch.randn(40, 32, requires_grad=True)
+    with Allocations() as made:
+        logprobs, _ = head.logprobs(hidden, torch.arange(40), 1.0)
+        logprobs.sum().backward()
+    assert max(numel for numel, _ in made.made) <= max(61 * 32, 40 * 32, 4 * 61)
+
+
+def test_a_graph_that_was_used_up_says_so():
+    head = LanguageHead(tiny_model("llama"))
+    hidden = torch.randn(4, 32, requires_grad=True)
+    logprobs, _ = head.logprobs(hidden, torch.arange(4), 1.0)
+    logprobs.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="inplace"):
+        logprobs.sum().backward()
+
+
+def test_a_refreshed_head_follows_its_weight():
+    weight = nn.Parameter(torch.randn(61, 8) + 5)
+    with constant_weights() as kept:
+        centred = kept.get(weight, torch.bfloat16)
+        mean = weight.detach().mean(0)
+        with torch.no_grad():
+            weight.add_(torch.randn(61, 8))
+        kept.refresh()
+        assert kept.get(weight, torch.bfloat16) is centred
+        torch.testing.assert_close(centred.float(), weight.detach() - mean, rtol=1e-2, atol=1e-2)
+
+
+# --- kernels ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [name for name in CAUSAL if name != "mamba"])
+def test_quick_kernels_give_the_same_numbers(family):
+    policy = POLICIES[family]()
+    responder = ResponseModel(policy)
+    config = responder.quick._config
+    own = config._attn_implementation
+    quick = responder(ragged_rollout())
+    assert config._attn_implementation == own
+    responder.quick._attention, responder.quick._gelus = False, []
+    for mine, theirs in zip(quick, responder(ragged_rollout()), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_quick_kernels_are_found():
+    responder = ResponseModel(policy_of("gpt2"))
+    assert responder.quick._attention
+    assert len(responder.quick._gelus) == 2

@@ -1,0 +1,141 @@
+"""Copies of a model's matrices in the low precision that they are multiplied in.
+
+Weights are float32, so that small updates count. autocast casts them for every product of every
+pass, and every gradient back. Here a matrix is cast once for each update, into memory that stays,
+and takes the matrix' place in its module; its gradient goes to the matrix. The numbers are those
+of autocast, bit for bit, in a single pass; over several, gradients add up in float32 alike.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from trl.anatomy import instead, language_model
+from trl.models.gradients import Gradients
+from trl.models.head import CentredWeights, constant_weights
+from trl.models.packed import can_pack, packed_linear
+
+
+class WorkingWeights:
+    """The matrices of a model, and their copies while they are in use.
+
+    Args:
+        model: A language model, with or without a value head.
+        dtype: The precision of autocast; None: there is none, so nothing is copied.
+
+    Attributes:
+        weights: The float32 weights that are copied.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
+        self._dtype = dtype
+        self._places = _matrices(model) if dtype is not None else []
+        self.weights = list({id(m.weight): m.weight for m in self._places}.values())
+        self._copies: dict[int, nn.Parameter] = {}
+        self._centred: CentredWeights | None = None  # None: not in use
+
+    @contextmanager
+    def packed(self) -> Iterator[None]:
+        """Multiply by packed copies inside, where the CPU has a use for them: for sampling."""
+        if self._centred is not None or not self._places or not self._can_pack():
+            with self.in_use():
+                yield
+            return
+        with ExitStack() as stack:
+            stack.enter_context(constant_weights(packed=True, apart=True))
+            for module in self._places:
+                stack.enter_context(instead(module, packed_linear(module, self._dtype)))
+            yield
+
+    def _can_pack(self) -> bool:
+        return can_pack(self.weights[0].device, self._dtype)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Let the copies stand in for the matrices; whoever changes a weight calls `refresh`."""
+        if self._centred is not None:
+            yield
+            return
+        originals = [module.weight for module in self._places]
+        try:
+            with constant_weights(apart=True) as self._centred:
+                self._copies = {id(weight): self._copy(weight) for weight in self.weights}
+                for module, weight in zip(self._places, originals, strict=True):
+                    module.weight = self._copies[id(weight)]
+                yield
+        finally:
+            for module, weight in zip(self._places, originals, strict=True):
+                module.weight = weight
+            self._copies, self._centred = {}, None
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Make the copies anew, in the same memory, after the weights have changed."""
+        for weight in self.weights:
+            if weight.requires_grad and id(weight) in self._copies:
+                self._copies[id(weight)].copy_(weight)
+        if self._centred is not None:
+            self._centred.refresh()
+
+    def replace(self) -> None:
+        """Put the copies in the place of the matrices for good: for a frozen model."""
+        for module in self._places:
+            module.weight = nn.Parameter(module.weight.to(self._dtype), requires_grad=False)
+        self._places, self.weights = [], []
+
+    def _copy(self, weight: nn.Parameter) -> nn.Parameter:
+        copy = nn.Parameter(weight.detach().to(self._dtype), requires_grad=weight.requires_grad)
+
+        def hand_over(copy: Tensor) -> None:
+            gradients, gradient = Gradients.collecting(), copy.grad
+            copy.grad = None
+            gradients.receive(weight, gradient)
+
+        if weight.requires_grad:
+            copy.register_post_accumulate_grad_hook(hand_over)
+        return copy
+
+
+def _matrices(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that do nothing with their weight but multiply by it.
+
+    Left out are the two heads, which see to their precision themselves, and weights that another
+    kind of module has too.
+    """
+    plain = language_model(model)
+    head = plain.get_output_embeddings() if hasattr(plain, "get_output_embeddings") else None
+    apart = {id(module) for module in getattr(model, "v_head", nn.Module()).modules()} | {id(head)}
+    for module in model.modules():
+        if hasattr(module, "base_layer") and not _only_multiplies(module):
+            apart |= {id(part) for part in module.modules()}
+    users: defaultdict[int, list[nn.Module]] = defaultdict(list)
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            users[id(weight)].append(module)
+
+    def suits(module: nn.Module) -> bool:
+        return (
+            type(module) in (nn.Linear, Conv1D)
+            and id(module) not in apart
+            and not hasattr(module, "_hf_hook")  # accelerate moves this one's weights about
+            and module.weight.dtype == torch.float32
+        )
+
+    return [
+        module
+        for module in model.modules()
+        if type(module) in (nn.Linear, Conv1D) and all(suits(m) for m in users[id(module.weight)])
+    ]
+
+
+def _only_multiplies(adapter: Any) -> bool:
+    """Return whether a layer of peft uses its weights in products alone: LoRA, but not DoRA."""
+    plain = type(adapter).__name__ == "Linear" and "lora" in type(adapter).__module__
+    return plain and not any(getattr(adapter, "use_dora", {}).values())
