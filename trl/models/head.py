@@ -223,7 +223,8 @@ def _add_product(total: Tensor, logits: Tensor, hidden: Tensor) -> None:
     """Add logitsᵀ·hidden [V, d] to `total`, a block of rows at a time."""
     for row in range(0, len(total), _BLOCK_ROWS):
         rows = slice(row, row + _BLOCK_ROWS)
-        total[rows] += logits[:, rows].T @ hidden
+        product = logits[:, rows].T @ hidden
+        total[rows].add_(product.float())  # `+=` would then copy the sum onto itself
 
 
 def language_logits(hidden: Tensor, head: nn.Module) -> Tensor:
