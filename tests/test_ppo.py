@@ -141,17 +141,23 @@ def test_number_of_updates_uses_the_remainder(make_model, minibatch_size, update
     assert len(stats["ppo/policy/ratio"]) == 2 * size * 5  # every token in every epoch
 
 
+def rollout_of(rows):
+    return Rollout.from_lists(*(torch.ones(rows, 1, dtype=torch.long) for _ in range(2)))
+
+
 def test_every_row_is_used_once_per_epoch(make_model):
     ppo = trainer(make_model, minibatch_size=3, ppo_epochs=3)
     for _ in range(3):
-        rows = list(ppo._minibatches(10))
+        rows = list(ppo._minibatches(rollout_of(10)))
         assert [len(part) for part in rows] == [3, 3, 3, 1]
         assert sorted(torch.cat(rows).tolist()) == list(range(10))
 
 
 def test_the_shuffle_follows_the_seed(make_model):
     first = [
-        torch.cat(list(PPOTrainer(make_model(), batch_size=4, seed=s)._minibatches(50))).tolist()
+        torch.cat(
+            list(PPOTrainer(make_model(), batch_size=4, seed=s)._minibatches(rollout_of(50)))
+        ).tolist()
         for s in (0, 0, 1)
     ]
     assert first[0] == first[1] != first[2]

@@ -249,7 +249,7 @@ class Rollout:
         every = range(len(self)) if rows is None else rows.tolist()
         group: list[int] = []
         longest_query = longest_response = 0
-        for row in sorted(every, key=lengths.__getitem__, reverse=True):
+        for row in self._longest_first(every, lengths):
             query = max(longest_query, query_lengths[row])
             response = max(longest_response, lengths[row] - query_lengths[row])
             too_many = max_rows is not None and len(group) == max_rows
@@ -261,6 +261,24 @@ class Rollout:
             longest_query, longest_response = query, response
         if group:
             yield torch.tensor(group, device=self.queries.device)
+
+    def _longest_first(self, rows: Sequence[int], lengths: list[int]) -> list[int]:
+        """Return the rows from the longest to the shortest, those of a group side by side."""
+        if self.group_ids is None:
+            return sorted(rows, key=lengths.__getitem__, reverse=True)
+        group = self.group_ids.tolist()
+        longest: dict[int, int] = {}
+        for row in rows:
+            longest[group[row]] = max(longest.get(group[row], 0), lengths[row])
+        return sorted(rows, key=lambda row: (-longest[group[row]], group[row], -lengths[row]))
+
+    def shuffled_rows(self, generator: torch.Generator) -> Tensor:
+        """Return all rows [B] in random order, those of a group side by side."""
+        if self.group_ids is None:
+            return torch.randperm(len(self), generator=generator)
+        group = self.group_ids.cpu().unique(return_inverse=True)[1]
+        order = torch.randperm(int(group.max()) + 1, generator=generator)
+        return order[group].argsort(stable=True)
 
     def to(self, device: torch.device | str) -> Rollout:
         """Return the same rollout on `device`."""

@@ -19,8 +19,8 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -146,6 +146,7 @@ class PPOTrainer:
             else FixedKLController(config.init_kl_coef)
         )
         self.score_moments = RunningMoments()
+        self.clock = Clock()
         self.shuffle = torch.Generator().manual_seed(config.seed)
 
     def _working_reference(self, dtype: torch.dtype | None) -> WorkingWeights:
@@ -185,7 +186,8 @@ class PPOTrainer:
             FloatingPointError: if a loss or gradient is not finite; the weights are those after
                 the last good update.
         """
-        clock = Clock()
+        clock = self.clock
+        clock.restart()
         rollout, scores = self._checked(query, response, scores, response_masks)
 
         with ExitStack() as stack:
@@ -193,9 +195,11 @@ class PPOTrainer:
             stack.enter_context(without_dropout(*models))
             if self.alone:
                 stack.enter_context(self.working.in_use())
-            rollout = self.with_trunk_states(rollout)
-            old = self.before_update(rollout)
-            ref_logprobs = self.reference_logprobs(rollout, old)
+            with clock.part("policy"):
+                rollout = self.with_trunk_states(rollout)
+                old = self.before_update(rollout)
+            with clock.part("reference"):
+                ref_logprobs = self.reference_logprobs(rollout, old)
             _check_finite("model", old.logprobs)
             _check_finite("ref_model", ref_logprobs)
             clock.lap("forward_pass")
@@ -339,7 +343,7 @@ class PPOTrainer:
         with self.gradients.collect() if self.alone else nullcontext():
             for _ in range(config.ppo_epochs):
                 squares = tokens = 0.0
-                for rows in self._minibatches(len(rollout)):
+                for rows in self._minibatches(rollout):
                     update = self._accumulate_gradient(rollout, rows, old, advantages, returns)
                     if not updates:
                         self._check_first_ratio(update)
@@ -347,16 +351,20 @@ class PPOTrainer:
                     tokens += update.tokens
                     limit = config.max_approxkl
                     too_far = limit is not None and squares / tokens > limit
-                    self._apply(update, stop=too_far)
+                    with self.clock.part("optimizer"):
+                        self._apply(update, stop=too_far)
                     updates.append(update)
                     if too_far:
                         return updates
         return updates
 
-    def _minibatches(self, size: int) -> Iterator[Tensor]:
-        """Yield the shuffled rows of each update; the last may be smaller."""
+    def _minibatches(self, rollout: Rollout) -> Iterator[Tensor]:
+        """Yield the shuffled rows of each update; the last may be smaller.
+
+        Responses to one query stay together: it is then computed once for all of them.
+        """
         local = exact_division(self.config.update_size, self.accelerator.num_processes)
-        return iter(torch.randperm(size, generator=self.shuffle).split(local))
+        return iter(rollout.shuffled_rows(self.shuffle).split(local))
 
     def _accumulate_gradient(
         self,
@@ -384,16 +392,18 @@ class PPOTrainer:
             with self.accelerator.no_sync(self.policy) if not last else nullcontext():
                 part = rollout.select(chosen)
                 width = part.responses.shape[1]
-                loss, pass_stats = self.loss(
-                    self.policy(part),
-                    ResponseOutput(*(column[chosen, :width] for column in old)),
-                    advantages[chosen, :width],
-                    returns[chosen, :width],
-                    part.response_mask,
-                    tokens,
-                )
-                # Processes average their gradients, and each holds its share of one mean.
-                self.accelerator.backward(loss * processes)
+                with self.clock.part("forward"):
+                    loss, pass_stats = self.loss(
+                        self.policy(part),
+                        ResponseOutput(*(column[chosen, :width] for column in old)),
+                        advantages[chosen, :width],
+                        returns[chosen, :width],
+                        part.response_mask,
+                        tokens,
+                    )
+                with self.clock.part("backward"):
+                    # Processes average their gradients, and each holds its share of one mean.
+                    self.accelerator.backward(loss * processes)
                 parts.append(pass_stats)
         if self.alone:
             self.gradients.finish()
@@ -634,9 +644,21 @@ class PPOTrainer:
 
 
 class Clock:
-    """Seconds of each phase of a step."""
+    """Seconds of each phase of a step, and of the parts of a phase that come again and again.
+
+    On a GPU a part ends when its work is handed over, not when it is done, unless a profile waits.
+
+    Attributes:
+        around: Called with the name of a part; returns a context for it to run in. A profile sets
+            its own; by default there is nothing around a part but the look at the clock.
+    """
 
     def __init__(self) -> None:
+        self.around: Callable[[str], AbstractContextManager[Any]] = nullcontext
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a step."""
         self.start = self.last = time.perf_counter()
         self.seconds: dict[str, float] = {}
 
@@ -646,8 +668,16 @@ class Clock:
         self.seconds[name] = now - self.last
         self.last = now
 
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside to the part `name` of the phase that runs."""
+        with self.around(name):
+            started = time.perf_counter()
+            yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
     def stats(self) -> Stats:
-        """Return the phases and their total as `time/ppo/…`, in seconds."""
+        """Return the phases, their parts and the total as `time/ppo/…`, in seconds."""
         phases = self.seconds | {"total": self.last - self.start}
         return {f"time/ppo/{name}": seconds for name, seconds in phases.items()}
 

@@ -32,8 +32,8 @@ def trainer_of(model, *, quick, precision="bf16", **settings):
     torch.manual_seed(0)
     trainer = PPOTrainer(
         model,
-        batch_size=3,
-        minibatch_size=3,
+        batch_size=6,
+        minibatch_size=6,
         ppo_epochs=1,
         precision=precision,
         max_grad_norm=None,
@@ -45,7 +45,7 @@ def trainer_of(model, *, quick, precision="bf16", **settings):
     return trainer
 
 
-def gradients_of_a_step(trainer):
+def gradients_of_a_step(trainer, rollout=None, scores=(1.0, -1.0, 0.5)):
     """The gradients of the one update of a step."""
     seen = {}
     step = trainer.optimizer.step
@@ -55,7 +55,7 @@ def gradients_of_a_step(trainer):
         step()
 
     trainer.optimizer.step = record
-    trainer.step(ragged_rollout(), torch.tensor([1.0, -1.0, 0.5]))
+    trainer.step(rollout or ragged_rollout(), torch.as_tensor(scores))
     return [seen.get(id(weight)) for weight in trainer.trainable]
 
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from trl.anatomy import accepts, decoder, keep_hidden_states, language_model
+from trl.anatomy import (
+    accepts,
+    decoder,
+    keep_hidden_states,
+    language_model,
+    vocabulary_size,
+    without_dropout,
+)
 from trl.anatomy import last_hidden_state as hidden_of
 from trl.batch import Rollout, pad_rows
 from trl.core import logprobs_and_entropy
 from trl.models.head import LanguageHead, precise_head
 from trl.models.quick_kernels import QuickKernels
+from trl.models.shared_prompts import can_pack, pack, trial_of_groups
 from trl.models.trunk import SharedTrunk
 
 
@@ -59,9 +68,6 @@ class ResponseModel(nn.Module):
         (plain,) = self.plain
         mask = rollout.response_mask
         labels = rollout.responses[mask]  # [N], the counted tokens
-        inputs = _decoder_inputs(plain, rollout)
-        # The column of the hidden state that predicts response token 0, counted from the end.
-        first = -rollout.responses.shape[1]
         states = rollout.trunk_states
         resumed = states is not None and self.trunk is not None
         with (
@@ -69,18 +75,49 @@ class ResponseModel(nn.Module):
             self.quick.in_use(),
         ):
             if self.head.complete:
-                hidden = hidden_of(decoder(plain)(**inputs))[:, first:][mask]  # [N, d]
+                hidden = self._predicting(rollout, resumed)  # [N, d]
                 logprobs, entropy = self.head.logprobs(hidden, labels, self.temperature)
             else:
+                last = rollout.responses.shape[1]
+                inputs = _decoder_inputs(plain, rollout)
                 with keep_hidden_states(plain) as kept, precise_head(plain):
-                    logits = _own_logits(plain, inputs, -first)[:, first:][mask]
-                hidden = kept.hidden[:, first:][mask]
+                    logits = _own_logits(plain, inputs, last)[:, -last:][mask]
+                hidden = kept.hidden[:, -last:][mask]
                 logprobs, entropy = logprobs_and_entropy(
                     logits, labels, temperature=self.temperature
                 )
         value_head = getattr(self.model, "v_head", None)
         values = torch.zeros_like(logprobs) if value_head is None else value_head(hidden)
         return ResponseOutput(*(_scatter(column, mask) for column in (logprobs, values, entropy)))
+
+    def _predicting(self, rollout: Rollout, resumed: bool) -> Tensor:
+        """Return the hidden states [N, d] that predict the counted response tokens."""
+        (plain,) = self.plain
+        mask = rollout.response_mask
+        if not resumed and can_pack(plain, rollout) and self.packs:
+            packed = pack(plain, rollout)
+            return packed.predicting(hidden_of(decoder(plain)(**packed.inputs)), mask)
+        hidden = hidden_of(decoder(plain)(**_decoder_inputs(plain, rollout)))
+        return hidden[:, -mask.shape[1] :][mask]
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether the model gives responses packed behind a prompt the states they have alone."""
+        (plain,) = self.plain
+        rollout = trial_of_groups(vocabulary_size(plain), plain.device)
+        mask = rollout.response_mask
+        with torch.no_grad(), without_dropout(plain):
+            alone = hidden_of(decoder(plain)(**_decoder_inputs(plain, rollout)))
+            alone = alone[:, -mask.shape[1] :][mask]
+            packed = pack(plain, rollout)
+            try:
+                found = packed.predicting(hidden_of(decoder(plain)(**packed.inputs)), mask)
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+                return False  # a family that takes no such mask
+        rounding = 1e-4 if alone.dtype == torch.float32 else 2e-2
+        if torch.is_autocast_enabled(plain.device.type):
+            rounding = 2e-2
+        return bool((found - alone).abs().max() <= rounding * alone.abs().max())
 
     def trunk_states(self, rollout: Rollout) -> Tensor:
         """Return what the frozen layers make of a rollout, [B, T − 1, d], without gradient."""
