@@ -207,3 +207,20 @@ def test_caches_and_encoders_of_their_own_kind(family, selects):
 def test_an_output_without_its_cache_is_refused():
     with pytest.raises(TypeError, match=r"must keep a cache .* output has no past_key_values"):
         Sampler()(odd("recurrent_gemma"), QUERIES)
+
+
+def test_the_cache_has_room_for_the_whole_response():
+    """No step moves what is there already, also after rows have been chosen and repeated."""
+    model = make("llama")
+    queries = torch.randint(3, VOCAB, (2, 4))
+    decoder = Decoder(model, queries, torch.ones_like(queries, dtype=torch.bool), 3)
+    decoder.select(torch.tensor([0, 0, 1]))
+    places = set()
+    for _ in range(3):
+        decoder.advance(torch.tensor([3, 4, 5]))
+        places |= {layer.keys.data_ptr() for layer in decoder._cache.layers}
+    assert len(places) == len(decoder._cache.layers)
+    assert decoder._cache.get_seq_length() == 7
+    decoder.select(torch.tensor([2]))
+    fresh = language_model(model)(torch.cat((queries[1], torch.tensor([5, 5, 5])))[None])
+    torch.testing.assert_close(decoder.logits, fresh.logits[:, -1], rtol=1e-4, atol=1e-4)
