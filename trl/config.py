@@ -289,6 +289,8 @@ class DemoConfig:
     """Seed of prompts, sampling and shuffling."""
     out: str = "runs/demo"
     """Folder for the config, metrics, samples, picture and tuned policy."""
+    profile: str | None = None
+    """Folder for where the time went: a table, and traces of two steps; None: not looked at."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
             learning_rate=2e-4,

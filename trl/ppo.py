@@ -146,6 +146,7 @@ class PPOTrainer:
             else FixedKLController(config.init_kl_coef)
         )
         self.score_moments = RunningMoments()
+        self._sampling = False
         self.clock = Clock()
         self.shuffle = torch.Generator().manual_seed(config.seed)
 
@@ -188,6 +189,8 @@ class PPOTrainer:
         """
         clock = self.clock
         clock.restart()
+        if self._sampling:
+            raise RuntimeError("`step` must be called outside of `sampling()`: it changes weights.")
         rollout, scores = self._checked(query, response, scores, response_masks)
 
         with ExitStack() as stack:
@@ -237,8 +240,12 @@ class PPOTrainer:
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """Inside, models compute at the trainer's precision; their weights must not change."""
-        with self.autocast(), self.own.quick.in_use(), self.working.packed():
-            yield
+        self._sampling = True
+        try:
+            with self.autocast(), self.own.quick.in_use(), self.working.packed():
+                yield
+        finally:
+            self._sampling = False
 
     # -- forward ---------------------------------------------------------------------------------
 

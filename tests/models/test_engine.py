@@ -11,7 +11,8 @@ from tests.test_core import Allocations
 from trl.core import logprobs_and_entropy
 from trl.models import head as head_module
 from trl.models.gradients import Gradients
-from trl.models.head import LanguageHead, constant_weights
+from trl.models.head import LanguageHead, centred_weight, constant_weights
+from trl.models.packed import can_pack
 from trl.models.response import ResponseModel
 from trl.models.with_value_head import CausalLMWithValueHead
 from trl.models.working_weights import WorkingWeights
@@ -109,7 +110,12 @@ def test_copies_stand_in_follow_an_update_and_go():
     layer = model.language_model.transformer.h[0].mlp.c_fc
     own = layer.weight
     assert any(weight is own for weight in working.weights)
+    head = model.language_model.lm_head.weight
     with working.in_use():
+        centred = centred_weight(head, torch.bfloat16)
+        before = centred.clone()
+        with torch.no_grad():
+            head[0] += 1
         assert layer.weight is not own
         assert layer.weight.dtype == torch.bfloat16
         with torch.no_grad():
@@ -117,6 +123,8 @@ def test_copies_stand_in_follow_an_update_and_go():
         assert not torch.equal(layer.weight, own.bfloat16())
         working.refresh()
         assert torch.equal(layer.weight, own.bfloat16())
+        assert centred_weight(head, torch.bfloat16) is centred
+        assert (centred[0] - before[0] > 0.9).all()
         copy = layer.weight
         with working.in_use():  # once more, as in a step while sampling
             assert layer.weight is copy
@@ -285,3 +293,36 @@ def test_quick_kernels_are_found():
     responder = ResponseModel(policy_of("gpt2"))
     assert responder.quick._attention
     assert len(responder.quick._gelus) == 2
+
+
+# --- sampling -----------------------------------------------------------------------------------
+
+
+def test_a_step_inside_of_sampling_is_refused():
+    trainer = trainer_of(policy_of("gpt2"), quick=True)
+    with trainer.sampling(), pytest.raises(RuntimeError, match="outside of `sampling"):
+        trainer.step(ragged_rollout(), torch.zeros(3))
+    trainer.step(ragged_rollout(), torch.tensor([1.0, 0.0, 2.0]))
+
+
+@pytest.mark.skipif(
+    not can_pack(torch.device("cpu"), torch.bfloat16), reason="a build of torch without oneDNN"
+)
+@pytest.mark.parametrize("family", ["gpt2", "llama", "phi", "t5"])
+@torch.no_grad()
+def test_packed_products_are_those_of_autocast(family):
+    """Bit for bit: the weights in another layout, the same sums."""
+    policy = policy_of(family)
+    working = WorkingWeights(policy, torch.bfloat16)
+    inputs = {"input_ids": torch.arange(3, 11).view(2, 4)}
+    if policy.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.arange(8).view(2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        with constant_weights():
+            expected = policy(**inputs).logits
+        with working.packed():
+            found = policy(**inputs).logits
+            layer = working._places[0]
+            assert "forward" in vars(layer)
+    assert "forward" not in vars(layer)
+    assert torch.equal(found, expected)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from trl.anatomy import language_model
 
+_SPARSE_DEVICES = ("cpu", "cuda")
+
 _collecting: ContextVar[Gradients | None] = ContextVar("collecting", default=None)
 
 
@@ -59,15 +61,16 @@ class Gradients:
     @contextmanager
     def collect(self) -> Iterator[None]:
         """Collect the gradients of the passes inside; afterwards there are none."""
-        sparse = [module.sparse for module in self._embeddings]
+        embeddings = [m for m in self._embeddings if m.weight.device.type in _SPARSE_DEVICES]
+        sparse = [module.sparse for module in embeddings]
         token = _collecting.set(self)
-        for module in self._embeddings:
+        for module in embeddings:
             module.sparse = True  # only the rows that were used are added
         try:
             yield
         finally:
             _collecting.reset(token)
-            for module, own in zip(self._embeddings, sparse, strict=True):
+            for module, own in zip(embeddings, sparse, strict=True):
                 module.sparse = own
             for weight in (*self._made_anew, *self._received.values(), *self._added_to.values()):
                 weight.grad = None

@@ -112,6 +112,8 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         f"{config.steps} steps in {seconds / 60:.1f} minutes. Everything is in {out}/: samples.md, "
         "learning_curve.png, metrics.jsonl, and the tuned model in policy/."
     )
+    if config.profile is not None:
+        console.print(f"Where the time went is in {config.profile}/: profile.md, and traces.")
     return summary
 
 
@@ -165,6 +167,7 @@ class DemoRun:
             scorer,
             train_prompts,
             total_steps=config.steps,
+            profile=config.profile,
         )
         self.step = self.loop.step
 

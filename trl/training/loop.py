@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from trl.optimization.adam import linear_decay
 from trl.ppo import PPOTrainer
 from trl.rollout.queries import Chat, check_list
 from trl.rollout.sampler import Sampler
+from trl.training.profile import Profile
 
 Row = dict[str, float]
 """Figures of one step, by name."""
@@ -57,6 +58,8 @@ class Loop:
         prompts: Whatever the sampler takes; all of them are looked at here, before any is used.
         total_steps: The learning rate falls linearly to 0 over so many steps, as in Ziegler et
             al.; None: it stays.
+        profile: A folder for where the time goes, see `trl.training.profile`; the first process
+            writes it. None: it is not looked at, which costs nothing.
 
     Raises:
         TypeError: if the prompts are not a list of prompts.
@@ -71,6 +74,7 @@ class Loop:
         prompts: Sequence[str] | Sequence[Chat] | Sequence[Tensor],
         *,
         total_steps: int | None = None,
+        profile: str | os.PathLike[str] | None = None,
     ) -> None:
         self.trainer, self.sampler, self.scorer = trainer, sampler, scorer
         self.prompts = checked_prompts(prompts)
@@ -93,6 +97,9 @@ class Loop:
             # Each process steps its own; accelerate's wrapper would count for all of them.
             optimizer = trainer.optimizer.optimizer
             self.schedule = LambdaLR(optimizer, partial(linear_decay, total_steps=total_steps))
+        self.profile = None
+        if profile is not None and trainer.accelerator.is_main_process:
+            self.profile = Profile(profile, trainer)
         self._order: list[int] = []
         self._shuffle = torch.Generator().manual_seed(config.seed)
 
@@ -103,19 +110,22 @@ class Loop:
         """
         before = self._order, self._shuffle.get_state(), self.sampler.calls
         try:
-            return self._step()
+            with self.profile.step() if self.profile else nullcontext():
+                return self._step()
         except BaseException:  # Ctrl-C too
             self._order, shuffle, self.sampler.calls = before
             self._shuffle.set_state(shuffle)
             raise
 
     def _step(self) -> Row:
+        around = self.trainer.clock.around
         started = time.perf_counter()
         prompts = self._next_prompts()
-        with self.trainer.sampling():
+        with around("generation"), self.trainer.sampling():
             rollout = self.sampler(self.trainer.model, prompts)
         sampled = time.perf_counter()
-        scores = score(self.scorer, rollout)
+        with around("scorer"):
+            scores = score(self.scorer, rollout)
         scored = time.perf_counter()
         stats = self.trainer.step(rollout, scores)
         if self.schedule is not None:
@@ -124,6 +134,9 @@ class Loop:
         totals = scores if scores.ndim == 1 else scores.sum(1)
         figures = {name: value for name, value in stats.items() if isinstance(value, float)}
         parts = self.scorer.means if isinstance(self.scorer, WeightedSum) else {}
+        tokens = int(rollout.response_mask.sum())
+        updates = stats["ppo/updates"] + stats["ppo/skipped_updates"]
+        profile = self.profile
         return {
             "reward/mean": totals.mean().item(),
             "reward/std": totals.std(correction=0).item(),
@@ -134,7 +147,10 @@ class Loop:
             "time/rollout": sampled - started,
             "time/evaluation": scored - sampled,
             "time/optimisation": ended - scored,
-            "tokens_per_second": int(rollout.response_mask.sum()) / (ended - started),
+            "tokens_per_second": tokens / (ended - started),
+            "tokens_per_second/rollout": tokens / (sampled - started),
+            "tokens_per_second/optimisation": tokens / (ended - scored),
+            **(profile.count(rollout, updates, ended - started) if profile else {}),
         }
 
     def _next_prompts(self) -> list[Any]:
@@ -162,6 +178,7 @@ def train(
     on_step: Callable[[int, Row], Any] | None = None,
     max_new_tokens: int | tuple[int, int] = 24,
     decay_learning_rate: bool = True,
+    profile: str | os.PathLike[str] | None = None,
     model_kwargs: dict[str, Any] | None = None,
     sampler_kwargs: dict[str, Any] | None = None,
     **ppo_params: Any,
@@ -183,6 +200,7 @@ def train(
             training if it returns what counts as true.
         max_new_tokens: Most tokens of a response, or (shortest, longest) for a random limit.
         decay_learning_rate: Let the learning rate fall linearly to 0.
+        profile: A folder for where the time goes: a table, and a trace of two steps.
         model_kwargs: Passed to `from_pretrained`: dtype, device_map, revision, ….
         sampler_kwargs: Passed to `Sampler`: group_size, stop_strings, add_bos, max_rows, ….
             Its tokenizer and max_new_tokens have parameters of their own here.
@@ -234,7 +252,12 @@ def train(
         **settings,
     )
     loop = Loop(
-        trainer, sampler, scorer, prompts, total_steps=steps if decay_learning_rate else None
+        trainer,
+        sampler,
+        scorer,
+        prompts,
+        total_steps=steps if decay_learning_rate else None,
+        profile=profile,
     )
     history: list[Row] = []
     try:

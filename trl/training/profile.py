@@ -1,0 +1,430 @@
+"""Where the time of a run goes: seconds of each phase, the share of the machine in use, a trace.
+
+    trl demo --profile FOLDER        trl.train(..., profile="FOLDER")        Loop(..., profile=...)
+
+FOLDER then holds
+
+    profile.json             seconds and share of each phase, tokens per second, use of the machine
+    profile.md               the same as a table
+    trace-step-2.json.gz     what PyTorch did in a step, for ui.perfetto.dev or chrome://tracing
+
+The first step warms up and the next two are traced, which slows them down; the figures are of all
+later steps, and written after each. A run too short for that is told from what there is, and the
+files say so. While a profile is on, a GPU is waited for at both ends of every phase.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, record_function
+
+from trl.anatomy import is_encoder_decoder, language_model, text_config
+from trl.batch import Rollout
+from trl.models.precision import LOW_PRECISION
+from trl.models.trunk import decoder_layers
+from trl.ppo import PPOTrainer
+
+PHASES = {
+    "generation": "generation",
+    "scorer": "scorer",
+    "policy": "forward, policy, no gradient",
+    "reference": "forward, reference",
+    "forward": "forward, training",
+    "backward": "backward",
+    "optimizer": "optimiser",
+    "other": "waiting and other",
+}
+"""What the parts of a step are called in the files, and in the table."""
+
+WARM_UP, TRACED = 1, (2, 3)
+PEAK_SECONDS = 0.2
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+# -- the work of an iteration ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Numbers of parameters that tokens are multiplied by, by what the gradient asks of them."""
+
+    trained: int = 0
+    """Of the body: the outputs, and the gradients of inputs and of weights."""
+    passed: int = 0
+    """Frozen above something trained: the outputs, and the gradients of inputs."""
+    frozen: int = 0
+    """Frozen with nothing trained below: the outputs alone."""
+    head: int = 0
+    """Of the language head, which runs where a response token is predicted and nowhere else."""
+    head_trained: bool = True
+    attention: int = 0
+    """Sum of the layers' widths (heads × size of a head); without those of `frozen_attention`."""
+    frozen_attention: int = 0
+    """The same of layers that no gradient reaches."""
+
+    def above_trunk(self) -> Weights:
+        """Return those of a pass that starts from what the frozen lower layers gave before."""
+        return replace(self, frozen=0, frozen_attention=0)
+
+    def of_trunk(self) -> Weights:
+        """Return those of the frozen lower layers alone."""
+        return Weights(frozen=self.frozen, frozen_attention=self.frozen_attention)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a pass over a rollout has to read at least; a query that rows share counts once."""
+
+    read: int
+    """Tokens that go through the body: all but the last of each row, which predicts nothing."""
+    predicted: int
+    """Response tokens."""
+    pairs: int
+    """Pairs of a token that is read and one that it attends to: itself, or one before it."""
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> Tokens:
+        """Count those of a rollout."""
+        queries = rollout.query_mask.sum(1).tolist()
+        responses = rollout.response_mask.sum(1).tolist()
+        groups = range(len(queries)) if rollout.group_ids is None else rollout.group_ids.tolist()
+        different = dict(zip(groups, queries, strict=True)).values()
+        rows = [(query, response - 1) for query, response in zip(queries, responses, strict=True)]
+        return cls(
+            read=sum(different) + sum(more for _, more in rows),
+            predicted=sum(responses),
+            pairs=sum(query * (query + 1) // 2 for query in different)
+            + sum(query * more + more * (more + 1) // 2 for query, more in rows),
+        )
+
+
+def forward_flops(weights: Weights, tokens: Tokens) -> int:
+    """Return the additions and multiplications of a forward pass.
+
+        2·(trained + passed + frozen)·read + 2·head·predicted + 4·(all attention)·pairs
+
+    A product of a token with a weight is one of each; a pair takes two products of the layer's
+    width, one for the logit and one for the mean. Softmax, norms and the like count nothing.
+    """
+    body = weights.trained + weights.passed + weights.frozen
+    attention = weights.attention + weights.frozen_attention
+    return (
+        2 * body * tokens.read + 2 * weights.head * tokens.predicted + 4 * attention * tokens.pairs
+    )
+
+
+def backward_flops(weights: Weights, tokens: Tokens) -> int:
+    """Return the additions and multiplications of a backward pass.
+
+        2·(trained + passed)·read + 2·head·predicted + 8·attention·pairs      gradients of inputs
+        + 2·trained·read + [2·head·predicted if the head is trained]          gradients of weights
+
+    With all trained that is twice the forward pass: 6 in all for each weight and token.
+    """
+    body = 2 * weights.trained + weights.passed
+    head = weights.head * (2 if weights.head_trained else 1)
+    # With nothing trained in the body no gradient goes through the head into it.
+    if not weights.trained and not weights.passed and not weights.head_trained:
+        head = 0
+    return (
+        2 * body * tokens.read + 2 * head * tokens.predicted + 8 * weights.attention * tokens.pairs
+    )
+
+
+def iteration_flops(
+    policy: Weights,
+    tokens: Tokens,
+    *,
+    reference: Weights | None = None,
+    scored: bool = False,
+    epochs: float = 1.0,
+    shared_trunk: bool = False,
+) -> dict[str, float]:
+    """Return the work of one iteration by phase; that of the scorer is not known.
+
+    Args:
+        policy: What is trained.
+        tokens: Those of the rollout.
+        reference: What the KL is measured against; None: nothing is.
+        scored: Whether the policy's log-probs are computed again after sampling.
+        epochs: How often the rollout is trained on.
+        shared_trunk: Whether the frozen lower layers run once after sampling, for all passes.
+    """
+    top = policy.above_trunk() if shared_trunk else policy
+    trunk = forward_flops(policy.of_trunk(), tokens) if shared_trunk else 0
+    forward = forward_flops(top, tokens)
+    return {
+        "generation": float(forward_flops(policy, tokens)),
+        "policy": float(trunk + (forward if scored else 0)),
+        "reference": 0.0 if reference is None else float(forward_flops(reference, tokens)),
+        "forward": epochs * forward,
+        "backward": epochs * backward_flops(top, tokens),
+    }
+
+
+def count_weights(model: nn.Module) -> Weights | None:
+    """Count the weights of a causal language model; None for what cannot be counted so.
+
+    That is an encoder-decoder, a mixture of experts, and a model whose layers are not found.
+    """
+    plain = language_model(model)
+    config = text_config(plain)
+    if is_encoder_decoder(plain) or any(getattr(config, name, None) for name in _EXPERTS):
+        return None
+    try:
+        layers = list(decoder_layers(plain))
+    except (TypeError, ValueError):
+        return None
+    embeddings = {m.weight for m in plain.modules() if isinstance(m, nn.Embedding)}
+    head = getattr(plain.get_output_embeddings(), "weight", None)
+    lowest = 0
+    if not any(weight.requires_grad for weight in embeddings):
+        trained_layers = [any(w.requires_grad for w in layer.parameters()) for layer in layers]
+        lowest = trained_layers.index(True) if True in trained_layers else len(layers)
+    trunk = {weight for layer in layers[:lowest] for weight in layer.parameters()}
+    counts = {"trained": 0, "passed": 0, "frozen": 0}
+    for weight in plain.parameters():
+        if weight.ndim > 1 and weight is not head and weight not in embeddings:
+            kind = "frozen" if weight in trunk else "passed"
+            counts["trained" if weight.requires_grad else kind] += weight.numel()
+    width = config.hidden_size
+    if getattr(config, "head_dim", None):
+        width = config.num_attention_heads * config.head_dim
+    return Weights(
+        **counts,
+        head=0 if head is None else head.numel(),
+        head_trained=head is not None and head.requires_grad,
+        attention=width * (len(layers) - lowest),
+        frozen_attention=width * lowest,
+    )
+
+
+@torch.no_grad()
+def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the most additions and multiplications per second of a large matrix product.
+
+    The best of as many as fit into `PEAK_SECONDS`, after one that warms up.
+    """
+    size = 1024 if device.type == "cpu" else 8192  # smaller ones do not fill a GPU
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = left @ right
+    _wait(device)
+    best, ends = math.inf, time.perf_counter() + PEAK_SECONDS
+    while best == math.inf or time.perf_counter() + best < ends:
+        started = time.perf_counter()
+        torch.mm(left, right, out=out)
+        _wait(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+# -- the profile -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Measured:
+    """Sums over the steps of one kind."""
+
+    steps: int = 0
+    total: float = 0.0
+    tokens: int = 0
+    """Response tokens."""
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    flops: dict[str, float] = field(default_factory=dict)
+
+    def add(self, total: float, tokens: int, seconds: Mapping[str, float], flops: Any) -> None:
+        """Add a step; what no phase has taken is `other`."""
+        self.steps += 1
+        self.total += total
+        self.tokens += tokens
+        for name, value in {**seconds, "other": total - sum(seconds.values())}.items():
+            self.seconds[name] += value
+        for name, value in flops.items():
+            self.flops[name] = self.flops.get(name, 0.0) + value
+
+
+class Profile:
+    """Measures the steps of a loop, and writes what it finds.
+
+    Args:
+        folder: Where the files go; it is made if need be.
+        trainer: Its clock says which phase runs.
+
+    Attributes:
+        peak: The most that the machine does per second at the trainer's precision, measured here.
+
+    Raises:
+        TypeError: if `folder` is not the name of one.
+        OSError: if it cannot be made.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], trainer: PPOTrainer) -> None:
+        if not isinstance(folder, str | os.PathLike):
+            raise TypeError(f"`profile` must be the name of a folder or None, got {folder!r}.")
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.trainer = trainer
+        self.device = trainer.accelerator.device
+        self.peak = measure_peak(self.device, LOW_PRECISION.get(trainer.precision, torch.float32))
+        self.policy = count_weights(trainer.model)
+        self.reference = self._reference_weights()
+        self.steps = 0
+        self.measured = {kind: Measured() for kind in ("warm-up", "traced", "timed")}
+        self._seconds: dict[str, float] = {}
+        self._flops: dict[str, float] = {}
+        self._tokens = 0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Measure the step that runs inside; one that fails leaves no trace."""
+        number = self.steps + 1
+        kind = "warm-up" if number == WARM_UP else "traced" if number in TRACED else "timed"
+        self._seconds, self._flops, self._tokens = {}, {}, 0
+        self.trainer.clock.around = self.phase
+        try:
+            with self._tracer() if kind == "traced" else nullcontext() as tracer:
+                _wait(self.device)
+                started = time.perf_counter()
+                yield
+                _wait(self.device)
+                total = time.perf_counter() - started
+        finally:
+            self.trainer.clock.around = nullcontext
+        self.steps = number
+        self.measured[kind].add(total, self._tokens, self._seconds, self._flops)
+        if tracer is not None:
+            tracer.export_chrome_trace(str(self.folder / f"trace-step-{number}.json.gz"))
+        self._write()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside to a phase, and give them its name in the trace."""
+        with record_function(f"trl: {PHASES[name]}"):
+            _wait(self.device)
+            started = time.perf_counter()
+            yield
+            _wait(self.device)
+            seconds = time.perf_counter() - started
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+    def count(self, rollout: Rollout, updates: float, seconds: float) -> dict[str, float]:
+        """Count the work of the step that runs, and return `machine_share` if it can be counted.
+
+        Args:
+            rollout: As it was sampled.
+            updates: Of the optimiser, those skipped included.
+            seconds: Of the step.
+        """
+        self._tokens = int(rollout.response_mask.sum())
+        if self.policy is None or self.reference is None:
+            return {}
+        trainer = self.trainer
+        config = trainer.config
+        recorded = rollout.logprobs is not None and rollout.values is not None
+        rows = config.update_size // trainer.accelerator.num_processes
+        self._flops = iteration_flops(
+            self.policy,
+            Tokens.of(rollout),
+            reference=self.reference,
+            scored=not (recorded and config.reuse_recorded),
+            epochs=updates / math.ceil(len(rollout) / rows),
+            shared_trunk=trainer.own.trunk is not None,
+        )
+        return {"machine_share": sum(self._flops.values()) / seconds / self.peak}
+
+    def summary(self) -> dict[str, Any]:
+        """Return what profile.json holds, of the best steps there are."""
+        kind = next(kind for kind in ("timed", "traced", "warm-up") if self.measured[kind].steps)
+        found = self.measured[kind]
+        phases = {}
+        for name, seconds in found.seconds.items():
+            phases[name] = {"seconds": seconds, "share": seconds / found.total}
+            if found.flops.get(name) and seconds:
+                phases[name]["machine_share"] = found.flops[name] / seconds / self.peak
+        summary = {
+            "steps": found.steps,
+            "kind": kind,
+            "seconds": found.total,
+            "phases": phases,
+            "tokens_per_second": found.tokens / found.total,
+            "peak_flops_per_second": self.peak,
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "precision": self.trainer.precision.replace("no", "fp32"),
+            "torch": torch.__version__,
+        }
+        if found.flops:
+            share = sum(found.flops.values()) / found.total / self.peak
+            summary["machine_share"] = share
+        return summary
+
+    def _reference_weights(self) -> Weights | None:
+        """Return those of the reference's pass, none of anything without a reference."""
+        reference = self.trainer.reference
+        if reference is None:
+            return Weights()
+        if reference.model is not None:
+            return count_weights(reference.model)
+        if reference.kind == "shared-trunk" and self.policy is not None:
+            return self.policy.above_trunk()
+        return self.policy
+
+    def _tracer(self) -> torch.profiler.profile:
+        on_gpu = self.device.type == "cuda"
+        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
+        return torch.profiler.profile(activities=activities)
+
+    def _write(self) -> None:
+        summary = self.summary()
+        (self.folder / "profile.json").write_text(json.dumps(summary, indent=2) + "\n")
+        (self.folder / "profile.md").write_text(profile_markdown(summary))
+
+
+KINDS = {
+    "timed": "",
+    "traced": ", all slowed down by tracing: run four or more for better figures",
+    "warm-up": ", the first of its run, which is slower: run four or more for better figures",
+}
+
+
+def profile_markdown(summary: Mapping[str, Any]) -> str:
+    """Return the table of profile.md, given what profile.json holds."""
+    steps = summary["steps"]
+    lines = [
+        "# Where the time went",
+        "",
+        f"{steps} step{'s' if steps > 1 else ''}, {summary['seconds'] / steps:.3f} s each"
+        f"{KINDS[summary['kind']]}.",
+        f"{summary['tokens_per_second']:,.0f} response tokens per second; {summary['device']}, "
+        f"{summary['precision']}, {summary['threads']} thread(s), at best "
+        f"{summary['peak_flops_per_second'] / 1e9:,.0f} GFLOP/s.",
+        "",
+        "| phase | seconds per step | share of the time | share of the machine |",
+        "|---|---:|---:|---:|",
+    ]
+    whole = {"seconds": summary["seconds"], "share": 1.0}
+    if "machine_share" in summary:
+        whole["machine_share"] = summary["machine_share"]
+    rows = [(PHASES[name], phase) for name, phase in summary["phases"].items()]
+    for label, phase in [*rows, ("**all**", whole)]:
+        machine = f"{phase['machine_share']:.1%}" if "machine_share" in phase else ""
+        seconds = phase["seconds"] / steps
+        lines.append(f"| {label} | {seconds:.4f} | {phase['share']:.1%} | {machine} |")
+    return "\n".join(lines) + "\n"
