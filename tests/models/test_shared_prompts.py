@@ -99,9 +99,11 @@ def test_rows_are_not_packed_where_that_would_be_wrong():
     assert not shared_prompts.can_pack(plain, replace(rollout, group_ids=None))
     alone = replace(rollout, group_ids=torch.arange(len(rollout)))
     assert not shared_prompts.can_pack(plain, alone)
-    # ids that lie: the queries differ
-    same = replace(rollout, group_ids=torch.zeros(len(rollout), dtype=torch.long))
-    assert not shared_prompts.can_pack(plain, same)
+    # ids that lie: the queries differ, in their lengths or only in their tokens
+    for lengths in ((2, 5, 4), (3, 3, 3)):
+        lying = rollout_of_groups(queries=lengths)
+        lying = replace(lying, group_ids=torch.zeros(len(lying), dtype=torch.long))
+        assert not shared_prompts.can_pack(plain, lying)
     window = tiny_model("mistral")  # sees 8 columns back
     assert not shared_prompts.can_pack(window, rollout_of_groups(queries=(8,), groups=(2,)))
     assert shared_prompts.can_pack(window, rollout_of_groups(queries=(3,), groups=(2,), longest=2))
@@ -127,7 +129,7 @@ def test_minibatches_keep_groups_together():
 
 
 def test_passes_keep_groups_together():
-    rollout = rollout_of_groups()
+    rollout = rollout_of_groups(queries=(3, 3, 3))  # the longest rows are of different groups
     for group in rollout.micro_batches(max_rows=3, max_tokens=1000):
         ids = rollout.group_ids[group].tolist()
         assert [i for n, i in enumerate(ids) if n == 0 or ids[n - 1] != i] == list(

@@ -186,3 +186,13 @@ def test_the_ends_of_the_unit_interval_give_tokens_with_probability(number):
     tokens, logprobs = draw_from_logits(logits, torch.tensor([[number]], dtype=torch.float64))
     assert tokens.item() in (300, 301, 650)
     assert logprobs.isfinite().all()
+
+
+def test_rounding_at_the_border_of_two_chunks_gives_no_token_without_probability():
+    """(a + b) − b may be more than a; the number drawn then lies below the second chunk."""
+    first, second = torch.rand(2, 5_000, dtype=torch.float64)
+    probabilities = torch.zeros(5_000, 600, dtype=torch.float64)
+    probabilities[:, 0], probabilities[:, 300] = first, second
+    border = (first / (first + second))[:, None]
+    tokens = draw_at(probabilities, border)
+    assert set(tokens.flatten().tolist()) <= {0, 300}
