@@ -1,7 +1,9 @@
 # make demo    set up, then tune the starter GPT-2 with PPO (offline); ARGS="--steps 20 --seed 1"
 # make test    set up, then run the tests;                             ARGS="tests/test_core.py -x"
+# make bench   set up, then time an iteration beside other releases;   ARGS="--workload b --repeats 3"
 #
-# Every target makes its own environment in .venv, with the versions of constraints.txt.
+# Every target makes its own environment in .venv, with the versions of constraints.txt. Those of the
+# other releases are made in .venv-peers.
 
 PYTHON ?= python3
 ARGS ?=
@@ -11,7 +13,7 @@ RUN_READY := .venv/.ready-to-run
 DEV_READY := .venv/.ready-to-develop
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow bench check format clean
 
 demo: $(RUN_READY)
 	$(BIN)/trl demo $(ARGS)
@@ -21,6 +23,10 @@ test: $(DEV_READY)
 
 test-slow: $(DEV_READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+bench: $(DEV_READY)
+	$(BIN)/python benchmarks/peers.py --make-environment trl-0.11.4 trl-1.12.0
+	$(BIN)/python benchmarks/peers.py $(ARGS)
 
 check: $(DEV_READY)
 	$(BIN)/ruff format --check .

@@ -1,7 +1,8 @@
 """The side of `trl==0.11.4`, the last release of Hugging Face TRL whose trainer had `step()`.
 
 As shipped: mixed precision through accelerate, its own Adam. With `--tuned` it also gets what a
-user could add from outside: a fused Adam, and generation under autocast.
+user could add from outside: a fused Adam, and generation under autocast. It has no lengths for
+single rows: without an EOS, all are sampled to the length of the longest.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import warnings
 from typing import Any
 
 import torch
+from side import Batch, Side, argument_parser, build_language_model, serve
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-from workload import Side, fill_weights, serve
+from transformers import PreTrainedTokenizerFast
+from workloads import Workload
 
 from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
 
@@ -25,12 +27,13 @@ warnings.simplefilter("ignore")
 class PeerSide(Side):
     """`PPOTrainer.generate` and `PPOTrainer.step` of trl 0.11.4."""
 
-    def __init__(self, arguments: argparse.Namespace, config: GPT2Config) -> None:
-        model, reference = (build_model(config) for _ in range(2))
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        workload = arguments.workload
+        model, reference = (build_model(workload) for _ in range(2))
         settings = PPOConfig(
-            batch_size=arguments.batch_size,
-            mini_batch_size=arguments.minibatch_size,
-            ppo_epochs=arguments.ppo_epochs,
+            batch_size=workload.batch_size,
+            mini_batch_size=workload.minibatch_size,
+            ppo_epochs=workload.ppo_epochs,
             accelerator_kwargs={
                 "cpu": True,
                 "mixed_precision": "bf16" if arguments.precision == "bf16" else "no",
@@ -44,39 +47,37 @@ class PeerSide(Side):
         )
         self.optimizer = self.trainer.optimizer
         self.autocast = arguments.tuned and arguments.precision == "bf16"
+        self.longest = workload.response_length[1]
 
-    def generate(self, queries: Tensor, length: int) -> Tensor:
+    def generate(self, batch: Batch) -> list[Tensor]:
         """Sample all rows in one batch (by default it takes four at a time)."""
         context = (
             torch.autocast("cpu", torch.bfloat16) if self.autocast else contextlib.nullcontext()
         )
         with context:
-            responses = self.trainer.generate(
-                list(queries),
-                batch_size=len(queries),
+            return self.trainer.generate(
+                batch.queries,
+                batch_size=len(batch.queries),
                 return_prompt=False,
                 remove_padding=False,
-                max_new_tokens=length,
+                max_new_tokens=self.longest,
                 min_length=-1,
                 do_sample=True,
                 top_k=0,
                 top_p=1.0,
                 pad_token_id=0,
             )
-        return torch.stack(responses)
 
-    def step(self, queries: Tensor, responses: Tensor, scores: Tensor) -> dict[str, Any]:
+    def step(self, batch: Batch) -> dict[str, Any]:
         """Make one PPO step."""
-        return self.trainer.step(list(queries), list(responses), list(scores))
+        return self.trainer.step(batch.queries, batch.responses, list(batch.scores))
 
 
-def build_model(config: GPT2Config) -> AutoModelForCausalLMWithValueHead:
-    """GPT-2 with a value head, with the weights that every side gets."""
-    language_model = GPT2LMHeadModel(config)
+def build_model(workload: Workload) -> AutoModelForCausalLMWithValueHead:
+    """Return the common language model with a value head that starts at zero."""
     model = AutoModelForCausalLMWithValueHead.from_pretrained(
-        language_model, summary_dropout_prob=0.0
+        build_language_model(workload), summary_dropout_prob=0.0
     )
-    fill_weights(model.pretrained_model)
     torch.nn.init.zeros_(model.v_head.summary.weight)
     torch.nn.init.zeros_(model.v_head.summary.bias)
     return model
@@ -88,5 +89,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>")
 
 
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argument_parser()
+    parser.add_argument("--tuned", action="store_true")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    serve(PeerSide, ["trl", "transformers", "accelerate", "torch"])
+    serve(PeerSide, parse_arguments(), ["trl", "transformers", "accelerate", "torch"])

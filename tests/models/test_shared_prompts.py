@@ -130,7 +130,7 @@ def test_minibatches_keep_groups_together():
 
 def test_passes_keep_groups_together():
     rollout = rollout_of_groups(queries=(3, 3, 3))  # the longest rows are of different groups
-    for group in rollout.micro_batches(max_rows=3, max_tokens=1000):
+    for group in rollout.micro_batches(max_rows=None, max_tokens=1000):
         ids = rollout.group_ids[group].tolist()
         assert [i for n, i in enumerate(ids) if n == 0 or ids[n - 1] != i] == list(
             dict.fromkeys(ids)

@@ -1,0 +1,142 @@
+"""Our side of every workload of `benchmarks/peers.py` runs, at a tiny shape."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "workers")]
+
+import ours  # noqa: E402
+import peers  # noqa: E402
+import side  # noqa: E402
+from workloads import WORKLOADS, Workload  # noqa: E402
+
+OUR_SIDES = [name for name, (whose, *_) in peers.SIDES.items() if whose == "ours"]
+
+
+def tiny(name: str) -> Workload:
+    """A workload with all that is its own, but few rows, short ones, and a small model."""
+    workload = WORKLOADS[name]
+    return replace(
+        workload,
+        layers=5,  # more than are trained by the side that trains the top 4
+        width=16,
+        heads=4,
+        key_value_heads=2,
+        inner=24,
+        vocabulary=61,
+        positions=32,
+        batch_size=8,
+        minibatch_size=4,
+        query_length=tuple(min(8, length) for length in workload.query_length),
+        response_length=tuple(min(12, length) for length in workload.response_length),
+    )
+
+
+def run(name: str, workload: Workload) -> dict:
+    """One iteration of one of our sides, in this process."""
+    _, *flags = peers.SIDES[name]
+    arguments = ours.parse_arguments([*flags, "--workload", workload.to_json()])
+    contender = ours.OurSide(arguments)
+    measured = side.run_iteration(
+        contender, workload, 0, precision=arguments.precision, matmul_size=32
+    )
+    return measured | {"same_tokens": contender.same_tokens}
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_our_sides_do_the_agreed_work(name):
+    workload = tiny(name)
+    names = ["ours-fp32", "ours-bf16-recorded"]
+    names += ["ours-fp32-recorded", "ours-bf16-unfrozen4", "ours-bf16-lora"] if name == "b" else []
+    names += ["ours-bf16", "ours-bf16-unshared"] if name == "c" else []
+    first = {side_name: run(side_name, workload) for side_name in names}
+
+    peers.check_same_work(
+        first, workload, {each: measured["same_tokens"] for each, measured in first.items()}
+    )
+
+    runs = {each: [measured, measured] for each, measured in first.items()}
+    summary = peers.summarise(json.loads(json.dumps(runs)))
+    assert "| ours-bf16-recorded |" in peers.as_table(summary)
+    assert "| ours-fp32 |" in peers.as_table_of_speeds(summary, runs)
+    assert first["ours-fp32"]["sampled_tokens"] == workload.response_tokens
+    assert first["ours-fp32"]["share_of_peak"] > 0
+    assert summary["times_ours-fp32"]["ours-bf16-recorded"]["step_s"]["median"] > 0
+
+
+def test_other_work_is_found_out():
+    workload = tiny("a")
+    good = run("ours-fp32", workload)
+    both = {"one": True, "other": True}
+    shifted = good["stats"] | {"objective/entropy": good["stats"]["objective/entropy"] + 1}
+    for bad, message in (
+        (good | {"updates": workload.updates - 1}, "`updates` must be"),
+        (good | {"trained_tokens": 3}, "`trained_tokens` must be"),
+        (good | {"stats": good["stats"] | {"objective/kl": float("nan")}}, "must be finite"),
+        (good | {"stats": shifted}, "do not train on the same thing"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            peers.check_same_work({"one": good, "other": bad}, workload, both)
+    # Sides that go on with their own tokens are not held to the others' numbers.
+    peers.check_same_work(
+        {"one": good, "other": good | {"stats": shifted}}, workload, both | {"other": False}
+    )
+
+
+def test_what_a_side_cannot_tell_is_a_dash():
+    known = dict.fromkeys(peers.MEASURED, 2.0) | {"share_of_peak_in": "optimize_s"}
+    unknown = known | {"forward_s": None, "forward_tokens_per_s": None, "generate_s": None}
+    runs = {"ours-bf16": [known], "peer": [unknown | {"share_of_peak_in": "step_s"}]}
+
+    summary = peers.summarise(runs)
+
+    assert summary["medians"]["peer"]["forward_s"] is None
+    assert summary["times_ours-bf16"]["peer"]["generate_s"] is None
+    assert "| peer | – | 2.00 | 2.00 | 2.00 | 1.00 (1.00–1.00) |" in peers.as_table(summary)
+    assert "| peer | 2 | – | 2 | 2 | 200% (of the whole step) |" in peers.as_table_of_speeds(
+        summary, runs
+    )
+
+
+def test_share_of_the_peak():
+    # 10 body weights on 4 · (3 + 2) tokens, 100 head weights on 4 · 2, twice, 6 operations each:
+    # 6 · 2 · (200 + 800) = 12,000 operations in 4 s; the machine makes 30,000 in that time, twice
+    # and a half as many.
+    workload = replace(
+        tiny("a"), batch_size=4, ppo_epochs=2, query_length=(3, 3), response_length=(2, 2)
+    )
+    seconds = {"generate_s": 2.0, "step_s": 8.0, "forward_s": None, "optimize_s": 4.0}
+    found = side.speeds(workload, {"body": 10, "head": 100}, seconds, gflops=7500e-9)
+    assert found["share_of_peak"] == pytest.approx(0.4)
+    assert found["generate_tokens_per_s"] == 4.0  # 8 tokens in 2 s
+    assert found["forward_tokens_per_s"] is None
+    assert found["optimize_tokens_per_s"] == 10.0  # 20 tokens, twice, in 4 s
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "tokens", "updates"),
+    [("a", 124.4, 32 * 32, 16), ("c", 51.8, 32 * 192, 4), ("d", 5.3, 256 * 32, 4)],
+)
+def test_sizes_of_the_workloads(name, millions, tokens, updates):
+    workload = WORKLOADS[name]
+    assert side.count_parameters(workload)["all"] / 1e6 == pytest.approx(millions, abs=0.05)
+    assert workload.tokens == tokens
+    assert workload.updates == updates
+
+
+def test_ragged_lengths_and_the_way_to_a_worker():
+    workload = WORKLOADS["b"]
+    assert min(workload.query_lengths) >= 4
+    assert max(workload.query_lengths) <= 64
+    assert min(workload.response_lengths) >= 1
+    assert max(workload.response_lengths) == 64
+    assert len(set(workload.response_lengths)) > 20
+    assert Workload.from_json(workload.to_json()) == workload
+    grouped = WORKLOADS["c"]
+    queries = side.make_batch(replace(grouped, vocabulary=61), 0).queries
+    assert [len({id(query) for query in queries[i : i + 4]}) for i in range(0, 32, 4)] == [1] * 8
