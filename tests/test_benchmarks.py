@@ -120,7 +120,7 @@ def test_share_of_the_peak():
 
 @pytest.mark.parametrize(
     ("name", "millions", "tokens", "updates"),
-    [("a", 124.4, 32 * 32, 16), ("c", 51.8, 32 * 192, 4), ("d", 5.3, 256 * 32, 4)],
+    [("a", 124.4, 32 * 32, 16), ("c", 60.6, 32 * 192, 4), ("d", 5.3, 256 * 32, 4)],
 )
 def test_sizes_of_the_workloads(name, millions, tokens, updates):
     workload = WORKLOADS[name]

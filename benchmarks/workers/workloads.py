@@ -96,8 +96,9 @@ WORKLOADS = {
         response_length=(1, 64),
     ),
     "c": Workload(
-        "Llama 52M, 8 prompts × 4 responses, 128 + 64 tokens",
+        "Llama 61M, 8 prompts × 4 responses, 128 + 64 tokens",
         family="llama",
+        layers=15,
         width=512,
         heads=8,
         key_value_heads=4,
