@@ -10,6 +10,7 @@ from tests.models.test_families import policy_of, ragged_rollout
 from tests.test_core import Allocations
 from trl.core import logprobs_and_entropy
 from trl.models import head as head_module
+from trl.models import quick_kernels
 from trl.models.gradients import Gradients
 from trl.models.head import LanguageHead, centred_weight, constant_weights
 from trl.models.packed import can_pack
@@ -329,3 +330,27 @@ def test_packed_products_are_those_of_autocast(family):
             assert "forward" in vars(layer)
     assert "forward" not in vars(layer)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["bool", "added", "none"])
+@pytest.mark.parametrize("length", [31, 32, 33])
+def test_attention_takes_in_unseen_columns_behind_a_cache(kind, length):
+    """The products are of 32 or 64 columns, the result is that of as many as there are."""
+    query = torch.randn(2, 4, 1, 8).bfloat16()
+    layers = [torch.randn(2, 2, 80, 8).bfloat16() for _ in range(2)]
+    key, value = (layer[:, :, :length] for layer in layers)
+    mask = None
+    if kind != "none":
+        mask = torch.rand(2, 1, 1, length) < 0.7
+        mask[..., 0] = True
+    if kind == "added":
+        mask = torch.zeros(mask.shape).bfloat16().masked_fill(~mask, -1e9)
+    longer, _, _ = quick_kernels._in_grains(key, value, mask)
+    assert longer.shape[2] == -(-length // 32) * 32
+    found, _ = quick_kernels.short_attention(nn.Identity(), query, key, value, mask)
+    alone, _ = quick_kernels.short_attention(
+        nn.Identity(), query, key.contiguous(), value.contiguous(), mask
+    )
+    torch.testing.assert_close(found, alone, rtol=1e-2, atol=1e-2)
+    cropped = layers[0][:, :, 80 - length :]  # nothing of its own is behind it
+    assert quick_kernels._in_grains(cropped, cropped, mask)[0] is cropped

@@ -30,6 +30,7 @@ SHORT_ATTENTION = "trl_short"
 # Measured forward and backward, 2 cores: at 128 columns plain products take 0.4 of the time of
 # the fused kernel in bfloat16 and as long in float32; at 512, 1.3 and 1.5 times as long. For a
 # single token they take a quarter of it in bfloat16, at any length of the cache.
+_GRAIN = 32
 _MOST_COLUMNS = {torch.bfloat16: 128, torch.float32: 64}
 
 
@@ -110,6 +111,8 @@ def short_attention(
         query = query.reshape(shape[0], key.shape[1], groups, shape[3])
     elif groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    if columns == 1:
+        key, value, attention_mask = _in_grains(key, value, attention_mask)
     products = query @ key.transpose(-1, -2)
     products = products * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if attention_mask is None:
@@ -124,6 +127,36 @@ def short_attention(
     weights = products.softmax(-1, dtype=torch.float32).to(value.dtype)
     output = (weights @ value).reshape(*shape[:3], value.shape[-1])
     return output.transpose(1, 2).contiguous(), None
+
+
+def _in_grains(
+    key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Take in columns behind the cache, unseen, so that its length is a multiple of `_GRAIN`.
+
+    oneDNN prepares and keeps a product for each shape, which at every length would take longer
+    than the product. Memory is behind a cache that has room, see `trl.rollout.room`.
+    """
+    length = key.shape[2]
+    more = -length % _GRAIN
+    for states in (key, value):
+        _, head, column, number = states.stride()
+        width = states.shape[3]
+        at_the_start = states.storage_offset() % head == 0 and (column, number) == (width, 1)
+        if not more or not at_the_start or head < (length + more) * width:
+            return key, value, mask
+    longer = (
+        states.as_strided(
+            (*states.shape[:2], length + more, states.shape[3]),
+            states.stride(),
+            states.storage_offset(),
+        )
+        for states in (key, value)
+    )
+    if mask is None:
+        mask = torch.ones(1, 1, 1, length, dtype=torch.bool, device=key.device)
+    unseen = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    return *longer, F.pad(mask, (0, more), value=unseen)
 
 
 AttentionInterface.register(SHORT_ATTENTION, short_attention)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
+
+_SPARE = 32
+"""Columns behind the last token, so that attention may take in more than there is."""
 
 
 def make_room(cache: Any, room: int) -> None:
@@ -49,6 +51,6 @@ class RoomyLayer(DynamicLayer):
 
 def _with_room(states: Tensor, room: int) -> Tensor:
     rows, heads, length, width = states.shape
-    roomy = torch.empty(rows, heads, length + room, width, dtype=states.dtype, device=states.device)
+    roomy = states.new_zeros(rows, heads, length + room + _SPARE, width)
     roomy[:, :, :length] = states
     return roomy
