@@ -33,6 +33,7 @@ from trl.anatomy import language_model, vocabulary_size, without_dropout
 from trl.batch import Rollout, TokenLists, score_tensor
 from trl.config import PPOConfig, closest
 from trl.core import masked_mean, masked_var, masked_whiten
+from trl.models.adapters import check_enabled
 from trl.models.checks import (
     check_apart,
     check_device,
@@ -136,7 +137,6 @@ class PPOTrainer:
         self.trainable = _trainable(model, optimizer)
         # Processes exchange gradients of the weights themselves, where autograd leaves them.
         self.alone = self.policy is self.own
-        self.gradients = Gradients(model, self.trainable, self.working.weights)
         self.optimizer = self.accelerator.prepare_optimizer(
             optimizer or _adam(self.trainable, config)
         )
@@ -191,7 +191,12 @@ class PPOTrainer:
         clock.restart()
         if self._sampling:
             raise RuntimeError("`step` must be called outside of `sampling()`: it changes weights.")
+        check_enabled(self.model)
         rollout, scores = self._checked(query, response, scores, response_masks)
+        # Anew for every step: a user may have frozen some weights since, or watch a gradient.
+        self.trainable = _trainable(self.model, self.optimizer)
+        self.gradients = Gradients(self.model, self.trainable, self.working.weights)
+        self.working.gradients = self.gradients
 
         with ExitStack() as stack:
             models = [self.model] + ([self.ref_model] if self.ref_model else [])
@@ -240,12 +245,12 @@ class PPOTrainer:
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """Inside, models compute at the trainer's precision; their weights must not change."""
-        self._sampling = True
+        outer, self._sampling = self._sampling, True
         try:
             with self.autocast(), self.own.quick.in_use(), self.working.packed():
                 yield
         finally:
-            self._sampling = False
+            self._sampling = outer
 
     # -- forward ---------------------------------------------------------------------------------
 

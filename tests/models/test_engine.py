@@ -1,7 +1,10 @@
 """The quick paths of a pass give the numbers of the plain ones."""
 
+import threading
+
 import pytest
 import torch
+import torch.nn.utils.prune
 from peft import LoraConfig
 from torch import nn
 
@@ -354,3 +357,87 @@ def test_attention_takes_in_unseen_columns_behind_a_cache(kind, length):
     torch.testing.assert_close(found, alone, rtol=1e-2, atol=1e-2)
     cropped = layers[0][:, :, 80 - length :]  # nothing of its own is behind it
     assert quick_kernels._in_grains(cropped, cropped, mask)[0] is cropped
+
+
+def test_a_gradient_through_packed_weights_is_refused():
+    first, second = (trainer_of(policy, quick=True) for policy in [policy_of("llama")] * 2)
+    with first.sampling():
+        with first.sampling():
+            pass
+        with pytest.raises(RuntimeError, match="outside of `sampling"):
+            first.step(ragged_rollout(), torch.zeros(3))
+        with pytest.raises(RuntimeError, match="no gradient: train outside"):
+            second.step(ragged_rollout(), torch.tensor([1.0, 0.0, 2.0]))
+
+
+# --- what a user does to the weights ------------------------------------------------------------
+
+
+def changes_of_a_step(trainer):
+    before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    trainer.step(ragged_rollout(), torch.tensor([1.0, -1.0, 0.5]))
+    return {
+        name: float((weight.detach() - before[name]).abs().max())
+        for name, weight in trainer.model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "name", ["transformer.wte.weight", "transformer.h.0.mlp.c_fc.weight", "transformer.wpe.weight"]
+)
+def test_hooks_on_gradients_work(name, precision):
+    policy = policy_of("gpt2")
+    policy.language_model.get_parameter(name).register_hook(torch.zeros_like)
+    changes = changes_of_a_step(trainer_of(policy, quick=True, precision=precision))
+    assert changes[f"pretrained_model.{name}"] == 0
+    assert sum(change > 0 for change in changes.values()) >= 10
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_are_frozen_and_unfrozen_between_steps(precision):
+    policy = policy_of("llama")
+    plain = policy.language_model
+    layer, embedding = plain.model.layers[0].mlp.up_proj.weight, plain.model.embed_tokens.weight
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
+    layer.requires_grad_(False)
+    trainer = trainer_of(policy, quick=True, precision=precision, optimizer=optimizer)
+    changes = changes_of_a_step(trainer)
+    name = "pretrained_model.model.{}.weight"
+    assert changes[name.format("layers.0.mlp.up_proj")] == 0
+    assert changes[name.format("embed_tokens")] > 0
+    layer.requires_grad_(True)
+    embedding.requires_grad_(False)
+    changes = changes_of_a_step(trainer)
+    assert changes[name.format("layers.0.mlp.up_proj")] > 0
+    assert changes[name.format("embed_tokens")] == 0
+
+
+def test_a_merged_adapter_is_refused():
+    policy = lora("llama")
+    trainer = trainer_of(policy, quick=True)
+    policy.pretrained_model.merge_adapter()
+    with pytest.raises(ValueError, match="merged: call model.pretrained_model.unmerge_adapter"):
+        trainer.step(ragged_rollout(), torch.zeros(3))
+
+
+def test_pruned_weights_are_left_alone():
+    policy = policy_of("llama")
+    layer = policy.language_model.model.layers[0].mlp.up_proj
+    torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.5)
+    changes_of_a_step(trainer_of(policy, quick=True))
+    assert layer.weight.dtype == torch.float32
+
+
+def test_gradients_are_handed_over_in_any_thread():
+    """As on a GPU, where autograd runs in a thread of its own."""
+    trainer = trainer_of(policy_of("llama"), quick=True)
+    backward = trainer.accelerator.backward
+
+    def elsewhere(loss):
+        thread = threading.Thread(target=backward, args=(loss,))
+        thread.start()
+        thread.join()
+
+    trainer.accelerator.backward = elsewhere
+    assert changes_of_a_step(trainer)["pretrained_model.model.layers.0.mlp.up_proj.weight"] > 0

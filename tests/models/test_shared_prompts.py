@@ -135,3 +135,17 @@ def test_passes_keep_groups_together():
         assert [i for n, i in enumerate(ids) if n == 0 or ids[n - 1] != i] == list(
             dict.fromkeys(ids)
         )
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+@torch.no_grad()
+def test_padding_takes_no_position_beyond_the_longest_row(family):
+    """Rows of at most 62 of the model's 64 positions, a long prompt beside a long response."""
+    queries, responses = ragged([58, 58, 20, 20], 0, VOCABULARY), ragged([4, 4, 40, 40], 1)
+    responses = [tokens % VOCABULARY for tokens in responses]
+    rollout = Rollout.from_lists([queries[0]] * 2 + [queries[2]] * 2, responses)
+    rollout = replace(rollout, group_ids=torch.tensor([0, 0, 1, 1]))
+    responder = ResponseModel(policy_of(family))
+    expected = responder(replace(rollout, group_ids=None))
+    for mine, theirs in zip(responder(rollout), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)

@@ -73,8 +73,13 @@ def base_weights(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.
 
 
 def check_enabled(policy: nn.Module) -> None:
-    """Raise if the adapter of a policy has been switched off."""
+    """Raise if the adapter of a policy has been switched off, or merged into the base."""
     for name, module in policy.named_modules():
+        if hasattr(module, "base_layer") and getattr(module, "merged", False) is True:
+            raise ValueError(
+                f"the adapter of `model` must be apart from its base, but that of `{name}` is "
+                "merged: call model.pretrained_model.unmerge_adapter(), or merge_and_unload()."
+            )
         if getattr(module, "disable_adapters", None) is True:
             raise ValueError(
                 f"the adapter of `model` must be switched on, but that of `{name}` is off: nothing "

@@ -21,6 +21,11 @@ _SPARSE_DEVICES = ("cpu", "cuda")
 _collecting: ContextVar[Gradients | None] = ContextVar("collecting", default=None)
 
 
+def has_hooks(weight: Tensor) -> bool:
+    """Return whether the user wants to see the gradient of a weight, so that autograd makes it."""
+    return bool(weight._backward_hooks or weight._post_accumulate_grad_hooks)
+
+
 class Gradients:
     """The gradients of the trained weights, kept from update to update.
 
@@ -38,17 +43,24 @@ class Gradients:
     ) -> None:
         trained = {id(weight) for weight in weights}
         self._received = {id(weight): weight for weight in received if id(weight) in trained}
+        adapted = {id(getattr(module, "base_layer", None)) for module in model.modules()}
         self._embeddings = [
             module
             for module in model.modules()
             if isinstance(module, nn.Embedding)
             and id(module.weight) in trained
+            and id(module) not in adapted  # its adapter looks up dense rows in the same way
+            and not has_hooks(module.weight)
             and module.max_norm is None
             and not module.scale_grad_by_freq
         ]
         adding = [*self._embeddings, language_model(model).get_output_embeddings()]
         added_to = {id(module.weight): module.weight for module in adding if module is not None}
-        self._added_to = {name: added_to[name] for name in added_to.keys() & trained}
+        self._added_to = {
+            name: added_to[name]
+            for name in added_to.keys() & trained
+            if not has_hooks(added_to[name])
+        }
         kept = self._received.keys() | self._added_to.keys()
         self._made_anew = [weight for weight in model.parameters() if id(weight) not in kept]
         self._stale: set[int] = set()

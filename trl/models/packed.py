@@ -34,6 +34,8 @@ def packed_product(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tens
     packed = operators._reorder_linear_weight(weight.contiguous(), _ROWS)
 
     def product(hidden: Tensor) -> Tensor:
+        if hidden.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError("packed weights give no gradient: train outside of `sampling()`.")
         return operators._linear_pointwise(hidden.to(dtype), packed, bias, "none", [], "")
 
     return product

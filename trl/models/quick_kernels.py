@@ -139,11 +139,13 @@ def _in_grains(
     """
     length = key.shape[2]
     more = -length % _GRAIN
+    if not more:
+        return key, value, mask
     for states in (key, value):
         _, head, column, number = states.stride()
         width = states.shape[3]
-        at_the_start = states.storage_offset() % head == 0 and (column, number) == (width, 1)
-        if not more or not at_the_start or head < (length + more) * width:
+        roomy = head >= (length + more) * width and (column, number) == (width, 1)
+        if not roomy or states.storage_offset() % head:
             return key, value, mask
     longer = (
         states.as_strided(

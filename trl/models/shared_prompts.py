@@ -83,6 +83,9 @@ def pack(plain: PreTrainedModel, rollout: Rollout) -> Packed:
     lengths = query_mask.sum(1, keepdim=True)
     prompt_positions = (query_mask.cumsum(1) - 1).clamp(min=0)
     response_positions = lengths[prompt_of_row] + torch.arange(steps, device=device)
+    # Padding must not run beyond the longest row: there may be no such position, and some
+    # rotary embeddings change for all rows with the largest.
+    response_positions = response_positions.masked_fill(~seen, 0)
     real = behind(query_mask, seen)  # [P, L]
     column = torch.arange(size, device=device)
     slot = torch.where(column < width, -1, (column - width) // max(1, steps))  # −1: the prompt

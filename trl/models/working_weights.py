@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from trl.anatomy import instead, language_model
-from trl.models.gradients import Gradients
+from trl.models.gradients import Gradients, has_hooks
 from trl.models.head import CentredWeights, constant_weights
 from trl.models.packed import can_pack, packed_linear
 
@@ -31,15 +31,22 @@ class WorkingWeights:
         dtype: The precision of autocast; None: there is none, so nothing is copied.
 
     Attributes:
-        weights: The float32 weights that are copied.
+        gradients: What collects the gradients of the copies. An attribute, since on a GPU autograd
+            hands them over in a thread of its own.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
         self._dtype = dtype
         self._places = _matrices(model) if dtype is not None else []
-        self.weights = list({id(m.weight): m.weight for m in self._places}.values())
-        self._copies: dict[int, nn.Parameter] = {}
+        self.gradients: Gradients | None = None
+        self._copies: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # weight and its copy
         self._centred: CentredWeights | None = None  # None: not in use
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The float32 weights that are copied, while no copies are in use."""
+        own = {id(m.weight): m.weight for m in self._places if not has_hooks(m.weight)}
+        return list(own.values())
 
     @contextmanager
     def packed(self) -> Iterator[None]:
@@ -55,7 +62,7 @@ class WorkingWeights:
             yield
 
     def _can_pack(self) -> bool:
-        return can_pack(self.weights[0].device, self._dtype)
+        return can_pack(self._places[0].weight.device, self._dtype)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -63,24 +70,25 @@ class WorkingWeights:
         if self._centred is not None:
             yield
             return
-        originals = [module.weight for module in self._places]
+        places = [module for module in self._places if not has_hooks(module.weight)]
+        originals = [module.weight for module in places]
         try:
             with constant_weights(apart=True) as self._centred:
-                self._copies = {id(weight): self._copy(weight) for weight in self.weights}
-                for module, weight in zip(self._places, originals, strict=True):
-                    module.weight = self._copies[id(weight)]
+                self._copies = {id(w): (w, self._copy(w)) for w in self.weights}
+                for module, weight in zip(places, originals, strict=True):
+                    module.weight = self._copies[id(weight)][1]
                 yield
         finally:
-            for module, weight in zip(self._places, originals, strict=True):
+            for module, weight in zip(places, originals, strict=True):
                 module.weight = weight
             self._copies, self._centred = {}, None
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Make the copies anew, in the same memory, after the weights have changed."""
-        for weight in self.weights:
-            if weight.requires_grad and id(weight) in self._copies:
-                self._copies[id(weight)].copy_(weight)
+        for weight, copy in self._copies.values():
+            if weight.requires_grad:
+                copy.copy_(weight)
         if self._centred is not None:
             self._centred.refresh()
 
@@ -88,15 +96,14 @@ class WorkingWeights:
         """Put the copies in the place of the matrices for good: for a frozen model."""
         for module in self._places:
             module.weight = nn.Parameter(module.weight.to(self._dtype), requires_grad=False)
-        self._places, self.weights = [], []
+        self._places = []
 
     def _copy(self, weight: nn.Parameter) -> nn.Parameter:
         copy = nn.Parameter(weight.detach().to(self._dtype), requires_grad=weight.requires_grad)
 
         def hand_over(copy: Tensor) -> None:
-            gradients, gradient = Gradients.collecting(), copy.grad
-            copy.grad = None
-            gradients.receive(weight, gradient)
+            gradient, copy.grad = copy.grad, None
+            self.gradients.receive(weight, gradient)
 
         if weight.requires_grad:
             copy.register_post_accumulate_grad_hook(hand_over)
@@ -124,6 +131,7 @@ def _matrices(model: nn.Module) -> list[nn.Module]:
         return (
             type(module) in (nn.Linear, Conv1D)
             and id(module) not in apart
+            and "weight" in module._parameters  # pruning and the like make one of others
             and not hasattr(module, "_hf_hook")  # accelerate moves this one's weights about
             and module.weight.dtype == torch.float32
         )
@@ -131,7 +139,7 @@ def _matrices(model: nn.Module) -> list[nn.Module]:
     return [
         module
         for module in model.modules()
-        if type(module) in (nn.Linear, Conv1D) and all(suits(m) for m in users[id(module.weight)])
+        if suits(module) and all(suits(m) for m in users[id(module.weight)])
     ]
 
 
