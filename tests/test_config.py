@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from trl.config import OLD_SPELLINGS, DemoConfig, PPOConfig
+from trl.config import OLD_SPELLINGS, PPOConfig
 
 
 def test_defaults_are_those_of_the_2020_trainer():
@@ -89,13 +89,6 @@ def test_all_problems_are_reported_together():
 def test_an_unknown_field_names_the_nearest(build):
     with pytest.raises(TypeError, match=r"no field `gae_lamda`. Did you mean `gae_lambda`\?"):
         build(gae_lamda=0.9)
-
-
-def test_the_demo_config_is_checked_too():
-    with pytest.raises(TypeError, match="Did you mean `steps`"):
-        DemoConfig(step=3)
-    with pytest.raises(ValueError, match="`steps` must be an integer > 0, got 0"):
-        DemoConfig(steps=0)
 
 
 def test_configs_cannot_be_changed_behind_their_checks():

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from tests.conftest import VOCABULARY, tiny_gpt2
+from trl.optimization.algorithms import ALGORITHMS
 from trl.ppo import PPOTrainer
+from trl.rollout import Sampler
 from trl.rollout.sampling import sample
 
 CHOSEN = 42
@@ -43,7 +45,39 @@ def test_share_of_one_token_goes_from_chance_to_above_nine_tenths(seed):
     assert time.perf_counter() - started < 60
 
 
-def test_the_kl_penalty_holds_the_policy_near_the_reference():
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if not ALGORITHMS[name].critic])
+def test_algorithms_without_a_critic_learn_the_same(name):
+    """Groups of 4 responses; sums of losses over a response call for a smaller step."""
+    torch.manual_seed(0)
+    started = time.process_time()
+    policy = tiny_gpt2(0, scale=0.02)
+    trainer = PPOTrainer(
+        policy,
+        algorithm=name,
+        precision="fp32",
+        learning_rate=3e-3,
+        batch_size=64,
+        minibatch_size=16,
+        forward_batch_size=64,
+        adaptive_kl=False,
+        init_kl_coef=0.0,
+    )
+    sampler = Sampler(max_new_tokens=8, group_size=4)
+    shares = []
+    for _ in range(60):
+        rollout = sampler(policy, torch.randint(VOCABULARY, (16, 3)))
+        scores = (rollout.responses == CHOSEN).float().mean(1)
+        shares.append(scores.mean().item())
+        if shares[-1] > 0.95:
+            break
+        trainer.step(rollout, scores)
+    assert shares[0] < 0.05  # chance is 1/97
+    assert max(shares) > 0.9
+    assert time.process_time() - started < 60
+
+
+@pytest.mark.parametrize("kl_in", ["reward", "loss"])
+def test_the_kl_penalty_holds_the_policy_near_the_reference(kl_in):
     kls = {}
     for coefficient in (0.0, 5.0):
         torch.manual_seed(0)
@@ -56,6 +90,7 @@ def test_the_kl_penalty_holds_the_policy_near_the_reference():
             forward_batch_size=32,
             adaptive_kl=False,
             init_kl_coef=coefficient,
+            kl_in=kl_in,
         )
         for _ in range(12):
             rollout = sample(policy, torch.randint(VOCABULARY, (32, 3)), max_new_tokens=8)

@@ -59,6 +59,8 @@ class Rollout:
     """[B] equal for the responses to one query."""
     ended: Tensor | None = None
     """[B] bool, whether the response ended by itself, rather than at the limit of its length."""
+    temperature: float | None = None
+    """What the logits were divided by while sampling."""
     query_texts: tuple[str, ...] | None = None
     """B texts."""
     response_texts: tuple[str, ...] | None = None
@@ -79,6 +81,7 @@ class Rollout:
         *,
         eos_token_id: int | Sequence[int] | None = None,
         response_masks: Sequence[Tensor] | Tensor | None = None,
+        group_ids: Tensor | Sequence[int] | None = None,
     ) -> Rollout:
         """Pad lists of 1-D token tensors of any lengths, or take equal-length 2-D tensors.
 
@@ -89,6 +92,7 @@ class Rollout:
                 does not count. None: every token counts.
             response_masks: B masks shaped like the responses, True on tokens that the policy
                 wrote. None: it wrote all.
+            group_ids: B numbers, equal for the responses to one query. None: not known.
 
         Raises:
             TypeError: if they are not integer tensors, or the EOS is not a token id.
@@ -108,7 +112,10 @@ class Rollout:
             padded_responses = padded_responses.masked_fill(~response_mask, 0)
         if response_masks is not None:
             response_mask &= _padded_masks(response_masks, response_rows)
-        return cls(padded_queries, query_mask, padded_responses, response_mask)
+        groups = None
+        if group_ids is not None:
+            groups = _group_numbers(group_ids, len(response_rows)).to(padded_responses.device)
+        return cls(padded_queries, query_mask, padded_responses, response_mask, group_ids=groups)
 
     def check(self) -> None:
         """Raise a ValueError unless the tensors have the layout that the class promises."""
@@ -287,7 +294,8 @@ class Rollout:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the rollout to one safetensors file, its texts and messages included."""
-        texts = {name: getattr(self, name) for name in (*OF_EACH_ROW, "texts_apart")}
+        others = (*OF_EACH_ROW, "texts_apart", "temperature")
+        texts = {name: getattr(self, name) for name in others}
         # Copies: the format has no place for two tensors that share their memory.
         tensors = {
             name: tensor.detach().cpu().contiguous().clone()
@@ -346,6 +354,17 @@ def _end_ids(eos_token_id: int | Sequence[int]) -> list[int]:
             f"`eos_token_id` must be a token id, a list of token ids or None, got {eos_token_id!r}."
         )
     return [int(token) for token in ids]
+
+
+def _group_numbers(group_ids: Tensor | Sequence[int], rows: int) -> Tensor:
+    """Return the groups of so many responses as integers [B]."""
+    numbers = torch.as_tensor(group_ids)
+    if list(numbers.shape) != [rows] or numbers.is_floating_point() or numbers.is_complex():
+        raise ValueError(
+            f"`group_ids` must be one whole number for each of the {rows} responses, got "
+            f"{numbers.dtype} {list(numbers.shape)}."
+        )
+    return numbers.long()
 
 
 def _until_end(tokens: Tensor, ids: list[int]) -> Tensor:

@@ -4,7 +4,8 @@
     stats = trainer.step(query, response, scores)
 
 One `step` follows Ziegler et al. (arXiv:1909.08593): forward → rewards → advantages → optimise →
-stats. The formulas are in `trl.optimization`, the model's side in `trl.models`.
+stats. The formulas are in `trl.optimization`, the model's side in `trl.models`. The relatives of
+PPO that `PPOConfig.algorithm` names run the same step: see `trl.optimization.algorithms`.
 
 Where this differs from the 2020 trainer:
  1. An update takes `minibatch_size` rollouts, not one (1 brings the old way back).
@@ -17,40 +18,44 @@ Where this differs from the 2020 trainer:
 from __future__ import annotations
 
 import copy
-import time
+import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from trl.anatomy import language_model, vocabulary_size, without_dropout
-from trl.batch import Rollout, TokenLists, score_tensor
+from trl.anatomy import is_encoder_decoder, without_dropout
+from trl.batch import Rollout, TokenLists
 from trl.config import PPOConfig, closest
-from trl.core import masked_mean, masked_var, masked_whiten
+from trl.core import masked_whiten
 from trl.models.adapters import check_enabled
-from trl.models.checks import (
-    check_apart,
-    check_device,
-    check_fits,
-    check_left_padding,
-    check_policy,
-)
+from trl.models.checks import check_device, check_finite, check_fits, check_models
 from trl.models.gradients import Gradients
 from trl.models.memory import keep_freed_memory
-from trl.models.precision import LOW_PRECISION, MIXED_PRECISION, make_accelerator
+from trl.models.precision import LOW_PRECISION, check_accelerator, make_accelerator
 from trl.models.reference import ReferenceKind, make_reference
 from trl.models.response import ResponseModel, ResponseOutput
 from trl.models.working_weights import WorkingWeights
-from trl.optimization.advantages import gae
+from trl.optimization.adam import make_adam, trainable_weights
+from trl.optimization.algorithms import Counts, compose, kl_kind
+from trl.optimization.clock import Clock
+from trl.optimization.inputs import Pretraining, pretraining_rollout, rollout_and_scores
 from trl.optimization.kl import AdaptiveKLController, FixedKLController
-from trl.optimization.losses import clipped_policy_loss, clipped_value_loss, token_mean
-from trl.optimization.rewards import RunningMoments, normalize_scores, token_rewards
+from trl.optimization.losses import token_mean
+from trl.optimization.objective import Targets, objective
+from trl.optimization.rewards import (
+    RunningMoments,
+    missing_eos_penalty,
+    normalize_scores,
+    token_rewards,
+)
+from trl.optimization.state import check_state, load_optimizer_state, optimizer_state
+from trl.optimization.statistics import step_statistics, totals
 from trl.optimization.update import PassStats, Update
 
 __all__ = ["AdaptiveKLController", "FixedKLController", "PPOConfig", "PPOTrainer"]
@@ -74,15 +79,20 @@ class PPOTrainer:
         config: Settings. None: made from `ppo_params`.
         optimizer: None: Adam over the policy's trainable weights.
         accelerator: None: one made for `config.precision`.
+        pretraining: Texts for `config.pretraining_coef`: given a number of rows, returns so many
+            1-D tensors of token ids. Each process asks for its share; give each other texts.
         **ppo_params: Fields of `PPOConfig`, also by their names of 2020 (`lr`, `lam`, `target`,
             `horizon`, `adap_kl_ctrl`). Unknown ones are named in a warning and left out, since
             notebooks of that time pass their whole settings.
 
     Attributes:
         config: The settings in force.
+        algorithm: What the settings make of it; another `Algorithm` may take its place.
         kl_ctl: The KL controller; its `.value` is the coefficient β of the next step.
+        steps_done: Steps so far.
         accelerator: Owns device, precision and processes.
         optimizer: The optimiser.
+        pretraining: See above.
 
     Raises:
         TypeError, ValueError: for a model or a setting that cannot work.
@@ -96,29 +106,36 @@ class PPOTrainer:
         *,
         optimizer: torch.optim.Optimizer | None = None,
         accelerator: Accelerator | None = None,
+        pretraining: Pretraining | None = None,
         **ppo_params: Any,
     ) -> None:
         self.config = config = _resolve_config(config, ppo_params)
-        check_policy(model, "model")
-        if isinstance(ref_model, nn.Module):
-            check_policy(ref_model, "ref_model")
-        _check_pair(model, ref_model)
-        for each in (model, ref_model):
-            if isinstance(each, nn.Module):
-                check_left_padding(language_model(each))
+        self.algorithm = compose(config)
+        check_models(model, ref_model)
         if ref_model == "none" and config.init_kl_coef != 0:
             raise ValueError(
                 f"`init_kl_coef` must be 0 without a reference, got {config.init_kl_coef}: set it, "
                 "or leave `ref_model` out."
             )
+        if config.pretraining_coef and is_encoder_decoder(model):
+            raise ValueError(
+                "`pretraining_coef` must be 0 for an encoder-decoder model, whose pretraining is "
+                f"not to go on with a text, got {config.pretraining_coef}."
+            )
+        if pretraining is not None and not config.pretraining_coef:
+            raise ValueError("`pretraining_coef` must be > 0 with `pretraining`, got 0.")
+        self.pretraining = pretraining
 
         self.accelerator = accelerator or make_accelerator(config.precision)
-        _check_accelerator(self.accelerator, config)
+        check_accelerator(self.accelerator, config.precision)
         if config.keep_freed_memory and self.accelerator.device.type == "cpu":
             keep_freed_memory()
         # Kept here: the accelerators of a process share one state, which a later one may change.
         self.precision = self.accelerator.mixed_precision
-        exact_division(config.update_size, self.accelerator.num_processes)
+        exact_division("minibatch_size", config.update_size, self.accelerator.num_processes)
+        if config.pretraining_rows is not None:
+            rows, processes = config.pretraining_rows, self.accelerator.num_processes
+            exact_division("pretraining_rows", rows, processes)
         self.model = model
         self.own = ResponseModel(model, config.temperature)
         self.policy = self.accelerator.prepare_model(self.own)
@@ -134,11 +151,12 @@ class PPOTrainer:
             )
         elif self.reference:
             self.reference.module = self.policy
-        self.trainable = _trainable(model, optimizer)
+        self.trainable = trainable_weights(model, optimizer)
+        self.resting: list[nn.Parameter] = []  # those of them that the step at hand leaves alone
         # Processes exchange gradients of the weights themselves, where autograd leaves them.
         self.alone = self.policy is self.own
         self.optimizer = self.accelerator.prepare_optimizer(
-            optimizer or _adam(self.trainable, config)
+            optimizer or make_adam(self.trainable, config)
         )
         self.kl_ctl = (
             AdaptiveKLController(config.init_kl_coef, config.kl_target, config.kl_horizon)
@@ -146,6 +164,7 @@ class PPOTrainer:
             else FixedKLController(config.init_kl_coef)
         )
         self.score_moments = RunningMoments()
+        self.steps_done = 0
         self._sampling = False
         self.clock = Clock()
         self.shuffle = torch.Generator().manual_seed(config.seed)
@@ -180,7 +199,8 @@ class PPOTrainer:
                 wrote; the others (the output of a tool, another speaker) are read but not trained.
 
         Returns:
-            The stats of the step: floats and numpy arrays by the names of the 2020 trainer.
+            The stats of the step: floats and numpy arrays by the names of the 2020 trainer; those
+            of returns and values only if the algorithm has a critic.
 
         Raises:
             TypeError, ValueError: for bad input; nothing has changed then.
@@ -192,13 +212,12 @@ class PPOTrainer:
         if self._sampling:
             raise RuntimeError("`step` must be called outside of `sampling()`: it changes weights.")
         check_enabled(self.model)
-        rollout, scores = self._checked(query, response, scores, response_masks)
-        # Anew for every step: a user may have frozen some weights since, or watch a gradient.
-        self.trainable = _trainable(self.model, self.optimizer)
-        self.gradients = Gradients(self.model, self.trainable, self.working.weights)
-        self.working.gradients = self.gradients
+        config = self.config
+        warming_up = self.steps_done < config.value_warmup_steps
+        rollout, scores, texts = self._checked(query, response, scores, response_masks)
 
         with ExitStack() as stack:
+            self._settle_what_is_trained(stack, warming_up)
             models = [self.model] + ([self.ref_model] if self.ref_model else [])
             stack.enter_context(without_dropout(*models))
             if self.alone:
@@ -208,34 +227,62 @@ class PPOTrainer:
                 old = self.before_update(rollout)
             with clock.part("reference"):
                 ref_logprobs = self.reference_logprobs(rollout, old)
-            _check_finite("model", old.logprobs)
-            _check_finite("ref_model", ref_logprobs)
+            check_finite("model", old.logprobs)
+            check_finite("ref_model", ref_logprobs)
             clock.lap("forward_pass")
 
-            mask = rollout.response_mask
-            moments, scores = self.normalized(scores)
+            mask, kl_coef = rollout.response_mask, self.kl_ctl.value
+            kl_in_loss = self.algorithm.kl_in == "loss"
+            moments, scores = self.normalized(self.judged(scores, rollout.ended))
             rewards, non_score_rewards = token_rewards(
                 old.logprobs,
                 ref_logprobs,
                 scores,
                 mask,
-                kl_coef=self.kl_ctl.value,
-                kl_estimator=self.config.kl_estimator,
+                kl_coef=0.0 if kl_in_loss else kl_coef,
+                kl_estimator=kl_kind(config, self.algorithm),
             )
             clock.lap("compute_rewards")
 
-            advantages, returns = self.advantages(rewards, old.values, mask)
-            updates = self.optimize(rollout, old, advantages, returns)
+            advantages, returns = self.advantages(rewards, old.values, mask, rollout.group_ids)
+            targets = Targets(
+                old.logprobs,
+                old.values,
+                advantages,
+                returns,
+                ref_logprobs if kl_in_loss and self.reference else None,
+            )
+            updates = self.optimize(rollout, targets, texts, only_values=warming_up)
             clock.lap("optimize_step")
 
         stats = self.statistics(
-            scores, old, ref_logprobs, non_score_rewards, returns, mask, updates
+            rollout, scores, old, ref_logprobs, non_score_rewards, returns, updates
         )
-        if self.reference:
+        if self.reference and not warming_up:  # β steers a policy that moves
             self.kl_ctl.update(stats["objective/kl"], len(scores) * self.accelerator.num_processes)
         self.score_moments = moments
+        self.steps_done += 1
         clock.lap("calc_stats")
         return stats | clock.stats()
+
+    def _settle_what_is_trained(self, stack: ExitStack, warming_up: bool) -> None:
+        """Find the weights that this step trains, and keep the others at rest until it ends."""
+        head = list(self.model.v_head.parameters())
+        self.resting = []
+        if warming_up:
+            of_head = {id(weight) for weight in head}
+            self.resting = [w for w in self.model.parameters() if id(w) not in of_head]
+        elif not self.algorithm.critic:
+            self.resting = head
+        if self.alone:
+            stack.enter_context(_without_gradient(self.resting))
+        # Anew for every step: a user may have frozen some weights since, or watch a gradient.
+        self.trainable = trainable_weights(self.model, self.optimizer)
+        if not self.alone:  # processes wait for the gradient of every weight: it is dropped later
+            at_rest = {id(weight) for weight in self.resting}
+            self.trainable = [w for w in self.trainable if id(w) not in at_rest]
+        self.gradients = Gradients(self.model, self.trainable, self.working.weights)
+        self.working.gradients = self.gradients
 
     def autocast(self) -> torch.autocast:
         """Return a context in which models compute at the trainer's precision, as for sampling."""
@@ -271,10 +318,12 @@ class PPOTrainer:
 
     def before_update(self, rollout: Rollout) -> ResponseOutput:
         """Return what the policy gives before its first update: recorded, or computed now."""
-        recorded = rollout.logprobs is not None and rollout.values is not None
-        if not (recorded and self.config.reuse_recorded):
+        logprobs, values = rollout.logprobs, rollout.values
+        if values is None and logprobs is not None and not self.algorithm.critic:
+            values = torch.zeros_like(logprobs)  # nobody asks for them
+        if logprobs is None or values is None or not self.config.reuse_recorded:
             return self.forward_pass(self.policy, rollout, self.working)
-        columns = (rollout.logprobs, rollout.values, torch.zeros_like(rollout.logprobs))
+        columns = (logprobs, values, torch.zeros_like(logprobs))
         return ResponseOutput(*(torch.where(rollout.response_mask, x, 0.0) for x in columns))
 
     def reference_logprobs(self, rollout: Rollout, old: ResponseOutput) -> Tensor:
@@ -310,6 +359,15 @@ class PPOTrainer:
 
     # -- rewards and advantages ------------------------------------------------------------------
 
+    def judged(self, scores: Tensor, ended: Tensor | None) -> Tensor:
+        """Return the scores with the penalty for responses that did not end by themselves."""
+        config = self.config
+        if config.missing_eos_penalty is None:
+            return scores
+        return missing_eos_penalty(
+            scores, ended, config.missing_eos_penalty, replace=config.missing_eos_replaces
+        )
+
     def normalized(self, scores: Tensor) -> tuple[RunningMoments, Tensor]:
         """Return the running moments with these scores, and the scores as configured.
 
@@ -318,7 +376,7 @@ class PPOTrainer:
         config = self.config
         moments = copy.deepcopy(self.score_moments)
         if config.center_scores or config.scale_scores:
-            moments.update(self._gathered(_totals(scores)))
+            moments.update(self._gathered(totals(scores)))
         scores = normalize_scores(
             scores,
             moments,
@@ -328,15 +386,17 @@ class PPOTrainer:
         )
         return moments, scores
 
-    def advantages(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return whitened advantages and returns [B, R]."""
-        config = self.config
+    def advantages(
+        self, rewards: Tensor, values: Tensor, mask: Tensor, group_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return advantages, whitened if the algorithm does, and returns [B, R] if it has any."""
+        config, algorithm = self.config, self.algorithm
         if config.whiten_rewards:
             rewards = self._whitened(rewards, mask, shift_mean=False)
-        advantages, returns = gae(
-            rewards, values, mask, gamma=config.gamma, gae_lambda=config.gae_lambda
-        )
-        return self._whitened(advantages, mask, shift_mean=True), returns
+        advantages, returns = algorithm.estimate(rewards, values, mask, group_ids, config)
+        if algorithm.whiten:
+            advantages = self._whitened(advantages, mask, shift_mean=True)
+        return advantages, returns
 
     def _whitened(self, values: Tensor, mask: Tensor, *, shift_mean: bool) -> Tensor:
         """Whiten over the batch of all processes."""
@@ -347,16 +407,29 @@ class PPOTrainer:
     # -- optimise --------------------------------------------------------------------------------
 
     def optimize(
-        self, rollout: Rollout, old: ResponseOutput, advantages: Tensor, returns: Tensor
+        self,
+        rollout: Rollout,
+        targets: Targets,
+        texts: Sequence[Rollout] = (),
+        *,
+        only_values: bool = False,
     ) -> list[Update]:
-        """Update the policy over shuffled minibatches, `ppo_epochs` times."""
+        """Update the policy over shuffled minibatches, `ppo_epochs` times.
+
+        Args:
+            rollout: B rows.
+            targets: What to learn from it.
+            texts: For each update, what to keep predicting; none: nothing.
+            only_values: Train the values, and nothing else.
+        """
         config = self.config
         updates: list[Update] = []
         with self.gradients.collect() if self.alone else nullcontext():
             for _ in range(config.ppo_epochs):
                 squares = tokens = 0.0
                 for rows in self._minibatches(rollout):
-                    update = self._accumulate_gradient(rollout, rows, old, advantages, returns)
+                    text = texts[len(updates)] if texts else None
+                    update = self._accumulate_gradient(rollout, rows, targets, text, only_values)
                     if not updates:
                         self._check_first_ratio(update)
                     squares += update.means["policy/approxkl"] * update.tokens
@@ -375,105 +448,111 @@ class PPOTrainer:
 
         Responses to one query stay together: it is then computed once for all of them.
         """
-        local = exact_division(self.config.update_size, self.accelerator.num_processes)
-        return iter(rollout.shuffled_rows(self.shuffle).split(local))
+        return iter(rollout.shuffled_rows(self.shuffle).split(self._local_update_size))
+
+    @property
+    def _local_update_size(self) -> int:
+        """Rollouts of one update on this process."""
+        processes = self.accelerator.num_processes
+        return exact_division("minibatch_size", self.config.update_size, processes)
 
     def _accumulate_gradient(
         self,
         rollout: Rollout,
         rows: Tensor,
-        old: ResponseOutput,
-        advantages: Tensor,
-        returns: Tensor,
+        targets: Targets,
+        text: Rollout | None,
+        only_values: bool,
     ) -> Update:
         """Compute the gradient of one minibatch, in passes that fit, and its statistics.
 
-        Every pass divides by the token count of the whole minibatch of all processes, so that the
+        Every pass divides by the counts of the whole minibatch of all processes, so that the
         gradient depends neither on the size of a pass nor on the number of processes.
         """
         if self.alone:
             self.gradients.start()
         else:
             self.policy.zero_grad()  # what an interrupted step, or the caller, may have left
-        processes = self.accelerator.num_processes
-        tokens = self.accelerator.reduce(rollout.response_mask[rows].sum())
+        surprise = None if text is None else self._pretraining_gradient(text)
+        mask = rollout.response_mask[rows]
+        counts = Counts(*self.accelerator.reduce((mask.sum(), mask.any(1).sum())))
         parts = []
         passes = list(self._micro_batches(rollout, rows))
         for index, chosen in enumerate(passes):
-            last = index == len(passes) - 1
-            with self.accelerator.no_sync(self.policy) if not last else nullcontext():
-                part = rollout.select(chosen)
-                width = part.responses.shape[1]
+            part = rollout.select(chosen)
+            with self._exchange(index == len(passes) - 1):
                 with self.clock.part("forward"):
                     loss, pass_stats = self.loss(
                         self.policy(part),
-                        ResponseOutput(*(column[chosen, :width] for column in old)),
-                        advantages[chosen, :width],
-                        returns[chosen, :width],
+                        targets.select(chosen, part.responses.shape[1]),
                         part.response_mask,
-                        tokens,
+                        counts,
+                        only_values=only_values,
                     )
-                with self.clock.part("backward"):
-                    # Processes average their gradients, and each holds its share of one mean.
-                    self.accelerator.backward(loss * processes)
-                parts.append(pass_stats)
+                self._backward(loss)
+            parts.append(pass_stats)
         if self.alone:
             self.gradients.finish()
-        return Update.of_passes(parts, float(tokens), self.accelerator.reduce)
+        for weight in self.resting:
+            weight.grad = None
+        update = Update.of_passes(parts, float(counts.tokens), self.accelerator.reduce)
+        if surprise is not None:
+            update.means["loss/pretraining"] = float(self.accelerator.reduce(surprise))
+            update.means["loss/total"] += (
+                self.config.pretraining_coef * update.means["loss/pretraining"]
+            )
+        return update
 
     def loss(
         self,
         new: ResponseOutput,
-        old: ResponseOutput,
-        advantages: Tensor,
-        returns: Tensor,
+        targets: Targets,
         mask: Tensor,
-        tokens: Tensor,
+        counts: Counts,
+        *,
+        only_values: bool = False,
     ) -> tuple[Tensor, PassStats]:
-        """The loss of PPO: clipped policy objective, clipped value loss, entropy bonus.
+        """Return a pass's share of the loss of its minibatch, and its statistics: `objective`."""
+        loss, pass_stats = objective(
+            new,
+            targets,
+            mask,
+            counts,
+            algorithm=self.algorithm,
+            config=self.config,
+            kl_coef=self.kl_ctl.value,
+            only_values=only_values,
+        )
+        if self.resting and not self.alone:  # a gradient of 0, which all processes wait for
+            loss = loss + 0.0 * (new.logprobs.sum() + new.values.sum())
+        return loss, pass_stats
 
-            L = mean_t L_π + vf_coef · mean_t L_V − entropy_coef · mean_t H
+    def _pretraining_gradient(self, text: Rollout) -> Tensor:
+        """Add the gradient of pretraining_coef · mean_t −log π(token), at temperature 1.
 
-        Args:
-            new: Log-probs, values, entropies [B, R] under the weights now.
-            old: The same under the weights that the responses were scored with.
-            advantages: [B, R] whitened.
-            returns: [B, R] targets of the values.
-            mask: [B, R].
-            tokens: Number of tokens that the means are over.
+        Returns:
+            This process's share of the mean [].
         """
-        config = self.config
-        policy_loss, ratio, clipped = clipped_policy_loss(
-            new.logprobs,
-            old.logprobs,
-            advantages,
-            cliprange=config.cliprange,
-            cliprange_high=config.cliprange_high,
-        )
-        value_loss, value_clipped = clipped_value_loss(
-            new.values, old.values, returns, cliprange_value=config.cliprange_value
-        )
-        log_ratio = new.logprobs - old.logprobs
-        means = {
-            "loss/policy": policy_loss,
-            "loss/value": value_loss,
-            "policy/entropy": new.entropy,
-            "policy/approxkl": 0.5 * log_ratio.square(),
-            "policy/policykl": log_ratio,
-            "policy/abs_log_ratio": log_ratio.abs(),
-            "policy/mean_ratio": ratio,
-            "policy/clipfrac": clipped.float(),
-            "val/vpred": new.values,
-            "val/error": (new.values - returns).square(),
-            "val/clipfrac": value_clipped.float(),
-        }
-        means = {name: token_mean(column, mask, tokens) for name, column in means.items()}
-        total = means["loss/policy"] + config.vf_coef * means["loss/value"]
-        if config.entropy_coef:
-            total = total - config.entropy_coef * means["policy/entropy"]
-        means["loss/total"] = total
-        detached = {name: mean.detach() for name, mean in means.items()}
-        return total, PassStats(detached, ratio.detach()[mask], advantages[mask])
+        tokens = self.accelerator.reduce(text.response_mask.sum())
+        shares = []
+        for chosen in self._micro_batches(text):
+            part = text.select(chosen)
+            with self._exchange(False):
+                with self.clock.part("forward"), _temperature_1(self.own):
+                    share = token_mean(-self.policy(part).logprobs, part.response_mask, tokens)
+                self._backward(self.config.pretraining_coef * share)
+            shares.append(share.detach())
+        return torch.stack(shares).sum()
+
+    def _exchange(self, last: bool) -> AbstractContextManager[Any]:
+        """Return a context for a pass; processes exchange gradients in the last of an update."""
+        return nullcontext() if last else self.accelerator.no_sync(self.policy)
+
+    def _backward(self, loss: Tensor) -> None:
+        """Add the gradient of a pass."""
+        with self.clock.part("backward"):
+            # Processes average their gradients, and each holds its share of one mean.
+            self.accelerator.backward(loss * self.accelerator.num_processes)
 
     def _apply(self, update: Update, *, stop: bool) -> None:
         """Apply the gradient that has been accumulated, if it is sound."""
@@ -486,8 +565,8 @@ class PPOTrainer:
             )
             update.grad_norm = float(norm)
             scaled = scaler is not None  # which skips overflown updates itself
-            if not np.isfinite(update.means["loss/total"]) or not (
-                scaled or np.isfinite(update.grad_norm)
+            if not math.isfinite(update.means["loss/total"]) or not (
+                scaled or math.isfinite(update.grad_norm)
             ):
                 raise FloatingPointError(
                     f"the loss is {update.means['loss/total']} and the gradient's norm is "
@@ -534,55 +613,65 @@ class PPOTrainer:
 
     def statistics(
         self,
+        rollout: Rollout,
         scores: Tensor,
         old: ResponseOutput,
         ref_logprobs: Tensor,
         non_score_rewards: Tensor,
-        returns: Tensor,
-        mask: Tensor,
-        updates: list[Update],
+        returns: Tensor | None,
+        updates: Sequence[Update],
     ) -> Stats:
-        """Return the 30 stats of the 2020 trainer, less those of time, and some more."""
-        scores = self._gathered(_totals(scores))
-        logprobs, values = self._gathered(old.logprobs), self._gathered(old.values)
-        ref_logprobs, non_score_rewards = (
-            self._gathered(x) for x in (ref_logprobs, non_score_rewards)
+        """Return the stats of the step, less those of time: see `step_statistics`."""
+        return step_statistics(
+            scores=scores,
+            ended=rollout.ended,
+            old=old,
+            ref_logprobs=ref_logprobs if self.reference else None,
+            non_score_rewards=non_score_rewards,
+            returns=returns,
+            mask=rollout.response_mask,
+            updates=updates,
+            kl_coef=self.kl_ctl.value,
+            gathered=self._gathered,
         )
-        returns, mask = self._gathered(returns), self._gathered(mask)
-        if self.reference is None:  # not measured, which is not the same as 0
-            ref_logprobs = torch.full_like(logprobs, float("nan"))
-        kl = logprobs - ref_logprobs  # [B, R], 0 outside the mask
-        stats = {
-            "objective/kl": kl.sum(1).mean(),
-            "objective/kl_dist": kl,
-            "objective/logprobs": logprobs,
-            "objective/ref_logprobs": ref_logprobs,
-            "objective/kl_coef": self.kl_ctl.value,
-            "objective/entropy": -logprobs.sum(1).mean(),
-            "objective/scores": scores.mean(),
-            "ppo/mean_non_score_reward": non_score_rewards.sum(1).mean(),
-            "ppo/returns/mean": masked_mean(returns, mask),
-            "ppo/returns/var": masked_var(returns, mask),
-            "ppo/val/mean": masked_mean(values, mask),
-            "ppo/val/var": masked_var(values, mask),
-            "ppo/updates": sum(update.applied for update in updates),
-            "ppo/skipped_updates": sum(not update.applied for update in updates),
-            "ppo/grad_norm": float(np.mean([update.grad_norm for update in updates])),
-            "ppo/first_log_ratio": updates[0].means["policy/abs_log_ratio"],
-            "ppo/policy/ratio": torch.cat([update.ratio for update in updates]),
-            "ppo/policy/advantages": torch.cat([update.advantages for update in updates]),
-            "ppo/policy/advantages_mean": float(
-                np.mean([float(update.advantages.mean()) for update in updates])
-            ),
+
+    # -- the state of a run ----------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs, beside the policy's weights, to go on exactly as it would have.
+
+        Plain values and tensors on the CPU, copied: `torch.load(..., weights_only=True)` reads
+        what `torch.save` makes of them. To resume: build the trainer on the model that the run
+        began with, so that the reference is the same; load the policy's weights into that model;
+        then call `load_state_dict`. A learning-rate schedule has a state of its own.
+        """
+        scaler = self.accelerator.scaler
+        return {
+            "steps_done": self.steps_done,
+            "kl_controller": self.kl_ctl.state_dict(),
+            "score_moments": self.score_moments.state_dict(),
+            "shuffle": self.shuffle.get_state(),
+            "optimizer": optimizer_state(self.optimizer),
+            "scaler": None if scaler is None else scaler.state_dict(),
         }
-        for name in updates[0].means:
-            if name not in ("policy/abs_log_ratio", "policy/mean_ratio"):
-                stats[f"ppo/{name}"] = float(np.mean([update.means[name] for update in updates]))
-        variance = float(stats["ppo/returns/var"])
-        stats["ppo/val/var_explained"] = (
-            1 - stats["ppo/val/error"] / variance if variance > 0 else 0.0
-        )
-        return {name: _to_numpy(value) for name, value in stats.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned.
+
+        Raises:
+            ValueError: if it is not the state of such a trainer; nothing has changed then.
+        """
+        scaler = self.accelerator.scaler
+        check_state(state, self.optimizer, scaled=scaler is not None)
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.steps_done = state["steps_done"]
+        self.kl_ctl.load_state_dict(state["kl_controller"])
+        self.score_moments.load_state_dict(state["score_moments"])
+        self.shuffle.set_state(state["shuffle"].cpu())
+        if scaler is not None:
+            scaler.load_state_dict(state["scaler"])
+
+    # -- processes and input ---------------------------------------------------------------------
 
     def _gathered(self, tensor: Tensor) -> Tensor:
         """Return the rows of all processes; their widths may differ."""
@@ -592,16 +681,14 @@ class PPOTrainer:
             tensor = self.accelerator.pad_across_processes(tensor, dim=1)
         return self.accelerator.gather(tensor)
 
-    # -- input -----------------------------------------------------------------------------------
-
     def _checked(
         self,
         query: TokenLists | Rollout,
         response: Any,
         scores: Any,
         response_masks: Any,
-    ) -> tuple[Rollout, Tensor]:
-        """Return a rollout and its scores on the trainer's device, or raise, on every process."""
+    ) -> tuple[Rollout, Tensor, list[Rollout]]:
+        """Return what `_checked_here` does, or raise, on every process."""
         checked, problem = None, None
         try:
             checked = self._checked_here(query, response, scores, response_masks)
@@ -622,86 +709,71 @@ class PPOTrainer:
 
     def _checked_here(
         self, query: Any, response: Any, scores: Any, response_masks: Any
-    ) -> tuple[Rollout, Tensor]:
-        """Return a rollout and its scores on the trainer's device, or raise."""
-        if isinstance(query, Rollout):
-            if response is not None and scores is not None:
-                raise TypeError("`step(rollout, scores)` takes two arguments, got a third.")
-            if response_masks is not None:
-                raise TypeError("`response_masks` must be None beside a Rollout, which has a mask.")
-            rollout, scores = query, response if scores is None else scores
-            rollout.check()
-        elif query is None or response is None:
-            raise TypeError(
-                "`query` and `response` must be tensors, or lists of tensors, of token ids: "
-                "step(query, response, scores) or step(rollout, scores)."
-            )
-        else:
-            rollout = Rollout.from_lists(query, response, response_masks=response_masks)
-        if scores is None:
-            raise TypeError("`scores` must be given: one number for each response.")
-        scores = score_tensor(scores, rollout)
-        if scores.ndim == 2 and self.config.center_scores:
-            raise ValueError(
-                "`center_scores` must be False with scores for single tokens: every token would "
-                "get the same constant. Set it to False, or give one score for each response."
-            )
+    ) -> tuple[Rollout, Tensor, list[Rollout]]:
+        """Return rollout, scores and pretraining texts on the trainer's device, or raise."""
+        rollout, scores = rollout_and_scores(
+            query, response, scores, response_masks, config=self.config, algorithm=self.algorithm
+        )
         device = self.accelerator.device
+        texts = self._pretraining_texts(len(rollout))
         for name, model in (("model", self.model), ("ref_model", self.ref_model)):
             if model is not None:
                 check_fits(model, rollout)
                 check_device(model, name, device)
         self.kl_ctl.check_steps(len(rollout) * self.accelerator.num_processes)
-        return rollout.to(device), scores.to(device)
+        return rollout.to(device), scores.to(device), [text.to(device) for text in texts]
+
+    def _pretraining_texts(self, rows: int) -> list[Rollout]:
+        """Draw the pretraining texts of each update of a step on so many rows; none: no list."""
+        config = self.config
+        if not config.pretraining_coef or self.steps_done < config.value_warmup_steps:
+            return []
+        if self.pretraining is None:
+            raise ValueError(
+                f"`pretraining` must be given with pretraining_coef={config.pretraining_coef}, got "
+                "None: pass PPOTrainer(..., pretraining=...) a function from a number of rows to "
+                "so many 1-D tensors of token ids."
+            )
+        sizes = [len(part) for part in torch.arange(rows).split(self._local_update_size)]
+        if config.pretraining_rows is not None:
+            own = config.pretraining_rows // self.accelerator.num_processes
+            sizes = [own] * len(sizes)
+        texts = [pretraining_rollout(self.pretraining, size) for size in sizes * config.ppo_epochs]
+        for text in texts:
+            check_fits(self.model, text)
+        return texts
 
 
-class Clock:
-    """Seconds of each phase of a step, and of the parts of a phase that come again and again.
-
-    On a GPU a part ends when its work is handed over, not when it is done, unless a profile waits.
-
-    Attributes:
-        around: Called with the name of a part; returns a context for it to run in. A profile sets
-            its own; by default there is nothing around a part but the look at the clock.
-    """
-
-    def __init__(self) -> None:
-        self.around: Callable[[str], AbstractContextManager[Any]] = nullcontext
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a step."""
-        self.start = self.last = time.perf_counter()
-        self.seconds: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        """End the phase `name`."""
-        now = time.perf_counter()
-        self.seconds[name] = now - self.last
-        self.last = now
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Add the seconds spent inside to the part `name` of the phase that runs."""
-        with self.around(name):
-            started = time.perf_counter()
-            yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-
-    def stats(self) -> Stats:
-        """Return the phases, their parts and the total as `time/ppo/…`, in seconds."""
-        phases = self.seconds | {"total": self.last - self.start}
-        return {f"time/ppo/{name}": seconds for name, seconds in phases.items()}
-
-
-def exact_division(update_size: int, processes: int) -> int:
-    """Return the rollouts of one update on each process, or raise if they cannot share evenly."""
-    if update_size % processes:
+def exact_division(name: str, rows: int, processes: int) -> int:
+    """Return the rows of each process, or raise if they cannot share them evenly."""
+    if rows % processes:
         raise ValueError(
-            f"`minibatch_size` must be a multiple of the number of processes, got {update_size} "
-            f"for {processes}."
+            f"`{name}` must be a multiple of the number of processes, got {rows} for {processes}."
         )
-    return update_size // processes
+    return rows // processes
+
+
+@contextmanager
+def _without_gradient(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside, the weights require no gradient."""
+    trained = [weight for weight in weights if weight.requires_grad]
+    try:
+        for weight in trained:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
+
+
+@contextmanager
+def _temperature_1(model: ResponseModel) -> Iterator[None]:
+    """Inside, the model does not divide its logits."""
+    own, model.temperature = model.temperature, 1.0
+    try:
+        yield
+    finally:
+        model.temperature = own
 
 
 def _resolve_config(config: PPOConfig | None, ppo_params: dict[str, Any]) -> PPOConfig:
@@ -726,85 +798,3 @@ def _resolve_config(config: PPOConfig | None, ppo_params: dict[str, Any]) -> PPO
             f"PPOTrainer leaves out what is not a field of PPOConfig: {named}", stacklevel=3
         )
     return PPOConfig.from_kwargs(**{k: v for k, v in ppo_params.items() if k not in unknown})
-
-
-def _totals(scores: Tensor) -> Tensor:
-    """Return the score of each response [B], given that or the scores of its tokens [B, R]."""
-    return scores if scores.ndim == 1 else scores.sum(1)
-
-
-def _check_pair(model: nn.Module, ref_model: Any) -> None:
-    """Raise unless the two models can be policy and reference."""
-    if not hasattr(model, "v_head"):
-        raise TypeError(
-            f"`model` must have a value head (`v_head`), got {type(model).__name__}: wrap it in "
-            "CausalLMWithValueHead(model), or load it with "
-            "CausalLMWithValueHead.from_pretrained(...)."
-        )
-    if not isinstance(ref_model, nn.Module):
-        return
-    if model is ref_model:
-        raise ValueError(
-            "`ref_model` must be another object than `model`, else both are trained and the KL "
-            "is always 0: load the model twice, or leave `ref_model` out for a frozen copy."
-        )
-    check_apart(model, ref_model)
-    sizes = [vocabulary_size(each) for each in (model, ref_model)]
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"`model` and `ref_model` must have the same vocabulary, got {sizes[0]} and "
-            f"{sizes[1]} tokens."
-        )
-
-
-def _check_accelerator(accelerator: Accelerator, config: PPOConfig) -> None:
-    """Raise if the accelerator would do something else than the config says."""
-    if accelerator.gradient_accumulation_steps != 1:
-        raise ValueError(
-            "`accelerator` must have gradient_accumulation_steps 1, got "
-            f"{accelerator.gradient_accumulation_steps}: the trainer accumulates by itself, set "
-            "`forward_batch_size` or `token_budget`."
-        )
-    wanted = MIXED_PRECISION.get(config.precision, accelerator.mixed_precision)
-    if wanted != accelerator.mixed_precision:
-        raise ValueError(
-            f"`precision` must agree with the accelerator's, got {config.precision!r} and "
-            f"{accelerator.mixed_precision!r}: leave `precision` at 'auto'."
-        )
-
-
-def _check_finite(name: str, logprobs: Tensor) -> None:
-    """Raise if a model gives log-probs that are not numbers, before anything is changed by them."""
-    if not logprobs.isfinite().all():
-        row = int((~logprobs.isfinite()).any(1).nonzero()[0])
-        raise FloatingPointError(
-            f"`{name}` must give finite log-probs, got {logprobs[row].min().item()} in row {row}: "
-            "its weights hold NaN, or it forbids a token of the response. Nothing was changed."
-        )
-
-
-def _trainable(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list[nn.Parameter]:
-    """Return the weights that are trained: those that require a gradient and are optimised."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    if optimizer is not None:
-        owned = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-        weights = [weight for weight in weights if id(weight) in owned]
-    if not weights:
-        raise ValueError(
-            "`model` must have weights to train, but none has requires_grad=True"
-            + (" and is in `optimizer`." if optimizer is not None else ".")
-        )
-    return weights
-
-
-def _adam(weights: list[nn.Parameter], config: PPOConfig) -> torch.optim.Optimizer:
-    """Return Adam over `weights`, with one kernel for all of them where there is one."""
-    fused = all(weight.device.type in ("cpu", "cuda", "mps") for weight in weights)
-    return torch.optim.Adam(weights, lr=config.learning_rate, eps=config.adam_eps, fused=fused)
-
-
-def _to_numpy(value: Any) -> float | np.ndarray:
-    """Return a tensor as a float or numpy array, detached from everything."""
-    if not isinstance(value, Tensor):
-        return float(value)
-    return value.item() if value.ndim == 0 else value.float().cpu().numpy()

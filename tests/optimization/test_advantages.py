@@ -13,7 +13,6 @@ from trl.optimization.advantages import (
     gae,
     group_normalize,
     leave_one_out,
-    length_adaptive_lambda,
 )
 
 fractions = st.sampled_from([0.0, 0.5, 0.9, 1.0])
@@ -199,12 +198,3 @@ def test_groups_are_checked(function: object) -> None:
         function(torch.zeros(3), torch.tensor([7, 3, 7]))  # type: ignore[operator]
     with pytest.raises(ValueError, match=r"`scores` and `group_ids` must be \[B\]"):
         function(torch.zeros(3, 1), torch.tensor([[7], [3], [7]]))  # type: ignore[operator]
-
-
-def test_length_adaptive_lambda() -> None:
-    # 1 − 1/(0.05·length): 1 − 1/5, 1 − 1/2, 1 − 1/1, and not below 0
-    lengths = torch.tensor([100, 40, 20, 5])
-    close(length_adaptive_lambda(lengths), [0.8, 0.5, 0.0, 0.0])
-    close(length_adaptive_lambda(lengths, alpha=0.1)[:2], [0.9, 0.75])
-    with pytest.raises(ValueError, match="`alpha` must be > 0, got 0"):
-        length_adaptive_lambda(lengths, alpha=0)

@@ -157,6 +157,39 @@ def test_sequence_ratio_agrees_with_a_plain_loop(table: tuple[Tensor, Tensor, Te
     close(losses.sequence_ratio(logprobs, old_logprobs, mask), expected)
 
 
+def test_gspo_clips_responses_and_spreads_their_gradient() -> None:
+    # log ratios .2 .4: s = e^.3 = 1.34986 is clipped to 1.2, and has no gradient; log ratios
+    # .1 −.3: s = e^−.1 = .904837 is not, −Â·s = .904837, and so is its gradient
+    logprobs = torch.tensor([[0.2, 0.4, 9.0], [0.1, -0.3, 9.0]], requires_grad=True)
+    mask = torch.tensor([[T, T, F]] * 2)
+    advantages = torch.tensor([[1.0, 1.0, 0.0], [-1.0, -1.0, 0.0]])
+    loss, ratio, clipped = losses.gspo_loss(
+        logprobs, torch.zeros(2, 3), advantages, mask, cliprange=0.2
+    )
+    close(loss[mask].detach(), [-1.2, -1.2, 0.904837, 0.904837])
+    close(ratio[mask].detach(), [1.349859, 1.349859, 0.904837, 0.904837])
+    assert clipped[mask].tolist() == [T, T, F, F]
+    losses.sequence_mean(loss, mask).backward()
+    assert logprobs.grad is not None
+    # mean over 2 tokens, and over 2 responses
+    close(logprobs.grad, [[0.0, 0.0, 0.0], [0.2262093, 0.2262093, 0.0]])
+
+
+def test_gspo_of_tokens_is_gspo_if_a_response_has_one_advantage() -> None:
+    logprobs = torch.tensor([[0.3, -0.1, 0.0], [0.2, 0.05, 0.1]], requires_grad=True)
+    old, mask = torch.zeros(2, 3), torch.tensor([[T, T, F], [T, T, T]])
+    advantages = torch.tensor([0.7, -1.3])
+    found = losses.gspo_loss(logprobs, old, advantages[:, None].expand(2, 3), mask, cliprange=0.05)[
+        0
+    ]
+    (mine,) = torch.autograd.grad(losses.sequence_mean(found, mask), logprobs)
+    ratio = losses.sequence_ratio(logprobs, old, mask)
+    whole = losses.clipped_surrogate(ratio, advantages, cliprange=0.05)[0]
+    (theirs,) = torch.autograd.grad(whole.mean(), logprobs)
+    close(mine, theirs)
+    close(losses.sequence_mean(found, mask).detach(), whole.mean().detach())
+
+
 def test_cispo_keeps_the_gradient_of_clipped_tokens() -> None:
     # old = log π − log ρ, so that log π = −2 everywhere
     logprobs = torch.full((1, 3), -2.0, requires_grad=True)
@@ -179,37 +212,6 @@ def test_cispo_without_a_lower_bound() -> None:
     )
     close(loss, [0.01])
     assert not clipped.any()
-
-
-def weights_of(weights: list[float]) -> tuple[Tensor, Tensor]:
-    """Log-probs of the trainer and the sampler whose weights are the given ones."""
-    old_logprobs = torch.tensor([[-3.0] * len(weights)], requires_grad=True)
-    return old_logprobs, -3.0 - torch.tensor([weights]).log()
-
-
-def test_truncated_importance_weight() -> None:
-    weight = losses.truncated_importance_weight(*weights_of([0.25, 1.5, 3.0]))
-    close(weight, [[0.25, 1.5, 2.0]])
-    assert not weight.requires_grad
-    close(losses.truncated_importance_weight(*weights_of([0.25, 1.5, 3.0]), cap=1.2)[0, 1], 1.2)
-    with pytest.raises(ValueError, match="`cap` must be > 0, got 0"):
-        losses.truncated_importance_weight(*weights_of([1.0]), cap=0)
-
-
-def test_banded_importance_weight() -> None:
-    weight = losses.banded_importance_weight(*weights_of([0.4, 0.6, 4.9, 5.1]))
-    close(weight, [[0.0, 0.6, 4.9, 0.0]])
-    assert not weight.requires_grad
-    close(losses.banded_importance_weight(*weights_of([0.4]), low=0.3), [[0.4]])
-    with pytest.raises(ValueError, match="`low` and `high` must enclose 1, got 2 and 5"):
-        losses.banded_importance_weight(*weights_of([1.0]), low=2)
-
-
-def test_ratio_gap() -> None:
-    logprobs = torch.tensor([[0.0, math.log(1.01), 7.0], [math.log(0.97), 0.0, 0.0]])
-    mask = torch.tensor([[T, T, F], [T, T, T]])
-    close(losses.ratio_gap(logprobs, torch.zeros(2, 3), mask), 0.03)
-    close(losses.ratio_gap(logprobs, logprobs.clone(), mask), 0.0)
 
 
 # --- value --------------------------------------------------------------------------------------

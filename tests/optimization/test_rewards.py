@@ -14,7 +14,6 @@ from trl.optimization.rewards import (
     match_moments,
     missing_eos_penalty,
     normalize_scores,
-    overlong_penalty,
     token_rewards,
 )
 
@@ -99,35 +98,6 @@ def test_missing_eos_penalty() -> None:
     close(missing_eos_penalty(scores, ended, 1.5, replace=False), [3.0, 0.5])
     with pytest.raises(ValueError, match=r"`penalty` must be >= 0 .* got -1.0"):
         missing_eos_penalty(scores, ended, -1.0, replace=True)
-
-
-def test_overlong_penalty() -> None:
-    # the last 4 of 10 tokens: 6 → 0, 7 → ¼, 8 → ½, 10 → 1, and no more than that
-    lengths = torch.tensor([1, 6, 7, 8, 10, 12])
-    penalty = overlong_penalty(lengths, max_length=10, buffer=4)
-    close(penalty, [0.0, 0.0, -0.25, -0.5, -1.0, -1.0])
-    close(overlong_penalty(lengths, max_length=10, buffer=4, factor=3)[3], -1.5)
-    with pytest.raises(ValueError, match=r"`buffer` must be in 1 … `max_length` \(10\), got 11"):
-        overlong_penalty(lengths, max_length=10, buffer=11)
-    with pytest.raises(ValueError, match=r"`buffer` must be in 1 … `max_length` \(10\), got 0"):
-        overlong_penalty(lengths, max_length=10, buffer=0)
-
-
-@properties
-@given(st.integers(0, 40), st.integers(1, 20), st.integers(0, 20), st.floats(0.1, 4))
-def test_overlong_penalty_agrees_with_a_plain_rule(
-    length: int, buffer: int, free: int, factor: float
-) -> None:
-    if length <= free:
-        expected = 0.0
-    elif length <= free + buffer:
-        expected = -factor * (length - free) / buffer
-    else:
-        expected = -factor
-    penalty = overlong_penalty(
-        torch.tensor([length]), max_length=free + buffer, buffer=buffer, factor=factor
-    )
-    close(penalty, [expected])
 
 
 # --- moments ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from trl.anatomy import (
     is_encoder_decoder,
     keep_hidden_states,
+    language_model,
     text_config,
     vocabulary_size,
     without_dropout,
@@ -49,6 +50,54 @@ def check_policy(model: nn.Module, name: str) -> None:
                 "updates vanish at lower precision. Load it with dtype=torch.float32 and set "
                 "precision='bf16' for fast matrix products."
             )
+
+
+def check_models(model: nn.Module, ref_model: Any) -> None:
+    """Raise unless the two can be policy and reference.
+
+    Args:
+        model: The policy.
+        ref_model: A model, or what else a reference may be made of.
+
+    Raises:
+        TypeError, ValueError: if one is no language model, or they do not go together.
+    """
+    check_policy(model, "model")
+    both = [model]
+    if isinstance(ref_model, nn.Module):
+        check_policy(ref_model, "ref_model")
+        both.append(ref_model)
+    if not hasattr(model, "v_head"):
+        raise TypeError(
+            f"`model` must have a value head (`v_head`), got {type(model).__name__}: wrap it in "
+            "CausalLMWithValueHead(model), or load it with "
+            "CausalLMWithValueHead.from_pretrained(...)."
+        )
+    if model is ref_model:
+        raise ValueError(
+            "`ref_model` must be another object than `model`, else both are trained and the KL "
+            "is always 0: load the model twice, or leave `ref_model` out for a frozen copy."
+        )
+    if isinstance(ref_model, nn.Module):
+        check_apart(model, ref_model)
+    sizes = [vocabulary_size(each) for each in both]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"`model` and `ref_model` must have the same vocabulary, got {sizes[0]} and "
+            f"{sizes[1]} tokens."
+        )
+    for each in both:
+        check_left_padding(language_model(each))
+
+
+def check_finite(name: str, logprobs: Tensor) -> None:
+    """Raise if a model gives log-probs that are not numbers, before anything is changed by them."""
+    if not logprobs.isfinite().all():
+        row = int((~logprobs.isfinite()).any(1).nonzero()[0])
+        raise FloatingPointError(
+            f"`{name}` must give finite log-probs, got {logprobs[row].min().item()} in row {row}: "
+            "its weights hold NaN, or it forbids a token of the response. Nothing was changed."
+        )
 
 
 def check_device(model: nn.Module, name: str, device: torch.device) -> None:

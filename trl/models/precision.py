@@ -22,6 +22,22 @@ def fast_bf16(device: torch.device) -> bool:
     return False
 
 
+def check_accelerator(accelerator: Accelerator, precision: str) -> None:
+    """Raise a ValueError if the accelerator would do something else than a trainer asks for."""
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(
+            "`accelerator` must have gradient_accumulation_steps 1, got "
+            f"{accelerator.gradient_accumulation_steps}: the trainer accumulates by itself, set "
+            "`forward_batch_size` or `token_budget`."
+        )
+    wanted = MIXED_PRECISION.get(precision, accelerator.mixed_precision)
+    if wanted != accelerator.mixed_precision:
+        raise ValueError(
+            f"`precision` must agree with the accelerator's, got {precision!r} and "
+            f"{accelerator.mixed_precision!r}: leave `precision` at 'auto'."
+        )
+
+
 def make_accelerator(precision: str) -> Accelerator:
     """Return an accelerator whose autocast runs at `precision` ("auto", "fp32", "bf16", "fp16").
 

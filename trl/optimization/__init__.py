@@ -1,8 +1,13 @@
 """From scores to gradients: rewards, advantages, losses, KL control and the optimiser.
 
+inputs.py      what a step is given, checked
 kl.py          how strongly to hold the policy to its reference
 rewards.py     scores [B] and KL penalties to rewards [B, R]
 advantages.py  rewards to advantages and returns
 losses.py      per-token losses, and how to average them
-adam.py        Adam as TensorFlow computes it
+algorithms.py  which of these make PPO, RLOO, GRPO, …
+objective.py   the loss of an update, put together
+adam.py        what is trained, and Adam as torch or TensorFlow computes it
+update.py, statistics.py, clock.py    what is known of an update, of a step, of its time
+state.py       what a resumed run needs
 """

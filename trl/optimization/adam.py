@@ -1,4 +1,4 @@
-"""Adam as TensorFlow computes it, and the learning-rate decay that goes with it."""
+"""The optimiser: what it trains, Adam as torch or TensorFlow computes it, and its decay."""
 
 from __future__ import annotations
 
@@ -6,7 +6,37 @@ from collections.abc import Callable, Iterable
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from trl.config import PPOConfig
+
+
+def trainable_weights(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> list[nn.Parameter]:
+    """Return the weights that are trained: those that require a gradient and are optimised.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    if optimizer is not None:
+        owned = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        weights = [weight for weight in weights if id(weight) in owned]
+    if not weights:
+        raise ValueError(
+            "`model` must have weights to train, but none has requires_grad=True"
+            + (" and is in `optimizer`." if optimizer is not None else ".")
+        )
+    return weights
+
+
+def make_adam(weights: list[nn.Parameter], config: PPOConfig) -> torch.optim.Optimizer:
+    """Return Adam over `weights`, with one kernel for all of them where there is one."""
+    if config.tf_adam:
+        return TensorFlowAdam(weights, lr=config.learning_rate, eps=config.adam_eps)
+    fused = all(weight.device.type in ("cpu", "cuda", "mps") for weight in weights)
+    return torch.optim.Adam(weights, lr=config.learning_rate, eps=config.adam_eps, fused=fused)
 
 
 class TensorFlowAdam(torch.optim.Optimizer):

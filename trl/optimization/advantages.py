@@ -31,7 +31,7 @@ def gae(
         values: [B, R] values predicted when the response was sampled.
         mask: [B, R] True on response tokens.
         gamma: γ, 0 … 1.
-        gae_lambda: λ, 0 … 1; one number, or one per row [B] (see `length_adaptive_lambda`).
+        gae_lambda: λ, 0 … 1; one number, or one per row [B].
     Returns:
         advantages [B, R] (not whitened) and returns [B, R], both 0 outside the mask and without
         gradient.
@@ -120,22 +120,6 @@ def group_normalize(
         return centered
     std = (_group_sum(centered.square(), group) / (size - 1)).sqrt()
     return centered / (std[group] + eps)
-
-
-def length_adaptive_lambda(lengths: Tensor, alpha: float = 0.05) -> Tensor:
-    """A λ that reaches further back in longer responses (VAPO, arXiv:2504.05118).
-
-        λ = 1 − 1/(α·length)
-
-    Args:
-        lengths: [B] response tokens.
-        alpha: α; responses of 1/α tokens or fewer get λ = 0.
-    Returns:
-        [B], for the policy's `gae`; the critic's has λ = 1.
-    """
-    if not alpha > 0:
-        raise ValueError(f"`alpha` must be > 0, got {alpha}.")
-    return (1 - 1 / (alpha * at_least_fp32(lengths))).clamp(min=0)
 
 
 def _groups(scores: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:

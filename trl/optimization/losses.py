@@ -114,6 +114,42 @@ def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tens
     return masked_mean(log_ratio(logprobs, old_logprobs), mask, axis=1).exp()
 
 
+def gspo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    cliprange: float,
+    cliprange_high: float | None = None,
+    dual_clip: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """GSPO in its form for tokens, "GSPO-token" (Zheng et al., arXiv:2507.18071).
+
+        s_t = sg(s)·π/sg(π)        L = max(−Â·s_t, −Â·clip(s_t, 1 − ε_low, 1 + ε_high))
+
+    With one advantage for all tokens of a response and `sequence_mean`, value and gradient are
+    those of GSPO itself (equation 5). Its clip ranges are small: 3e-4 and 4e-4 in the paper.
+
+    Args:
+        logprobs: [B, R] of the policy now, with gradient.
+        old_logprobs: [B, R] of the policy that sampled the response.
+        advantages: [B, R], without gradient.
+        mask: [B, R] True on response tokens; at least one in every row.
+        cliprange: ε_low.
+        cliprange_high: ε_high; None for ε_low.
+        dual_clip: c; None for none.
+    Returns:
+        loss [B, R], ratio s_t [B, R] and clipped [B, R] bool.
+    """
+    whole = sequence_ratio(logprobs.detach(), old_logprobs, mask)[:, None]
+    ratio = whole * (logprobs - logprobs.detach()).exp()
+    loss, clipped = clipped_surrogate(
+        ratio, advantages, cliprange=cliprange, cliprange_high=cliprange_high, dual_clip=dual_clip
+    )
+    return loss, ratio, clipped
+
+
 def cispo_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
@@ -141,67 +177,6 @@ def cispo_loss(
     weight = ratio.detach().clamp(low, high)
     loss = -weight * at_least_fp32(advantages) * at_least_fp32(logprobs)
     return loss, ratio, weight != ratio.detach()
-
-
-def truncated_importance_weight(
-    old_logprobs: Tensor, sampler_logprobs: Tensor, cap: float = 2.0
-) -> Tensor:
-    """Weight that corrects for a sampler μ which is not quite the trainer's π_old; no gradient.
-
-        w = min(exp(log π_old − log μ), cap)
-
-    Truncated importance sampling (Ionides 2008) on the split of "decoupled PPO" (arXiv:2110.00641);
-    multiply the policy loss by it.
-
-    Args:
-        old_logprobs: [B, R] as the trainer computes them.
-        sampler_logprobs: [B, R] as the sampler recorded them.
-        cap: largest weight.
-    Returns:
-        [B, R]
-    """
-    if not cap > 0:
-        raise ValueError(f"`cap` must be > 0, got {cap}.")
-    return log_ratio(old_logprobs, sampler_logprobs).exp().clamp(max=cap).detach()
-
-
-def banded_importance_weight(
-    old_logprobs: Tensor, sampler_logprobs: Tensor, low: float = 0.5, high: float = 5.0
-) -> Tensor:
-    """Like `truncated_importance_weight`, but drop a token whose weight leaves the band (IcePop).
-
-        w = exp(log π_old − log μ) if low <= w <= high, else 0
-
-    Args:
-        old_logprobs: [B, R] as the trainer computes them.
-        sampler_logprobs: [B, R] as the sampler recorded them.
-        low: smallest weight to keep.
-        high: largest weight to keep.
-    Returns:
-        [B, R]
-    """
-    if not 0 <= low <= 1 <= high:
-        raise ValueError(f"`low` and `high` must enclose 1, got {low} and {high}.")
-    weight = log_ratio(old_logprobs, sampler_logprobs).exp().detach()
-    return torch.where((weight >= low) & (weight <= high), weight, 0.0)
-
-
-def ratio_gap(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """max |ρ − 1| over counted tokens: 0 up to rounding (1e-4 in fp32) before the first update.
-
-    More than that means that scoring differs from sampling: in temperature, padding, dropout or
-    precision.
-
-    Args:
-        logprobs: [B, R] of the policy now.
-        old_logprobs: [B, R] of the policy that sampled the response.
-        mask: [B, R] True on response tokens.
-    Returns:
-        [], without gradient.
-    """
-    check_mask(mask, logprobs=logprobs)
-    gap = torch.expm1(log_ratio(logprobs.detach(), old_logprobs)).abs()
-    return torch.where(mask, gap, 0.0).max()
 
 
 # --- value --------------------------------------------------------------------------------------

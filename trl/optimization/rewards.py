@@ -86,27 +86,6 @@ def missing_eos_penalty(scores: Tensor, ended: Tensor, penalty: float, *, replac
     return torch.where(ended, scores, punished)
 
 
-def overlong_penalty(
-    lengths: Tensor, *, max_length: int, buffer: int, factor: float = 1.0
-) -> Tensor:
-    """Soft punishment of long responses (DAPO, arXiv:2503.14476, equation 13), to add to scores.
-
-        −factor · clip((length − (max_length − buffer)) / buffer, 0, 1)
-
-    Args:
-        lengths: [B] response tokens.
-        max_length: where the penalty is full.
-        buffer: over how many tokens before `max_length` it grows.
-        factor: the full penalty.
-    Returns:
-        [B], 0 … −factor.
-    """
-    if not 0 < buffer <= max_length:
-        raise ValueError(f"`buffer` must be in 1 … `max_length` ({max_length}), got {buffer}.")
-    exceeding = at_least_fp32(lengths) - (max_length - buffer)
-    return -factor * (exceeding / buffer).clamp(0, 1)
-
-
 def match_moments(scores: Tensor, *, mean: float = 0.0, std: float = 1.0) -> tuple[float, float]:
     """Gain and bias that give scores a wanted mean and spread (Ziegler et al., section 2.1).
 

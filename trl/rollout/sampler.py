@@ -232,7 +232,9 @@ class Sampler:
     ) -> Rollout:
         """Bring together what was recorded, a row for each response."""
         query_of_row = torch.arange(len(record.lengths), device=queries.device) // self.group_size
-        more = {"group_ids": query_of_row} if self.group_size > 1 else {}
+        more: dict[str, Any] = {"temperature": self.distribution.temperature}
+        if self.group_size > 1:
+            more["group_ids"] = query_of_row
         rollout = record.rollout(queries[query_of_row], query_mask[query_of_row], **more)
         if self.tokenizer is None:
             return rollout

@@ -282,4 +282,4 @@ def sample(
         distribution=distribution,
         stop=stop,
     )
-    return record.rollout(queries, query_mask)
+    return record.rollout(queries, query_mask, temperature=temperature)

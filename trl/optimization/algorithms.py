@@ -1,0 +1,212 @@
+"""Algorithms as compositions of functions: how one differs from another is data.
+
+    ppo           GAE with a critic, whitened     clipped ratio    token mean       KL in the reward
+    rloo          leave-one-out in the group      clipped ratio    sequence sum     KL in the reward
+    grpo          (s − μ) / σ of the group        clipped ratio    sequence mean    KL in the loss
+    dr_grpo       s − μ of the group              clipped ratio    sequence sum     KL in the loss
+    reinforce++   return of the token, whitened   clipped ratio    token mean       KL in the reward
+
+The paper of each, its equation, and where we differ from it: docs/papers.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from trl.config import PPOConfig
+from trl.optimization.advantages import discounted_returns, gae, group_normalize, leave_one_out
+from trl.optimization.losses import (
+    cispo_loss,
+    clipped_policy_loss,
+    constant_norm,
+    gspo_loss,
+    sequence_mean,
+    sequence_sum,
+    token_mean,
+)
+
+
+class Advantages(NamedTuple):
+    """What an estimator makes of the rewards; both without gradient and 0 outside the mask."""
+
+    advantages: Tensor
+    """[B, R], not whitened."""
+    returns: Tensor | None
+    """[B, R] targets of the values; None: there is no critic to train."""
+
+
+class Counts(NamedTuple):
+    """What a mean over a whole minibatch, of all processes, divides by."""
+
+    tokens: Tensor
+    """[] response tokens."""
+    responses: Tensor
+    """[] responses."""
+
+
+Estimator = Callable[[Tensor, Tensor, Tensor, Tensor | None, PPOConfig], Advantages]
+"""(rewards [B, R], values [B, R], mask [B, R], group_ids [B] or None, config) to advantages. The
+rewards are the scores, with the KL penalty where that belongs in the reward."""
+
+PolicyLoss = Callable[..., tuple[Tensor, Tensor, Tensor]]
+"""(log-probs, old log-probs, advantages, mask; cliprange, cliprange_high, dual_clip) to loss, ratio
+and clipped, all [B, R]."""
+
+Aggregate = Callable[[Tensor, Tensor, Counts], Tensor]
+"""(x [B, R], mask [B, R], counts) to this pass's share [] of the average over the minibatch."""
+
+
+# --- estimators ---------------------------------------------------------------------------------
+
+
+def estimate_gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, group_ids: Tensor | None, config: PPOConfig
+) -> Advantages:
+    """Generalized advantage estimation with the values of the critic: see `gae`."""
+    return Advantages(*gae(rewards, values, mask, gamma=config.gamma, gae_lambda=config.gae_lambda))
+
+
+def estimate_returns(
+    rewards: Tensor, values: Tensor, mask: Tensor, group_ids: Tensor | None, config: PPOConfig
+) -> Advantages:
+    """The discounted sum of the rewards from a token on: see `discounted_returns`."""
+    return Advantages(discounted_returns(rewards, mask, gamma=config.gamma), None)
+
+
+def estimate_leave_one_out(
+    rewards: Tensor, values: Tensor, mask: Tensor, group_ids: Tensor | None, config: PPOConfig
+) -> Advantages:
+    """A response's reward less the mean of the others in its group: see `leave_one_out`."""
+    return _of_responses(leave_one_out, rewards, mask, group_ids)
+
+
+def estimate_group_normalized(
+    rewards: Tensor, values: Tensor, mask: Tensor, group_ids: Tensor | None, config: PPOConfig
+) -> Advantages:
+    """A response's reward in standard deviations of its group: see `group_normalize`."""
+    return _of_responses(group_normalize, rewards, mask, group_ids)
+
+
+def estimate_group_centred(
+    rewards: Tensor, values: Tensor, mask: Tensor, group_ids: Tensor | None, config: PPOConfig
+) -> Advantages:
+    """A response's reward less the mean of its group: see `group_normalize`."""
+    return _of_responses(partial(group_normalize, scale=False), rewards, mask, group_ids)
+
+
+def _of_responses(
+    compare: Callable[[Tensor, Tensor], Tensor],
+    rewards: Tensor,
+    mask: Tensor,
+    group_ids: Tensor | None,
+) -> Advantages:
+    """Give every token of a response what `compare` makes of the sums of the rewards [B]."""
+    if group_ids is None:
+        raise ValueError("`group_ids` must say which responses answer the same query, got None.")
+    totals = rewards.masked_fill(~mask, 0.0).sum(1)
+    return Advantages(compare(totals, group_ids)[:, None] * mask, None)
+
+
+# --- policy losses and averages, by their names in `PPOConfig` ------------------------------------
+
+
+def _clip(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, **ranges: Any) -> Any:
+    return clipped_policy_loss(logprobs, old, advantages, **ranges)
+
+
+def _cispo(
+    logprobs: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    cliprange: float,
+    cliprange_high: float | None,
+    dual_clip: None,
+) -> Any:
+    return cispo_loss(logprobs, old, advantages, cliprange=cliprange, cliprange_high=cliprange_high)
+
+
+def _token(x: Tensor, mask: Tensor, counts: Counts) -> Tensor:
+    return token_mean(x, mask, counts.tokens)
+
+
+def _sequence(x: Tensor, mask: Tensor, counts: Counts) -> Tensor:
+    return sequence_mean(x, mask, counts.responses)
+
+
+def _sequence_sum(x: Tensor, mask: Tensor, counts: Counts) -> Tensor:
+    return sequence_sum(x, mask, counts.responses)
+
+
+def _constant(x: Tensor, mask: Tensor, counts: Counts, *, length: int) -> Tensor:
+    return constant_norm(x, mask, counts.responses, length=length)
+
+
+POLICY_LOSSES: dict[str, PolicyLoss] = {"clip": _clip, "gspo": gspo_loss, "cispo": _cispo}
+"""What `PPOConfig.policy_loss` may name."""
+
+
+# --- algorithms ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A way to learn from scored responses.
+
+    To try another: `trainer.algorithm = dataclasses.replace(trainer.algorithm, estimate=mine)`.
+    """
+
+    estimate: Estimator
+    """From rewards to advantages."""
+    critic: bool = False
+    """Whether the estimate needs values; `Advantages.returns` are then what to train them by."""
+    groups: bool = False
+    """Whether the estimate needs several responses to each query."""
+    whiten: bool = False
+    """Whether advantages are whitened over the batch of all processes."""
+    policy_loss: PolicyLoss = _clip
+    """Per-token loss of the policy."""
+    aggregate: Aggregate = _token
+    """How the losses of tokens are averaged."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Where the penalty for the KL to the reference stands."""
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "ppo": Algorithm(estimate_gae, critic=True, whiten=True),
+    "rloo": Algorithm(estimate_leave_one_out, groups=True, aggregate=_sequence_sum),
+    "grpo": Algorithm(estimate_group_normalized, groups=True, aggregate=_sequence, kl_in="loss"),
+    "dr_grpo": Algorithm(
+        estimate_group_centred, groups=True, aggregate=_sequence_sum, kl_in="loss"
+    ),
+    "reinforce++": Algorithm(estimate_returns, whiten=True),
+}
+"""What `PPOConfig.algorithm` may name."""
+
+
+def compose(config: PPOConfig) -> Algorithm:
+    """Return the algorithm that the settings name, with what they change about it."""
+    changes: dict[str, Any] = {}
+    if config.kl_in is not None:
+        changes["kl_in"] = config.kl_in
+    if config.policy_loss is not None:
+        changes["policy_loss"] = POLICY_LOSSES[config.policy_loss]
+    if config.aggregate is not None:
+        changes["aggregate"] = {
+            "token": _token,
+            "sequence": _sequence,
+            "sequence_sum": _sequence_sum,
+            "constant": partial(_constant, length=config.aggregate_length or 1),
+        }[config.aggregate]
+    return replace(ALGORITHMS[config.algorithm], **changes)
+
+
+def kl_kind(config: PPOConfig, algorithm: Algorithm) -> Literal["k1", "k2", "k3"]:
+    """Return the estimator of the KL: the one set, else k1 in the reward and k3 in the loss."""
+    return config.kl_estimator or ("k1" if algorithm.kl_in == "reward" else "k3")

@@ -1,0 +1,113 @@
+"""The loss of an update, put together from what the algorithm and the settings say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from trl.config import PPOConfig
+from trl.core import kl_estimate
+from trl.optimization.algorithms import Algorithm, Counts, kl_kind
+from trl.optimization.losses import clipped_value_loss, token_mean
+from trl.optimization.update import PassStats
+
+if TYPE_CHECKING:
+    from trl.models.response import ResponseOutput
+
+
+class Targets(NamedTuple):
+    """What the updates of a step work with, all [B, R] and without gradient."""
+
+    logprobs: Tensor
+    """Of the weights before the first update."""
+    values: Tensor
+    """Likewise."""
+    advantages: Tensor
+    returns: Tensor | None = None
+    """What the values are to be; None: they are not trained."""
+    ref_logprobs: Tensor | None = None
+    """Of the reference; None: its KL is no part of the loss."""
+
+    def select(self, rows: Tensor, width: int) -> Targets:
+        """Return the given rows, and of them the first `width` columns."""
+        kept: dict[str, Any] = {}
+        for name, column in self._asdict().items():
+            kept[name] = None if column is None else column[rows, :width]
+        return Targets(**kept)
+
+
+def objective(
+    new: ResponseOutput,
+    targets: Targets,
+    mask: Tensor,
+    counts: Counts,
+    *,
+    algorithm: Algorithm,
+    config: PPOConfig,
+    kl_coef: float,
+    only_values: bool = False,
+) -> tuple[Tensor, PassStats]:
+    """This pass's share of the loss, and of the statistics, of its minibatch.
+
+        L = ⟨L_π⟩ + vf_coef · ⟨L_V⟩ + β · ⟨KL⟩ − entropy_coef · ⟨H⟩
+
+    ⟨·⟩ is the algorithm's average. L_V only with a critic, the KL only where it is not a part of
+    the reward. In the statistics, losses are averaged like that, all else is a mean over tokens.
+
+    Args:
+        new: Log-probs, values, entropies [B, R] under the weights now, with gradient.
+        targets: The same rows and columns.
+        mask: [B, R].
+        counts: Of the whole minibatch over all processes.
+        algorithm: What the loss is put together from.
+        config: Coefficients and clip ranges.
+        kl_coef: β.
+        only_values: Leave everything but the value loss out of the total.
+    """
+    policy_loss, ratio, clipped = algorithm.policy_loss(
+        new.logprobs,
+        targets.logprobs,
+        targets.advantages,
+        mask,
+        cliprange=config.cliprange,
+        cliprange_high=config.cliprange_high,
+        dual_clip=config.dual_clip,
+    )
+    log_ratio = new.logprobs - targets.logprobs
+    losses = {"loss/policy": policy_loss}
+    columns = {
+        "policy/entropy": new.entropy,
+        "policy/approxkl": 0.5 * log_ratio.square(),
+        "policy/policykl": log_ratio,
+        "policy/abs_log_ratio": log_ratio.abs(),
+        "policy/mean_ratio": ratio,
+        "policy/clipfrac": clipped.float(),
+    }
+    if targets.returns is not None:
+        losses["loss/value"], value_clipped = clipped_value_loss(
+            new.values, targets.values, targets.returns, cliprange_value=config.cliprange_value
+        )
+        columns |= {
+            "val/vpred": new.values,
+            "val/error": (new.values - targets.returns).square(),
+            "val/clipfrac": value_clipped.float(),
+        }
+    if targets.ref_logprobs is not None:
+        losses["loss/kl"] = kl_estimate(
+            new.logprobs, targets.ref_logprobs, kl_kind(config, algorithm)
+        )
+    means = {name: algorithm.aggregate(loss, mask, counts) for name, loss in losses.items()}
+    means |= {name: token_mean(column, mask, counts.tokens) for name, column in columns.items()}
+    total = means["loss/policy"]
+    if targets.returns is not None:
+        total = total + config.vf_coef * means["loss/value"]
+    if targets.ref_logprobs is not None:
+        total = total + kl_coef * means["loss/kl"]
+    if config.entropy_coef:
+        total = total - config.entropy_coef * algorithm.aggregate(new.entropy, mask, counts)
+    if only_values:
+        total = config.vf_coef * means["loss/value"]
+    means["loss/total"] = total
+    detached = {name: mean.detach() for name, mean in means.items()}
+    return total, PassStats(detached, ratio.detach()[mask], targets.advantages[mask])

@@ -1,0 +1,110 @@
+"""The statistics of a step, by the names of the 2020 trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trl.core import masked_mean, masked_var
+from trl.optimization.losses import explained_variance
+from trl.optimization.update import Update
+
+if TYPE_CHECKING:
+    from trl.models.response import ResponseOutput
+
+# Means of an update that have a place of their own, or none, in the statistics of a step.
+_NOT_AVERAGED = ("policy/abs_log_ratio", "policy/mean_ratio")
+
+
+def totals(scores: Tensor) -> Tensor:
+    """Return the score of each response [B], given that or the scores of its tokens [B, R]."""
+    return scores if scores.ndim == 1 else scores.sum(1)
+
+
+def step_statistics(
+    *,
+    scores: Tensor,
+    ended: Tensor | None,
+    old: ResponseOutput,
+    ref_logprobs: Tensor | None,
+    non_score_rewards: Tensor,
+    returns: Tensor | None,
+    mask: Tensor,
+    updates: Sequence[Update],
+    kl_coef: float,
+    gathered: Callable[[Tensor], Tensor],
+) -> dict[str, Any]:
+    """Return the 30 stats of the 2020 trainer, less those of time, and some more.
+
+    What was not there to be measured is left out, not 0: without a critic `ppo/returns/…` and
+    `ppo/val/…`, without the rollout's word on it `objective/ended`.
+
+    Args:
+        scores: [B] or [B, R] as they entered the rewards.
+        ended: [B] whether the responses ended by themselves; None: not known.
+        old: Log-probs and values before the first update.
+        ref_logprobs: [B, R]; None: there is no reference, what would be measured against it is NaN.
+        non_score_rewards: [B, R] the KL part of the rewards.
+        returns: [B, R] targets of the values; None: there is no critic.
+        mask: [B, R].
+        updates: At least one.
+        kl_coef: β of this step.
+        gathered: Returns the rows of all processes.
+    """
+    scores = gathered(totals(scores))
+    logprobs, values = gathered(old.logprobs), gathered(old.values)
+    non_score_rewards = gathered(non_score_rewards)
+    if ref_logprobs is None:  # not measured, which is not the same as 0
+        ref_logprobs = torch.full_like(logprobs, float("nan"))
+    else:
+        ref_logprobs = gathered(ref_logprobs)
+    kl = logprobs - ref_logprobs  # [B, R], 0 outside the mask
+    stats: dict[str, Any] = {
+        "objective/kl": kl.sum(1).mean(),
+        "objective/kl_dist": kl,
+        "objective/logprobs": logprobs,
+        "objective/ref_logprobs": ref_logprobs,
+        "objective/kl_coef": kl_coef,
+        "objective/entropy": -logprobs.sum(1).mean(),
+        "objective/scores": scores.mean(),
+        "ppo/mean_non_score_reward": non_score_rewards.sum(1).mean(),
+        "ppo/updates": sum(update.applied for update in updates),
+        "ppo/skipped_updates": sum(not update.applied for update in updates),
+        "ppo/grad_norm": float(np.mean([update.grad_norm for update in updates])),
+        "ppo/first_log_ratio": updates[0].means["policy/abs_log_ratio"],
+        "ppo/policy/ratio": torch.cat([update.ratio for update in updates]),
+        "ppo/policy/advantages": torch.cat([update.advantages for update in updates]),
+        "ppo/policy/advantages_mean": float(
+            np.mean([float(update.advantages.mean()) for update in updates])
+        ),
+    }
+    if ended is not None:
+        stats["objective/ended"] = gathered(ended.float()).mean()
+    for name in updates[0].means:
+        if name not in _NOT_AVERAGED:
+            stats[f"ppo/{name}"] = float(np.mean([update.means[name] for update in updates]))
+    if returns is not None:
+        returns, mask = gathered(returns), gathered(mask)
+        variance = masked_var(returns, mask)
+        error = stats["ppo/val/error"]
+        stats |= {
+            "ppo/returns/mean": masked_mean(returns, mask),
+            "ppo/returns/var": variance,
+            "ppo/val/mean": masked_mean(values, mask),
+            "ppo/val/var": masked_var(values, mask),
+            # That of 2020, by the mean error during the updates; then by the values at rollout.
+            "ppo/val/var_explained": 1 - error / float(variance) if variance > 0 else 0.0,
+            "ppo/val/explained_variance": explained_variance(values, returns, mask),
+        }
+    return {name: _to_numpy(value) for name, value in stats.items()}
+
+
+def _to_numpy(value: Any) -> float | np.ndarray[Any, Any]:
+    """Return a tensor as a float or numpy array, detached from everything."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    return value.item() if value.ndim == 0 else value.float().cpu().numpy()
