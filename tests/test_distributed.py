@@ -32,17 +32,66 @@ if rank == 0:
 """
 
 
-@pytest.mark.distributed
-def test_one_process_equals_two(tmp_path):
+# What else a trainer does, one after the other: no critic, groups, KL in the loss, sums over a
+# response, whitening, a value warm-up, pretraining.
+OTHER_WAYS = """
+import sys
+from dataclasses import replace
+import torch
+from tests.conftest import ragged, tiny_gpt2
+from trl.batch import Rollout
+from trl.ppo import PPOTrainer
+
+WAYS = {
+    "grpo": {"algorithm": "grpo"},
+    "rloo": {"algorithm": "rloo", "scale_scores": True, "missing_eos_penalty": 1.0},
+    "reinforce++": {"algorithm": "reinforce++"},
+    "warmup": {"value_warmup_steps": 1, "vf_coef": 1.0},
+    "pretraining": {"pretraining_coef": 0.5, "pretraining_rows": 4},
+}
+results = {}
+for name, settings in WAYS.items():
+    model = tiny_gpt2(0)
+    # What is at rest must not decay either.
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.01)
+    trainer = PPOTrainer(
+        model, tiny_gpt2(1), optimizer=optimizer, precision="fp32", batch_size=8,
+        minibatch_size=8, ppo_epochs=2, forward_batch_size=2, max_grad_norm=0.5, **settings,
+    )
+    rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
+    if "pretraining_coef" in settings:
+        texts = ragged([2, 6, 3, 5])
+        share = slice(rank * 4 // world, (rank + 1) * 4 // world)
+        trainer.pretraining = lambda rows: texts[share]
+    queries = [query for query in ragged([3, 1]) for _ in range(4)]
+    rollout = Rollout.from_lists(
+        queries[mine], ragged([2, 7, 1, 8, 2, 8, 1, 8], seed=1)[mine],
+        group_ids=[index // 4 for index in range(8)][mine],
+    )
+    rollout = replace(rollout, ended=(torch.arange(8) % 3 > 0)[mine])
+    scores = torch.tensor([-1.0, 2.0, 0.5, 0.0, 1.0, -2.0, 0.3, 1.1])[mine]
+    for _ in range(2):
+        stats = trainer.step(rollout, scores)
+    weights = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    kept = {k: v for k, v in stats.items() if isinstance(v, float) and not k.startswith("time")}
+    results[name] = (weights, kept)
+if rank == 0:
+    torch.save((world, results), sys.argv[1])
+"""
+
+
+def run(script, tmp_path):
+    """What the script writes in one process, and in two."""
     root = Path(__file__).parents[1]
-    script = tmp_path / "share.py"
-    script.write_text(textwrap.dedent(SCRIPT))
+    file = tmp_path / "share.py"
+    file.write_text(textwrap.dedent(script))
     results = []
     for processes in (1, 2):
         out = tmp_path / f"{processes}.pt"
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         result = subprocess.run(
-            [sys.executable, *(launcher if processes > 1 else []), str(script), str(out)],
+            [sys.executable, *(launcher if processes > 1 else []), str(file), str(out)],
             cwd=root,
             env={"PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
             capture_output=True,
@@ -51,8 +100,80 @@ def test_one_process_equals_two(tmp_path):
         )
         assert result.returncode == 0, result.stderr
         results.append(torch.load(out))
-    (one, weights, stats), (two, other_weights, other_stats) = results
+    return results
+
+
+@pytest.mark.distributed
+def test_one_process_equals_two(tmp_path):
+    (one, weights, stats), (two, other_weights, other_stats) = run(SCRIPT, tmp_path)
     assert (one, two) == (1, 2)
     torch.testing.assert_close(weights, other_weights, rtol=1e-5, atol=1e-6)
     for name in ("objective/kl", "ppo/loss/total", "ppo/returns/var", "objective/kl_coef"):
         assert stats[name] == pytest.approx(other_stats[name], rel=1e-4), name
+
+
+@pytest.mark.distributed
+def test_one_process_equals_two_in_other_ways(tmp_path):
+    (one, results), (two, others) = run(OTHER_WAYS, tmp_path)
+    assert (one, two) == (1, 2)
+    for way, (weights, stats) in results.items():
+        other_weights, other_stats = others[way]
+        torch.testing.assert_close(
+            weights, other_weights, rtol=1e-5, atol=1e-6, msg=lambda text, way=way: f"{way}: {text}"
+        )
+        assert stats.keys() == other_stats.keys()
+        for name in stats:
+            # the mean over updates of each process's own advantages is that process's
+            if name != "ppo/policy/advantages_mean":
+                expected = pytest.approx(stats[name], rel=1e-4, abs=1e-5)
+                assert other_stats[name] == expected, (way, name)
+
+
+RUN = """
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from tests.training.runs import assert_same_run, lines, make_parts, tiny_recipe
+from trl.recipe import PretrainingConfig
+from trl.training import loop, run
+
+out = Path(sys.argv[1]).with_suffix("")
+rank = int(os.environ.get("RANK", 0))
+changes = {"ppo": {"pretraining_coef": 0.5}}
+if rank == 0:
+    out.mkdir()
+    make_parts(out)
+torch.distributed.is_torchelastic_launched() and torch.distributed.init_process_group("gloo")
+torch.distributed.is_initialized() and torch.distributed.barrier()
+changes["pretraining"] = PretrainingConfig(text=str(out / "prompts.txt"), tokens=4)
+run.write_report = lambda runs, out: out
+run.run_recipe(tiny_recipe(out, out / "whole", **changes))
+
+calls, score = 0, loop.score
+def score_and_stop(scorer, rollout):
+    global calls
+    calls += 1
+    if calls == 3 and rank == 0:  # one process is asked, all of them stop
+        os.kill(os.getpid(), signal.SIGINT)
+    return score(scorer, rollout)
+
+recipe = tiny_recipe(out, out / "stopped", **changes)
+loop.score = score_and_stop
+assert run.run_recipe(recipe).interrupted
+loop.score = score
+result = run.run_recipe(recipe, resume="auto")
+assert result.steps == 6
+if rank == 0:
+    assert_same_run(out / "whole", out / "stopped")
+    rows = lines(out / "whole" / "samples.jsonl")
+    torch.save([(row["prompt"], row["response"]) for row in rows[:6]], sys.argv[1])
+"""
+
+
+@pytest.mark.distributed
+def test_a_run_of_two_processes_stops_and_goes_on(tmp_path):
+    one, two = run(RUN, tmp_path)
+    assert one == two  # the held-out responses of the same weights do not depend on processes

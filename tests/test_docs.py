@@ -10,6 +10,8 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from trl import cli
+from trl.recipe import Recipe
+from trl.settings import paths
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -65,8 +67,16 @@ def test_the_first_example_is_the_one_that_was_asked_for():
 def test_commands_of_the_readme_exist():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= set(targets)
-    flags = list(cli._parser()._flags())
-    assert set(re.findall(r"(?<=\s)--[a-z.-]+", README)) <= set(flags)
+    commands = re.findall(r"^trl ([a-z]+)(.*?)(?:  +#.*)?$", README, re.MULTILINE)
+    assert {command for command, _ in commands} == {"train", "report", "compare", "sample"}
+    settings = {f"--{path.path.replace('_', '-')}" for path in paths(Recipe)} | {"--reward"}
+    options = {"--print-config", "--resume", "--help", "--prompt", "--n", "--version"}
+    assert set(re.findall(r"(?<=[\s`(])--[a-z.-]+", README)) <= settings | options
+
+
+def test_a_recipe_of_the_readme_prints(capsys):
+    assert cli.main(["train", "sentiment", "--ppo.learning-rate", "1e-4", "--print-config"]) == 0
+    assert "learning_rate: 0.0001" in capsys.readouterr().out
 
 
 def test_links_of_the_texts_lead_somewhere():

@@ -13,12 +13,14 @@ __all__ = [
     "AdaptiveKLController",
     "CausalLMWithValueHead",
     "ClassifierScorer",
+    "ControlScorer",
     "EndpointScorer",
     "FixedKLController",
     "FunctionScorer",
     "GPT2HeadWithValueModel",
     "PPOConfig",
     "PPOTrainer",
+    "Recipe",
     "RewardModelScorer",
     "Rollout",
     "Sampler",
@@ -27,6 +29,7 @@ __all__ = [
     "WeightedSum",
     "__version__",
     "respond_to_batch",
+    "run_recipe",
     "train",
 ]
 
@@ -34,12 +37,14 @@ _HOME = {
     "AdaptiveKLController": "trl.ppo",
     "CausalLMWithValueHead": "trl.models.with_value_head",
     "ClassifierScorer": "trl.evaluation",
+    "ControlScorer": "trl.evaluation",
     "EndpointScorer": "trl.evaluation",
     "FixedKLController": "trl.ppo",
     "FunctionScorer": "trl.evaluation",
     "GPT2HeadWithValueModel": "trl.gpt2",
     "PPOConfig": "trl.config",
     "PPOTrainer": "trl.ppo",
+    "Recipe": "trl.recipe",
     "RewardModelScorer": "trl.evaluation",
     "Rollout": "trl.batch",
     "Sampler": "trl.rollout",
@@ -47,6 +52,7 @@ _HOME = {
     "Seq2SeqLMWithValueHead": "trl.models.with_value_head",
     "WeightedSum": "trl.evaluation",
     "respond_to_batch": "trl.gpt2",
+    "run_recipe": "trl.training.run",
     "train": "trl.training.loop",
 }
 
@@ -55,6 +61,7 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
     from trl.config import PPOConfig
     from trl.evaluation import (
         ClassifierScorer,
+        ControlScorer,
         EndpointScorer,
         FunctionScorer,
         RewardModelScorer,
@@ -64,8 +71,10 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
     from trl.gpt2 import GPT2HeadWithValueModel, respond_to_batch
     from trl.models.with_value_head import CausalLMWithValueHead, Seq2SeqLMWithValueHead
     from trl.ppo import AdaptiveKLController, FixedKLController, PPOTrainer
+    from trl.recipe import Recipe
     from trl.rollout import Sampler
     from trl.training.loop import train
+    from trl.training.run import run_recipe
 
 
 def __getattr__(name: str) -> Any:

@@ -15,14 +15,13 @@ import trl
 from tests.conftest import ragged
 from tests.families import tiny_model
 from tests.models.policies import lora_config
-from trl import cli
+from tests.training.runs import make_parts, tiny_recipe
 from trl.batch import Rollout
-from trl.config import DemoConfig, PPOConfig
+from trl.config import PPOConfig
 from trl.models.with_value_head import CausalLMWithValueHead
 from trl.ppo import PPOTrainer
 from trl.rollout import Sampler
 from trl.training import profile as module
-from trl.training.demo import run_demo
 from trl.training.loop import Loop
 from trl.training.profile import (
     PHASES,
@@ -36,6 +35,7 @@ from trl.training.profile import (
     measure_peak,
     profile_markdown,
 )
+from trl.training.run import run_recipe
 
 SMALL = {"batch_size": 8, "minibatch_size": 4, "precision": "fp32", "ppo_epochs": 1}
 CPU = torch.device("cpu")
@@ -207,30 +207,18 @@ def test_without_a_profile_nothing_is_labelled_or_measured(monkeypatch):
 # -- ways in ---------------------------------------------------------------------------------------
 
 
-def test_train_and_demo_take_a_folder(tmp_path, instant_peak, capsys):
+def test_train_and_recipes_take_a_folder(tmp_path, instant_peak, capsys):
     _, history = trl.train(
         tiny_model("llama"), prompts(), reward, steps=1, profile=tmp_path / "a", **SMALL
     )
     assert 0 < history[0]["machine_share"] < 1
-    config = DemoConfig(
-        steps=1,
-        held_out=2,
-        max_new_tokens=2,
-        out=str(tmp_path / "run"),
-        profile=str(tmp_path / "b" / "c"),
-        ppo=PPOConfig(**SMALL),
-    )
-    run_demo(config)
     assert read(tmp_path / "a")["steps"] == 1
-    assert (tmp_path / "b" / "c" / "profile.md").exists()
-    assert "Where the time went is in" in capsys.readouterr().out
-
-
-def test_the_flag(monkeypatch):
-    seen = []
-    monkeypatch.setattr("trl.training.demo.run_demo", seen.append)
-    assert cli.main(["demo", "--profile", "a/b"]) == 0
-    assert seen == [DemoConfig(profile="a/b")]
+    make_parts(tmp_path)
+    profile = tmp_path / "b" / "c"
+    recipe = tiny_recipe(tmp_path, tmp_path / "run", steps=1, profile=str(profile))
+    run_recipe(replace(recipe, quiet=False))
+    assert (profile / "profile.md").exists()
+    assert f"Where the time went is in {profile}/" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_folder_that_is_none(tmp_path):

@@ -4,12 +4,14 @@ scores.py          the contract of a scorer, and what happens when one breaks it
 function.py        a Python function as a scorer
 sequence_model.py  loading and running what has a classification head
 classifier.py      the score of one label
+control.py         the sentiment that a prefix of the query asks for
 reward_model.py    the one number of a reward model, with its chat template
 endpoint.py        a server that answers over HTTP
 weighted_sum.py    several scorers as one
 """
 
 from trl.evaluation.classifier import ClassifierScorer
+from trl.evaluation.control import ControlScorer
 from trl.evaluation.endpoint import EndpointScorer
 from trl.evaluation.function import FunctionScorer, as_scorer
 from trl.evaluation.reward_model import RewardModelScorer
@@ -18,6 +20,7 @@ from trl.evaluation.weighted_sum import WeightedSum
 
 __all__ = [
     "ClassifierScorer",
+    "ControlScorer",
     "EndpointScorer",
     "FunctionScorer",
     "RewardModelScorer",

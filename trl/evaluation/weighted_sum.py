@@ -32,8 +32,10 @@ class WeightedSum:
             texts.
 
     Attributes:
-        means: of each part in the last rollout, by its name and without its weight; for rewards
-            per token, of their sums over the responses. Parts of the same name are numbered.
+        scores: [B] of each part in the last rollout, by its name and without its weight; for
+            rewards per token, their sums over the responses. Parts of the same name are numbered.
+        means: of these; and the `means` that a part keeps of its own.
+        rows: the figures [B] that parts keep of their own, by name, as `ControlScorer` does.
     """
 
     def __init__(self, parts: Mapping[Part, float] | Sequence[tuple[Part, float]]) -> None:
@@ -55,6 +57,8 @@ class WeightedSum:
             ):
                 raise ValueError(f"the weight of {name} must be a finite number, got {weight!r}.")
             self.parts[name] = scorer, float(weight)
+        self.scores: dict[str, Tensor] = {}
+        self.rows: dict[str, Tensor] = {}
         self.means: dict[str, float] = {}
 
     def __call__(self, rollout: Rollout) -> Tensor:
@@ -73,10 +77,15 @@ class WeightedSum:
             if per_token and scores.ndim == 1:
                 scores = at_last_token(scores, rollout.response_mask.cpu())
             total += weight * scores
-        self.means = {
-            name: float((scores.sum(1) if scores.ndim == 2 else scores).mean())
-            for name, scores in found.items()
+        self.scores = {
+            name: scores.sum(1) if scores.ndim == 2 else scores for name, scores in found.items()
         }
+        self.means = {name: float(scores.mean()) for name, scores in self.scores.items()}
+        self.rows = {}
+        for scorer, _ in self.parts.values():
+            self.means |= means_of(scorer)
+            rows = getattr(scorer, "rows", None)
+            self.rows |= rows if isinstance(rows, dict) else {}
         return total
 
 
@@ -103,6 +112,12 @@ def _listed(parts: Any) -> list[Any]:
             "WeightedSum([(scorer, 1.0), (another, -0.1)])."
         )
     return list(parts)
+
+
+def means_of(scorer: Any) -> dict[str, float]:
+    """Return the means by name that a scorer keeps of its last rollout, if it is of that kind."""
+    means = getattr(scorer, "means", None)
+    return means if isinstance(means, dict) else {}
 
 
 def at_last_token(scores: Tensor, mask: Tensor) -> Tensor:

@@ -11,21 +11,23 @@ import inspect
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from trl.anatomy import language_model
+from trl.batch import Rollout
 from trl.config import PPOConfig, closest
 from trl.evaluation.function import as_scorer
 from trl.evaluation.scores import Scorer, score
-from trl.evaluation.weighted_sum import WeightedSum
+from trl.evaluation.weighted_sum import means_of
 from trl.models.checkpoint import hub_arguments
 from trl.models.reference import ReferenceKind
 from trl.models.with_value_head import load_policy
@@ -33,6 +35,7 @@ from trl.optimization.adam import linear_decay
 from trl.ppo import PPOTrainer
 from trl.rollout.queries import Chat, check_list
 from trl.rollout.sampler import Sampler
+from trl.training.parts import seeded
 from trl.training.profile import Profile
 
 Row = dict[str, float]
@@ -56,10 +59,15 @@ class Loop:
         sampler: Its temperature must be the trainer's.
         scorer: Judges them.
         prompts: Whatever the sampler takes; all of them are looked at here, before any is used.
-        total_steps: The learning rate falls linearly to 0 over so many steps, as in Ziegler et
-            al.; None: it stays.
+        schedule: Factor on the learning rate of step 0, 1, …; None: it stays as it is.
         profile: A folder for where the time goes, see `trl.training.profile`; the first process
             writes it. None: it is not looked at, which costs nothing.
+
+    Attributes:
+        steps_done: Steps so far.
+        rollout: This process's rollout of the last step.
+        scores: [B] their scores.
+        all_scores: Those of all processes.
 
     Raises:
         TypeError: if the prompts are not a list of prompts.
@@ -73,7 +81,7 @@ class Loop:
         scorer: Scorer,
         prompts: Sequence[str] | Sequence[Chat] | Sequence[Tensor],
         *,
-        total_steps: int | None = None,
+        schedule: Callable[[int], float] | None = None,
         profile: str | os.PathLike[str] | None = None,
     ) -> None:
         self.trainer, self.sampler, self.scorer = trainer, sampler, scorer
@@ -92,11 +100,11 @@ class Loop:
             )
         sampler.check(trainer.model, self.prompts, name="prompts")
         self.prompts_per_step = config.batch_size // sampler.group_size
-        self.schedule = None
-        if total_steps is not None:
-            # Each process steps its own; accelerate's wrapper would count for all of them.
-            optimizer = trainer.optimizer.optimizer
-            self.schedule = LambdaLR(optimizer, partial(linear_decay, total_steps=total_steps))
+        self.schedule = schedule
+        self.rates = [group["lr"] for group in trainer.optimizer.param_groups]
+        self.steps_done = 0
+        self.rollout: Rollout | None = None
+        self.scores = self.all_scores = torch.empty(0)
         self.profile = None
         if profile is not None and trainer.accelerator.is_main_process:
             self.profile = Profile(profile, trainer)
@@ -111,39 +119,63 @@ class Loop:
         before = self._order, self._shuffle.get_state(), self.sampler.calls
         try:
             with self.profile.step() if self.profile else nullcontext():
-                return self._step()
+                row = self._step()
         except BaseException:  # Ctrl-C too
             self._order, shuffle, self.sampler.calls = before
             self._shuffle.set_state(shuffle)
             raise
+        self.steps_done += 1
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the loop stands: with it a new loop goes on as this one would."""
+        return {
+            "steps_done": self.steps_done,
+            "order": list(self._order),
+            "shuffle": self._shuffle.get_state(),
+            "sampler_calls": self.sampler.calls,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.steps_done = state["steps_done"]
+        self._order = list(state["order"])
+        self._shuffle.set_state(state["shuffle"])
+        self.sampler.calls = state["sampler_calls"]
 
     def _step(self) -> Row:
-        around = self.trainer.clock.around
+        trainer = self.trainer
+        around = trainer.clock.around
         started = time.perf_counter()
         prompts = self._next_prompts()
-        with around("generation"), self.trainer.sampling():
-            rollout = self.sampler(self.trainer.model, prompts)
+        rate = self._set_learning_rate()
+        with around("generation"), trainer.sampling():
+            rollout = self.sampler(trainer.model, prompts)
         sampled = time.perf_counter()
         with around("scorer"):
             scores = score(self.scorer, rollout)
         scored = time.perf_counter()
-        stats = self.trainer.step(rollout, scores)
-        if self.schedule is not None:
-            self.schedule.step()
+        stats = trainer.step(rollout, scores)
         ended = time.perf_counter()
         totals = scores if scores.ndim == 1 else scores.sum(1)
+        # Of all processes, as are the figures of the trainer.
+        gathered = trainer.accelerator.gather(totals.to(trainer.accelerator.device)).cpu()
+        self.rollout, self.scores, self.all_scores = rollout, totals, gathered
         figures = {name: value for name, value in stats.items() if isinstance(value, float)}
-        parts = self.scorer.means if isinstance(self.scorer, WeightedSum) else {}
-        tokens = int(rollout.response_mask.sum())
+        lengths = rollout.response_mask.sum(1).float()
+        own = part_means(self.scorer) | {
+            "response/length": lengths.mean().item(),
+            "response/ended": rollout.ended.float().mean().item(),
+        }
+        tokens = lengths.sum().item() * self.processes  # the others have about as many
         updates = stats["ppo/updates"] + stats["ppo/skipped_updates"]
         profile = self.profile
         return {
-            "reward/mean": totals.mean().item(),
-            "reward/std": totals.std(correction=0).item(),
-            **{f"reward/{name}": mean for name, mean in parts.items()},
-            "response/length": rollout.response_mask.sum(1).float().mean().item(),
-            "response/ended": rollout.ended.float().mean().item(),
+            "reward/mean": gathered.mean().item(),
+            "reward/std": gathered.std(correction=0).item(),
+            **(own if self.processes == 1 else mean_of_each(gather_object([own]))),
             **figures,
+            "learning_rate": rate,
             "time/rollout": sampled - started,
             "time/evaluation": scored - sampled,
             "time/optimisation": ended - scored,
@@ -152,6 +184,15 @@ class Loop:
             "tokens_per_second/optimisation": tokens / (ended - scored),
             **(profile.count(rollout, updates, ended - started) if profile else {}),
         }
+
+    def _set_learning_rate(self) -> float:
+        """Set the learning rate of this step, and return that of the first group of weights."""
+        groups = self.trainer.optimizer.param_groups
+        if self.schedule is not None:
+            factor = self.schedule(self.steps_done)
+            for group, rate in zip(groups, self.rates, strict=True):
+                group["lr"] = rate * factor
+        return float(groups[0]["lr"])
 
     def _next_prompts(self) -> list[Any]:
         """Return this process's share of the next batch."""
@@ -237,7 +278,7 @@ def train(
     prompts = checked_prompts(prompts)
     if peft_config is None and unfrozen_layers is None:
         _warn_of_frozen_weights(model)
-    with _seeded(config.seed):  # an adapter's new weights are random
+    with seeded(config.seed):  # an adapter's new weights are random
         policy = load_policy(
             model, peft_config=peft_config, unfrozen_layers=unfrozen_layers, **model_kwargs or {}
         )
@@ -256,7 +297,7 @@ def train(
         sampler,
         scorer,
         prompts,
-        total_steps=steps if decay_learning_rate else None,
+        schedule=partial(linear_decay, total_steps=steps) if decay_learning_rate else None,
         profile=profile,
     )
     history: list[Row] = []
@@ -270,6 +311,17 @@ def train(
         error.trained = Trained(policy, history)
         raise
     return Trained(policy, history)
+
+
+def mean_of_each(rows: Sequence[Row]) -> Row:
+    """Return the mean of each figure over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: fmean(row[name] for row in rows if name in row) for name in names}
+
+
+def part_means(scorer: Scorer) -> Row:
+    """Return the means of the parts of a scorer in its last rollout, as `reward/<name>`."""
+    return {f"reward/{name}": mean for name, mean in means_of(scorer).items()}
 
 
 def checked_prompts(prompts: Any) -> list[Any]:
@@ -323,14 +375,6 @@ def _warn_of_frozen_weights(model: Any) -> None:
             "call model.requires_grad_(True) to train all, or pass unfrozen_layers or peft_config.",
             stacklevel=3,
         )
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's random numbers follow from the seed; outside they go on as before."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
 
 
 def _tokenizer(

@@ -1,0 +1,122 @@
+"""The recipes that ship: all of them load, and those that need no network run, shortened."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.llama2c import load_model, load_tokenizer
+from tests.training.runs import lines
+from trl import settings
+from trl.recipe import STARTER, ClassifierRecipe, Recipe, recipe_folder
+from trl.training.run import run_recipe
+
+FILES = sorted(recipe_folder().glob("*.yaml"))
+NAMES = [file.stem for file in FILES]
+
+
+def load(name):
+    values = settings.read_yaml(recipe_folder() / f"{name}.yaml")
+    return settings.build(ClassifierRecipe if values.get("task") else Recipe, values)
+
+
+def shortened(recipe, out):
+    """The same recipe with fewer and smaller steps."""
+    group = recipe.sampling.group_size
+    written = {"model_prompts": 16} if recipe.data.prompts == "model" else {}
+    return replace(
+        recipe,
+        data=replace(recipe.data, held_out=4, **written),
+        sampling=replace(recipe.sampling, max_new_tokens=4),
+        ppo=replace(
+            recipe.ppo,
+            batch_size=4 * group,
+            minibatch_size=2 * group,
+            precision="fp32",
+            forward_batch_size=8,
+        ),
+        steps=2,
+        eval_every=1,
+        out=str(out),
+        quiet=True,
+    )
+
+
+def test_there_are_those_that_the_documentation_names():
+    assert set(NAMES) >= {
+        "imdb-classifier",
+        "imdb-classifier-starter",
+        "sentiment",
+        "sentiment-control",
+        "sentiment-control-gpt2",
+        "sentiment-gpt2",
+        "sentiment-grpo",
+        "sentiment-lora",
+        "sentiment-rloo",
+        "stories",
+        "toy-token",
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_loads_and_its_header_says_what_to_expect(name):
+    recipe = load(name)
+    assert recipe.out == f"runs/{name}"
+    text = (recipe_folder() / f"{name}.yaml").read_text()
+    header = text[: re.search(r"^[a-z]", text, re.MULTILINE).start()]
+    assert all(line.startswith("#") for line in header.splitlines())
+    assert f"trl train {name}" in header
+    for part in ("hardware", "time", "result"):
+        (told,) = re.findall(rf"^# {part} +(\S.*)$", header, re.MULTILINE)
+        assert len(told) > 5
+    # What it says is what is meant: nothing that is the default anyway by another name.
+    assert yaml.safe_load(text).keys() <= set(settings.as_mapping(recipe)), name
+
+
+def offline():
+    for name in NAMES:
+        recipe = load(name)
+        if isinstance(recipe, Recipe) and recipe.model.name == STARTER:
+            yield name
+
+
+@pytest.mark.parametrize("name", list(offline()))
+def test_it_runs_without_a_network(name, tmp_path):
+    if "lora" in name:
+        pytest.importorskip("peft")
+    result = run_recipe(shortened(load(name), tmp_path / "run"))
+    assert result.steps == 2
+    rows = lines(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+def test_a_recipe_of_the_hub_runs_on_a_model_of_this_machine(shared, tmp_path):
+    folder = shared / "data" / "stories260K"
+    load_model(folder / "stories260K.bin").save_pretrained(tmp_path / "model")
+    load_tokenizer(folder / "tok512.bin", 512).save_pretrained(tmp_path / "model")
+    recipe = load("stories")
+    recipe = replace(recipe, model=replace(recipe.model, name=str(tmp_path / "model")))
+    result = run_recipe(shortened(recipe, tmp_path / "run"))
+    assert result.steps == 2
+    samples = lines(tmp_path / "run" / "samples.jsonl")
+    assert len({sample["prompt"] for sample in samples}) == 4
+
+
+def test_the_reward_functions_of_recipes():
+    from trl.training.parts import load_function
+
+    the = load_function("rewards.py:word_the", "reward[0].name")
+    assert the(["The cat and the dog", "Other"]) == [2.0, 0.0]
+    happy = load_function("rewards.py:happy_words", "reward[0].name")
+    assert happy(["sad", "a happy, HAPPY friend", "happy fun friend"]) == [0.0, 1.5, 1.75]
+    with pytest.raises(ValueError, match=r"`reward\[0\].name` .* no function 'word_teh'.*word_the"):
+        load_function("rewards.py:word_teh", "reward[0].name")
+    with pytest.raises(ValueError, match=r"`reward\[1\].name` must name a file that is there"):
+        load_function(str(Path("none") / "mine.py:f"), "reward[1].name")
+    with pytest.raises(
+        ValueError, match=r"`reward\[1\].name` must name a module .* 'no_such_module'"
+    ):
+        load_function("no_such_module:f", "reward[1].name")

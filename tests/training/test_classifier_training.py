@@ -1,0 +1,522 @@
+"""Training a classifier on made-up reviews whose words give their label away."""
+
+import json
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
+
+from trl import settings, starter
+from trl.config import SettingsError
+from trl.evaluation.classifier import ClassifierScorer
+from trl.recipe import ClassifierRecipe
+from trl.training import classifier
+from trl.training.classifier import Texts, batches, learning_rate, pieces, train_classifier
+
+GOOD = "great wonderful superb charming brilliant".split()
+BAD = "awful boring terrible stupid dreadful".split()
+OTHER = "the film has a story with actors in some town and music by an old man".split()
+
+
+def reviews(count, seed, *, words=12, verdict_at="anywhere"):
+    """Rows of a text and a label; two words of each text tell the label."""
+    rng = random.Random(seed)
+    rows = []
+    for number in range(count):
+        text = [rng.choice(OTHER) for _ in range(words)]
+        for word in rng.choices((BAD, GOOD)[number % 2], k=2):
+            place = rng.randrange(len(text)) if verdict_at == "anywhere" else len(text)
+            text.insert(place, word)
+        rows.append({"text": " ".join(text), "label": number % 2})
+    return rows
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A classifier that is trained in about a second."""
+    return ClassifierRecipe(
+        model=tiny_bert(tmp_path / "tiny"),
+        train=write(tmp_path / "train.jsonl", reviews(400, 0)),
+        test=write(tmp_path / "test.jsonl", reviews(60, 1)),
+        epochs=4,
+        batch_size=32,
+        learning_rate=1e-2,
+        max_length=32,
+        opening_words=8,
+        log_every=10,
+        precision="fp32",
+        out=str(tmp_path / "run"),
+        quiet=True,
+    )
+
+
+def tiny_bert(folder, *, labels=2):
+    """A BERT that is saved with the starter's tokenizer."""
+    config = BertConfig(
+        vocab_size=8192,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=40,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_labels=labels,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(starter.CLASSIFIER).save_pretrained(folder)
+    return str(folder)
+
+
+def lines(recipe):
+    with open(f"{recipe.out}/metrics.jsonl") as file:
+        return [json.loads(line) for line in file]
+
+
+def weights(out):
+    return AutoModelForSequenceClassification.from_pretrained(f"{out}/classifier").state_dict()
+
+
+# -- the whole of it -----------------------------------------------------------------------------
+
+
+def test_it_learns_words_that_tell_the_label(recipe):
+    rows = reviews(60, 1)
+    rows[1]["label"] = 0  # a mistake in the test: its words say 1
+    write(Path(recipe.test), rows)
+    summary = train_classifier(recipe)
+    assert summary["accuracy"] == 59 / 60
+    assert summary["confusion"] == [[30, 1], [0, 29]]
+    assert summary["loss"] < 0.3
+    # 14 words with two that tell: P(none of them is in the first 8) is about 1/6
+    assert 0.75 < summary["opening_accuracy"] < 1
+    assert sum(map(sum, summary["opening_confusion"])) == 60
+    assert (summary["train_texts"], summary["test_texts"]) == (400, 60)
+    assert summary["steps"] == 50
+    assert 0 < summary["train_seconds"] < summary["seconds"]
+
+
+def test_the_folder_holds_what_was_done(recipe, tmp_path):
+    summary = train_classifier(recipe)
+    assert json.loads((tmp_path / "run/summary.json").read_text()) == summary
+    again = settings.build(ClassifierRecipe, settings.read_yaml(tmp_path / "run/recipe.yaml"))
+    assert again == recipe
+    rows = lines(recipe)
+    assert [row["step"] for row in rows] == [10, 20, 30, 40, 50]
+    assert rows[-1]["epoch"] == 4
+    assert rows[-1]["loss"] < 0.2 < 0.5 < rows[0]["loss"] < 1
+    assert rows[-1]["accuracy"] > 0.95
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+    assert summary["tokens"] == rows[-1]["tokens"]
+
+
+def test_the_classifier_loads_as_a_scorer_and_in_transformers(recipe):
+    summary = train_classifier(recipe)
+    folder = f"{recipe.out}/classifier"
+    scorer = ClassifierScorer(folder, label="POSITIVE")
+    good, bad = scorer(["a superb charming film", "a boring terrible film"])
+    assert good > 1
+    assert bad < -1
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.id2label == {0: "NEGATIVE", 1: "POSITIVE"}
+    # What is measured is what the saved classifier answers.
+    rows = [json.loads(line) for line in Path(recipe.test).read_text().splitlines()]
+    right = 0
+    for row in rows:
+        ids = tokenizer(" ".join(row["text"].split()[:8]), return_tensors="pt")
+        right += int(model(**ids).logits.argmax() == row["label"])
+    assert right / len(rows) == summary["opening_accuracy"]
+
+
+def test_the_same_seed_gives_the_same_classifier(recipe, tmp_path):
+    runs = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(len(runs))  # the caller's random numbers do not count
+        out = str(tmp_path / name)
+        part = replace(recipe, epochs=0.5, crop_words=(2, 8), dropout=0.1, seed=seed, out=out)
+        before = torch.get_rng_state()
+        train_classifier(part)
+        assert torch.equal(torch.get_rng_state(), before)
+        runs.append(weights(out))
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    assert not all(torch.equal(runs[0][name], runs[2][name]) for name in runs[0])
+
+
+def test_pieces_teach_it_to_judge_short_texts(recipe, tmp_path):
+    """The verdict is at the end of each text, where openings do not have it: pieces do."""
+    train = reviews(400, 0, words=24, verdict_at="end")
+    test = [{"text": " ".join(row["text"].split()[-4:]), "label": row["label"]} for row in train]
+    recipe = replace(
+        recipe,
+        train=write(tmp_path / "late.jsonl", train),
+        test=write(tmp_path / "ends.jsonl", test),
+        max_length=20,
+    )
+    whole = train_classifier(replace(recipe, out=str(tmp_path / "whole")))
+    cut = train_classifier(replace(recipe, crop_words=(3, 12), out=str(tmp_path / "cut")))
+    assert whole["accuracy"] < 0.8  # its texts were cut before the verdict
+    assert cut["accuracy"] > 0.95
+
+
+def test_texts_in_both_files_are_not_trained_on(recipe, tmp_path):
+    train, test = reviews(40, 0), reviews(10, 1)
+    copies = [{**row, "text": row["text"].replace(" ", "<br />  ", 1)} for row in test[:4]]
+    recipe = replace(
+        recipe,
+        train=write(tmp_path / "a.jsonl", train + copies),
+        test=write(tmp_path / "b.jsonl", test),
+        epochs=0.1,
+    )
+    summary = train_classifier(recipe)
+    assert (summary["dropped_duplicates"], summary["train_texts"]) == (4, 40)
+
+
+def test_limits_draw_texts_of_all_labels(recipe, tmp_path):
+    by_label = sorted(reviews(200, 0), key=lambda row: row["label"])
+    source = write(tmp_path / "sorted.jsonl", by_label)
+    recipe = replace(recipe, train=source, limit=50, test_limit=20, epochs=0.1)
+    summary = train_classifier(recipe)
+    assert (summary["train_texts"], summary["test_texts"]) == (50, 20)
+
+
+# -- other models, other labels ------------------------------------------------------------------
+
+
+def test_a_model_with_another_head_gets_a_new_one(recipe, tmp_path):
+    folder = tiny_bert(tmp_path / "bert", labels=5)
+    old = BertForSequenceClassification.from_pretrained(folder)
+    out = str(tmp_path / "out")
+    train_classifier(replace(recipe, model=folder, epochs=0.1, learning_rate=1e-9, out=out))
+    new = weights(out)
+    assert new["classifier.weight"].shape == (2, 32)
+    for name, weight in old.bert.state_dict().items():
+        torch.testing.assert_close(new[f"bert.{name}"], weight, rtol=0, atol=1e-6)
+
+
+def test_a_language_model_without_padding_can_become_one(recipe, tmp_path):
+    config = GPT2Config(
+        vocab_size=8192,
+        n_positions=64,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(starter.LANGUAGE_MODEL)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    train_classifier(replace(recipe, model=str(tmp_path / "gpt2"), epochs=0.1))
+    scores = ClassifierScorer(f"{recipe.out}/classifier")(["a film", "a superb and long film"])
+    assert scores.shape == (2,)
+
+
+def test_three_labels_by_name(recipe, tmp_path):
+    names = ["sad", "calm", "glad"]
+    rows = [
+        {
+            "body": f"the film is {names[i % 3]} {random.Random(i).choice(OTHER)}",
+            "mood": names[i % 3],
+        }
+        for i in range(300)
+    ]
+    recipe = replace(
+        recipe,
+        train=write(tmp_path / "a.jsonl", rows[:240]),
+        test=write(tmp_path / "b.jsonl", [{**row, "mood": row["mood"].upper()} for row in rows]),
+        text_column="body",
+        label_column="mood",
+        labels=("sad", "calm", "glad"),
+        epochs=6,
+    )
+    with pytest.raises(ValueError, match="`train` must have texts that `test` does not have"):
+        train_classifier(recipe)
+    test = [{"body": row["body"] + " now", "mood": row["mood"].upper()} for row in rows[240:]]
+    recipe = replace(
+        recipe, test=write(tmp_path / "c.jsonl", test), out=str(tmp_path / "other run")
+    )
+    summary = train_classifier(recipe)
+    assert summary["confusion"] == [[20, 0, 0], [0, 20, 0], [0, 0, 20]]
+    scorer = ClassifierScorer(f"{recipe.out}/classifier", label="glad")
+    assert scorer(["the film is glad"]) > scorer(["the film is sad"])
+
+
+def test_bf16_trains_too_and_leaves_no_trace_of_how(recipe):
+    summary = train_classifier(replace(recipe, precision="bf16"))
+    assert summary["precision"] == "bf16"
+    assert summary["accuracy"] > 0.95
+    config = json.loads(Path(recipe.out, "classifier/config.json").read_text())
+    assert config["dtype"] == "float32"
+    assert not [name for name in config if "attn" in name]
+
+
+def test_dropout_is_that_of_the_recipe(recipe, tmp_path, monkeypatch):
+    seen = []
+    update = classifier.Fit._update
+
+    def look(self, *batch):
+        drops = [m for m in self.own.modules() if isinstance(m, torch.nn.Dropout)]
+        seen.append({(module.p, module.training) for module in drops})
+        return update(self, *batch)
+
+    monkeypatch.setattr(classifier.Fit, "_update", look)
+    train_classifier(replace(recipe, epochs=0.1, dropout=0.25))
+    train_classifier(replace(recipe, epochs=0.1, out=str(tmp_path / "none")))
+    assert seen[0] == {(0.25, True)}
+    assert seen[-1] == {(0.0, True)}
+
+
+# -- parts ---------------------------------------------------------------------------------------
+
+
+def test_pieces_are_runs_of_words_of_the_wanted_length():
+    text = " ".join(map(str, range(100)))
+    drawn = [piece.split() for piece in pieces([text] * 2000, (4, 64), random.Random(0))]
+    assert all(p == [str(i) for i in range(int(p[0]), int(p[0]) + len(p))] for p in drawn)
+    sizes = [len(piece) for piece in drawn]
+    assert (min(sizes), max(sizes)) == (4, 64)
+    # Log-uniform: as many between 4 and 16 as between 16 and 64.
+    assert 900 < sum(size <= 16 for size in sizes) < 1100
+    assert drawn[0] != drawn[1]
+    assert {"0", "99"} <= {word for piece in drawn for word in piece}
+
+
+def test_a_text_shorter_than_the_piece_is_its_own_piece():
+    assert pieces(["just two", "one"], (5, 9), random.Random(0)) == ["just two", "one"]
+    assert pieces(["as  it is"], None, random.Random(0)) == ["as  it is"]
+
+
+def test_a_pass_has_every_text_once_in_full_batches_of_like_length():
+    tokenizer = AutoTokenizer.from_pretrained(starter.CLASSIFIER)
+    train = Texts([" ".join(["film"] * (1 + i)) for i in range(20)], list(range(20)))
+    made = list(
+        batches(train, tokenizer, batch_size=4, steps=8, max_length=18, crop_words=None, seed=0)
+    )
+    assert [len(labels) for _, labels in made] == [4] * 8
+    seen = [label for _, labels in made for label in labels]
+    counts = [seen.count(label) for label in range(20)]
+    assert sum(counts) == 32
+    assert set(counts) == {1, 2}  # one pass, and 12 texts of the next
+    for token_ids, labels in made:
+        lengths = [len(ids) for ids in token_ids]
+        assert lengths == [min(18, label + 3) for label in labels]  # with [CLS] and [SEP]
+        assert lengths == sorted(lengths)
+    spread = [max(map(len, ids)) - min(map(len, ids)) for ids, _ in made]
+    assert max(spread) < 6  # of lengths from 3 to 18
+    starts = [len(ids[0]) for ids, _ in made]
+    assert starts != sorted(starts)
+
+
+def test_the_learning_rate_rises_and_falls_in_lines():
+    rates = [learning_rate(step, 20, 4.0) for step in range(1, 21)]
+    assert rates[:3] == [2.0, 4.0, pytest.approx(4 * 18 / 19)]
+    assert rates[-1] == pytest.approx(4 / 19)
+    assert learning_rate(1, 1, 4.0) == 4.0
+
+
+# -- what goes wrong -----------------------------------------------------------------------------
+
+
+def change(recipe, tmp_path, row):
+    rows = reviews(8, 0)
+    rows[5] = {**rows[5], **row}
+    return replace(recipe, train=write(tmp_path / "bad.jsonl", rows))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"label": 2}, "`train` must have one of 0 to 1 .* 'label' .* got 2 in line 6 of .*bad"),
+        ({"label": -1}, "got -1 in line 6"),
+        ({"label": 0.5}, "got 0.5 in line 6"),
+        ({"label": "POSITIV"}, "got 'POSITIV' in line 6"),
+        ({"label": None}, "got None in line 6"),
+        ({"text": " <br /> "}, "at least one word in column 'text' .* none in line 6"),
+        ({"text": None}, "`train` must have a text in column 'text' .* None in line 6"),
+    ],
+)
+def test_bad_rows_are_named(recipe, tmp_path, row, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        train_classifier(change(recipe, tmp_path, row))
+    assert not (tmp_path / "run/recipe.yaml").exists()
+
+
+@pytest.mark.parametrize("label", [1, 1.0, "1", " positive ", True])
+def test_labels_may_be_written_in_many_ways(label):
+    assert classifier._label_index(label, ["negative", "positive"]) == 1
+
+
+def test_missing_columns_are_named_with_those_there(recipe):
+    with pytest.raises(
+        ValueError, match=r"`text_column` .* got 'texts'.*label.*Did you mean `text`"
+    ):
+        train_classifier(replace(recipe, text_column="texts"))
+    with pytest.raises(ValueError, match=r"`label_column` must be a column of .*train.jsonl"):
+        train_classifier(replace(recipe, label_column="stars"))
+
+
+def test_a_label_without_texts_is_an_error(recipe):
+    with pytest.raises(ValueError, match=r"every label .* has none of \['MIXED'\]"):
+        train_classifier(replace(recipe, labels=("NEGATIVE", "POSITIVE", "MIXED")))
+
+
+def test_missing_files_and_models_are_named(recipe, tmp_path):
+    for field in ("train", "test"):
+        with pytest.raises(OSError, match="gone.jsonl"):
+            train_classifier(replace(recipe, **{field: str(tmp_path / "gone.jsonl")}))
+    with pytest.raises(FileNotFoundError, match="`model` must be a folder"):
+        train_classifier(replace(recipe, model=str(tmp_path / "no model")))
+    with pytest.raises(OSError, match="`model` must be .* of 'nobody/nothing' could not be loaded"):
+        train_classifier(replace(recipe, model="nobody/nothing"))
+    with pytest.raises(ValueError, match=r"`test` must name .* got None: add --test"):
+        train_classifier(replace(recipe, test=None))
+
+
+def test_the_folder_of_the_run_is_checked_first(recipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    gone = str(tmp_path / "gone.jsonl")
+    with pytest.raises(OSError, match="`out` must be a folder that can be written"):
+        train_classifier(replace(recipe, train=gone, out=str(tmp_path / "file/run")))
+    train_classifier(replace(recipe, epochs=0.1))
+    with pytest.raises(FileExistsError, match="`out` must be a folder without a run"):
+        train_classifier(replace(recipe, train=gone))
+
+
+def test_a_text_may_not_be_longer_than_the_model_reads(recipe, tmp_path):
+    with pytest.raises(ValueError, match="`max_length` must be at most 40"):
+        train_classifier(replace(recipe, model=tiny_bert(tmp_path / "bert"), max_length=64))
+
+
+def test_a_loss_that_is_not_finite_ends_it(recipe):
+    with pytest.raises(ArithmeticError, match="lower `learning_rate`"):
+        train_classifier(replace(recipe, learning_rate=1e30))
+
+
+def test_ctrl_c_says_what_is_left(recipe, monkeypatch, capsys):
+    update = classifier.Fit._update
+    calls = []
+
+    def interrupted(self, *batch):
+        calls.append(batch)
+        if len(calls) == 15:
+            raise KeyboardInterrupt
+        return update(self, *batch)
+
+    monkeypatch.setattr(classifier.Fit, "_update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(recipe)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "Stopped after step 14 of 50" in shown
+    assert [row["step"] for row in lines(recipe)] == [10]
+
+
+def test_it_is_quiet_or_tells_what_it_does(recipe, tmp_path, capsys):
+    train_classifier(replace(recipe, epochs=0.5))
+    assert capsys.readouterr() == ("", "")
+    train_classifier(replace(recipe, epochs=0.5, quiet=False, out=str(tmp_path / "loud")))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "0.3M parameters, precision fp32: 400 texts to train on" in shown
+    assert "step 7/7 · loss" in shown
+    assert "Accuracy" in shown
+    assert "loud/classifier" in shown
+
+
+def test_settings_that_cannot_be_are_all_named():
+    with pytest.raises(SettingsError) as caught:
+        ClassifierRecipe(labels=("A",), dropout=1.0, test_limit=0, log_every=0, subset="")
+    assert len(caught.value.found) == 4
+    with pytest.raises(SettingsError, match="at least two labels"):
+        ClassifierRecipe(labels=("A",))
+    with pytest.raises(SettingsError, match="differ"):
+        ClassifierRecipe(labels=("good", "Good"))
+
+
+# -- more than one process -----------------------------------------------------------------------
+
+
+@pytest.mark.distributed
+def test_two_processes_train_the_classifier_of_one(recipe, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys\n"
+        "from trl import settings\n"
+        "from trl.recipe import ClassifierRecipe\n"
+        "from trl.training.classifier import train_classifier\n"
+        "recipe = settings.build(ClassifierRecipe, settings.read_yaml(sys.argv[1]))\n"
+        "train_classifier(recipe)\n"
+    )
+    found = []
+    for processes in (1, 2):
+        out = str(tmp_path / f"of {processes}")
+        small = replace(recipe, epochs=0.5, crop_words=(3, 12), learning_rate=1e-3, out=out)
+        (tmp_path / "recipe.yaml").write_text(settings.dump(small))
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        result = subprocess.run(
+            [sys.executable, *(launcher if processes > 1 else []), str(script), "recipe.yaml"],
+            cwd=tmp_path,
+            env={
+                "PYTHONPATH": str(Path(classifier.__file__).parents[2]),
+                "ACCELERATE_USE_CPU": "true",
+                "HF_HUB_OFFLINE": "1",
+                "OMP_NUM_THREADS": "1",
+            },
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr
+        found.append((json.loads(Path(out, "summary.json").read_text()), lines(small)))
+    (one, rows), (two, other_rows) = found
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert len(rows) == len(other_rows) == 1
+    assert rows[0]["loss"] == pytest.approx(other_rows[0]["loss"], rel=1e-4)
+    assert rows[0]["accuracy"] == pytest.approx(other_rows[0]["accuracy"], abs=0.01)
+    assert sum(map(sum, two["confusion"])) == 60
+    for name in ("loss", "opening_loss"):
+        assert one[name] == pytest.approx(two[name], rel=1e-3)
+
+
+# -- real reviews --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_real_reviews_are_learnt_from(recipe, shared):
+    folder = shared / "data/imdb"
+    if not folder.is_dir():
+        pytest.skip("the reviews are not here")
+    recipe = replace(
+        recipe,
+        model="starter",
+        train=str(folder / "train.jsonl.gz"),
+        test=str(folder / "test.jsonl.gz"),
+        limit=1500,
+        test_limit=300,
+        epochs=2,
+        batch_size=32,
+        learning_rate=2e-3,
+        crop_words=(20, 60),
+        max_length=64,
+        opening_words=25,
+    )
+    summary = train_classifier(recipe)
+    assert summary["dropped_duplicates"] == 123
+    assert summary["accuracy"] > 0.6

@@ -1,0 +1,63 @@
+"""Measuring on held-out prompts."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.training.runs import make_parts, tiny_recipe
+from trl.training.folder import RunFolder
+from trl.training.held_out import distinct_n
+from trl.training.run import Run
+
+
+@pytest.mark.parametrize(
+    ("texts", "n", "expected"),
+    [
+        ([[1, 2, 3]], 2, 1.0),  # 12 23
+        ([[1, 1, 1, 1]], 2, 1 / 3),  # 11 11 11
+        ([[1, 2], [1, 2]], 2, 1 / 2),  # the same bigram in two texts counts once
+        ([[1, 2], [3, 4]], 2, 1.0),  # 2 3 is not a bigram: it crosses texts
+        ([[5, 5], [5]], 1, 1 / 3),
+        ([["a", "b", "a", "b"]], 3, 1.0),  # aba bab
+        ([[1], []], 2, 0.0),
+        ([], 2, 0.0),
+    ],
+)
+def test_distinct_n_by_hand(texts, n, expected):
+    assert distinct_n(texts, n) == pytest.approx(expected)
+
+
+@given(st.lists(st.lists(st.integers(0, 3), max_size=6), max_size=5), st.integers(1, 3))
+def test_distinct_n_is_a_share_and_falls_when_the_texts_are_repeated(texts, n):
+    share = distinct_n(texts, n)
+    assert 0 <= share <= 1
+    assert distinct_n(texts * 2, n) == pytest.approx(share / 2)
+    naive = [gram for text in texts for gram in zip(*(text[i:] for i in range(n)), strict=False)]
+    assert share * len(naive) == pytest.approx(len(list(itertools.groupby(sorted(naive)))))
+
+
+def test_distinct_n_needs_a_length():
+    with pytest.raises(ValueError, match="`n` must be at least 1, got 0"):
+        distinct_n([[1]], 0)
+
+
+def test_a_measurement_is_the_mean_of_its_samples_and_changes_nothing(tmp_path):
+    make_parts(tmp_path)
+    run = Run(tiny_recipe(tmp_path, tmp_path / "run"), RunFolder(tmp_path / "run"))
+    state = torch.get_rng_state()
+    first, second = run.held_out.measure(), run.held_out.measure()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == second  # the same random numbers, whatever was trained between
+    assert [sample.prompt for sample in first.samples] == run.prompts.held_out
+    figures = first.figures()
+    for sample in first.samples:
+        assert sample.kl == pytest.approx(0, abs=1e-4)  # the policy is the reference yet
+        assert sample.reward == sample.parts["count_w7"]
+        # The reward reads query and response.
+        assert sample.reward == (sample.prompt + sample.response).split().count("w7")
+    assert figures["held_out/reward/mean"] == sum(s.reward for s in first.samples) / 6
+    run.loop.step()
+    assert run.held_out.measure() != first

@@ -1,0 +1,484 @@
+"""A run that is stopped, killed or out of disk goes on as if nothing had happened, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.runs import (
+    assert_same_run,
+    last_state,
+    lines,
+    make_parts,
+    tiny_recipe,
+    without_time,
+)
+from trl import cli, settings
+from trl.config import SettingsError
+from trl.evaluation import ScoringError
+from trl.recipe import (
+    CheckpointConfig,
+    LoRAConfig,
+    ModelConfig,
+    PretrainingConfig,
+    RewardConfig,
+    SamplingConfig,
+    ScheduleConfig,
+    StopConfig,
+)
+from trl.training import run
+from trl.training.checkpoints import CheckpointError
+from trl.training.run import run_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """Pictures take seconds, and have tests of their own."""
+    monkeypatch.setattr(run, "write_report", lambda runs, out: out / "report.html")
+
+
+@pytest.fixture
+def parts(tmp_path):
+    make_parts(tmp_path)
+    return tmp_path
+
+
+def variants(parts):
+    """Changes of the recipe that give the state of a run another part each."""
+    model = ModelConfig(name=str(parts / "model"))
+    drawing = f"{parts / 'reward.py'}:drawing"
+    stateful = RewardConfig(kind="function", name=f"{parts / 'reward.py'}:counting")
+    return {
+        "plain": {},
+        "moments, adaptive KL, several epochs": {
+            "ppo": {"center_scores": True, "scale_scores": True, "ppo_epochs": 2},
+            "schedule": ScheduleConfig(kind="cosine", warmup_steps=2),
+        },
+        "value warm-up": {"ppo": {"value_warmup_steps": 3}},
+        "a scorer with a state": {"reward": (stateful,)},
+        "a scorer that draws": {"reward": (replace(stateful, name=drawing),)},
+        "groups": {"ppo": {"algorithm": "grpo"}, "sampling": SamplingConfig(group_size=2)},
+        "lengths drawn": {"sampling": SamplingConfig(max_new_tokens=6, shortest_limit=2)},
+        "an adapter": {"model": replace(model, lora=LoRAConfig(rank=2))},
+        "frozen layers": {"model": replace(model, unfrozen_layers=1)},
+        "pretraining": {
+            "ppo": {"pretraining_coef": 0.5},
+            "pretraining": PretrainingConfig(text=str(parts / "prompts.txt"), tokens=4),
+        },
+        "checkpoints between evaluations": {"checkpoints": CheckpointConfig(every=1, keep=1)},
+    }
+
+
+NAMES = list(variants(Path()))
+
+
+def stopped_in(call, monkeypatch, how):
+    """Make the reward stop the process in its n-th call, which is the n-th step's."""
+    from trl.training import loop
+
+    calls = 0
+    score = loop.score
+
+    def score_and_stop(scorer, rollout):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            how()
+        return score(scorer, rollout)
+
+    monkeypatch.setattr(loop, "score", score_and_stop)
+
+
+@pytest.mark.parametrize("variant", NAMES)
+def test_ctrl_c_finishes_the_step_and_the_run_goes_on_bit_for_bit(parts, monkeypatch, variant):
+    changes = variants(parts)[variant]
+    run_recipe(tiny_recipe(parts, parts / "whole", **changes))
+    recipe = tiny_recipe(parts, parts / "stopped", **changes)
+    with monkeypatch.context() as patch:
+        stopped_in(3, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+        stopped = run_recipe(recipe)
+    assert stopped.interrupted
+    assert stopped.steps == 3
+    assert not json.loads((parts / "stopped" / "summary.json").read_text())["finished"]
+    for seed in (random.seed, np.random.seed, torch.manual_seed):  # as in another process
+        seed(99)
+    result = run_recipe(recipe, resume="auto")
+    assert not result.interrupted
+    assert result.steps == 6
+    assert_same_run(parts / "whole", parts / "stopped")
+
+
+@pytest.mark.parametrize("variant", ["plain", "a scorer with a state", "an adapter"])
+def test_a_crash_goes_back_to_the_last_checkpoint(parts, monkeypatch, variant):
+    changes = variants(parts)[variant]
+    run_recipe(tiny_recipe(parts, parts / "whole", **changes))
+    recipe = tiny_recipe(parts, parts / "crashed", **changes)
+
+    def crash():
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        stopped_in(4, patch, crash)
+        with pytest.raises(MemoryError):
+            run_recipe(recipe)
+    assert len(lines(parts / "crashed" / "metrics.jsonl")) == 4  # steps 0 to 3, and 3 is done again
+    run_recipe(recipe, resume="auto")
+    assert_same_run(parts / "whole", parts / "crashed")
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(parts, monkeypatch, capsys):
+    run_recipe(tiny_recipe(parts, parts / "whole"))
+    recipe = replace(tiny_recipe(parts, parts / "damaged"), quiet=False)
+    with monkeypatch.context() as patch:
+        stopped_in(5, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+        run_recipe(recipe)
+    checkpoints = parts / "damaged" / "checkpoints"
+    assert sorted(os.listdir(checkpoints)) == ["step-000004", "step-000005"]
+    os.truncate(checkpoints / "step-000005" / "state.pt", 1000)
+    run_recipe(recipe, resume="auto")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "step-000005: state.pt has 1000 bytes in place of" in told
+    assert "Going on after step 4" in told
+    assert_same_run(parts / "whole", parts / "damaged")
+
+    for path in checkpoints.iterdir():
+        os.truncate(path / "state.pt", 1000)
+    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+        run_recipe(recipe, resume="auto")
+
+
+def test_from_a_checkpoint_by_name(parts):
+    recipe = tiny_recipe(parts, parts / "run", checkpoints=CheckpointConfig(every=2, keep=9))
+    run_recipe(recipe)
+    whole = last_state(parts / "run"), lines(parts / "run" / "metrics.jsonl")
+    run_recipe(recipe, resume=parts / "run" / "checkpoints" / "step-000002")
+    again = last_state(parts / "run"), lines(parts / "run" / "metrics.jsonl")
+    assert without_time(whole[1]) == without_time(again[1])
+    with pytest.raises(ValueError, match="`resume` must be auto or a checkpoint of this run"):
+        run_recipe(recipe, resume=parts / "model")
+
+
+def test_a_folder_in_use_and_other_settings_are_refused(parts):
+    recipe = tiny_recipe(parts, parts / "run", steps=2)
+    assert run_recipe(recipe).steps == 2
+    before = lines(parts / "run" / "metrics.jsonl")
+    with pytest.raises(FileExistsError, match="--resume"):
+        run_recipe(recipe)
+    other = replace(recipe, seed=1, ppo=replace(recipe.ppo, learning_rate=0.5))
+    with pytest.raises(SettingsError) as caught:
+        run_recipe(other, resume="auto")
+    assert "`ppo.learning_rate` must be as in the run so far" in str(caught.value)
+    assert "`seed` must be as in the run so far" in str(caught.value)
+    assert lines(parts / "run" / "metrics.jsonl") == before
+    # More steps may follow.
+    assert run_recipe(replace(recipe, steps=3), resume="auto").steps == 3
+    assert [row["step"] for row in lines(parts / "run" / "metrics.jsonl")] == [0, 1, 2, 3]
+
+
+def test_the_resolved_recipe_runs_again_as_it_is(parts):
+    recipe = tiny_recipe(parts, parts / "first")
+    run_recipe(recipe)
+    again = settings.build(
+        type(recipe),
+        settings.read_yaml(parts / "first" / "recipe.yaml") | {"out": str(parts / "b")},
+    )
+    run_recipe(again)
+    assert_same_run(parts / "first", parts / "b")
+
+
+def test_what_a_run_leaves_behind(parts):
+    from trl.models.with_value_head import load_policy
+
+    result = run_recipe(tiny_recipe(parts, parts / "run"))
+    found = {path.name for path in (parts / "run").iterdir()}
+    assert found >= {
+        "recipe.yaml",
+        "metrics.jsonl",
+        "scores.jsonl",
+        "samples.jsonl",
+        "summary.json",
+        "checkpoints",
+        "policy",
+    }
+    rows = lines(parts / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(7))
+    measured = [row["step"] for row in rows if "held_out/reward/mean" in row]
+    assert measured == [0, 2, 4, 6]
+    samples = lines(parts / "run" / "samples.jsonl")
+    assert [s["step"] for s in samples] == [step for step in measured for _ in range(6)]
+    assert {s["prompt"] for s in samples[:6]} == {s["prompt"] for s in samples[-6:]}
+    loaded = load_policy(parts / "run" / "policy").state_dict()
+    own = result.model.state_dict()
+    assert all((loaded[name] == own[name]).all() for name in own)
+    rates = [row["learning_rate"] for row in rows[1:]]
+    assert rates == pytest.approx([1e-2 * (1 - step / 6) for step in range(6)])
+
+
+def test_early_stops(parts):
+    result = run_recipe(tiny_recipe(parts, parts / "kl", stop=StopConfig(kl=1e-9)))
+    assert result.steps < 6
+    assert "above stop.kl" in result.summary["reason"]
+    stop = StopConfig(patience=2, min_gain=1e9)
+    result = run_recipe(tiny_recipe(parts, parts / "plateau", stop=stop, steps=20))
+    assert result.steps == 4  # the evaluations of steps 2 and 4 were no better
+    assert "stop.patience" in result.summary["reason"]
+    recipe = tiny_recipe(parts, parts / "plateau", stop=stop, steps=20)
+    result = run_recipe(recipe, resume="auto")
+    assert (result.steps, result.summary["finished"]) == (4, True)
+    result = run_recipe(replace(recipe, stop=StopConfig(), steps=5), resume="auto")
+    assert (result.steps, result.summary["reason"]) == (5, "all 5 steps are made")
+
+
+def test_a_failing_reward_leaves_what_was_there(parts):
+    (parts / "reward.py").write_text("def count_w7(texts): return [float('nan')] * len(texts)")
+    with pytest.raises(ScoringError, match="count_w7"):
+        run_recipe(tiny_recipe(parts, parts / "run"))
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(parts):
+    (parts / "file").write_text("")
+    with pytest.raises(OSError, match="`out` must be a folder that can be written"):
+        run_recipe(tiny_recipe(parts, parts / "file" / "run"))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Mount disks in memory; only root can."""
+    mounted = []
+
+    def mount(options):
+        path = tmp_path / f"disk{len(mounted)}"
+        path.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("no disk can be mounted here")
+        mounted.append(path)
+        return path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def test_a_disk_that_is_read_only_is_told(parts, disk):
+    with pytest.raises(OSError, match=r"`out` must be a folder that can be written \(Read-only"):
+        run_recipe(tiny_recipe(parts, disk("ro") / "run"))
+
+
+def test_a_full_disk_ends_the_run_with_the_last_checkpoint_good(parts, disk):
+    small_disk = disk("size=2m")
+    run_recipe(tiny_recipe(parts, parts / "whole"))
+    recipe = tiny_recipe(parts, small_disk / "run")
+    filler = small_disk / "filler"
+    size = 2_000_000 - 2 * (
+        os.path.getsize(parts / "whole" / "checkpoints" / "step-000006" / "state.pt")
+    )
+    filler.write_bytes(b"x" * size)  # room for one checkpoint and a half
+    with pytest.raises(OSError, match="the disk is full") as caught:
+        run_recipe(recipe)
+    assert "step-000002" in str(caught.value)
+    assert "--resume" in str(caught.value)
+    filler.unlink()
+    run_recipe(recipe, resume="auto")
+    assert_same_run(parts / "whole", small_disk / "run")
+
+
+# -- kill -9 -------------------------------------------------------------------------------------
+
+
+def start(recipe_file):
+    return subprocess.Popen(
+        [sys.executable, "-m", "trl", "train", str(recipe_file), "--resume", "auto"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def killed_and_resumed(parts, kills, steps, seed):
+    """Kill a run at random moments, every second time inside a checkpoint's write."""
+    out = parts / "killed"
+    recipe = tiny_recipe(
+        parts, out, steps=steps, eval_every=3, checkpoints=CheckpointConfig(every=2, keep=2)
+    )
+    run_recipe(replace(recipe, out=str(parts / "whole")))
+    file = parts / "killed.yaml"
+    file.write_text(settings.dump(recipe))
+    randomness = random.Random(seed)
+    inside = done = 0
+    while done < kills:
+        process = start(file)
+        had = len(lines(out / "metrics.jsonl")) if (out / "metrics.jsonl").exists() else 0
+        deadline = None
+        while process.poll() is None:
+            partial = next((out / "checkpoints").glob(".step-*.partial"), None)
+            now = sum(1 for _ in (out / "metrics.jsonl").open()) if had else 0
+            if done % 2 == 0 and partial is not None:
+                inside += 1
+                break
+            if done % 2 == 1:
+                if deadline is None and (now > had or not had):
+                    deadline = time.monotonic() + randomness.uniform(0, 1.0)
+                if deadline is not None and time.monotonic() > deadline:
+                    break
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        done += 1
+    process = start(file)
+    _, problem = process.communicate()
+    assert process.returncode == 0, problem.decode()
+    assert_same_run(parts / "whole", out)
+    return done, inside
+
+
+@pytest.mark.slow
+def test_twenty_kills_end_bit_for_bit(parts):
+    done, inside = killed_and_resumed(parts, kills=20, steps=400, seed=0)
+    assert done == 20
+    assert inside >= 5
+
+
+# -- what a review found ---------------------------------------------------------------------------
+
+
+def test_files_of_others_are_not_touched(parts):
+    out = parts / "project"
+    (out / "policy").mkdir(parents=True)
+    (out / "policy" / "thesis.txt").write_text("mine")
+    for resume in (None, "auto"):
+        with pytest.raises(FileExistsError, match="there are policy in it, which the run would"):
+            run_recipe(tiny_recipe(parts, out), resume=resume)
+    assert (out / "policy" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_crash_before_the_first_checkpoint_leaves_no_lines(parts, monkeypatch):
+    run_recipe(tiny_recipe(parts, parts / "whole"))
+    recipe = tiny_recipe(parts, parts / "early")
+
+    def crash():
+        with (parts / "early" / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 2, "rew')  # a line that is cut
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        stopped_in(2, patch, crash)
+        with pytest.raises(MemoryError):
+            run_recipe(recipe)
+    run_recipe(recipe, resume="auto")
+    assert_same_run(parts / "whole", parts / "early")
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is(parts, monkeypatch):
+    monkeypatch.chdir(parts)
+    recipe = tiny_recipe(parts, Path("a"))
+    with monkeypatch.context() as patch:
+        stopped_in(2, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+        run_recipe(recipe)
+    os.rename("a", "moved")
+    monkeypatch.chdir("/")
+    assert cli.main(["train", str(parts / "moved"), "--resume"]) == 0
+    assert not (parts / "a").exists()
+    assert len(lines(parts / "moved" / "metrics.jsonl")) == 7
+
+
+def test_other_prompts_are_told(parts):
+    recipe = tiny_recipe(parts, parts / "run", steps=2)
+    run_recipe(recipe)
+    text = (parts / "prompts.txt").read_text()
+    (parts / "prompts.txt").write_text(text.replace("w3", "w4"))
+    with pytest.raises(
+        CheckpointError, match=r"other prompts: the file or dataset of `data.prompts"
+    ):
+        run_recipe(replace(recipe, steps=3), resume="auto")
+
+
+def test_the_state_of_a_scorer_must_be_readable_again(parts):
+    reward = (parts / "reward.py").read_text()
+    (parts / "reward.py").write_text(
+        "import numpy\n" + reward.replace('{"calls": self.calls}', '{"calls": numpy.zeros(2)}')
+    )
+    counting = RewardConfig(kind="function", name=f"{parts / 'reward.py'}:counting")
+    with pytest.raises(TypeError, match="scorer counting.* must give plain values and tensors"):
+        run_recipe(tiny_recipe(parts, parts / "run", reward=(counting,)))
+
+
+def test_a_scorer_that_is_only_measured_has_a_state_too(parts, monkeypatch):
+    reward = tiny_recipe(parts, parts).reward[0]
+    counting = RewardConfig(kind="function", name=f"{parts / 'reward.py'}:counting", weight=0)
+    changes = {"reward": (reward, counting)}
+    run_recipe(tiny_recipe(parts, parts / "whole", **changes))
+    recipe = tiny_recipe(parts, parts / "stopped", **changes)
+    with monkeypatch.context() as patch:
+        stopped_in(3, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+        run_recipe(recipe)
+    run_recipe(recipe, resume="auto")
+    assert_same_run(parts / "whole", parts / "stopped")
+
+
+def test_what_is_best_is_known_before_anything_is_loaded(parts):
+    checkpoints = CheckpointConfig(best="held_out/reward/maen")
+    with pytest.raises(SettingsError, match=r"Did you mean `held_out/reward/mean`\?"):
+        run_recipe(tiny_recipe(parts, parts / "run", checkpoints=checkpoints))
+    assert not (parts / "run" / "recipe.yaml").exists()
+    # Of another figure than before, what was best does not count.
+    recipe = tiny_recipe(parts, parts / "run", steps=2)
+    run_recipe(recipe)
+    checkpoints = CheckpointConfig(best="held_out/kl", mode="min")
+    result = run_recipe(replace(recipe, steps=4, checkpoints=checkpoints), resume="auto")
+    measured = {
+        row["step"]: row["held_out/kl"]
+        for row in lines(parts / "run" / "metrics.jsonl")
+        if "held_out/kl" in row
+    }
+    assert result.summary["best"] == {"step": 4, "held_out/kl": measured[4]}
+
+
+def test_titles_that_are_taken(parts):
+    reward = replace(tiny_recipe(parts, parts).reward[0], title="mean")
+    with pytest.raises(SettingsError, match=r"`reward\[0\].title` must not be one of"):
+        run_recipe(tiny_recipe(parts, parts / "run", reward=(reward,)))
+
+
+def test_an_early_stop_is_measured(parts):
+    result = run_recipe(
+        tiny_recipe(parts, parts / "run", stop=StopConfig(kl=1e-9), eval_every=5, steps=9)
+    )
+    rows = lines(parts / "run" / "metrics.jsonl")
+    assert rows[-1]["step"] == result.steps < 5
+    assert result.summary["after"]["held_out/kl"] == rows[-1]["held_out/kl"]
+
+
+def test_one_run_at_a_time_in_a_folder(parts, monkeypatch):
+    recipe = tiny_recipe(parts, parts / "run", steps=2)
+    told = []
+
+    def another():
+        code = (
+            "import sys, fcntl; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        )
+        lock = str(parts / "run" / ".lock")
+        told.append(subprocess.run([sys.executable, "-c", code, lock], capture_output=True).stderr)
+
+    stopped_in(1, monkeypatch, another)
+    run_recipe(recipe)
+    assert b"BlockingIOError" in told[0]
+
+
+def test_a_saved_recipe_runs_with_another_seed(parts):
+    run_recipe(replace(tiny_recipe(parts, parts / "run", steps=1), seed=3))
+    flags = ["--seed", "5", "--out", str(parts / "other")]
+    assert cli.main(["train", str(parts / "run"), *flags]) == 0

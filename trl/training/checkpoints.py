@@ -1,0 +1,199 @@
+"""Checkpoints that are whole or not there.
+
+A checkpoint is a folder that is written to the side, synced to the disk, and then renamed: at any
+moment of a crash there is either the new one or none. Beside its files lies `manifest.json` with
+the size and the SHA-256 of each; what does not fit them is not gone on from.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d+)")
+
+
+class CheckpointError(RuntimeError):
+    """No checkpoint can be gone on from; the message says what is wrong with each."""
+
+
+class Checkpoints:
+    """The checkpoints of a run, in one folder, named by their steps.
+
+    Args:
+        folder: Made when the first one is written.
+        keep: So many stay, the latest ones.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def all(self) -> list[Path]:
+        """Return the checkpoints, the oldest first."""
+        found = self.folder.iterdir() if self.folder.is_dir() else []
+        return sorted((path for path in found if step_of(path) is not None), key=step_of)
+
+    def write(self, step: int, save: Callable[[Path], None]) -> Path:
+        """Write one, and delete those that are too many.
+
+        Args:
+            step: That it stands after.
+            save: Writes files into the folder that it is given.
+
+        Raises:
+            OSError: if the disk is full or cannot be written; the others are as they were.
+        """
+        for left in self.folder.glob(".step-*"):  # by an earlier crash
+            remove(left)
+        target = self.folder / f"step-{step:06d}"
+        with replaced_folder(target) as partial:
+            save(partial)
+            write_manifest(partial)
+        for old in self.all()[: -self.keep]:
+            remove(old)
+        return target
+
+    def newest(self) -> tuple[Path | None, list[str]]:
+        """Return the latest checkpoint that is whole, and what is wrong with any later ones.
+
+        Raises:
+            CheckpointError: if there are some, but none is whole.
+        """
+        problems = []
+        for path in reversed(self.all()):
+            problem = damage(path)
+            if problem is None:
+                return path, problems
+            problems.append(f"{path}: {problem}")
+        if problems:
+            raise CheckpointError(
+                "no checkpoint is whole: " + "; ".join(problems) + ". Start the run anew."
+            )
+        return None, []
+
+
+def step_of(path: Path) -> int | None:
+    """Return the step that a checkpoint stands after; None if the path is not one's."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint, by its manifest; None: nothing is."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+    except FileNotFoundError:
+        return f"there is no {MANIFEST}"
+    except (OSError, ValueError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    for name, (size, digest) in manifest.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes in place of {size}"
+        if _digest(path) != digest:
+            return f"{name} has other content than was written"
+    return None
+
+
+def write_manifest(folder: Path) -> None:
+    """Write down the size and SHA-256 of each file of a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = {
+        str(path.relative_to(folder)): (path.stat().st_size, _digest(path)) for path in files
+    }
+    (folder / MANIFEST).write_text(json.dumps(entries, indent=1) + "\n")
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `target` at the end, if all went well.
+
+    Raises:
+        OSError: of ENOSPC if the disk is full, whatever the writer made of that.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    remove(partial)
+    try:
+        partial.mkdir()
+        with disk_full_told(target.parent):
+            yield partial
+            _sync(partial)
+    except BaseException:
+        remove(partial)
+        raise
+    old = target.with_name(f".{target.name}.old")
+    remove(old)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(partial, target)
+    _sync_folder(target.parent)
+    remove(old)
+
+
+@contextmanager
+def disk_full_told(folder: Path) -> Iterator[None]:
+    """Turn whatever a full disk makes a writer raise into an OSError that says so."""
+    try:
+        yield
+    except Exception as error:
+        code = getattr(error, "errno", None)
+        # PyTorch and safetensors raise errors of their own, which do not carry the number.
+        full = code in (errno.ENOSPC, errno.EDQUOT) or (
+            code is None and shutil.disk_usage(folder).free < 1 << 20
+        )
+        if not full:
+            raise
+        free = shutil.disk_usage(folder).free / 1e6
+        raise OSError(
+            errno.ENOSPC, f"the disk is full ({free:.0f} MB are free)", str(folder)
+        ) from error
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder if it is there. If that is broken off, no whole checkpoint is left of it."""
+    if not folder.exists():
+        return
+    if step_of(folder) is not None:
+        hidden = folder.with_name(f".{folder.name}.old")
+        remove(hidden)
+        os.rename(folder, hidden)
+        folder = hidden
+    shutil.rmtree(folder)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Wait until all files of a folder are on the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            _sync_folder(path)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,128 @@
+"""The folder of a run, and its files of lines.
+
+recipe.yaml      the resolved settings; `trl train FOLDER/recipe.yaml` runs them again
+metrics.jsonl    a line of figures for each step
+scores.jsonl     the scores of each step's responses
+samples.jsonl    the responses to the held-out prompts, at each evaluation
+warnings.jsonl   what looked wrong, in words
+summary.json     before and after
+checkpoints/     what is gone on from
+best/  policy/   the best and the last policy, which plain transformers loads
+report.html      all of it to look at
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+from trl.training.checkpoints import disk_full_told
+
+LINES = ("metrics", "scores", "samples", "warnings")
+
+
+class RunFolder:
+    """Writes the files of a run; every line is in the file when `add` returns.
+
+    Args:
+        path: The folder; it is made by `in_use`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.policy = path / "policy"
+        self.best = path / "best"
+        self.recipe = path / "recipe.yaml"
+
+    def file(self, name: str) -> Path:
+        """Return the path of one of the files of lines."""
+        return self.path / f"{name}.jsonl"
+
+    def has_run(self) -> bool:
+        """Tell whether a run was begun here."""
+        return self.recipe.exists() or self.file("metrics").exists()
+
+    def others(self) -> list[str]:
+        """Return what stands here under names that a run would write, and is not a run's."""
+        names = (self.checkpoints, self.policy, self.best)
+        return [] if self.has_run() else [path.name for path in names if path.exists()]
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Make the folder, and keep other processes from running in it.
+
+        Raises:
+            OSError: naming the folder, if it cannot be written, or another run is in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise type(error)(
+                error.errno,
+                f"`out` must be a folder that can be written ({error.strerror}): name another one",
+                str(self.path),
+            ) from error
+        with lock:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise OSError(
+                        error.errno, "`out` must be a folder without another run", str(self.path)
+                    ) from error
+            yield
+
+    def add(self, name: str, *rows: Mapping[str, Any]) -> None:
+        """Append rows to a file of lines. What is not a finite number becomes null."""
+        text = "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
+        with disk_full_told(self.path), self.file(name).open("a", encoding="utf-8") as lines:
+            lines.write(text)
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of the files of lines, which are on the disk then."""
+        sizes = {}
+        for name in LINES:
+            path = self.file(name)
+            sizes[name] = path.stat().st_size if path.exists() else 0
+            if sizes[name]:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        return sizes
+
+    def cut(self, sizes: Mapping[str, int]) -> None:
+        """Take back what was written since: the lines of steps that are done again."""
+        for name in LINES:
+            path, size = self.file(name), sizes.get(name, 0)
+            if path.exists() and path.stat().st_size > size:
+                os.truncate(path, size)
+
+    def write(self, name: str, text: str) -> None:
+        """Write a small file, whole or not at all."""
+        target = self.path / name
+        partial = target.with_name(f".{name}.partial")
+        with disk_full_told(self.path):
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, target)
+
+
+def _plain(value: Any) -> Any:
+    """Return the value with null for NaN and infinity, which JSON has no words for."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

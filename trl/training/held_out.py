@@ -1,0 +1,172 @@
+"""Measuring a policy on prompts that it is not trained on."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from trl.anatomy import without_dropout
+from trl.evaluation.scores import score
+from trl.evaluation.weighted_sum import WeightedSum
+from trl.ppo import PPOTrainer
+from trl.rollout.sampler import Sampler
+
+FIGURES = ("kl", "length", "ended", "distinct_2")
+"""Figures of an evaluation besides rewards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A response to one held-out prompt, and how it was judged."""
+
+    prompt: str
+    response: str
+    reward: float
+    kl: float
+    """Σ_t (log π − log π_ref), in nats."""
+    length: int
+    """Tokens of the response."""
+    ended: bool
+    """Whether it ended by itself, rather than at the limit of its length."""
+    parts: Mapping[str, float]
+    """What each scorer gave, and the figures that scorers keep of their own."""
+
+    def row(self) -> dict[str, Any]:
+        """Return it as a line of samples.jsonl."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a policy writes on the held-out prompts, one sample each."""
+
+    samples: Sequence[Sample]
+    distinct_2: float
+    """Distinct-2 of all responses."""
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures of metrics.jsonl."""
+        samples = self.samples
+        names = dict.fromkeys(name for sample in samples for name in sample.parts)
+        means = {
+            name: statistics.fmean(s.parts[name] for s in samples if name in s.parts)
+            for name in names
+        }
+        return {
+            "held_out/reward/mean": statistics.fmean(sample.reward for sample in samples),
+            "held_out/reward/median": statistics.median(sample.reward for sample in samples),
+            **{f"held_out/reward/{name}": mean for name, mean in means.items()},
+            "held_out/kl": statistics.fmean(sample.kl for sample in samples),
+            "held_out/length": statistics.fmean(sample.length for sample in samples),
+            "held_out/ended": statistics.fmean(sample.ended for sample in samples),
+            "held_out/distinct_2": self.distinct_2,
+        }
+
+
+class HeldOut:
+    """Writes and judges one response to each of the same prompts, with the same random numbers.
+
+    Args:
+        trainer: Of the policy.
+        sampler: Of one response to each prompt.
+        scorer: Judges them.
+        prompts: At least one.
+    """
+
+    def __init__(
+        self, trainer: PPOTrainer, sampler: Sampler, scorer: WeightedSum, prompts: Sequence[Any]
+    ) -> None:
+        self.trainer, self.sampler, self.scorer = trainer, sampler, scorer
+        self.prompts = list(prompts)
+
+    def measure(self) -> Measurement:
+        """Judge the policy as it is now; in a distributed run each process takes its share."""
+        accelerator = self.trainer.accelerator
+        processes, rank = accelerator.num_processes, accelerator.process_index
+        # As many for each process: they wait for each other in every pass.
+        rounds = -(-len(self.prompts) // processes)
+        share = [(rank + processes * turn) % len(self.prompts) for turn in range(rounds)]
+        found = self._measure_share(share)
+        if processes > 1:
+            found = gather_object(found)
+        by_prompt = {index: (sample, tokens) for index, sample, tokens in found}
+        ordered = [by_prompt[index] for index in range(len(self.prompts))]
+        return Measurement(
+            samples=[sample for sample, _ in ordered],
+            distinct_2=distinct_n([tokens for _, tokens in ordered]),
+        )
+
+    @torch.no_grad()
+    def _measure_share(self, share: list[int]) -> list[tuple[int, Sample, list[int]]]:
+        trainer = self.trainer
+        with trainer.sampling():
+            rollout = self.sampler(
+                trainer.model, [self.prompts[index] for index in share], seeds=self._seeds(share)
+            )
+        scores = score(self.scorer, rollout)
+        totals = scores if scores.ndim == 1 else scores.sum(1)
+        with without_dropout(*filter(None, (trainer.model, trainer.ref_model))):
+            own = trainer.forward_pass(trainer.policy, rollout)
+            kl = (own.logprobs - trainer.reference_logprobs(rollout, own)).sum(1)
+        if trainer.reference is None:  # not measured, which is not the same as 0
+            kl = kl.fill_(math.nan)
+        ended = rollout.ended
+        assert ended is not None
+        assert rollout.query_texts is not None
+        assert rollout.response_texts is not None
+        parts = {name: x.tolist() for name, x in (self.scorer.scores | self.scorer.rows).items()}
+        tokens = rollout.response_lists()
+        return [
+            (
+                index,
+                Sample(
+                    prompt=rollout.query_texts[row],
+                    response=rollout.response_texts[row],
+                    reward=totals[row].item(),
+                    kl=kl[row].item(),
+                    length=len(tokens[row]),
+                    ended=bool(ended[row]),
+                    parts={
+                        name: values[row]
+                        for name, values in parts.items()
+                        if not math.isnan(values[row])
+                    },
+                ),
+                tokens[row],
+            )
+            for row, index in enumerate(share)
+        ]
+
+    def _seeds(self, share: list[int]) -> list[int]:
+        """Return a seed for each prompt: the same every time, on any number of processes."""
+        return [self.sampler.seed * len(self.prompts) + index for index in share]
+
+
+def distinct_n(token_lists: Iterable[Sequence[Hashable]], n: int = 2) -> float:
+    """Distinct-n (Li et al., arXiv:1510.03055): how little a set of texts repeats itself.
+
+        distinct-n = (number of different n-grams) / (number of n-grams), over all texts together
+
+    Deviation: the paper divides by the number of tokens. An n-gram does not reach across two texts.
+
+    Args:
+        token_lists: The tokens of each text, special tokens left out.
+        n: Length of the n-grams.
+
+    Returns:
+        Between 0 and 1; 0 when no text has n tokens.
+    """
+    if n < 1:
+        raise ValueError(f"`n` must be at least 1, got {n}.")
+    grams = [
+        tuple(tokens[start : start + n])
+        for tokens in token_lists
+        for start in range(len(tokens) - n + 1)
+    ]
+    return len(set(grams)) / len(grams) if grams else 0.0

@@ -1,0 +1,230 @@
+"""What is done with a policy or a reward outside of training: let it write, let it judge.
+
+rows = sample("runs/demo", ["This film was"], n=4)
+rows = score_texts(["A wonderful film."], (RewardConfig(),))
+show(rows)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoTokenizer
+
+from trl import starter
+from trl.batch import Rollout
+from trl.evaluation.scores import score
+from trl.models.with_value_head import load_policy
+from trl.recipe import RewardConfig
+from trl.rollout.sampler import Sampler
+from trl.training.parts import load_scorer, model_name, quiet_transformers
+from trl.training.sources import checked_texts, chosen_column, read_table
+
+Row = dict[str, Any]
+Pair = tuple[str, str]
+"""A prompt, which may be empty, and what follows it."""
+
+AT_ONCE = 64
+"""Rows that are sampled or scored at once."""
+SHOWN_PROMPTS = 8
+"""Of the starter's held-out prompts, if there are no others."""
+
+
+def sample(
+    model: str | Path,
+    prompts: Sequence[str],
+    *,
+    n: int = 1,
+    max_new_tokens: int = 48,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[Row]:
+    """Let a policy go on from prompts.
+
+    Args:
+        model: A model's folder or hub name, starter, or the folder of a run.
+        prompts: Texts.
+        n: Responses to each.
+        max_new_tokens: Most tokens of a response.
+        temperature: See `Sampler`.
+        top_k: See `Sampler`.
+        top_p: See `Sampler`.
+        seed: See `Sampler`.
+
+    Returns:
+        n rows for each prompt, side by side: prompt, response, tokens, ended.
+    """
+    name = policy_folder(model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with quiet_transformers():
+        policy = load_policy(name).to(device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    with warnings.catch_warnings():  # what it warns of matters in training only
+        warnings.filterwarnings("ignore", message=".*from a cut distribution")
+        sampler = Sampler(
+            tokenizer,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            group_size=n,
+            seed=seed,
+            max_rows=AT_ONCE,
+            add_bos=tokenizer.bos_token_id is not None,
+        )
+    with torch.no_grad():
+        rollout = sampler(policy, list(prompts))
+    assert rollout.response_texts is not None
+    assert rollout.ended is not None
+    columns = zip(
+        [prompt for prompt in prompts for _ in range(n)],
+        rollout.response_texts,
+        rollout.response_mask.sum(1).tolist(),
+        rollout.ended.tolist(),
+        strict=True,
+    )
+    names = ("prompt", "response", "tokens", "ended")
+    return [dict(zip(names, row, strict=True)) for row in columns]
+
+
+def policy_folder(model: str | Path) -> str:
+    """Return the folder or hub name of a policy: of a run's folder, that of the policy in it.
+
+    Raises:
+        FileNotFoundError: if it is a run without one, as it was stopped before its end.
+    """
+    name = model_name(str(model))
+    folder = Path(name).expanduser()
+    if not folder.is_dir() or any(
+        (folder / file).is_file() for file in ("config.json", "adapter_config.json")
+    ):
+        return name
+    for inside in (folder / "policy", folder / "best"):
+        if inside.is_dir():
+            return str(inside)
+    if (folder / "recipe.yaml").is_file():
+        raise FileNotFoundError(
+            f"The run in {folder} has no policy yet, which is written at its end: go on with it, "
+            f"trl train {folder} --resume."
+        )
+    return name
+
+
+def score_texts(texts: Sequence[str | Pair], rewards: Sequence[RewardConfig]) -> list[Row]:
+    """Score texts as a recipe does.
+
+    Args:
+        texts: Whole texts, or prompts and what follows them.
+        rewards: The scorers. Those that read tokens do not fit here.
+
+    Returns:
+        A row for each text: text, score, and the score of each part by its name, without its
+        weight.
+    """
+    with quiet_transformers():
+        _, scorer = load_scorer(rewards)
+    prefixes = [prefix for reward in rewards for prefix in reward.targets]
+    pairs = [_pair(text, prefixes) if isinstance(text, str) else text for text in texts]
+    rows: list[Row] = []
+    for start in range(0, len(pairs), AT_ONCE):
+        some = pairs[start : start + AT_ONCE]
+        scores = score(scorer, _rollout(some))
+        totals = (scores.sum(1) if scores.ndim == 2 else scores).tolist()
+        for row, (pair, total) in enumerate(zip(some, totals, strict=True)):
+            parts = {name: part[row].item() for name, part in scorer.scores.items()}
+            rows.append({"text": "".join(pair), "score": total, "parts": parts})
+    return rows
+
+
+def _pair(text: str, prefixes: Sequence[str]) -> Pair:
+    """Return a text after the control prefix that it begins with, if it does."""
+    prefix = max((each for each in prefixes if text.startswith(each)), key=len, default="")
+    return prefix, text.removeprefix(prefix)
+
+
+def _rollout(pairs: Sequence[Pair]) -> Rollout:
+    """Return texts as a rollout; its tokens stand for none."""
+    one = torch.zeros(len(pairs), 1, dtype=torch.long)
+    prompts, texts = zip(*pairs, strict=True)
+    return replace(Rollout.from_lists(one, one), query_texts=prompts, response_texts=texts)
+
+
+# -- texts in, rows out --------------------------------------------------------------------------
+
+
+def read_prompts(source: str | None) -> list[str]:
+    """Return the prompts of a file or dataset; without one, a few that ship with trl."""
+    if source is None:
+        return starter.prompts("held-out")[:SHOWN_PROMPTS]
+    table = read_table(source, name="--prompts")
+    return checked_texts(table, chosen_column(table, None, "--prompts"), "--prompts")
+
+
+def read_texts(source: str) -> list[str | Pair]:
+    """Return the texts of a file or dataset, or of the standard input (-), one a line.
+
+    A table with the columns prompt and response, as `trl sample` writes it, gives pairs.
+    """
+    if source == "-":
+        lines = [line.strip() for line in sys.stdin]
+        return [line for line in lines if line]
+    table = read_table(source, name="TEXTS")
+    if {"prompt", "response"} <= set(table.names):
+        columns = [checked_texts(table, name, "TEXTS") for name in ("prompt", "response")]
+        return list(zip(*columns, strict=True))
+    column = "text" if "text" in table.names else chosen_column(table, None, "TEXTS")
+    return list(checked_texts(table, column, "TEXTS"))
+
+
+def show(rows: Sequence[Row], out: str | None) -> None:
+    """Print rows as a table, or write them as lines of JSON.
+
+    Args:
+        rows: All with the same names.
+        out: A file to write; "-": lines to the standard output; None: a table.
+    """
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if out == "-":
+        sys.stdout.write(lines)
+    elif out is not None:
+        Path(out).expanduser().write_text(lines, encoding="utf-8")
+        print(out)
+    else:
+        console = Console()
+        if not console.is_terminal:
+            console.width = 120
+        console.print(_table([_flat(row) for row in rows]))
+
+
+def _flat(row: Row) -> Row:
+    """Return a row with its parts as columns; one part with a weight of 1 is the score itself."""
+    parts = row.get("parts", {})
+    shown = parts if len(parts) > 1 or row.get("score") not in parts.values() else {}
+    return {name: value for name, value in row.items() if name != "parts"} | shown
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(show_lines=True)
+    for name, value in (rows[0] if rows else {}).items():
+        table.add_column(name, justify="left" if isinstance(value, str) else "right")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:+.3f}" if isinstance(value, float) else " ".join(str(value).split())
