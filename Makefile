@@ -1,6 +1,7 @@
 # make demo    set up, then tune the starter GPT-2 with PPO (offline); ARGS="--steps 20 --seed 1"
 # make test    set up, then run the tests;                             ARGS="tests/test_core.py -x"
 # make bench   set up, then time an iteration beside other releases;   ARGS="--workload b --repeats 3"
+# make notebooks, make docs               run the notebooks and keep what they show; build site/
 #
 # Every target makes its own environment in .venv, with the versions of constraints.txt. Those of the
 # other releases are made in .venv-peers.
@@ -13,7 +14,7 @@ RUN_READY := .venv/.ready-to-run
 DEV_READY := .venv/.ready-to-develop
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow bench check format clean
+.PHONY: demo test test-slow bench notebooks docs check format clean
 
 demo: $(RUN_READY)
 	$(BIN)/trl demo $(ARGS)
@@ -28,6 +29,12 @@ bench: $(DEV_READY)
 	$(BIN)/python benchmarks/peers.py --make-environment trl-0.11.4 trl-1.12.0
 	$(BIN)/python benchmarks/peers.py $(ARGS)
 
+notebooks: $(DEV_READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python notebooks/run.py $(ARGS)
+
+docs: $(DEV_READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 check: $(DEV_READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -39,7 +46,7 @@ format: $(DEV_READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN_READY): $(BIN)/python pyproject.toml constraints.txt
