@@ -58,6 +58,22 @@ class RunFolder:
         names = (self.checkpoints, self.policy, self.best)
         return [] if self.has_run() else [path.name for path in names if path.exists()]
 
+    def start(self) -> None:
+        """Make the folder, and find out whether it can be written.
+
+        Raises:
+            OSError: naming the folder, if it cannot.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / ".lock").touch()
+        except OSError as error:
+            raise type(error)(
+                error.errno,
+                f"`out` must be a folder that can be written ({error.strerror}): name another one",
+                str(self.path),
+            ) from error
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Make the folder, and keep other processes from running in it.
@@ -65,16 +81,8 @@ class RunFolder:
         Raises:
             OSError: naming the folder, if it cannot be written, or another run is in it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise type(error)(
-                error.errno,
-                f"`out` must be a folder that can be written ({error.strerror}): name another one",
-                str(self.path),
-            ) from error
-        with lock:
+        self.start()
+        with (self.path / ".lock").open("w") as lock:
             if fcntl is not None:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
