@@ -29,6 +29,12 @@ def test_histogram_by_hand():
     assert shares == [[0.25, 0.5, 0, 0.25], [0, 0, 0.5, 0.5]]
 
 
+def test_histogram_of_values_that_are_nearer_than_numbers_can_tell():
+    edges, (shares,) = histogram([[0.0, 5e-324]])
+    assert (edges[0], edges[-1]) == (-0.5, 0.5)
+    assert sum(shares) == 1
+
+
 def test_histogram_of_one_value():
     edges, shares = histogram([[3.0, 3.0]], bins=2)
     assert edges == [2.5, 3, 3.5]

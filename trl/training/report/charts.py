@@ -278,7 +278,7 @@ def histogram(
     """
     low = min(min(group) for group in groups)
     high = max(max(group) for group in groups)
-    if low == high:
+    if (high - low) / bins == 0:  # equal, or nearer than numbers can tell
         low, high = low - 0.5, high + 0.5
     width = (high - low) / bins
     edges = [low + number * width for number in range(bins)] + [high]
