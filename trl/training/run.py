@@ -150,14 +150,14 @@ def _find_checkpoint(
     if resume is None:
         if folder.has_run():
             raise FileExistsError(
-                17,
+                errno.EEXIST,
                 "`out` must be a folder without a run: add --resume to go on with it, or name "
                 "another one with --out",
                 str(folder.path),
             )
         if others := folder.others():
             raise FileExistsError(
-                17,
+                errno.EEXIST,
                 f"`out` must be a folder of its own, but there are {', '.join(others)} in it, "
                 "which the run would replace: name another one with --out",
                 str(folder.path),
@@ -220,7 +220,6 @@ class Run:
         self.recipe, self.folder = recipe, folder
         self.accelerator = accelerator or make_accelerator(recipe.ppo.precision)
         # What is cheap to check comes first: a tracker that is not installed, say.
-        name = recipe.tracking.name or folder.path.name
         check_trackers(recipe.tracking.to)
         self.scorer, self.judge = load_scorer(recipe.reward)
         _check_best(recipe, self.judge)
@@ -261,7 +260,6 @@ class Run:
             precision=self.trainer.precision,
             compares_groups=self.trainer.algorithm.groups,
         )
-        self.name = name
         self.resumed_at: int | None = None
         self.before: Row = {}
         self.after: Row = {}
@@ -439,7 +437,7 @@ class Run:
             tracking.to if self.main else (),
             out=self.folder.path,
             project=tracking.project,
-            run_name=self.name,
+            run_name=tracking.name,
             config=settings.as_mapping(self.recipe),
             resume_step=self.resumed_at,
         )
