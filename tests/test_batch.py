@@ -266,3 +266,44 @@ def test_a_rollout_without_rows_is_named():
     tokens, mask = torch.ones(0, 3, dtype=torch.long), torch.ones(0, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match="a Rollout must have at least one row, got none"):
         Rollout(tokens, mask, tokens, mask).check()
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_concat_undoes_split(data):
+    sizes = st.lists(st.integers(1, 5), min_size=1, max_size=7)
+    query_sizes = data.draw(sizes)
+    rows = len(query_sizes)
+    response_sizes = data.draw(st.lists(st.integers(1, 5), min_size=rows, max_size=rows))
+    queries, responses = ragged(query_sizes), ragged(response_sizes, seed=1)
+    groups = torch.arange(rows) // data.draw(st.integers(1, rows))
+    rollout = replace(
+        Rollout.from_lists(queries, responses),
+        group_ids=groups,
+        ended=torch.arange(rows) % 2 == 0,
+        temperature=0.7,
+        query_texts=tuple(f"q{row}" for row in range(rows)),
+    )
+    rollout = replace(rollout, logprobs=-rollout.responses.float())
+    cut = data.draw(st.integers(1, rows))
+    joined = Rollout.concat(list(rollout.split(cut)))
+    for name in ("queries", "query_mask", "responses", "response_mask", "logprobs", "ended"):
+        assert torch.equal(getattr(joined, name), getattr(rollout, name)), name
+    assert (joined.temperature, joined.query_texts) == (0.7, rollout.query_texts)
+    assert joined.response_texts is None
+    # Rows of one part that belong together still do; rows of different parts never.
+    part = torch.arange(rows) // cut
+    together = (groups[:, None] == groups) & (part[:, None] == part)
+    assert torch.equal(joined.group_ids[:, None] == joined.group_ids, together)
+
+
+def test_concat_of_what_does_not_belong_together():
+    rollout = Rollout.from_lists([torch.tensor([5])], [torch.tensor([1, 2])])
+    with pytest.raises(ValueError, match=r"`parts` must have at least one rollout"):
+        Rollout.concat([])
+    with pytest.raises(ValueError, match=r"the same `texts_apart`, got \[False, True\]"):
+        Rollout.concat([rollout, replace(rollout, texts_apart=True)])
+    with pytest.raises(ValueError, match=r"all have `ended` or none, but parts \[0\] have none"):
+        Rollout.concat([rollout, replace(rollout, ended=torch.tensor([True]))])
+    with pytest.raises(ValueError, match=r"the same `temperature`"):
+        Rollout.concat([rollout, replace(rollout, temperature=0.5)])

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from numbers import Integral
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -233,6 +235,37 @@ class Rollout:
         first = self.queries.shape[1] - int(self.query_mask[rows].sum(1).max())
         return first, int(self.response_mask[rows].any(0).nonzero().max()) + 1
 
+    @classmethod
+    def concat(cls, parts: Sequence[Rollout]) -> Rollout:
+        """Return the rows of all parts as one rollout; groups of different parts stay apart.
+
+        Args:
+            parts: At least one. What was recorded for one of them must be there for all.
+
+        Raises:
+            ValueError: if there are none, or they differ in what was recorded, in the
+                temperature, or in how query and response stand to each other.
+        """
+        if not parts:
+            raise ValueError("`parts` must have at least one rollout, got none.")
+        for name in ("temperature", "texts_apart"):
+            if len(found := {getattr(part, name) for part in parts}) > 1:
+                raise ValueError(
+                    f"`parts` must have the same `{name}`, got {sorted(found, key=str)}."
+                )
+        joined: dict[str, Any] = {}
+        # The states of a trunk are left out: they are of columns that are other columns now.
+        for name in (entry.name for entry in fields(cls) if entry.name != "trunk_states"):
+            columns = [getattr(part, name) for part in parts]
+            missing = [index for index, column in enumerate(columns) if column is None]
+            if missing and len(missing) < len(parts):
+                raise ValueError(
+                    f"`parts` must all have `{name}` or none, but parts {missing} have none."
+                )
+            if not missing:
+                joined[name] = _JOINED[name](columns) if name in _JOINED else columns[0]
+        return cls(**joined)
+
     def split(self, rows: int) -> Iterator[Rollout]:
         """Yield the rollout in parts of so many rows; the last may be smaller."""
         for chosen in torch.arange(len(self)).split(rows):
@@ -335,6 +368,38 @@ class Rollout:
     def query_lists(self) -> list[list[int]]:
         """Return the tokens of each query."""
         return [row[mask].tolist() for row, mask in zip(self.queries, self.query_mask, strict=True)]
+
+
+def _side_by_side(columns: Sequence[Tensor], *, left: bool = False) -> Tensor:
+    """Join tensors [b, L] below each other, padded with 0 to the longest."""
+    longest = max(column.shape[1] for column in columns)
+    room = [longest - column.shape[1] for column in columns]
+    return torch.cat(
+        [F.pad(x, (more, 0) if left else (0, more)) for x, more in zip(columns, room, strict=True)]
+    )
+
+
+def _groups_apart(columns: Sequence[Tensor]) -> Tensor:
+    """Join group numbers [b] so that no two parts share one."""
+    joined, first = [], 0
+    for column in columns:
+        joined.append(column - column.min() + first)
+        first = int(joined[-1].max()) + 1
+    return torch.cat(joined)
+
+
+def _one_after_another(columns: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return tuple(entry for column in columns for entry in column)
+
+
+_JOINED: dict[str, Callable[[list[Any]], Any]] = {
+    **dict.fromkeys(("queries", "query_mask"), partial(_side_by_side, left=True)),
+    **dict.fromkeys(("responses", "response_mask", "logprobs", "values"), _side_by_side),
+    "group_ids": _groups_apart,
+    "ended": torch.cat,
+    **dict.fromkeys(OF_EACH_ROW, _one_after_another),
+}
+"""How `Rollout.concat` joins a field; any other is the same in all parts."""
 
 
 def _with_space(query: str, response: str) -> str:

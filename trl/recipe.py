@@ -213,10 +213,13 @@ class SamplingConfig:
     """Begin prompts with the BOS token, if there is one and the tokenizer does not do it itself."""
     max_rows: int | None = None
     """Most responses written at once; None: all."""
+    parts: int = 1
+    """Write each batch in so many parts, and score one while the next is written: for a reward that
+    waits for a server. It must not compare the responses of a whole batch."""
 
     def __post_init__(self) -> None:
         problems = Problems("SamplingConfig")
-        for name in ("max_new_tokens", "group_size"):
+        for name in ("max_new_tokens", "group_size", "parts"):
             problems.number(name, getattr(self, name), "> 0", is_positive, whole=True)
         for name in ("shortest_limit", "max_rows"):
             value = getattr(self, name)
@@ -519,6 +522,12 @@ class Recipe:
             problems.add(
                 f"`ppo.batch_size` must be a multiple of sampling.group_size "
                 f"({sampling.group_size}), got {ppo.batch_size}."
+            )
+        prompts = ppo.batch_size // sampling.group_size
+        if sampling.parts > prompts > 0:
+            problems.add(
+                "`sampling.parts` must be <= the prompts of a step (ppo.batch_size / "
+                f"sampling.group_size = {prompts}), got {sampling.parts}: lower it."
             )
         if ppo.algorithm in ("rloo", "grpo", "dr_grpo") and sampling.group_size < 2:
             problems.add(

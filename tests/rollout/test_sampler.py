@@ -173,6 +173,21 @@ def test_rows_do_not_depend_on_their_neighbours(uniform_model, make_model, max_r
         torch.testing.assert_close(cut.values, expected.values, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3, 9])
+def test_parts_are_the_rows_of_a_call(uniform_model, parts):
+    settings = {"max_new_tokens": (3, 15), "eos_token_id": range(9), "group_size": 3, "seed": 5}
+    whole, split = Sampler(**settings), Sampler(**settings)
+    for _ in range(2):  # the second call goes on where the first one ended
+        expected = whole(uniform_model, QUERIES)
+        found = list(split.in_parts(uniform_model, QUERIES, parts))
+        assert len(found) == min(parts, 4)
+        joined = Rollout.concat(found)
+        for name in ("queries", "responses", "response_mask", "ended", "group_ids"):
+            assert torch.equal(getattr(joined, name), getattr(expected, name)), name
+        torch.testing.assert_close(joined.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+    assert whole.calls == split.calls == 2
+
+
 def test_a_higher_limit_only_continues_the_responses(make_model):
     short = Sampler(max_new_tokens=5)(make_model(), QUERIES).responses
     assert torch.equal(short, Sampler(max_new_tokens=9)(make_model(), QUERIES).responses[:, :5])

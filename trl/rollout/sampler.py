@@ -147,13 +147,56 @@ class Sampler:
                 model does not know a token that is to end a response.
             FloatingPointError: if the model gives NaN.
         """
+        (rollout,) = self.in_parts(policy, queries, seeds=seeds, progress=progress)
+        return rollout
+
+    def in_parts(
+        self,
+        policy: nn.Module,
+        queries: Queries,
+        parts: int = 1,
+        *,
+        seeds: Sequence[int] | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Rollout]:
+        """Yield what a call would return in parts, each as soon as it is written.
+
+        Something else can be done with a part while the next one is written. `Rollout.concat` of
+        them is the rollout of a call, up to rounding.
+
+        Args:
+            policy: See `__call__`.
+            queries: See `__call__`.
+            parts: How many; at most one for each query.
+            seeds: See `__call__`.
+            progress: Called after every step, with the tokens of the part.
+
+        Raises:
+            TypeError, ValueError, FloatingPointError: see `__call__`.
+        """
         policy = uncompiled(policy, "policy")
         encoded = self._encode(policy, queries, "queries")
+        size = self.group_size
+        streams = self._streams(len(encoded.rows) * size, seeds)
+        for rows in torch.arange(len(encoded.rows)).tensor_split(min(parts, len(encoded.rows))):
+            first, end = int(rows[0]), int(rows[-1]) + 1
+            part = Encoded(*(column and column[first:end] for column in encoded))
+            yield self._sample(policy, part, streams[first * size : end * size], progress)
+        if seeds is None:
+            self.calls += 1
+
+    def _sample(
+        self,
+        policy: nn.Module,
+        encoded: Encoded,
+        streams: list[np.random.Generator],
+        progress: Progress | None,
+    ) -> Rollout:
+        """Return a rollout of the queries, a stream of random numbers for each row."""
         tokens = encoded.rows
         stop = self._stop_for(policy)
         device = language_model(policy).get_input_embeddings().weight.device
         padded, mask = pad_rows([row.to(device) for row in tokens], left=True)
-        streams = self._streams(len(tokens) * self.group_size, seeds)
         limits = [self._draw_limit(stream) for stream in streams]
         lengths = [len(row) for row in tokens]
         check_positions(policy, lengths, max(limits))  # a function may give any
@@ -182,8 +225,6 @@ class Sampler:
                 stop=stop,
                 report=_report(progress, later, total),
             )
-        if seeds is None:
-            self.calls += 1
         return self._rollout(record, padded, mask, encoded, is_encoder_decoder(policy))
 
     def check(self, policy: nn.Module, queries: Queries, *, name: str = "queries") -> None:

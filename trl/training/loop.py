@@ -26,8 +26,7 @@ from trl.anatomy import language_model
 from trl.batch import Rollout
 from trl.config import PPOConfig, closest
 from trl.evaluation.function import as_scorer
-from trl.evaluation.scores import Scorer, score
-from trl.evaluation.weighted_sum import means_of
+from trl.evaluation.scores import Scorer
 from trl.models.checkpoint import hub_arguments
 from trl.models.reference import ReferenceKind
 from trl.models.with_value_head import load_policy
@@ -35,6 +34,7 @@ from trl.optimization.adam import linear_decay
 from trl.ppo import PPOTrainer
 from trl.rollout.queries import Chat, check_list
 from trl.rollout.sampler import Sampler
+from trl.training.overlap import Judged, Overlap, judge
 from trl.training.parts import seeded
 from trl.training.profile import Profile
 
@@ -60,6 +60,8 @@ class Loop:
         scorer: Judges them.
         prompts: Whatever the sampler takes; all of them are looked at here, before any is used.
         schedule: Factor on the learning rate of step 0, 1, …; None: it stays as it is.
+        parts: Write each batch in so many parts, and score one while the next is written: for a
+            scorer that waits for a server. It must not compare the responses of a whole batch.
         profile: A folder for where the time goes, see `trl.training.profile`; the first process
             writes it. None: it is not looked at, which costs nothing.
 
@@ -82,6 +84,7 @@ class Loop:
         prompts: Sequence[str] | Sequence[Chat] | Sequence[Tensor],
         *,
         schedule: Callable[[int], float] | None = None,
+        parts: int = 1,
         profile: str | os.PathLike[str] | None = None,
     ) -> None:
         self.trainer, self.sampler, self.scorer = trainer, sampler, scorer
@@ -100,6 +103,8 @@ class Loop:
             )
         sampler.check(trainer.model, self.prompts, name="prompts")
         self.prompts_per_step = config.batch_size // sampler.group_size
+        check_parts(parts, self.prompts_per_step // self.processes)
+        self.parts = parts
         self.schedule = schedule
         self.rates = [group["lr"] for group in trainer.optimizer.param_groups]
         self.steps_done = 0
@@ -145,15 +150,10 @@ class Loop:
 
     def _step(self) -> Row:
         trainer = self.trainer
-        around = trainer.clock.around
         started = time.perf_counter()
         prompts = self._next_prompts()
         rate = self._set_learning_rate()
-        with around("generation"), trainer.sampling():
-            rollout = self.sampler(trainer.model, prompts)
-        sampled = time.perf_counter()
-        with around("scorer"):
-            scores = score(self.scorer, rollout)
+        rollout, (scores, means), sampled = self._rollout_and_scores(prompts)
         scored = time.perf_counter()
         stats = trainer.step(rollout, scores)
         ended = time.perf_counter()
@@ -163,7 +163,7 @@ class Loop:
         self.rollout, self.scores, self.all_scores = rollout, totals, gathered
         figures = {name: value for name, value in stats.items() if isinstance(value, float)}
         lengths = rollout.response_mask.sum(1).float()
-        own = part_means(self.scorer) | {
+        own = {f"reward/{name}": mean for name, mean in means.items()} | {
             "response/length": lengths.mean().item(),
             "response/ended": rollout.ended.float().mean().item(),
         }
@@ -184,6 +184,23 @@ class Loop:
             "tokens_per_second/optimisation": tokens / (ended - scored),
             **(profile.count(rollout, updates, ended - started) if profile else {}),
         }
+
+    def _rollout_and_scores(self, prompts: list[Any]) -> tuple[Rollout, Judged, float]:
+        """Return responses to the prompts, their scores, and when the last response was written."""
+        trainer, around = self.trainer, self.trainer.clock.around
+        if self.parts == 1:
+            with around("generation"), trainer.sampling():
+                rollout = self.sampler(trainer.model, prompts)
+            sampled = time.perf_counter()
+            with around("scorer"):
+                return rollout, judge(self.scorer, rollout), sampled
+        with Overlap(self.scorer) as overlap:
+            with around("generation"), trainer.sampling():
+                for part in self.sampler.in_parts(trainer.model, prompts, self.parts):
+                    overlap.add(part)
+            sampled = time.perf_counter()
+            with around("scorer"):
+                return *overlap.result(), sampled
 
     def _set_learning_rate(self) -> float:
         """Set the learning rate of this step, and return that of the first group of weights."""
@@ -219,6 +236,7 @@ def train(
     on_step: Callable[[int, Row], Any] | None = None,
     max_new_tokens: int | tuple[int, int] = 24,
     decay_learning_rate: bool = True,
+    parts: int = 1,
     profile: str | os.PathLike[str] | None = None,
     model_kwargs: dict[str, Any] | None = None,
     sampler_kwargs: dict[str, Any] | None = None,
@@ -241,6 +259,8 @@ def train(
             training if it returns what counts as true.
         max_new_tokens: Most tokens of a response, or (shortest, longest) for a random limit.
         decay_learning_rate: Let the learning rate fall linearly to 0.
+        parts: Write each batch in so many parts, and score one while the next is written: for a
+            reward that waits for a server.
         profile: A folder for where the time goes: a table, and a trace of two steps.
         model_kwargs: Passed to `from_pretrained`: dtype, device_map, revision, ….
         sampler_kwargs: Passed to `Sampler`: group_size, stop_strings, add_bos, max_rows, ….
@@ -298,6 +318,7 @@ def train(
         scorer,
         prompts,
         schedule=partial(linear_decay, total_steps=steps) if decay_learning_rate else None,
+        parts=parts,
         profile=profile,
     )
     history: list[Row] = []
@@ -319,11 +340,6 @@ def mean_of_each(rows: Sequence[Row]) -> Row:
     return {name: fmean(row[name] for row in rows if name in row) for name in names}
 
 
-def part_means(scorer: Scorer) -> Row:
-    """Return the means of the parts of a scorer in its last rollout, as `reward/<name>`."""
-    return {f"reward/{name}": mean for name, mean in means_of(scorer).items()}
-
-
 def checked_prompts(prompts: Any) -> list[Any]:
     """Return the prompts as a list of at least one.
 
@@ -337,6 +353,15 @@ def checked_prompts(prompts: Any) -> list[Any]:
     if not prompts:
         raise ValueError("`prompts` must have at least one entry, got none.")
     return prompts
+
+
+def check_parts(parts: Any, prompts: int) -> None:
+    """Raise a ValueError unless so many prompts can be written in so many parts."""
+    if isinstance(parts, bool) or not isinstance(parts, int) or not 1 <= parts <= prompts:
+        raise ValueError(
+            f"`parts` must be a whole number from 1 to {prompts}, the prompts of a step on one "
+            f"process (batch_size / group_size / processes), got {parts!r}."
+        )
 
 
 def _check_sampler_kwargs(settings: Any) -> None:

@@ -243,6 +243,7 @@ class Run:
             self.scorer,
             prompts.train,
             schedule=make_schedule(recipe.schedule, recipe.total_steps),
+            parts=recipe.sampling.parts,
             profile=recipe.profile,
         )
         self.held_out = None
