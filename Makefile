@@ -1,7 +1,9 @@
 # make demo    set up, then tune the starter GPT-2 with PPO (offline); ARGS="--steps 20 --seed 1"
 # make test    set up, then run the tests;                             ARGS="tests/test_core.py -x"
+# make test-gpu                          the tests that need a GPU
 # make bench   set up, then time an iteration beside other releases;   ARGS="--workload b --repeats 3"
 # make notebooks, make docs               run the notebooks and keep what they show; build site/
+# make readme  write README.md from notebooks/index.ipynb
 #
 # Every target makes its own environment in .venv, with the versions of constraints.txt. Those of the
 # other releases are made in .venv-peers.
@@ -14,13 +16,16 @@ RUN_READY := .venv/.ready-to-run
 DEV_READY := .venv/.ready-to-develop
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow bench notebooks docs check format clean
+.PHONY: demo test test-slow test-gpu bench notebooks readme docs check format clean
 
 demo: $(RUN_READY)
 	$(BIN)/trl demo $(ARGS)
 
 test: $(DEV_READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+test-gpu: $(DEV_READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
 test-slow: $(DEV_READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
@@ -32,6 +37,9 @@ bench: $(DEV_READY)
 notebooks: $(DEV_READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python notebooks/run.py $(ARGS)
 
+readme: $(DEV_READY)
+	$(BIN)/python notebooks/readme.py
+
 docs: $(DEV_READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
@@ -40,6 +48,7 @@ check: $(DEV_READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python notebooks/readme.py --check
 
 format: $(DEV_READY)
 	$(BIN)/ruff format .

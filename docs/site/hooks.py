@@ -29,7 +29,7 @@ COMMENT = re.compile(r"^<!-- (settings|recipes|api|include)(?: (.+?))? -->$", re
 
 
 def notebooks():
-    """Return the notebooks, in order."""
+    """Return the notebooks, in order. The index makes the README, whose parts the pages include."""
     return sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
