@@ -75,7 +75,7 @@ SPEEDS = (
     "matmul_gflops",
     "share_of_peak",
 )
-MEASURED = (*SECONDS, "peak_rss_gib", *SPEEDS)
+MEASURED = (*SECONDS, "peak_rss_gib", "peak_gpu_gib", *SPEEDS)
 """What a summary is made of; a side reports None for what it cannot tell."""
 SAME = ("objective/entropy", "ppo/returns/mean")
 IDLE_LOAD = 0.6
@@ -97,7 +97,7 @@ def make_environment(name: str, folder: Path) -> None:
 class Worker:
     """One side in a process of its own, which runs an iteration when it is told to."""
 
-    def __init__(self, side: str, python: str, flags: list[str]) -> None:
+    def __init__(self, side: str, python: str, flags: list[str], device: str = "cpu") -> None:
         whose, *own_flags = SIDES[side]
         environment = os.environ | {
             "HF_HUB_OFFLINE": "1",
@@ -106,11 +106,13 @@ class Worker:
             "TRL_EXPERIMENTAL_SILENCE": "1",
         }
         environment.pop("PYTHONPATH", None)
+        if device == "cpu":  # also on a machine with a GPU, which accelerate would choose
+            environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
         if whose == "ours":  # only this side may see the trl of this repository
             environment["PYTHONPATH"] = str(HERE.parent)
         self.side = side
         self.process = subprocess.Popen(
-            [python, HERE / "workers" / WORKERS[whose], *own_flags, *flags],
+            [python, HERE / "workers" / WORKERS[whose], *own_flags, *flags, "--device", device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -277,8 +279,9 @@ def as_table(summary: dict[str, Any]) -> str:
         f"| side | generate (s) | step (s) | iteration (s) | peak memory (GiB) | × {baseline} |",
         "|---|---|---|---|---|---|",
     ]
-    shown = ("generate_s", "step_s", "iteration_s", "peak_rss_gib")
     for name in [baseline, *others]:
+        on_gpu = medians[name].get("peak_gpu_gib") is not None
+        shown = ("generate_s", "step_s", "iteration_s", f"peak_{'gpu' if on_gpu else 'rss'}_gib")
         numbers = " | ".join(as_number(medians[name][key]) for key in shown)
         times = ratios[name]["iteration_s"] if name in ratios else None
         cell = (
@@ -317,7 +320,8 @@ def compare(name: str, workload: Workload, arguments: argparse.Namespace) -> Non
     workers: list[Worker] = []
     try:
         for side in arguments.sides:
-            workers.append(Worker(side, arguments.pythons[SIDES[side][0]], flags))
+            python = arguments.pythons[SIDES[side][0]]
+            workers.append(Worker(side, python, flags, arguments.device))
         measured = measure(workers, arguments.repeats, workload)
     finally:
         for worker in workers:
@@ -327,7 +331,7 @@ def compare(name: str, workload: Workload, arguments: argparse.Namespace) -> Non
     parameters = workers[0].introduction["parameters"]
     content = {
         "date": now.isoformat(timespec="seconds"),
-        "machine": machine,
+        "machine": machine | {"device": workers[0].introduction["device"]},
         "workload": {
             "name": name,
             **asdict(workload),
@@ -389,6 +393,7 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=5, help="counted iterations of each side")
     parser.add_argument("--layers", type=int, help="fewer for a quick check")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--matmul-size", type=int, default=2048, help="of the products timed")
     parser.add_argument(

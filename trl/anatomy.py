@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+ATTENTION_GRAIN = 32
+"""Columns by which a KV cache grows, and of which attention over it takes in whole ones."""
+
 
 def language_model(model: nn.Module) -> PreTrainedModel:
     """Return the transformers model inside a value-head or PEFT wrapper; a plain one is itself.
@@ -144,5 +147,16 @@ def try_out(plain: PreTrainedModel) -> tuple[Tensor, Tensor]:
     inputs: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
     if plain.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = tokens.flip(0)
-    with without_dropout(plain), keep_hidden_states(plain) as kept:
+    with without_dropout(plain), keep_hidden_states(plain) as kept, low_precision_of(plain):
         return plain(**inputs).logits, kept.hidden
+
+
+def uses_flash_attention(plain: PreTrainedModel) -> bool:
+    """Return whether attention is FlashAttention's: it takes no float32, and no mask of pairs."""
+    return "flash" in (decoder(plain).config._attn_implementation or "")
+
+
+def low_precision_of(plain: PreTrainedModel) -> torch.autocast:
+    """Return a context for a pass by itself: bfloat16 where the attention takes no float32."""
+    needed = plain.dtype == torch.float32 and uses_flash_attention(plain)
+    return torch.autocast(plain.device.type, torch.bfloat16, enabled=needed)

@@ -113,7 +113,8 @@ class Rollout:
             response_mask &= _until_end(padded_responses, _end_ids(eos_token_id))
             padded_responses = padded_responses.masked_fill(~response_mask, 0)
         if response_masks is not None:
-            response_mask &= _padded_masks(response_masks, response_rows)
+            masks = _padded_masks(response_masks, response_rows)
+            response_mask &= masks.to(response_mask.device)
         groups = None
         if group_ids is not None:
             groups = _group_numbers(group_ids, len(response_rows)).to(padded_responses.device)
@@ -361,13 +362,17 @@ class Rollout:
 
     def response_lists(self) -> list[list[int]]:
         """Return the counted tokens of each response."""
-        return [
-            row[mask].tolist() for row, mask in zip(self.responses, self.response_mask, strict=True)
-        ]
+        return _counted(self.responses, self.response_mask)
 
     def query_lists(self) -> list[list[int]]:
         """Return the tokens of each query."""
-        return [row[mask].tolist() for row, mask in zip(self.queries, self.query_mask, strict=True)]
+        return _counted(self.queries, self.query_mask)
+
+
+def _counted(tokens: Tensor, mask: Tensor) -> list[list[int]]:
+    """Return the tokens of each row that count."""
+    pairs = zip(tokens.cpu(), mask.cpu(), strict=True)  # a GPU would be waited for in each row
+    return [row[counts].tolist() for row, counts in pairs]
 
 
 def _side_by_side(columns: Sequence[Tensor], *, left: bool = False) -> Tensor:

@@ -41,7 +41,7 @@ from trl.models.precision import LOW_PRECISION, check_accelerator, make_accelera
 from trl.models.reference import ReferenceKind, make_reference
 from trl.models.response import ResponseModel, ResponseOutput
 from trl.models.working_weights import WorkingWeights
-from trl.optimization.adam import make_adam, trainable_weights
+from trl.optimization.adam import gradient_norm, make_adam, trainable_weights
 from trl.optimization.algorithms import Counts, compose, kl_kind
 from trl.optimization.clock import Clock
 from trl.optimization.inputs import Pretraining, pretraining_rollout, rollout_and_scores
@@ -560,10 +560,7 @@ class PPOTrainer:
         stepped = False
         try:
             wild = update.means["policy/mean_ratio"] > self.config.ratio_threshold
-            norm = self.accelerator.clip_grad_norm_(
-                self.trainable, self.config.max_grad_norm or float("inf")
-            )
-            update.grad_norm = float(norm)
+            update.grad_norm = self._clip_gradient()
             scaled = scaler is not None  # which skips overflown updates itself
             if not math.isfinite(update.means["loss/total"]) or not (
                 scaled or math.isfinite(update.grad_norm)
@@ -578,7 +575,9 @@ class PPOTrainer:
                 self.optimizer.step()
                 stepped = True
                 self.working.refresh()
-                update.applied = not self.optimizer.step_was_skipped
+                # A fused optimiser skips inside of its kernel, which accelerate does not see.
+                skipped = self.optimizer.step_was_skipped
+                update.applied = math.isfinite(update.grad_norm) and not skipped
             elif wild:
                 warnings.warn(
                     f"an update was skipped: its mean importance ratio is "
@@ -591,6 +590,17 @@ class PPOTrainer:
                 scaler.update()  # or it would refuse to unscale the next gradient
             if not self.alone:
                 self.policy.zero_grad()
+
+    def _clip_gradient(self) -> float:
+        """Clip the gradient to `max_grad_norm`; return its norm before."""
+        most = self.config.max_grad_norm or float("inf")
+        if not self.alone or self.accelerator.scaler is not None:
+            return float(self.accelerator.clip_grad_norm_(self.trainable, most))
+        gradients = [weight.grad for weight in self.trainable if weight.grad is not None]
+        norm = gradient_norm(gradients)
+        if norm > most:
+            torch._foreach_mul_(gradients, most / norm)
+        return norm
 
     def _check_first_ratio(self, update: Update) -> None:
         """Raise if the policy does not give its own log-probs back before the first update.
@@ -715,13 +725,14 @@ class PPOTrainer:
             query, response, scores, response_masks, config=self.config, algorithm=self.algorithm
         )
         device = self.accelerator.device
+        rollout = rollout.to(device)  # its parts may lie on several, a query on the CPU say
         texts = self._pretraining_texts(len(rollout))
         for name, model in (("model", self.model), ("ref_model", self.ref_model)):
             if model is not None:
                 check_fits(model, rollout)
                 check_device(model, name, device)
         self.kl_ctl.check_steps(len(rollout) * self.accelerator.num_processes)
-        return rollout.to(device), scores.to(device), [text.to(device) for text in texts]
+        return rollout, scores.to(device), [text.to(device) for text in texts]
 
     def _pretraining_texts(self, rows: int) -> list[Rollout]:
         """Draw the pretraining texts of each update of a step on so many rows; none: no list."""

@@ -52,6 +52,11 @@ class Batch:
     scores: Tensor
     """[B]."""
 
+    def to(self, device: str) -> Batch:
+        """Return the same batch on a device."""
+        rows = ([row.to(device) for row in column] for column in (self.queries, self.responses))
+        return Batch(*rows, self.scores.to(device))
+
     @property
     def lengths(self) -> list[int]:
         """Length of each response."""
@@ -165,20 +170,32 @@ def count_updates(optimizer: torch.optim.Optimizer) -> int:
     return int(max((float(state["step"]) for state in optimizer.state.values()), default=0))
 
 
-def peak_memory() -> float:
-    """Return the most memory this process ever had resident, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * GIB_PER_MAXRSS
+def peak_memory(device: str) -> dict[str, float | None]:
+    """Return the most memory that this process ever had, resident and on the GPU, in GiB."""
+    on_gpu = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
+    return {
+        "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * GIB_PER_MAXRSS,
+        "peak_gpu_gib": on_gpu,
+    }
 
 
-def matmul_gflops(precision: str, size: int, times: int = 4) -> float:
+def wait(device: str) -> None:
+    """Wait until a GPU has done what it was given: until then no clock tells its time."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def matmul_gflops(precision: str, size: int, device: str, times: int = 4) -> float:
     """Return the 10⁹ operations a second of the best of several products of two size² matrices."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
-    out = torch.empty(size, size, dtype=dtype)
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty(size, size, dtype=dtype, device=device)
     seconds = []
     for _ in range(1 + times):  # the first makes the caches warm
+        wait(device)
         start = time.perf_counter()
         torch.mm(left, right, out=out)
+        wait(device)
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 / min(seconds[1:]) / 1e9
 
@@ -229,36 +246,46 @@ def speeds(
 
 
 def run_iteration(
-    side: Side, workload: Workload, number: int, *, precision: str, matmul_size: int
+    side: Side,
+    workload: Workload,
+    number: int,
+    *,
+    precision: str,
+    matmul_size: int,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Run and time iteration `number` of a side with a `step`.
+
+    On a GPU the phases of the step are not known: they do not wait for it.
 
     What `generate` sampled is timed and checked for its lengths; the step then gets the responses
     of `make_batch`, unless the side goes on with its own, which have the same lengths.
     """
-    batch = make_batch(workload, number)
+    batch = make_batch(workload, number).to(device)
     before = count_updates(side.optimizer)
-    peak = matmul_gflops(precision, matmul_size)
+    peak = matmul_gflops(precision, matmul_size, device)
     start = time.perf_counter()
     sampled = side.generate(batch)
+    wait(device)
     generated = time.perf_counter()
     stats = side.step(batch)
+    wait(device)
     end = time.perf_counter()
-    peak = max(peak, matmul_gflops(precision, matmul_size))
+    peak = max(peak, matmul_gflops(precision, matmul_size, device))
     enough = (len(s) >= length for s, length in zip(sampled, batch.lengths, strict=True))
     assert all(enough), [len(response) for response in sampled]
     seconds = {
         "generate_s": generated - start,
         "step_s": end - generated,
         "iteration_s": end - start,
-        "forward_s": seconds_of(stats, "time/ppo/forward_pass"),
-        "optimize_s": seconds_of(stats, "time/ppo/optimize_step"),
+        "forward_s": seconds_of(stats, "time/ppo/forward_pass") if device == "cpu" else None,
+        "optimize_s": seconds_of(stats, "time/ppo/optimize_step") if device == "cpu" else None,
     }
     parameters = count_parameters(workload)
     trained = batch.responses if side.same_tokens else sampled
     return {
         **seconds,
-        "peak_rss_gib": peak_memory(),
+        **peak_memory(device),
         "updates": count_updates(side.optimizer) - before,
         "sampled_tokens": sum(len(response) for response in sampled),
         "trained_tokens": sum(len(response) for response in trained),
@@ -282,6 +309,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workload", type=Workload.from_json, required=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--matmul-size", type=int, default=2048)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser
 
 
@@ -298,10 +326,13 @@ class Channel:
         self.stream.write(json.dumps(message) + "\n")
         self.stream.flush()
 
-    def introduce(self, workload: Workload, packages: list[str], *, same_tokens: bool) -> None:
+    def introduce(
+        self, workload: Workload, packages: list[str], device: str, *, same_tokens: bool
+    ) -> None:
         """Say what the worker is, before its first iteration."""
         self.report(
             {
+                "device": torch.cuda.get_device_name() if device == "cuda" else device,
                 "packages": {name: version(name) for name in packages},
                 "parameters": count_parameters(workload),
                 "same_tokens": same_tokens,
@@ -319,7 +350,7 @@ def serve(
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     side = build(arguments)
-    channel.introduce(arguments.workload, packages, same_tokens=side.same_tokens)
+    channel.introduce(arguments.workload, packages, arguments.device, same_tokens=side.same_tokens)
     for number, _ in enumerate(sys.stdin):
         channel.report(
             run_iteration(
@@ -328,5 +359,6 @@ def serve(
                 number,
                 precision=arguments.precision,
                 matmul_size=arguments.matmul_size,
+                device=arguments.device,
             )
         )

@@ -35,7 +35,7 @@ class PeerSide(Side):
             mini_batch_size=workload.minibatch_size,
             ppo_epochs=workload.ppo_epochs,
             accelerator_kwargs={
-                "cpu": True,
+                "cpu": arguments.device == "cpu",
                 "mixed_precision": "bf16" if arguments.precision == "bf16" else "no",
             },
         )
@@ -47,12 +47,15 @@ class PeerSide(Side):
         )
         self.optimizer = self.trainer.optimizer
         self.autocast = arguments.tuned and arguments.precision == "bf16"
+        self.device = arguments.device
         self.longest = workload.response_length[1]
 
     def generate(self, batch: Batch) -> list[Tensor]:
         """Sample all rows in one batch (by default it takes four at a time)."""
         context = (
-            torch.autocast("cpu", torch.bfloat16) if self.autocast else contextlib.nullcontext()
+            torch.autocast(self.device, torch.bfloat16)
+            if self.autocast
+            else contextlib.nullcontext()
         )
         with context:
             return self.trainer.generate(

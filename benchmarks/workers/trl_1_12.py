@@ -46,6 +46,7 @@ from side import (
     matmul_gflops,
     peak_memory,
     speeds,
+    wait,
 )
 from tokenizers import Tokenizer, models
 from torch import nn
@@ -78,6 +79,7 @@ class Iterations(TrainerCallback):
         self.workload = arguments.workload
         self.precision = arguments.precision
         self.matmul_size = arguments.matmul_size
+        self.device = arguments.device
         self.channel = channel
         self.parameters = count_parameters(self.workload)
         self.optimizer: Any = None
@@ -95,8 +97,9 @@ class Iterations(TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Report this iteration and wait for the next."""
+        wait(self.device)
         iteration_s = time.perf_counter() - self.start
-        peak = max(self.peak, matmul_gflops(self.precision, self.matmul_size))
+        peak = max(self.peak, matmul_gflops(self.precision, self.matmul_size, self.device))
         seconds = {
             "generate_s": self.generate_s,
             "step_s": iteration_s - self.generate_s,
@@ -107,7 +110,7 @@ class Iterations(TrainerCallback):
         self.channel.report(
             {
                 **seconds,
-                "peak_rss_gib": peak_memory(),
+                **peak_memory(self.device),
                 "updates": count_updates(self.optimizer) - self.updates_before,
                 "sampled_tokens": self.sampled_tokens,
                 "trained_tokens": self.trained_tokens,
@@ -124,21 +127,24 @@ class Iterations(TrainerCallback):
         self.generate_s = 0.0
         self.sampled_tokens = self.trained_tokens = 0
         self.updates_before = count_updates(self.optimizer)
-        self.peak = matmul_gflops(self.precision, self.matmul_size)
+        self.peak = matmul_gflops(self.precision, self.matmul_size, self.device)
         self.start = time.perf_counter()
 
     def watch(self, policy: PreTrainedModel) -> None:
         """Time the policy's `generate`, and cut the rows to their lengths."""
         generate = policy.generate
-        lengths = torch.tensor(self.workload.response_lengths)
+        lengths = torch.tensor(self.workload.response_lengths, device=self.device)
 
         def timed(**kwargs: Any) -> Any:
+            wait(self.device)
             start = time.perf_counter()
             output = generate(**kwargs)
+            wait(self.device)
             self.generate_s += time.perf_counter() - start
             responses = output.sequences[:, kwargs["input_ids"].shape[1] :]
             self.sampled_tokens += responses.numel()
-            behind = torch.arange(responses.shape[1]) >= lengths[:, None]
+            columns = torch.arange(responses.shape[1], device=self.device)
+            behind = columns >= lengths[:, None]
             responses.masked_fill_(behind, 0)  # a view: the sequences change
             self.trained_tokens += int((~behind).sum())
             return output
@@ -153,13 +159,13 @@ def build_trainer(arguments: argparse.Namespace, iterations: Iterations) -> PPOT
     value_model = build_value_model(workload)
     reward_model = build_reward_model(workload)
     if arguments.tuned and arguments.precision == "bf16":
-        policy.generate = in_autocast(policy.generate)
+        policy.generate = in_autocast(policy.generate, arguments.device)
         for model in (reference, getattr(value_model, value_model.base_model_prefix)):
-            model.forward = in_autocast(model.forward)
+            model.forward = in_autocast(model.forward, arguments.device)
     iterations.watch(policy)
     settings = PPOConfig(
         output_dir=tempfile.mkdtemp(),
-        use_cpu=True,
+        use_cpu=arguments.device == "cpu",
         bf16=arguments.precision == "bf16",
         gradient_checkpointing=False,
         per_device_train_batch_size=workload.batch_size,
@@ -192,9 +198,9 @@ def build_trainer(arguments: argparse.Namespace, iterations: Iterations) -> PPOT
     return trainer
 
 
-def in_autocast(function: Any) -> Any:
+def in_autocast(function: Any, device: str) -> Any:
     """Return the function, run in bfloat16."""
-    return torch.autocast("cpu", torch.bfloat16)(function)
+    return torch.autocast(device, torch.bfloat16)(function)
 
 
 def build_value_model(workload: Workload) -> PreTrainedModel:
@@ -252,9 +258,8 @@ def main() -> None:
     torch.manual_seed(0)
     iterations = Iterations(arguments, channel)
     trainer = build_trainer(arguments, iterations)
-    channel.introduce(
-        arguments.workload, ["trl", "transformers", "accelerate", "torch"], same_tokens=False
-    )
+    packages = ["trl", "transformers", "accelerate", "torch"]
+    channel.introduce(arguments.workload, packages, arguments.device, same_tokens=False)
     with contextlib.suppress(EndOfInput):
         trainer.train()
 

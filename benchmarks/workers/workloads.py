@@ -122,5 +122,12 @@ WORKLOADS = {
         minibatch_size=64,
         ppo_epochs=1,
     ),
+    "e": Workload(
+        "GPT-2 124M, 256 × (5 + 15) tokens",
+        batch_size=256,
+        minibatch_size=64,
+        query_length=(5, 5),
+        response_length=(15, 15),
+    ),
 }
 """Name -> workload. Input and output embedding are one in all of them."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import properties
 from tests.test_core import close
-from trl.optimization.adam import TensorFlowAdam, linear_decay
+from trl.optimization.adam import TensorFlowAdam, gradient_norm, linear_decay
 
 
 def steps(
@@ -109,3 +109,18 @@ def test_linear_decay() -> None:
     assert [linear_decay(step, 4) for step in range(6)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
     with pytest.raises(ValueError, match="`total_steps` must be > 0, got 0"):
         linear_decay(0, 0)
+
+
+def test_the_norm_of_gradients_by_hand():
+    gradients = [torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor(12.0), torch.zeros(3)]
+    assert gradient_norm(gradients) == 13.0
+    assert gradient_norm([]) == 0.0
+    assert math.isnan(gradient_norm([torch.tensor([1.0, math.nan])]))
+    assert gradient_norm([torch.tensor([1.0, math.inf])]) == math.inf
+
+
+def test_the_norm_of_a_large_gradient_is_not_short():
+    large = torch.randn(20_000, 500, generator=torch.Generator().manual_seed(0))
+    half = large.to(torch.bfloat16)
+    assert gradient_norm([large]) == pytest.approx(large.double().norm().item(), rel=1e-6)
+    assert gradient_norm([half]) == pytest.approx(half.double().norm().item(), rel=1e-6)

@@ -16,7 +16,7 @@ from tests.rollout.families import (
     WithValue,
     make,
 )
-from trl.anatomy import language_model
+from trl.anatomy import ATTENTION_GRAIN, language_model
 from trl.rollout import Sampler, sampling
 from trl.rollout.decoder import Decoder
 
@@ -209,7 +209,7 @@ def test_an_output_without_its_cache_is_refused():
         Sampler()(odd("recurrent_gemma"), QUERIES)
 
 
-def test_the_cache_has_room_for_the_whole_response():
+def test_the_cache_has_room_for_the_next_tokens():
     """No step moves what is there already, also after rows have been chosen and repeated."""
     model = make("llama")
     queries = torch.randint(3, VOCAB, (2, 4))
@@ -224,3 +224,25 @@ def test_the_cache_has_room_for_the_whole_response():
     decoder.select(torch.tensor([2]))
     fresh = language_model(model)(torch.cat((queries[1], torch.tensor([5, 5, 5])))[None])
     torch.testing.assert_close(decoder.logits, fresh.logits[:, -1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("columns", [ATTENTION_GRAIN - 2, ATTENTION_GRAIN, 2 * ATTENTION_GRAIN + 1])
+def test_the_cache_grows_by_whole_grains_and_stays_in_one_piece(columns):
+    model = make("llama")
+    queries = torch.randint(3, VOCAB, (2, columns))
+    tokens = torch.randint(3, VOCAB, (2, ATTENTION_GRAIN + 4))
+    decoder = Decoder(model, queries, torch.ones_like(queries, dtype=torch.bool), tokens.shape[1])
+    places = []
+    for step, column in enumerate(tokens.T):
+        if step == ATTENTION_GRAIN:  # a row is left out on the way
+            decoder.select(torch.tensor([1]))
+        decoder.advance(column[-len(decoder.logits) :])
+        (layer, *_) = decoder._cache.layers
+        length = columns + step + 1
+        assert layer.keys.shape[2] == length
+        assert layer._all_keys.shape[2] == length + -length % ATTENTION_GRAIN
+        assert layer._all_keys.is_contiguous()
+        places.append(layer._all_keys.shape[2])
+    assert len(set(places)) in (2, 3)
+    fresh = language_model(model)(torch.cat((queries[1], tokens[1]))[None]).logits[:, -1]
+    torch.testing.assert_close(decoder.logits, fresh, rtol=1e-4, atol=1e-4)

@@ -12,6 +12,7 @@ from trl.anatomy import (
     is_encoder_decoder,
     keep_hidden_states,
     language_model,
+    low_precision_of,
     text_config,
     vocabulary_size,
     without_dropout,
@@ -164,7 +165,7 @@ def check_left_padding(plain: PreTrainedModel) -> None:
 @torch.no_grad()
 def _hidden_states(plain: PreTrainedModel, run: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     """Return the last hidden states [B, T, d] while `run`, the model or a wrapper, computes."""
-    with without_dropout(plain), keep_hidden_states(plain) as kept:
+    with without_dropout(plain), keep_hidden_states(plain) as kept, low_precision_of(plain):
         run(*args, **kwargs)
     return kept.hidden.float()
 

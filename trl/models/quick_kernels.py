@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from trl.anatomy import decoder, instead, try_out
+from trl.anatomy import ATTENTION_GRAIN, decoder, instead, try_out
 
 SHORT_ATTENTION = "trl_short"
 """The name under which transformers knows `short_attention`."""
@@ -30,7 +30,6 @@ SHORT_ATTENTION = "trl_short"
 # Measured forward and backward, 2 cores: at 128 columns plain products take 0.4 of the time of
 # the fused kernel in bfloat16 and as long in float32; at 512, 1.3 and 1.5 times as long. For a
 # single token they take a quarter of it in bfloat16, at any length of the cache.
-_GRAIN = 32
 _MOST_COLUMNS = {torch.bfloat16: 128, torch.float32: 64}
 
 
@@ -38,6 +37,7 @@ class QuickKernels:
     """The parts of a model that have a quicker equivalent, tried out when it is made."""
 
     def __init__(self, plain: PreTrainedModel) -> None:
+        self._plain = plain
         on_cpu = plain.device.type == "cpu"
         self._gelus = [m for m in plain.modules() if on_cpu and type(m) is NewGELUActivation]
         self._config = decoder(plain).config
@@ -53,6 +53,9 @@ class QuickKernels:
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Use the quick kernels in the passes inside, where they are quick."""
+        if self._plain.device.type != "cpu":  # the model was moved after it was tried out
+            yield
+            return
         own = self._config._attn_implementation
         with ExitStack() as stack:
             for gelu in self._gelus:
@@ -132,13 +135,13 @@ def short_attention(
 def _in_grains(
     key: Tensor, value: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Take in columns behind the cache, unseen, so that its length is a multiple of `_GRAIN`.
+    """Take in columns behind the cache, unseen: its length becomes one of whole grains.
 
     oneDNN prepares and keeps a product for each shape, which at every length would take longer
     than the product. Memory is behind a cache that has room, see `trl.rollout.room`.
     """
     length = key.shape[2]
-    more = -length % _GRAIN
+    more = -length % ATTENTION_GRAIN
     if not more:
         return key, value, mask
     for states in (key, value):

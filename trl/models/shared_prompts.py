@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trl.anatomy import accepts, decoder, text_config
+from trl.anatomy import accepts, decoder, text_config, uses_flash_attention
 from trl.batch import Rollout
 
 # The columns of responses for each column of the prompt, at most. More would save little of the
@@ -54,6 +54,7 @@ def can_pack(plain: PreTrainedModel, rollout: Rollout) -> bool:
     size = _columns(rollout)
     return (
         accepts(decoder(plain), "position_ids")
+        and not uses_flash_attention(plain)
         and size is not None
         and not any(window is not None and window < size for window in windows)
     )

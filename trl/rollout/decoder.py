@@ -53,7 +53,7 @@ class Decoder:
         self._takes_positions = accepts(plain, "position_ids")
         self._takes_logits_to_keep = accepts(plain, "logits_to_keep")
         self._cache: Any = None
-        self._room, self._has_room = room, False
+        self._has_room = False
         self._encoded: Any = None  # the encoder's output, its last_hidden_state [B, Q, d]
         if is_encoder_decoder(model):
             tokens = self._encode(plain, queries, query_mask)
@@ -103,7 +103,7 @@ class Decoder:
     def advance(self, tokens: Tensor) -> None:
         """Read the token [B] that each row has written."""
         if not self._has_room:  # now that the rows are as many as will be
-            make_room(getattr(self._cache, "self_attention_cache", self._cache), self._room)
+            make_room(getattr(self._cache, "self_attention_cache", self._cache))
             self._has_room = True
         self._run(tokens[:, None])
 

@@ -1,4 +1,8 @@
-"""A KV cache with room for what will be written: no step copies what is there already."""
+"""A KV cache that grows in steps: few tokens copy what is there already.
+
+Attention takes in whole grains of columns (see `trl.models.quick_kernels`). As the memory grows by
+them, what attention reads lies in one piece; a product would copy anything else for each token.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,26 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-_SPARE = 32
-"""Columns behind the last token, so that attention may take in more than there is."""
+from trl.anatomy import ATTENTION_GRAIN
 
 
-def make_room(cache: Any, room: int) -> None:
-    """Give the layers of a cache room for so many more tokens, where they grow by copying."""
+def make_room(cache: Any) -> None:
+    """Let the layers of a cache grow in steps, where they grow by copying."""
     layers = getattr(cache, "layers", [])
     for number, layer in enumerate(layers):
         if type(layer) is DynamicLayer and layer.is_initialized and layer.get_seq_length() > 0:
-            layers[number] = RoomyLayer(layer.keys, layer.values, room)
+            layers[number] = RoomyLayer(layer.keys, layer.values)
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values [B, H, T, d], in memory for T + `room` tokens."""
+    """Keys and values [B, H, T, d], in memory for the next multiple of `ATTENTION_GRAIN` tokens."""
 
-    def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
-        self._all_keys, self._all_values = (_with_room(x, room) for x in (keys, values))
-        self._show(keys.shape[-2])
+        length = keys.shape[-2]
+        self._all_keys, self._all_values = (_with_room(x, length) for x in (keys, values))
+        self._show(length)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -34,6 +38,9 @@ class RoomyLayer(DynamicLayer):
         """Write the states behind those that are there; return all of them."""
         first = self.get_seq_length()
         last = first + key_states.shape[-2]
+        if last > self._all_keys.shape[-2]:
+            self._all_keys = _with_room(self._all_keys, last)
+            self._all_values = _with_room(self._all_values, last)
         self._all_keys[:, :, first:last] = key_states
         self._all_values[:, :, first:last] = value_states
         self._show(last)
@@ -49,8 +56,9 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self._all_keys[:, :, :length], self._all_values[:, :, :length]
 
 
-def _with_room(states: Tensor, room: int) -> Tensor:
-    rows, heads, length, width = states.shape
-    roomy = states.new_zeros(rows, heads, length + room + _SPARE, width)
-    roomy[:, :, :length] = states
+def _with_room(states: Tensor, length: int) -> Tensor:
+    """Return the states [B, H, T, d], and room behind them for whole grains of so many tokens."""
+    rows, heads, before, width = states.shape
+    roomy = states.new_zeros(rows, heads, length + -length % ATTENTION_GRAIN, width)
+    roomy[:, :, :before] = states
     return roomy

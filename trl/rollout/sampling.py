@@ -197,8 +197,8 @@ def write(
                 if stop and step >= distribution.min_new_tokens:
                     first = max(0, step + 1 - stop.window)
                     stopped = stop(record.responses[rows, first : step + 1]) & ~done
-                    record.lengths[rows[stopped]] = step + 1
-                    record.ended[rows[stopped]] = True
+                    record.lengths[rows] = torch.where(stopped, step + 1, record.lengths[rows])
+                    record.ended[rows] |= stopped
                     done |= stopped
                 done |= limits <= step + 1
                 running = int((~done).sum())
