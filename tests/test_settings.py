@@ -782,3 +782,13 @@ def test_settings_need_no_package_but_pyyaml():
             found = re.findall(r"^(?:from|import) ([\w.]+)", file.read(), re.MULTILINE)
         assert not {each.split(".")[0] for each in found} & {"torch", "yaml", "numpy", "rich"}
     assert settings.build is build
+
+
+def test_python_may_give_lists_and_gets_what_cannot_change():
+    data = DataConfig(prefixes=["[a] ", "[b] "], cut_tokens=[2, 5])
+    assert (data.prefixes, data.cut_tokens) == (("[a] ", "[b] "), (2, 5))
+    reward = RewardConfig(kind="control", targets={"[a] ": [0.0, 0.25]})
+    assert reward.targets == {"[a] ": (0.0, 0.25)}
+    assert Recipe(reward=[reward]).reward == (reward,)
+    with pytest.raises(SettingsError, match=r"`cut_tokens` must be two integers > 0"):
+        DataConfig(cut_tokens=[5, 2])

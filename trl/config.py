@@ -39,7 +39,10 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def reject_unknown_fields(cls: type[T]) -> type[T]:
-    """Make the constructor of a dataclass name the field nearest to an unknown one."""
+    """Make the constructor of a dataclass name the field nearest to an unknown one.
+
+    It also takes a list where a field holds a tuple: settings do not change.
+    """
     generated = cls.__init__
     known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
 
@@ -53,10 +56,19 @@ def reject_unknown_fields(cls: type[T]) -> type[T]:
                     for name in unknown
                 )
             )
-        generated(self, *args, **kwargs)
+        generated(self, *map(_fixed, args), **{k: _fixed(v) for k, v in kwargs.items()})
 
     cls.__init__ = checked  # type: ignore[assignment]
     return cls
+
+
+def _fixed(value: Any) -> Any:
+    """Return tuples for lists, in mappings too."""
+    if isinstance(value, list):
+        return tuple(_fixed(entry) for entry in value)
+    if isinstance(value, dict):
+        return {key: _fixed(entry) for key, entry in value.items()}
+    return value
 
 
 class SettingsError(ValueError):

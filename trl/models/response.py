@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from trl.anatomy import (
     accepts,
@@ -22,7 +24,8 @@ from trl.batch import Rollout, pad_rows
 from trl.core import logprobs_and_entropy
 from trl.models.head import LanguageHead, precise_head
 from trl.models.quick_kernels import QuickKernels
-from trl.models.shared_prompts import can_pack, pack, trial_of_groups
+from trl.models.shared_prompts import Packed, can_pack, pack, trial_of_groups
+from trl.models.side_by_side import fill_lines, line_up, places, trial_of_rows
 from trl.models.trunk import SharedTrunk
 
 
@@ -94,22 +97,47 @@ class ResponseModel(nn.Module):
         """Return the hidden states [N, d] that predict the counted response tokens."""
         (plain,) = self.plain
         mask = rollout.response_mask
-        if not resumed and can_pack(plain, rollout) and self.packs:
-            packed = pack(plain, rollout)
+        packed = None if resumed else self._packed(rollout)
+        if packed is not None:
             return packed.predicting(hidden_of(decoder(plain)(**packed.inputs)), mask)
         hidden = hidden_of(decoder(plain)(**_decoder_inputs(plain, rollout)))
         return hidden[:, -mask.shape[1] :][mask]
+
+    def _packed(self, rollout: Rollout) -> Packed | None:
+        """Return the rows in fewer columns than padded rows have, if there is a way."""
+        (plain,) = self.plain
+        if can_pack(plain, rollout) and self.packs:
+            return pack(plain, rollout)
+        where = places(plain, rollout)
+        return line_up(plain, rollout, where) if where is not None and self.lines_up else None
 
     @cached_property
     def packs(self) -> bool:
         """Whether the model gives responses packed behind a prompt the states they have alone."""
         (plain,) = self.plain
-        rollout = trial_of_groups(vocabulary_size(plain), plain.device)
+        return self._agrees(trial_of_groups(vocabulary_size(plain), plain.device), pack)
+
+    @cached_property
+    def lines_up(self) -> bool:
+        """Whether the model gives rows that stand in one line the states they have alone."""
+        (plain,) = self.plain
+        return self._agrees(
+            trial_of_rows(vocabulary_size(plain), plain.device),
+            lambda plain, rollout: line_up(
+                plain, rollout, fill_lines((rollout.lengths - 1).tolist())
+            ),
+        )
+
+    def _agrees(
+        self, rollout: Rollout, pack_up: Callable[[PreTrainedModel, Rollout], Packed]
+    ) -> bool:
+        """Return whether a few rows have the same hidden states packed and alone."""
+        (plain,) = self.plain
         mask = rollout.response_mask
         with torch.no_grad(), without_dropout(plain):
             alone = hidden_of(decoder(plain)(**_decoder_inputs(plain, rollout)))
             alone = alone[:, -mask.shape[1] :][mask]
-            packed = pack(plain, rollout)
+            packed = pack_up(plain, rollout)
             try:
                 found = packed.predicting(hidden_of(decoder(plain)(**packed.inputs)), mask)
             except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):

@@ -28,12 +28,12 @@ _WINDOWS = ("sliding_window", "window_size", "attention_window", "attention_chun
 
 
 class Packed(NamedTuple):
-    """Rows of prompts with all their responses, and where to find the response tokens in them."""
+    """Lines of several texts each, and where to find the response tokens in them."""
 
     inputs: dict[str, Tensor | bool]
     """The arguments of the decoder's forward pass."""
     rows: Tensor
-    """[B, 1] the packed row of each response."""
+    """[B, 1] the line of each response."""
     columns: Tensor
     """[B, R] the column whose hidden state predicts each of its tokens."""
 
@@ -47,16 +47,21 @@ def can_pack(plain: PreTrainedModel, rollout: Rollout) -> bool:
 
     That it then gives the same hidden states has to be tried out.
     """
-    if rollout.group_ids is None or plain.config.is_encoder_decoder:
+    if rollout.group_ids is None:
         return False
+    columns = _columns(rollout)
+    return columns is not None and takes_lines(plain, columns)
+
+
+def takes_lines(plain: PreTrainedModel, columns: int) -> bool:
+    """Return whether several texts may stand in a line of so many columns, as far as is known."""
     config = text_config(plain)
     windows = [getattr(config, name, None) for name in _WINDOWS]
-    size = _columns(rollout)
     return (
-        accepts(decoder(plain), "position_ids")
+        not plain.config.is_encoder_decoder
+        and accepts(decoder(plain), "position_ids")
         and not uses_flash_attention(plain)
-        and size is not None
-        and not any(window is not None and window < size for window in windows)
+        and not any(window is not None and window < columns for window in windows)
     )
 
 
@@ -100,7 +105,7 @@ def pack(plain: PreTrainedModel, rollout: Rollout) -> Packed:
     return Packed(
         {
             "input_ids": behind(queries, start),
-            "attention_mask": _as_attention_wants(plain, mask[:, None]),
+            "attention_mask": attention_mask_for(plain, mask[:, None]),
             "position_ids": behind(prompt_positions, response_positions),
             "use_cache": False,
         },
@@ -148,7 +153,7 @@ def _columns(rollout: Rollout) -> int | None:
     return rollout.queries.shape[1] + (int(place.max()) + 1) * (rollout.responses.shape[1] - 1)
 
 
-def _as_attention_wants(plain: PreTrainedModel, mask: Tensor) -> Tensor:
+def attention_mask_for(plain: PreTrainedModel, mask: Tensor) -> Tensor:
     """Return a mask [P, 1, L, L] of what is seen as the kind of attention takes it."""
     if decoder(plain).config._attn_implementation != "eager":
         return mask
