@@ -94,10 +94,9 @@ def line_up(plain: PreTrainedModel, rollout: Rollout, where: Places) -> Packed:
     row = torch.arange(len(rollout), device=device)[:, None].expand_as(position)
     row_there = lined_up(row, -1)
     size = where.shape[1]
-    same = (row_there[:, :, None] == row_there[:, None]) & (row_there >= 0)[:, None]
-    causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
-    # A padded column sees itself: a softmax over nothing is NaN.
-    mask = (same & causal) | torch.eye(size, dtype=torch.bool, device=device)
+    # Padding is a row of its own, so that it sees itself: a softmax over nothing is NaN.
+    same = row_there[:, :, None] == row_there[:, None]
+    mask = same & torch.ones(size, size, dtype=torch.bool, device=device).tril()
     steps = torch.arange(rollout.responses.shape[1], device=device)
     return Packed(
         {
