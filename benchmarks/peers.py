@@ -54,6 +54,7 @@ SIDES = {
     "ours-bf16-recorded-unshared": ("ours", "--precision", "bf16", "--recorded", "--unshared"),
     "ours-bf16-unfrozen4": ("ours", "--precision", "bf16", "--recorded", "--unfrozen-layers", "4"),
     "ours-bf16-lora": ("ours", "--precision", "bf16", "--recorded", "--lora"),
+    "ours-bf16-lora-low": ("ours", "--precision", "bf16", "--recorded", "--lora", "--low-base"),
     "ours-fp32": ("ours", "--precision", "fp32"),
     "ours-fp32-recorded": ("ours", "--precision", "fp32", "--recorded"),
     "trl-0.11.4-bf16": ("trl-0.11.4", "--precision", "bf16"),

@@ -52,7 +52,11 @@ def run(name: str, workload: Workload) -> dict:
 def test_our_sides_do_the_agreed_work(name):
     workload = tiny(name)
     names = ["ours-fp32", "ours-bf16-recorded"]
-    names += ["ours-fp32-recorded", "ours-bf16-unfrozen4", "ours-bf16-lora"] if name == "b" else []
+    names += (
+        ["ours-fp32-recorded", "ours-bf16-unfrozen4", "ours-bf16-lora", "ours-bf16-lora-low"]
+        if name == "b"
+        else []
+    )
     names += ["ours-bf16", "ours-bf16-unshared"] if name == "c" else []
     first = {side_name: run(side_name, workload) for side_name in names}
 

@@ -31,8 +31,9 @@ class OurSide(Side):
     def __init__(self, arguments: argparse.Namespace) -> None:
         workload = arguments.workload
         lora = lora_config(workload.family) if arguments.lora else None
+        plain = build_language_model(workload)
         self.policy = CausalLMWithValueHead.from_pretrained(
-            build_language_model(workload),
+            plain.to(torch.bfloat16) if arguments.low_base else plain,
             peft_config=lora,
             unfrozen_layers=arguments.unfrozen_layers,
         )
@@ -102,6 +103,7 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--unshared", action="store_true")
     parser.add_argument("--unfrozen-layers", type=int)
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--low-base", action="store_true", help="the model under LoRA in bfloat16")
     return parser.parse_args(given)
 
 
