@@ -46,7 +46,6 @@ def main():
         reward=reward,
         steps=steps,
         max_new_tokens=12,
-        sampler_kwargs={"add_bos": True},
         learning_rate=1e-3,
         batch_size=48,
         init_kl_coef=0.02,

@@ -218,6 +218,21 @@ def test_an_end_that_is_no_token_is_refused(eos):
         Rollout.from_lists([torch.tensor([1])], [torch.tensor([3, 9])], eos_token_id=eos)
 
 
+def test_a_rollout_is_shown_in_a_line():
+    rollout = recorded()
+    first = rollout.texts[0]
+    assert repr(rollout) == (
+        f"Rollout of 3: queries {list(rollout.queries.shape)}, responses "
+        f"{list(rollout.responses.shape)}, with logprobs, values, group_ids, ended; "
+        f"first: {first!r}"
+    )
+    bare = Rollout.from_lists([torch.tensor([1, 2])], [torch.tensor([3])])
+    assert repr(bare) == "Rollout of 1: queries [1, 2], responses [1, 1]"
+    long = replace(rollout, query_texts=("a\n" * 500, "", ""))
+    assert len(repr(long)) < 250
+    assert repr(long).endswith(" …'")
+
+
 def test_rows_can_be_chosen_by_a_mask():
     whole = recorded()
     part = whole.select(whole.ended)

@@ -105,3 +105,11 @@ def test_default_update_size_is_a_quarter_of_the_batch():
 def test_configs_load_without_torch():
     code = "import sys, trl.config; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_starter_models_are_found_without_torch():
+    code = (
+        "import sys, trl; folder = trl.starter.LANGUAGE_MODEL; "
+        "assert folder.is_dir() and 'torch' not in sys.modules; from trl import Loop, as_scorer"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

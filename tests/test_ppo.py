@@ -245,13 +245,20 @@ def test_unknown_parameters_are_named_in_one_warning():
     from tests.conftest import tiny_gpt2
 
     with pytest.warns(
-        UserWarning, match=r"`lm_name`, `steps`, `ppo_epoch` Did you mean `ppo_epochs`\?"
+        UserWarning, match=r"^PPOTrainer ignores `lm_name`, `steps`: no such field in PPOConfig\.$"
     ):
-        ppo = PPOTrainer(
-            tiny_gpt2(), tiny_gpt2(1), lm_name="gpt2", steps=3, ppo_epoch=2, batch_size=2
-        )
+        ppo = PPOTrainer(tiny_gpt2(), tiny_gpt2(1), lm_name="gpt2", steps=3, batch_size=2)
     assert ppo.config.batch_size == 2
-    assert ppo.config.ppo_epochs == 4
+
+
+def test_a_name_close_to_a_field_is_refused():
+    from tests.conftest import tiny_gpt2
+
+    with pytest.raises(
+        TypeError,
+        match=r"no setting `batchsize`. Did you mean `batch_size`\?; .*`ppo_epoch`.*`ppo_epochs`",
+    ):
+        PPOTrainer(tiny_gpt2(), batchsize=3, ppo_epoch=2, steps=3)
 
 
 def test_config_object_instead_of_keywords(make_model):

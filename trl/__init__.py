@@ -18,6 +18,7 @@ __all__ = [
     "FixedKLController",
     "FunctionScorer",
     "GPT2HeadWithValueModel",
+    "Loop",
     "PPOConfig",
     "PPOTrainer",
     "Recipe",
@@ -28,8 +29,10 @@ __all__ = [
     "Seq2SeqLMWithValueHead",
     "WeightedSum",
     "__version__",
+    "as_scorer",
     "respond_to_batch",
     "run_recipe",
+    "starter",
     "train",
 ]
 
@@ -42,6 +45,7 @@ _HOME = {
     "FixedKLController": "trl.ppo",
     "FunctionScorer": "trl.evaluation",
     "GPT2HeadWithValueModel": "trl.gpt2",
+    "Loop": "trl.training.loop",
     "PPOConfig": "trl.config",
     "PPOTrainer": "trl.ppo",
     "Recipe": "trl.recipe",
@@ -51,12 +55,15 @@ _HOME = {
     "ScoringError": "trl.evaluation",
     "Seq2SeqLMWithValueHead": "trl.models.with_value_head",
     "WeightedSum": "trl.evaluation",
+    "as_scorer": "trl.evaluation",
     "respond_to_batch": "trl.gpt2",
     "run_recipe": "trl.training.run",
+    "starter": "trl",
     "train": "trl.training.loop",
 }
 
 if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
+    from trl import starter
     from trl.batch import Rollout
     from trl.config import PPOConfig
     from trl.evaluation import (
@@ -67,20 +74,25 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
         RewardModelScorer,
         ScoringError,
         WeightedSum,
+        as_scorer,
     )
     from trl.gpt2 import GPT2HeadWithValueModel, respond_to_batch
     from trl.models.with_value_head import CausalLMWithValueHead, Seq2SeqLMWithValueHead
     from trl.ppo import AdaptiveKLController, FixedKLController, PPOTrainer
     from trl.recipe import Recipe
     from trl.rollout import Sampler
-    from trl.training.loop import train
+    from trl.training.loop import Loop, train
     from trl.training.run import run_recipe
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'trl' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
+    home = _HOME[name]
+    if home == __name__:
+        value: Any = import_module(f"{home}.{name}")
+    else:
+        value = getattr(import_module(home), name)
     globals()[name] = value  # the next look-up finds it without this function
     return value
 

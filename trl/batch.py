@@ -158,6 +158,17 @@ class Rollout:
     def __len__(self) -> int:
         return self.queries.shape[0]
 
+    def __repr__(self) -> str:
+        recorded = [name for name in RECORDED if getattr(self, name) is not None]
+        shown = f"Rollout of {len(self)}: queries {list(self.queries.shape)}"
+        shown += f", responses {list(self.responses.shape)}"
+        if recorded:
+            shown += f", with {', '.join(recorded)}"
+        if self.texts:
+            text = self.texts[0]
+            shown += f"; first: {text if len(text) <= 60 else text[:58] + ' …'!r}"
+        return shown
+
     @property
     def input_ids(self) -> Tensor:
         """[B, T] queries followed by responses."""

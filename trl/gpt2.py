@@ -51,6 +51,9 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
     # transformers loads the policy without a word about it.
     _keys_to_ignore_on_load_missing: ClassVar = [r"v_head\."]
 
+    tokenizer: Any = None
+    """Saved beside the model, if there is one; `trl.train` puts it here."""
+
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)
         self.v_head = ValueHead(config)
@@ -184,6 +187,8 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
             self.config.save_pretrained(folder)
             saved_with = None if kwargs.get("variant") else MODEL_FILE
             save_value_head(head or self.v_head, folder, saved_with)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
 
 
 def respond_to_batch(

@@ -82,8 +82,8 @@ class PPOTrainer:
         pretraining: Texts for `config.pretraining_coef`: given a number of rows, returns so many
             1-D tensors of token ids. Each process asks for its share; give each other texts.
         **ppo_params: Fields of `PPOConfig`, also by their names of 2020 (`lr`, `lam`, `target`,
-            `horizon`, `adap_kl_ctrl`). Unknown ones are named in a warning and left out, since
-            notebooks of that time pass their whole settings.
+            `horizon`, `adap_kl_ctrl`). A name close to one of them is a TypeError; others
+            are ignored with a warning, since notebooks of that time pass their whole settings.
 
     Attributes:
         config: The settings in force.
@@ -803,9 +803,17 @@ def _resolve_config(config: PPOConfig | None, ppo_params: dict[str, Any]) -> PPO
         return config
     known = PPOConfig.known_names()
     unknown = [name for name in ppo_params if name not in known]
+    mistyped = [name for name in unknown if closest(name, known)]
+    if mistyped:
+        raise TypeError(
+            "; ".join(
+                f"PPOTrainer has no setting `{name}`.{closest(name, known)}" for name in mistyped
+            )
+        )
     if unknown:
-        named = ", ".join(f"`{name}`{closest(name, known)}" for name in unknown)
+        named = ", ".join(f"`{name}`" for name in unknown)
         warnings.warn(
-            f"PPOTrainer leaves out what is not a field of PPOConfig: {named}", stacklevel=3
+            f"PPOTrainer ignores {named}: no such field in PPOConfig.",
+            stacklevel=3,
         )
     return PPOConfig.from_kwargs(**{k: v for k, v in ppo_params.items() if k not in unknown})

@@ -1,5 +1,6 @@
 import asyncio
 import functools
+import json
 from pathlib import Path
 
 import numpy
@@ -11,6 +12,7 @@ from trl.batch import Rollout
 from trl.evaluation import FunctionScorer, ScoringError, as_scorer
 
 NAN = float("nan")
+NOT_A_LIST = "not a list: the function is called once, with the list of all texts"
 ROLLOUT = make_rollout(("a ", "red"), ("a ", "green"), ("the ", "blue"))  # 1, 2 and 3 tokens
 
 
@@ -96,11 +98,24 @@ def fails(texts):
     raise KeyError("score")
 
 
+def fails_deep(texts):
+    return (lambda text: json.loads(text))(texts[0])  # the standard library raises
+
+
 @pytest.mark.parametrize(
     ("function", "cause", "message"),
     [
-        (fails, KeyError, "^fails raised KeyError: 'score'. Which text is at fault is unknown"),
-        (fails_late, TimeoutError, "^fails_late raised TimeoutError. Which text"),
+        (
+            fails,
+            KeyError,
+            r"^fails raised KeyError: 'score' \(test_function.py, line \d+, in fails\)\. Which",
+        ),
+        (
+            fails_late,
+            TimeoutError,
+            r"^fails_late raised TimeoutError \(test_function.py, line \d+, in fails_late\)\.",
+        ),
+        (fails_deep, ValueError, r"\(test_function.py, line \d+, in <lambda>\)\. Which text"),
     ],
 )
 def test_a_function_that_raises_is_named_with_its_texts(function, cause, message):
@@ -113,13 +128,13 @@ def test_a_function_that_raises_is_named_with_its_texts(function, cause, message
 @pytest.mark.parametrize(
     ("found", "message", "rows"),
     [
-        ([1.0, 2.0], "each of its 3 responses, got 2", (0, 1, 2)),
-        ([], "each of its 3 responses, got 0", (0, 1, 2)),
-        (1.0, "each of its 3 responses, got 1.0", (0, 1, 2)),
-        (torch.tensor(1.0), "each of its 3 responses, got 1.0", (0, 1, 2)),
-        ({"a": 1, "b": 2, "c": 3}, "each of its 3 responses, got {'a': 1", (0, 1, 2)),
-        ({1.0, 2.0, 3.0}, "each of its 3 responses, got {1.0", (0, 1, 2)),
-        ("123", "each of its 3 responses, got '123'", (0, 1, 2)),
+        ([1.0, 2.0], "each of its 3 responses, got a list of 2.$", ()),
+        ([], "each of its 3 responses, got a list of 0.$", ()),
+        (1.0, f"got the number 1.0, {NOT_A_LIST}", ()),
+        (torch.tensor(1.0), f"got the number 1.0, {NOT_A_LIST}", ()),
+        ({"a": 1, "b": 2, "c": 3}, "each of its 3 responses, got {'a': 1", ()),
+        ({1.0, 2.0, 3.0}, "each of its 3 responses, got {1.0", ()),
+        ("123", "each of its 3 responses, got '123', not a list", ()),
         ([1.0, "2", 3.0], "each of its 3 responses, got '2'", (1,)),
         ([{"score": 1.0}] * 3, "each of its 3 responses, got {'score': 1.0}", (0, 1, 2)),
         ([1.0, 2j, 3.0], "each of its 3 responses, got 2j", (1,)),
@@ -139,6 +154,43 @@ def test_what_is_no_score_is_refused_and_the_texts_named(found, message, rows):
     assert caught.value.rows == rows
     for row, text in enumerate(["a red", "a green", "the blue"]):
         assert (f"row {row}: '{text}'" in str(caught.value)) == (row in rows)
+
+
+def one_pair(query, response):
+    return [0.0]
+
+
+class Scores:
+    def one(self, texts, *, scale=1.0):
+        return [scale] * len(texts)
+
+    def two(self, query, response):
+        return [0.0]
+
+
+@pytest.mark.parametrize(
+    "function", [one_pair, Scores().two, lambda *, texts: [], lambda: [], Scores.one]
+)
+def test_a_function_that_cannot_take_one_list_is_refused(function):
+    with pytest.raises(TypeError, match=r"one list of texts; for \(query, response\) .*on="):
+        FunctionScorer(function)
+    with pytest.raises(TypeError, match=r"it gets one list of \(query, response\) pairs\.$"):
+        FunctionScorer(function, on="pairs")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        Scores().one,
+        functools.partial(one_pair, "a"),
+        lambda *texts: [0.0],
+        lambda texts, scale=1.0, **more: [0.0],
+        max,  # tells no signature
+        torch.as_tensor,
+    ],
+)
+def test_a_function_that_can_take_one_list_is_not(function):
+    FunctionScorer(function)
 
 
 def test_a_name_of_choice():

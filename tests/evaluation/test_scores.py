@@ -73,8 +73,8 @@ def test_the_texts_of_a_rollout():
             (1,),
         ),
         (torch.ones(3, 3), "0 where no token counts, got 1.0 at token 1 of row 0", (0, 1)),
-        ([1.0, 2.0], "one number for each of its 3 responses, got 2", (0, 1, 2)),
-        (None, "one number for each of its 3 responses, got None", (0, 1, 2)),
+        ([1.0, 2.0], "one number for each of its 3 responses, got a list of 2", ()),
+        (None, "one number for each of its 3 responses, got None, not a list", ()),
         ([1.0, None, "2"], "one number for each of its 3 responses, got None", (1, 2)),
     ],
 )
@@ -93,7 +93,8 @@ def test_an_exception_is_the_cause_and_any_text_may_be_at_fault():
     with pytest.raises(ScoringError) as caught:
         score(scorer, ROLLOUT)
     assert str(caught.value) == (
-        "scorer raised ZeroDivisionError: division by zero. Which text is at fault is unknown; it "
+        "scorer raised ZeroDivisionError: division by zero (test_scores.py, line "
+        f"{scorer.__code__.co_firstlineno + 1}, in scorer). Which text is at fault is unknown; it "
         "was one of row 0: 'a red', row 1: 'a green', row 2: 'the blue'."
     )
     assert caught.value.rows == (0, 1, 2)
@@ -140,7 +141,7 @@ def test_whatever_ends_a_scorer_is_named(kind):
     with pytest.raises(ScoringError if kind is not GeneratorExit else kind) as caught:
         score(scorer, ROLLOUT)
     if kind is not GeneratorExit:  # that is for generators, no failure
-        assert f"scorer raised {kind.__name__}." in str(caught.value)
+        assert f"scorer raised {kind.__name__} (test_scores.py, line " in str(caught.value)
         assert isinstance(caught.value.__cause__, kind)
 
 

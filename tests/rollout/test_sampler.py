@@ -2,9 +2,10 @@ import time
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from tests.conftest import VOCABULARY, ragged
+from tests.families import tiny_model
 from trl.batch import Rollout, pad_rows
 from trl.core import LengthSampler
 from trl.ppo import PPOTrainer
@@ -274,6 +275,28 @@ def test_no_graph_is_kept(make_model):
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         Sampler(**settings)
+
+
+def test_settings_of_another_kind(make_model):
+    with pytest.raises(TypeError, match="`max_tokens`. Did you mean `max_new_tokens`"):
+        Sampler(max_tokens=3)
+    with pytest.raises(TypeError, match="`tokenizer` must be .*, got GPT2HeadWithValueModel: load"):
+        Sampler(make_model())
+    with pytest.raises(TypeError, match="`tokenizer` must be .*, got 'gpt2': load"):
+        Sampler("gpt2")
+
+
+def test_the_warning_of_a_cut_distribution_points_to_the_caller():
+    with pytest.warns(UserWarning, match="drawn from a cut distribution") as caught:
+        Sampler(top_k=3)
+    assert caught[0].filename == __file__
+
+
+def test_a_tokenizer_that_knows_no_tokens_is_refused():
+    empty = GPT2Tokenizer()  # what transformers finds in a folder without a tokenizer
+    for add_bos in (False, True):
+        with pytest.raises(ValueError, match="gives no tokens for 'This film': the folder it came"):
+            Sampler(empty, add_bos=add_bos)(tiny_model("gpt2"), ["This film"])
 
 
 def test_bad_calls(make_model):

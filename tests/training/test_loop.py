@@ -1,10 +1,12 @@
 """`trl.train` and the loop under it."""
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import trl
 from tests.families import tiny_model
@@ -105,6 +107,15 @@ def test_a_failing_reward_names_the_texts_and_changes_nothing():
         ({"tokenizer": None}, ValueError, "`tokenizer` must be given"),
         ({"config": PPOConfig()}, TypeError, "in `config` or as keyword arguments, not both"),
         ({"lerning_rate": 1.0}, TypeError, "Did you mean `learning_rate`"),
+        (
+            {"num_steps": 3},
+            TypeError,
+            r"train has no parameter `num_steps`. Did you mean `steps`\?",
+        ),
+        ({"batchsize": 3, "verbose": 1}, TypeError, r"`batch_size`\? train has .* `verbose`\.$"),
+        ({"group_size": 4}, TypeError, r"Pass it as sampler_kwargs=\{'group_size': \.\.\.\}"),
+        ({"algorithm": "grpo"}, ValueError, r'algorithm=.grpo.*sampler_kwargs=\{"group_size": 4\}'),
+        ({"reward": lambda query, text: [0.0]}, TypeError, "it gets one list of texts"),
         ({"sampler_kwargs": {"group_size": 3}}, ValueError, "`batch_size` must be a multiple"),
         ({"sampler_kwargs": {"temperature": 0.5}}, ValueError, "the same for sampler and trainer"),
     ],
@@ -194,6 +205,7 @@ def test_a_bad_prompt_is_found_before_the_training(prompt, error, message):
             count_w7,
             tokenizer=tokenizer(),
             on_step=lambda *row: steps.append(row),
+            sampler_kwargs={"add_bos": False},
             **SMALL,
         )
     assert steps == []
@@ -339,7 +351,8 @@ def test_an_adapters_folder_takes_the_tokenizer_of_its_base(tmp_path):
     settings = {"steps": 1, "max_new_tokens": 2} | SMALL
     model, _ = trl.train(base, ["w5"], count_w7, peft_config=config, **settings)
     model.save_pretrained(adapter)
-    assert not (adapter / "tokenizer_config.json").exists()
+    (adapter / "tokenizer.json").unlink()
+    (adapter / "tokenizer_config.json").unlink()
     _, history = trl.train(adapter, ["w5"], count_w7, **settings)
     assert len(history) == 1
 
@@ -350,3 +363,48 @@ def test_where_the_model_is_is_where_its_tokenizer_is(tmp_path):
     settings = {"steps": 1, "max_new_tokens": 2, "model_kwargs": {"subfolder": "inner"}} | SMALL
     _, history = trl.train(tmp_path, ["w5"], count_w7, **settings)
     assert len(history) == 1
+
+
+# --- what a new user relies on -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_the_tokenizer_is_saved_beside_the_model(again, tmp_path):
+    settings = {"steps": 1, "tokenizer": tokenizer(), "max_new_tokens": 2} | SMALL
+    model, _ = trl.train(tiny_model("llama"), ["w5"], count_w7, **settings)
+    if again:  # a policy that was trained before, and a copy of it
+        model, _ = trl.train(copy.deepcopy(model), ["w5"], count_w7, **settings)
+    next(model.parameters()).data.fill_(0.5)
+    model.save_pretrained(tmp_path / "tuned")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "tuned")
+    assert loaded("w5 w7")["input_ids"] == tokenizer()("w5 w7")["input_ids"] != []
+    weights = trl.CausalLMWithValueHead.from_pretrained(tmp_path / "tuned").state_dict()
+    assert all(torch.equal(weights[name], w) for name, w in model.state_dict().items())
+
+
+def test_texts_begin_with_bos_as_in_recipes():
+    def first_tokens(tokenizer, **sampler_kwargs):
+        seen = []
+
+        def scorer(rollout):
+            seen.extend(rollout.query_lists())
+            return [0.0] * len(rollout)
+
+        settings = {"steps": 1, "max_new_tokens": 2, "sampler_kwargs": sampler_kwargs} | SMALL
+        trl.train(tiny_model("llama"), ["w5"], scorer, tokenizer=tokenizer, **settings)
+        return seen[0]
+
+    w5 = tokenizer().convert_tokens_to_ids("w5")
+    assert first_tokens(tokenizer()) == [tokenizer().bos_token_id, w5]
+    assert first_tokens(tokenizer(), add_bos=False) == [w5]
+    without = tokenizer()
+    without.bos_token = None
+    assert first_tokens(without) == [w5]
+
+
+def test_training_shows_nothing(tmp_path, capfd):
+    tiny_model("llama").save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    capfd.readouterr()
+    trl.train(tmp_path, ["w5"], count_w7, steps=1, max_new_tokens=2, **SMALL)
+    assert capfd.readouterr() == ("", "")

@@ -64,6 +64,7 @@ class FunctionScorer:
         self.function = function
         self.on = on
         self.name = name or name_of(function)
+        _check_takes_one(function, on)
 
     def __call__(self, rollout: Rollout) -> Tensor:
         """Score each response.
@@ -82,7 +83,7 @@ class FunctionScorer:
             batch = rollout.response_lists()
         with failures_named(self.name, rollout):
             found = result_of(self.function(batch))
-            entries = read_entries(found, rollout, range(len(rollout)), self.name)
+            entries = read_entries(found, rollout, range(len(rollout)), self.name, of=self.on)
             scores = lay_out(entries, rollout, self.name)
         return check_scores(scores, rollout, self.name)
 
@@ -107,6 +108,26 @@ def as_scorer(reward: Scorer | Callable[[list[str]], Any]) -> Scorer:
         kind = "the class" if isinstance(reward, type) else "an object of the class"
         raise TypeError(f"`reward` must be a scorer or a function, got {kind} {what}: {choices}.")
     return reward if _takes_a_rollout(reward) else FunctionScorer(reward)
+
+
+def _check_takes_one(function: Callable[..., Any], on: On) -> None:
+    """Raise a TypeError unless the function can be called with one list."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C do not tell theirs
+        return
+    try:
+        signature.bind([])
+    except TypeError as error:
+        name = name_of(function)
+        what = {"texts": "texts", "pairs": "(query, response) pairs", "tokens": "token lists"}[on]
+        fix = ""
+        if on == "texts":
+            fix = f"; for (query, response) pairs use FunctionScorer({name}, on='pairs')"
+        raise TypeError(
+            f"`function` must take one argument, got {name}{signature}: it gets one list of "
+            f"{what}{fix}."
+        ) from error
 
 
 def _takes_a_rollout(function: Callable[..., Any]) -> bool:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import sysconfig
+import traceback
 from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -20,6 +24,13 @@ __all__ = ["Scorer", "ScoringError", "score"]
 # What an error shows: so many texts, each cut to so many characters.
 TEXTS_SHOWN = 3
 CHARACTERS_SHOWN = 80
+
+# Where code lies that is not the user's: this package, Python's own, and what is installed.
+NOT_THE_USERS = (
+    "<frozen ",
+    str(Path(__file__).parents[1]) + os.sep,
+    *(sysconfig.get_path(k) + os.sep for k in ("stdlib", "platstdlib", "purelib", "platlib")),
+)
 
 
 class Scorer(Protocol):
@@ -99,7 +110,7 @@ def result_of(found: Any) -> Any:
 
 
 def read_entries(
-    found: Any, rollout: Rollout, rows: Sequence[int], name: str
+    found: Any, rollout: Rollout, rows: Sequence[int], name: str, *, of: str = ""
 ) -> list[float | list[float]]:
     """Take apart what was found for some rows: one number, or one list of numbers, for each.
 
@@ -108,14 +119,21 @@ def read_entries(
         rollout: that was scored.
         rows: of it that `found` is about.
         name: of the scorer.
+        of: what a function was called with a list of.
     """
     found = _plain(found)
     rule = f"{name} must give one number for each of its {len(rows)} responses"
+    # No text is at fault for what follows.
     if isinstance(found, (str, bytes, Mapping, Set)) or not isinstance(found, Iterable):
-        raise scoring_error(f"{rule}, got {shorten(found)}.", rollout, rows, suspects=False)
+        got = f"the number {found}" if isinstance(found, Real) else shorten(found)
+        advice = (
+            f": the function is called once, with the list of all {of}, and returns a list of "
+            "numbers"
+        )
+        raise ScoringError(f"{rule}, got {got}, not a list{advice if of else ''}.")
     entries = [_plain(entry) for entry in found]
     if len(entries) != len(rows):
-        raise scoring_error(f"{rule}, got {len(entries)}.", rollout, rows, suspects=False)
+        raise ScoringError(f"{rule}, got a list of {len(entries)}.")
     wrong = [index for index, entry in enumerate(entries) if not _is_numeric(entry)]
     if wrong:
         got = shorten(entries[wrong[0]])
@@ -247,7 +265,7 @@ class failures_named:
         # A scorer's own task that was cancelled has failed; Ctrl-C goes on as it is.
         failed = isinstance(error, (Exception, asyncio.CancelledError))
         if failed and not isinstance(error, ScoringError):
-            problem = f"{self.name} raised {described(error)}."
+            problem = f"{self.name} raised {described(error)}{_place(trace)}."
             raise scoring_error(problem, self.rollout, self.rows, suspects=False) from error
 
 
@@ -274,6 +292,19 @@ def scoring_error(
 def described(error: BaseException) -> str:
     """Return the type of an exception and its message, if it has one."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _place(trace: TracebackType | None) -> str:
+    """Return the last place in the user's own code that an exception went through, if any."""
+    own = [
+        (frame.f_code, line)
+        for frame, line in traceback.walk_tb(trace)
+        if not frame.f_code.co_filename.startswith(NOT_THE_USERS)
+    ]
+    if not own:
+        return ""
+    code, line = own[-1]
+    return f" ({Path(code.co_filename).name}, line {line}, in {code.co_name})"
 
 
 def shorten(value: object) -> str:

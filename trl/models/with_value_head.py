@@ -84,6 +84,8 @@ class _LMWithValueHead(nn.Module):
     """A language model, plain or with an adapter, and its value head `v_head`."""
 
     auto: ClassVar[Any]
+    tokenizer: Any = None
+    """Saved beside the model, if there is one; `trl.train` puts it here."""
 
     def __init__(self, pretrained_model: nn.Module, *, unfrozen_layers: int | None = None) -> None:
         super().__init__()
@@ -252,6 +254,8 @@ class _LMWithValueHead(nn.Module):
             saved_with = None if kwargs.get("variant") else MODEL_FILE
         if kwargs.get("is_main_process", True):
             save_value_head(head, folder, saved_with)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any

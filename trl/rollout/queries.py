@@ -123,6 +123,12 @@ def _encode_texts(
             "tokenizer.bos_token, or leave add_bos out."
         )
     rows: list[list[int]] = tokenizer(texts)["input_ids"]  # all at once: much faster
+    if not any(rows) and (text := next(filter(str.strip, texts), None)):
+        raise ValueError(
+            f"`tokenizer` gives no tokens for {text[:40]!r}: the folder it came from has none of "
+            "its own; save it beside the model with tokenizer.save_pretrained(...), or pass "
+            "tokenizer=."
+        )
     for index, (text, tokens) in enumerate(zip(texts, rows, strict=True)):
         # An EOS that the user wrote stays.
         if not keep_eos and tokens and tokens[-1] == eos and not text.endswith(tokenizer.eos_token):

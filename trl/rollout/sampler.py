@@ -7,11 +7,13 @@ rollout = sampler(policy, ["This film was", "I saw"])
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl.anatomy import is_encoder_decoder, language_model, vocabulary_size
 from trl.batch import Rollout, pad_rows
-from trl.config import Problems
+from trl.config import Problems, closest
 from trl.core import LengthSampler
 from trl.rollout.checks import check_end_ids, check_ids, check_positions, uncompiled
 from trl.rollout.draw import random_dtype
@@ -30,6 +32,24 @@ from trl.rollout.stop import StopRule
 
 Progress = Callable[[int, int], None]
 """Called with (tokens done, tokens in all); a row that ends early has done all of its tokens."""
+
+P = ParamSpec("P")
+
+
+def _unknown_refused(init: Callable[P, None]) -> Callable[P, None]:
+    """Make a constructor name the setting nearest to an unknown one."""
+    known = list(inspect.signature(init).parameters)[1:]
+
+    @functools.wraps(init)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+        unknown = [name for name in kwargs if name not in known]
+        if unknown:
+            raise TypeError(
+                "; ".join(f"Sampler has no setting `{n}`.{closest(n, known)}" for n in unknown)
+            )
+        init(*args, **kwargs)
+
+    return checked
 
 
 class Sampler:
@@ -70,6 +90,7 @@ class Sampler:
         ValueError: if a setting is out of range.
     """
 
+    @_unknown_refused
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -111,7 +132,7 @@ class Sampler:
                 "what was sampled and can be driven negative, and the ratios of PPO start from "
                 "the wrong policy. Leave these settings out to train; for evaluation they are "
                 "harmless.",
-                stacklevel=2,
+                stacklevel=3,
             )
 
     @property
@@ -336,9 +357,10 @@ class Sampler:
 def _check_tokenizer(tokenizer: Any) -> None:
     """Raise unless it is None or has what a tokenizer of transformers has."""
     if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "decode")):
+        got = repr(tokenizer) if isinstance(tokenizer, str) else type(tokenizer).__name__
         raise TypeError(
-            f"`tokenizer` must be a tokenizer of transformers or None, got {tokenizer!r}: load it "
-            "with AutoTokenizer.from_pretrained(...)."
+            f"`tokenizer` must be a tokenizer of transformers or None, got {got}: load it with "
+            "AutoTokenizer.from_pretrained(...)."
         )
 
 

@@ -35,7 +35,7 @@ from trl.ppo import PPOTrainer
 from trl.rollout.queries import Chat, check_list
 from trl.rollout.sampler import Sampler
 from trl.training.overlap import Judged, Overlap, judge
-from trl.training.parts import seeded
+from trl.training.parts import quiet_transformers, seeded
 from trl.training.profile import Profile
 
 Row = dict[str, float]
@@ -46,7 +46,8 @@ class Trained(NamedTuple):
     """What `train` returns."""
 
     model: nn.Module
-    """The tuned policy; `.save_pretrained` writes a folder that plain transformers loads."""
+    """The tuned policy; `.save_pretrained` writes a folder that plain transformers loads, with the
+    tokenizer of the training."""
     history: list[Row]
     """A row of figures for each step."""
 
@@ -94,6 +95,12 @@ class Loop:
             raise ValueError(
                 "`temperature` must be the same for sampler and trainer, got "
                 f"{sampler.distribution.temperature} and {config.temperature}."
+            )
+        if trainer.algorithm.groups and sampler.group_size < 2:
+            raise ValueError(
+                f"`group_size` must be > 1 with algorithm={config.algorithm!r}, which compares the "
+                f"responses to one prompt, got {sampler.group_size}: pass Sampler(group_size=4), "
+                'or to train sampler_kwargs={"group_size": 4}.'
             )
         self.processes = trainer.accelerator.num_processes
         if config.batch_size % (sampler.group_size * self.processes):
@@ -264,11 +271,13 @@ def train(
         profile: A folder for where the time goes: a table, and a trace of two steps.
         model_kwargs: Passed to `from_pretrained`: dtype, device_map, revision, ….
         sampler_kwargs: Passed to `Sampler`: group_size, stop_strings, add_bos, max_rows, ….
-            Its tokenizer and max_new_tokens have parameters of their own here.
+            Its tokenizer and max_new_tokens have parameters of their own here. `add_bos` is True
+            here, as in recipes, for a tokenizer that has a BOS token.
         **ppo_params: Fields of `PPOConfig`, also by their names of 2020.
 
     Returns:
-        The tuned model and a row of figures for each step.
+        The tuned model and a row of figures for each step. The model's `save_pretrained` writes the
+        tokenizer too.
 
     Raises:
         TypeError, ValueError: for settings or prompts that cannot work, before anything is
@@ -288,6 +297,7 @@ def train(
     if on_step is not None and not callable(on_step):
         raise TypeError(f"`on_step` must be a function of (step, row) or None, got {on_step!r}.")
     _check_sampler_kwargs(sampler_kwargs)
+    _check_names(ppo_params)
     if config is not None and ppo_params:
         raise TypeError(
             f"pass settings in `config` or as keyword arguments, not both; got "
@@ -298,20 +308,23 @@ def train(
     prompts = checked_prompts(prompts)
     if peft_config is None and unfrozen_layers is None:
         _warn_of_frozen_weights(model)
-    with seeded(config.seed):  # an adapter's new weights are random
+    # An adapter's new weights are random.
+    with seeded(config.seed), quiet_transformers():
         policy = load_policy(
             model, peft_config=peft_config, unfrozen_layers=unfrozen_layers, **model_kwargs or {}
         )
     trainer = PPOTrainer(policy, ref_model, config)
-    settings = {"temperature": config.temperature, "seed": config.seed} | (sampler_kwargs or {})
+    found = _tokenizer(tokenizer, model, policy, prompts, model_kwargs or {})
+    policy.tokenizer = found
+    settings = {
+        "temperature": config.temperature,
+        "seed": config.seed,
+        "add_bos": getattr(found, "bos_token_id", None) is not None,
+    } | dict(sampler_kwargs or {})
     if isinstance(settings["seed"], int):  # every process draws from its own random numbers
         settings["seed"] = settings["seed"] * trainer.accelerator.num_processes
         settings["seed"] += trainer.accelerator.process_index
-    sampler = Sampler(
-        _tokenizer(tokenizer, model, policy, prompts, model_kwargs or {}),
-        max_new_tokens=max_new_tokens,
-        **settings,
-    )
+    sampler = Sampler(found, max_new_tokens=max_new_tokens, **settings)
     loop = Loop(
         trainer,
         sampler,
@@ -362,6 +375,22 @@ def check_parts(parts: Any, prompts: int) -> None:
             f"`parts` must be a whole number from 1 to {prompts}, the prompts of a step on one "
             f"process (batch_size / group_size / processes), got {parts!r}."
         )
+
+
+def _check_names(ppo_params: dict[str, Any]) -> None:
+    """Raise a TypeError for what is neither a parameter of `train` nor a field of `PPOConfig`."""
+    fields = PPOConfig.known_names()
+    known = [name for name in inspect.signature(train).parameters if name != "ppo_params"] + fields
+    of_sampler = inspect.signature(Sampler).parameters
+    problems = []
+    for name in [name for name in ppo_params if name not in fields]:
+        ending = (other for other in known if name.endswith(f"_{other}"))  # num_steps
+        hint = closest(next(ending, name), known)
+        if name in of_sampler:
+            hint = f" Pass it as sampler_kwargs={{{name!r}: ...}}."
+        problems.append(f"train has no parameter `{name}`.{hint}")
+    if problems:
+        raise TypeError(" ".join(problems))
 
 
 def _check_sampler_kwargs(settings: Any) -> None:
