@@ -1,3 +1,4 @@
+# make         what there is to make (make help)
 # make demo    set up, then tune the starter GPT-2 with PPO (offline); ARGS="--steps 20 --seed 1"
 # make test    set up, then run the tests;                             ARGS="tests/test_core.py -x"
 # make test-gpu                          the tests that need a GPU
@@ -16,7 +17,20 @@ RUN_READY := .venv/.ready-to-run
 DEV_READY := .venv/.ready-to-develop
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow test-gpu bench notebooks readme docs check format clean
+.PHONY: help demo test test-slow test-gpu bench notebooks readme docs check format clean
+
+help:
+	@echo "make demo       set up .venv, then tune a small GPT-2 with PPO, offline; ARGS='--steps 20'"
+	@echo "make test       set up .venv, then run the tests; ARGS='tests/test_core.py -x'"
+	@echo "make test-slow  those that take minutes too"
+	@echo "make test-gpu   those that need a GPU"
+	@echo "make bench      time an iteration beside other releases"
+	@echo "make notebooks  run the notebooks and keep what they show"
+	@echo "make readme     write README.md from notebooks/index.ipynb"
+	@echo "make docs       build the manual in site/"
+	@echo "make check      format, lint, types, layers, README"
+	@echo "make format     repair what can be repaired"
+	@echo "make clean      remove .venv and all that was built"
 
 demo: $(RUN_READY)
 	$(BIN)/trl demo $(ARGS)

@@ -1,6 +1,6 @@
 """A low-rank adapter in place of all weights; the reference is the same model without it.
 
-    pip install 'trl[peft]'
+    pip install -c constraints.txt '.[peft]'
     python examples/lora.py
 
 One model in memory, and what is saved is the adapter: PEFT loads it on top of the base model.

@@ -15,7 +15,7 @@ import yaml
 import trl
 from trl import cli, settings
 from trl.batch import Rollout, score_tensor
-from trl.config import PPOConfig
+from trl.config import PPOConfig, SettingsError
 from trl.recipe import ClassifierRecipe, LoRAConfig, ModelConfig, Recipe, RewardConfig
 
 DEMO = "{steps: 190, ppo: {learning_rate: 2.0e-4, init_kl_coef: 0.052}}"
@@ -159,10 +159,25 @@ def test_functions_are_found_beside_their_recipe(runs, folder, tmp_path):
     (folder / "sentiment.yaml").write_text(
         "reward: [{kind: function, name: 'rewards.py:f'}, {kind: function, name: 'other.py:f'}]"
     )
+    (tmp_path / "other.py").write_text("")  # where we stand
     assert cli.main(["train", "sentiment", "--out", "here"]) == 0
     first, second = runs[0][0].reward
     assert first.name == f"{folder.resolve()}/rewards.py:f"
     assert second.name == "other.py:f"
+
+
+def test_a_file_of_functions_that_is_not_there_is_looked_for_beside_the_recipe(
+    runs, folder, capsys
+):
+    (folder / "rewards.py").write_text("")
+    (folder / "sentiment.yaml").write_text("reward: [{kind: function, name: 'reward.py:f'}]")
+    assert cli.main(["train", "sentiment"]) == 2
+    assert told(capsys) == (
+        f"trl: {folder / 'sentiment.yaml'}: `reward[0].name` must name a file that is there, got "
+        f"'reward.py', but there is no {folder.resolve() / 'reward.py'}: mend the path. "
+        "Did you mean `rewards.py`?\n"
+    )
+    assert runs == []
 
 
 @pytest.mark.parametrize(
@@ -202,7 +217,7 @@ def test_every_recipe_that_ships_is_good(name):
         (["sample", "a", "--n", "x"], "--n: invalid int value: 'x'"),
         (["sample", "a", "--prompt", "b", "--prompts", "c"], "not allowed with"),
         (["score"], "TEXTS"),
-        (["compare"], "RUN"),
+        (["compare"], "RUN must be given: the folder of a run. See `trl compare --help`."),
     ],
 )
 def test_a_bad_argument_is_one_line_and_exit_code_2(arguments, message, runs, capsys):
@@ -229,6 +244,8 @@ def test_a_bad_argument_is_one_line_and_exit_code_2(arguments, message, runs, ca
         (["demo", "--ppo.precision", "bf61"], "Did you mean `bf16`?"),
         (["report", "nowhere"], "There is no run in 'nowhere'"),
         (["compare", "shiped"], "Did you mean shipped?"),
+        (["score", "The actor is here"], "for a text: echo '…' | trl score -"),
+        (["sample", "./nowhere"], "There is no run in './nowhere'"),
         (["score", "a.txt", "--reward.0.weigth", "1"], "Did you mean `reward[0].weight`?"),
         (["score", "a.txt", "--recipe", "sentimnt"], "Did you mean sentiment?"),
     ],
@@ -304,6 +321,34 @@ def test_an_error_that_trl_raised_on_purpose_is_one_line(runs, monkeypatch, caps
     monkeypatch.setattr(sys.modules["trl.training.run"], "run_recipe", diverge)
     assert cli.main(["demo"]) == 2
     assert "`scores` must be finite" in told(capsys)
+
+
+def test_a_package_that_is_missing_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
+    assert cli.main(["score", "reviews"]) == 2
+    error = told(capsys)
+    assert error.startswith("trl: `TEXTS` needs the package datasets")
+    assert "There is no file 'reviews'." in error
+    assert error.count("\n") == 1
+
+
+def test_what_a_part_of_a_recipe_lacks_is_named_as_it_was_given(monkeypatch):
+    from trl.training.parts import load_function, load_model
+
+    with pytest.raises(SettingsError, match=r"is there, got 'nofile\.py', looked for in"):
+        load_function("nofile.py:f", "reward[0].name")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r"pip install peft\."):
+        load_model(ModelConfig(lora=LoRAConfig()))
+
+
+def test_an_import_that_fails_keeps_its_traceback(runs, monkeypatch):
+    def bug(recipe, resume=None):
+        exec(compile("import nothing_of_the_kind", trl.__file__, "exec"))
+
+    monkeypatch.setattr(sys.modules["trl.training.run"], "run_recipe", bug)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["demo"])
 
 
 def test_what_cannot_go_on_exits_1(runs, monkeypatch, capsys):
@@ -484,6 +529,15 @@ def test_the_policy_of_a_run(tmp_path):
     assert policy_folder("gpt2") == "gpt2"
 
 
+def test_a_run_that_is_not_there_is_no_model_of_the_hub(tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs/my").mkdir(parents=True)
+    (tmp_path / "runs/my/recipe.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sample", "runs/mi"]) == 2
+    assert "There is no run in 'runs/mi'" in (error := told(capsys))
+    assert "Did you mean runs/my?" in error
+
+
 def test_report_and_compare_get_the_runs(tmp_path, monkeypatch, capsys):
     from trl.training import report
 
@@ -491,7 +545,7 @@ def test_report_and_compare_get_the_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         report,
         "write_report",
-        lambda runs, out: calls.append((runs, out)) or out / "report.html",
+        lambda runs, out: calls.append((runs, out)) or out,
         raising=False,
     )
     monkeypatch.setattr(report, "compare", lambda runs: f"{len(runs)} runs", raising=False)
@@ -500,8 +554,10 @@ def test_report_and_compare_get_the_runs(tmp_path, monkeypatch, capsys):
     two.mkdir()
     assert cli.main(["report", str(one), str(two)]) == 0
     assert cli.main(["report", str(one), "--out", str(two)]) == 0
-    assert calls == [([one, two], one), ([one], two)]
-    assert capsys.readouterr().out.splitlines()[0] == f"{one}/report.html"
+    assert cli.main(["report", str(one), str(two), "--out", f"{two}/a.html"]) == 0
+    both = one / "compare.html"  # report.html is the page of the first run alone
+    assert calls == [([one, two], both), ([one], two), ([one, two], two / "a.html")]
+    assert capsys.readouterr().out.splitlines()[0] == str(both)
     assert cli.main(["compare", str(one), str(two)]) == 0
     assert capsys.readouterr().out == "2 runs\n"
 

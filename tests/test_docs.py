@@ -30,10 +30,17 @@ def test_commands_of_the_readme_exist():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= set(targets)
     commands = re.findall(r"^trl ([a-z]+)(.*?)(?:  +#.*)?$", README, re.MULTILINE)
-    assert {command for command, _ in commands} == {"train", "report", "compare", "sample"}
+    assert {command for command, _ in commands} == {"train", "report", "compare", "sample", "score"}
     settings = {f"--{path.path.replace('_', '-')}" for path in paths(Recipe)} | {"--reward"}
-    options = {"--print-config", "--resume", "--help", "--prompt", "--n", "--version"}
+    options = {"--print-config", "--resume", "--help", "--prompt", "--n", "--recipe", "--version"}
     assert set(re.findall(r"(?<=[\s`(])--[a-z.-]+", README)) <= settings | options
+
+
+def test_make_alone_names_every_target():
+    text = (ROOT / "Makefile").read_text()
+    first, *others = re.findall(r"^([a-z-]+):", text, re.MULTILINE)
+    assert first == "help"
+    assert set(re.findall(r'^\t@echo "make ([a-z-]+) ', text, re.MULTILINE)) == set(others)
 
 
 def test_a_recipe_of_the_readme_prints(capsys):

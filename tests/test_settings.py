@@ -56,6 +56,13 @@ def problems(read):
     return problems
 
 
+def test_the_default_of_another_kind_is_no_advice(problems):
+    assert problems("reward: [{kind: function, name: actors}]") == [
+        "`reward[0].name` must be package.module:function or file.py:function for kind 'function', "
+        "got 'actors'."
+    ]
+
+
 # -- mutated files: each of them has one problem ---------------------------------------------------
 
 TYPES = [
@@ -789,6 +796,6 @@ def test_python_may_give_lists_and_gets_what_cannot_change():
     assert (data.prefixes, data.cut_tokens) == (("[a] ", "[b] "), (2, 5))
     reward = RewardConfig(kind="control", targets={"[a] ": [0.0, 0.25]})
     assert reward.targets == {"[a] ": (0.0, 0.25)}
-    assert Recipe(reward=[reward]).reward == (reward,)
+    assert Recipe(reward=[RewardConfig()]).reward == (RewardConfig(),)
     with pytest.raises(SettingsError, match=r"`cut_tokens` must be two integers > 0"):
         DataConfig(cut_tokens=[5, 2])

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"trl: {_sentence(error)}", file=sys.stderr)
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        users = isinstance(error, (OSError, TypeError, ValueError)) and not full
+        users = isinstance(error, (ImportError, OSError, TypeError, ValueError)) and not full
         return USAGE_ERROR if users else FAILED
 
 
@@ -150,6 +150,7 @@ def _sample(arguments: list[str]) -> int:
     number("--seed", type=int, default=0, help="of the random numbers (default: 0)")
     parser.add_argument("--out", metavar="FILE", help="write lines of JSON there; -: to the screen")
     options = parser.parse_args(arguments)
+    _check_beside_runs(options.model)
     from trl.training import tools
 
     given = options.prompt or tools.read_prompts(options.prompts)
@@ -212,12 +213,20 @@ def _report(arguments: list[str]) -> int:
         description="Write the report of a run, or of several side by side: one HTML file.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
-    parser.add_argument("--out", metavar="FOLDER", help="default: the folder of the first run")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where report.html goes, or compare.html if there are several runs, or the name of "
+        "that file; default: the folder of the first run",
+    )
     options = parser.parse_args(arguments)
     runs = [_folder(run) for run in options.runs]
     from trl.training.report import write_report
 
-    print(write_report(runs, Path(options.out or runs[0])))
+    out = Path(options.out or runs[0]).expanduser()
+    if len(runs) > 1 and out.suffix != ".html":
+        out /= "compare.html"  # the page of the run itself stays
+    print(write_report(runs, out))
     return 0
 
 
@@ -308,14 +317,28 @@ def read_recipe(name: str, flags: Sequence[tuple[str, str]] = ()) -> Recipe | Cl
 
 
 def _beside(rewards: tuple[RewardConfig, ...], recipe: Path) -> tuple[RewardConfig, ...]:
-    """Write out the paths of the Python files of functions that are beside the recipe."""
-    found = []
-    for reward in rewards:
+    """Write out the paths of the Python files of functions that are beside the recipe.
+
+    Raises:
+        SettingsError: for files that are neither there, nor here, nor among those that ship.
+    """
+    found, problems = list[RewardConfig](), list[str]()
+    for index, reward in enumerate(rewards):
         file, _, function = reward.name.rpartition(":")
-        beside = (recipe.parent / file).resolve()
-        if reward.kind == "function" and file.endswith(".py") and beside.is_file():
-            reward = replace(reward, name=f"{beside}:{function}")
+        path = Path(file).expanduser()
+        beside = (recipe.parent / path).resolve()
+        if reward.kind == "function" and file.endswith(".py"):
+            if beside.is_file():
+                reward = replace(reward, name=f"{beside}:{function}")
+            elif not path.is_file() and not (recipe_folder() / path).is_file():
+                there = [each.name for each in beside.parent.glob("*.py")]
+                problems.append(
+                    f"`reward[{index}].name` must name a file that is there, got {file!r}, but "
+                    f"there is no {beside}: mend the path.{closest(beside.name, there)}"
+                )
         found.append(reward)
+    if problems:
+        raise SettingsError(str(recipe), problems)
     return tuple(found)
 
 
@@ -353,6 +376,14 @@ def _folder(name: str) -> Path:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise FileNotFoundError(f"There is no run in {name!r}: name the folder of one.{hint}")
     return path
+
+
+def _check_beside_runs(name: str) -> None:
+    """Raise if a name stands for nothing in a folder of runs; else it may be one of the hub."""
+    path = Path(name).expanduser()
+    beside_runs = path.parent != Path() and any(path.parent.glob("*/recipe.yaml"))
+    if not path.exists() and (beside_runs or name.startswith(("/", "./", "../", "~"))):
+        _folder(name)
 
 
 # -- arguments -----------------------------------------------------------------------------------
@@ -428,8 +459,12 @@ class _Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
+        for action in self._actions:  # say what the word in capitals stands for
+            if message == f"the following arguments are required: {action.metavar}":
+                message = f"{action.metavar} must be given: {action.help}"
+        end = "" if message.endswith((".", "?")) else "."
         if _is_main_process():
-            print(f"{self.prog}: {message} See `{self.prog} --help`.", file=sys.stderr)
+            print(f"{self.prog}: {message}{end} See `{self.prog} --help`.", file=sys.stderr)
         self.exit(USAGE_ERROR)
 
 
@@ -510,7 +545,9 @@ def _is_explained(error: Exception) -> bool:
     """
     if isinstance(error, OSError):
         return True
-    if not isinstance(error, (ArithmeticError, RuntimeError, TypeError, ValueError)):
+    if isinstance(error, ImportError) and error.name is not None:
+        return False  # of an import, not of a sentence on what to install
+    if not isinstance(error, (ArithmeticError, ImportError, RuntimeError, TypeError, ValueError)):
         return False
     innermost = traceback.extract_tb(error.__traceback__)[-1]
     return Path(innermost.filename).is_relative_to(Path(trl.__file__).parent)

@@ -372,6 +372,44 @@ def test_files_of_others_are_not_touched(parts):
     assert (out / "policy" / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("held_out", [6, 0])
+def test_a_start_that_failed_is_no_run(parts, held_out):
+    good = (parts / "reward.py").read_text()
+    data = replace(tiny_recipe(parts, parts).data, held_out=held_out)
+    recipe = tiny_recipe(parts, parts / "run", data=data, steps=1)
+    (parts / "reward.py").write_text("def count_w7(texts): return [float('nan')] * len(texts)")
+    with pytest.raises(ScoringError, match="count_w7"):
+        run_recipe(recipe)
+    (parts / "reward.py").write_text(good)
+    assert run_recipe(recipe).steps == 1
+    run_recipe(replace(recipe, out=str(parts / "whole")))
+    assert_same_run(parts / "whole", parts / "run")
+
+
+def test_what_may_be_lost_is_a_run(parts, monkeypatch):
+    def crash():
+        raise MemoryError
+
+    recipe = tiny_recipe(parts, parts / "run")
+    with monkeypatch.context() as patch:
+        stopped_in(2, patch, crash)  # after a step, before the first checkpoint
+        with pytest.raises(MemoryError):
+            run_recipe(recipe)
+    before = (parts / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(FileExistsError, match="add --resume"):
+        run_recipe(recipe)
+    assert (parts / "run" / "metrics.jsonl").read_bytes() == before
+
+    (parts / "mine").mkdir()
+    (parts / "mine" / "recipe.yaml").write_text("steps: 1  # written by hand")
+    with pytest.raises(FileExistsError):
+        run_recipe(tiny_recipe(parts, parts / "mine"))
+    (parts / "other" / "checkpoints").mkdir(parents=True)
+    (parts / "other" / "metrics.jsonl").write_text("")
+    with pytest.raises(FileExistsError):
+        run_recipe(tiny_recipe(parts, parts / "other"))
+
+
 def test_a_crash_before_the_first_checkpoint_leaves_no_lines(parts, monkeypatch):
     run_recipe(tiny_recipe(parts, parts / "whole"))
     recipe = tiny_recipe(parts, parts / "early")

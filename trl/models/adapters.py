@@ -27,7 +27,7 @@ def import_peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ImportError("an adapter needs the package peft: pip install 'trl[peft]'.") from error
+        raise ImportError("an adapter needs the package peft: pip install peft.") from error
     return peft
 
 

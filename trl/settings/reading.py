@@ -166,7 +166,11 @@ class _Reader:
     ) -> None:
         """Report what a dataclass said of its field, with the path and what would be right."""
         name = _blamed(problem)
+        if isinstance(given.get(name), list):  # as it is written, not as the dataclass keeps it
+            kept = f"got {tuple(given[name])!r}."
+            problem = problem.replace(kept, f"got {given[name]!r}.")
         ends_so = name in given and problem.endswith(f"got {given[name]!r}.")
+        ends_so = ends_so and " for kind " not in problem  # the default is of another kind
         if ends_so and section_of(kinds_of(cls)[name])[0] is None:
             value, default = given[name], _default(cls, name, base)
             is_text = isinstance(value, str)

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 Prompt = str | list[dict[str, Any]]
 """A text, or a chat: a list of messages {"role": …, "content": …}."""
 
+SPARE = "beyond data.held_out"
+"""Why held-out prompts that are there are not used."""
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PromptSplit:
@@ -54,10 +57,16 @@ class PromptSplit:
     """Likewise; none of them stands in `train`, unless equal prompts were asked for."""
     left_out: dict[str, int] = field(default_factory=dict)
     """How many prompts of the source are in neither list, by the reason."""
+    wanted: int = 0
+    """The setting `data.held_out`."""
 
     def __str__(self) -> str:
         text = f"{len(self.train):,} prompts to train on, {len(self.held_out):,} held out"
-        return text + (f"; left out: {_reasons(self.left_out)}" if self.left_out else "")
+        others = dict(self.left_out)
+        if spare := others.pop(SPARE, 0):
+            word = "prompt is" if spare == 1 else "prompts are"
+            text += f"; {spare:,} more held-out {word} not used (data.held_out: {self.wanted:,})"
+        return text + (f"; left out: {_reasons(others)}" if others else "")
 
 
 def load_prompts(
@@ -124,6 +133,7 @@ def load_prompts(
         _with_prefixes(train, settings.prefixes),
         _with_prefixes(held_out, settings.prefixes),
         dict(+left_out),  # the counts above 0
+        settings.held_out,
     )
 
 
@@ -495,7 +505,7 @@ def _held_out_apart(settings: DataConfig, prepare: _Preparation) -> list[Prompt]
             f"`data.held_out` must be at most {len(prompts)}, {which}, got {settings.held_out}: "
             "lower it."
         )
-    prepare.left_out["beyond data.held_out"] += len(prompts) - settings.held_out
+    prepare.left_out[SPARE] += len(prompts) - settings.held_out
     return prompts[: settings.held_out]
 
 

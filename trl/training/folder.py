@@ -28,6 +28,9 @@ except ImportError:  # not on Windows
 
 from trl.training.checkpoints import disk_full_told
 
+FIRST_ROW = {"step": 0, "episodes": 0}
+"""The row before the first step; the figures of the held-out prompts follow, if there are any."""
+
 LINES = ("metrics", "scores", "samples", "warnings")
 
 
@@ -50,8 +53,16 @@ class RunFolder:
         return self.path / f"{name}.jsonl"
 
     def has_run(self) -> bool:
-        """Tell whether a run was begun here."""
-        return self.recipe.exists() or self.file("metrics").exists()
+        """Tell whether a run was begun here that has figures or checkpoints to lose.
+
+        A start that failed before it had any is none; a recipe alone may be the user's own.
+        """
+        metrics = self.file("metrics")
+        if not metrics.exists():
+            return self.recipe.exists()
+        without_figures = ("", json.dumps(FIRST_ROW) + "\n")
+        text = metrics.read_text(encoding="utf-8", errors="replace")
+        return self.checkpoints.exists() or text not in without_figures
 
     def others(self) -> list[str]:
         """Return what stands here under names that a run would write, and is not a run's."""

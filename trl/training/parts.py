@@ -86,7 +86,7 @@ def _lora(settings: ModelConfig) -> Any:
     try:
         from peft import LoraConfig
     except ImportError:
-        raise ImportError("`model.lora` needs the package peft: pip install 'trl[peft]'.") from None
+        raise ImportError("`model.lora` needs the package peft: pip install peft.") from None
     layers: str | list[str] = lora.target_modules
     if layers != "all-linear":
         layers = [part.strip() for part in lora.target_modules.split(",")]
@@ -245,13 +245,16 @@ def load_function(
 
 
 def _module_of_file(file: Path, path: str, modules: dict[str, ModuleType]) -> ModuleType:
-    file = file.expanduser()
+    given, file = file, file.expanduser()
     if not file.is_file():
         file = recipe_folder() / file  # where the functions of the recipes that ship lie
     if not file.is_file():
         raise SettingsError(
             "Recipe",
-            [f"`{path}` must name a file that is there, got {str(file)!r}: mend the path."],
+            [
+                f"`{path}` must name a file that is there, got {str(given)!r}, looked for in "
+                f"{Path.cwd()}: mend the path."
+            ],
         )
     file = file.resolve()
     name = f"trl_recipe_{file.stem}_{zlib.crc32(str(file).encode()):08x}"

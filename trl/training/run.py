@@ -51,7 +51,7 @@ from trl.training.checkpoints import (
 from trl.training.data import PretrainingText, load_prompts
 from trl.training.diagnosis import Diagnosis
 from trl.training.display import Display
-from trl.training.folder import RunFolder
+from trl.training.folder import FIRST_ROW, RunFolder
 from trl.training.held_out import FIGURES, HeldOut, Measurement
 from trl.training.interrupt import GracefulStop
 from trl.training.loop import Loop, Row
@@ -329,15 +329,16 @@ class Run:
         torch.manual_seed(self.seed)
         if self.main:
             self.folder.cut({})  # of a start that never came to its first checkpoint
-            self.folder.write("recipe.yaml", settings.dump(self.recipe))
         self._tell(
             self.diagnosis.look_at_start(self.model, self.tokenizer, sampler=self.loop.sampler)
         )
-        row: Row = {"step": 0, "episodes": 0}
+        row: Row = dict(FIRST_ROW)
         if self.held_out is not None:
             row |= self._evaluate()
             self.before = self.after = _held_out(row)
         self.display.row(row)
+        if self.main:  # not before: a start whose scorer fails at once is no run
+            self.folder.write("recipe.yaml", settings.dump(self.recipe))
         self._write_row(row)
         self._tell(self.diagnosis.look(row))
 

@@ -330,7 +330,8 @@ def _read_parquet(path: Path, name: str) -> Table:
 
 def _read_dataset(source: str, path: Path, subset: str | None, split: str, name: str) -> Table:
     """Read what the package datasets knows: a folder, or a dataset on the hub."""
-    datasets = _package("datasets", "datasets", "a folder or a hub dataset", name)
+    missing = "" if path.is_dir() else f" There is no file {source!r}.{_nearby(path)}"
+    datasets = _package("datasets", "datasets", "a folder or a hub dataset", name, missing)
     saved = any((path / file).is_file() for file in ("state.json", "dataset_dict.json"))
     try:
         if saved:
@@ -363,13 +364,13 @@ def _read_dataset(source: str, path: Path, subset: str | None, split: str, name:
     return Table(source, list(plain.column_names), len(plain), lambda key: plain[key][:])
 
 
-def _package(module: str, package: str, purpose: str, name: str) -> ModuleType:
+def _package(module: str, package: str, purpose: str, name: str, besides: str = "") -> ModuleType:
     """Import a package that trl does without unless it is asked for."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"`{name}` needs the package {package} for {purpose}: pip install {package}."
+            f"`{name}` needs the package {package} for {purpose}: pip install {package}.{besides}"
         ) from error
 
 

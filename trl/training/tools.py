@@ -8,6 +8,7 @@ show(rows)
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from trl.models.with_value_head import load_policy
 from trl.recipe import RewardConfig
 from trl.rollout.sampler import Sampler
 from trl.training.parts import load_scorer, model_name, quiet_transformers
-from trl.training.sources import checked_texts, chosen_column, read_table
+from trl.training.sources import checked_texts, chosen_column, read_table, short
 
 Row = dict[str, Any]
 Pair = tuple[str, str]
@@ -36,6 +37,8 @@ Pair = tuple[str, str]
 
 AT_ONCE = 64
 """Rows that are sampled or scored at once."""
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+(\[[^\]]*\])?)?")
+"""How a dataset on the hub may be called, with its split."""
 SHOWN_PROMPTS = 8
 """Of the starter's held-out prompts, if there are no others."""
 
@@ -180,6 +183,11 @@ def read_texts(source: str) -> list[str | Pair]:
     if source == "-":
         lines = [line.strip() for line in sys.stdin]
         return [line for line in lines if line]
+    if not Path(source).expanduser().exists() and not HUB_NAME.fullmatch(source):
+        raise FileNotFoundError(
+            "TEXTS must be a file with one text a line, a table, or a dataset on the hub, got "
+            f"{short(source)}, which is not there; for a text: echo '…' | trl score -."
+        )
     table = read_table(source, name="TEXTS")
     if {"prompt", "response"} <= set(table.names):
         columns = [checked_texts(table, name, "TEXTS") for name in ("prompt", "response")]

@@ -6,7 +6,7 @@
     trackers.log_samples([{"prompt": "I saw", "response": " it", "score": 0.3}], step)
     trackers.close()
 
-They come with `pip install 'trl[tracking]'` (MLflow with `pip install mlflow`) and run through the
+They come with the extra `tracking` (MLflow with `pip install mlflow`) and run through the
 tracker classes of accelerate. What the run itself writes as JSON lines does not depend on them: a
 tracker that fails in the middle of a run is given up with a warning, and the run goes on.
 """
@@ -35,10 +35,6 @@ __all__ = ["Trackers", "check_trackers"]
 
 IDS = "trackers.json"
 """File in the folder of the run with what the trackers call it, to go on with the same run."""
-
-PIP = {"mlflow": "mlflow"}
-"""What brings a tracker, where it is not the extra."""
-EXTRA = "trl[tracking]"
 
 GROUPS = {
     "tokens_per_second": "speed/tokens_per_second",
@@ -85,7 +81,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def _import_problem(name: str) -> str | None:
     """Return what is wrong with the package of a tracker, and how to mend it."""
-    line = f"pip install '{PIP.get(name, EXTRA)}'"
+    line = f"pip install {name}"
     try:
         there = importlib.util.find_spec(name) is not None
     except ValueError:  # a module that was made by hand
