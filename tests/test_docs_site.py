@@ -231,6 +231,19 @@ def test_a_notebook_becomes_a_page(tmp_path):
     )
 
 
+def test_an_output_that_is_a_table_is_one_on_the_page():
+    table = {"text/html": ["<table>\n\n", "<tr></tr></table>"], "text/plain": ["<HTML object>"]}
+    assert hooks.shown_output({"data": table}) == "<table>\n<tr></tr></table>"
+
+
+def test_links_from_a_notebook_lead_to_pages():
+    text = "[b](02-ppo.ipynb#9-Learning) [c](../docs/howto/reward.md) [d](index.ipynb) [e](run.py)"
+    assert hooks.relinked(text, "notebooks/00-core.ipynb", "../") == (
+        "[b](../notebooks/02-ppo.md) [c](../howto/reward.md) `notebooks/index.ipynb` "
+        "`notebooks/run.py`"
+    )
+
+
 class Requests(HTMLParser):
     """Collects what a browser fetches to show a page."""
 

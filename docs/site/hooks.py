@@ -19,9 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-PAGES = {  # files that have a page of their own, or a part of one
-    "docs/metrics.md": "metrics.md",
-    "docs/papers.md": "papers.md",
+PAGES = {  # files outside of docs/ that have a page of their own, or a part of one
     "benchmarks/README.md": "benchmarks.md",
     "CONTRIBUTING.md": "design.md",
 }
@@ -207,10 +205,22 @@ def relinked(text, path, up):
         label, target = found[1], found[2]
         if target.startswith(("https://", "#")):
             return label if target.startswith("#") else found[0]
+        target = target.partition("#")[0]
         target = (ROOT / path).parent.joinpath(target).resolve().relative_to(ROOT).as_posix()
-        return f"[{label}]({up}{PAGES[target]})" if target in PAGES else f"`{target}`"
+        page = page_of(target)
+        return f"[{label}]({up}{page})" if page else f"`{target}`"
 
     return re.sub(r"\[([^\]]+)\]\(([^)]+)\)", link, text)
+
+
+def page_of(file):
+    """Return the page of the site that a file of the repository has; None if it has none."""
+    path = ROOT / file
+    if path in notebooks():
+        return f"notebooks/{path.stem}.md"
+    if file.startswith("docs/") and path.suffix == ".md" and path.is_file():
+        return file.removeprefix("docs/")
+    return PAGES.get(file)
 
 
 # -- notebooks -----------------------------------------------------------------------------------
@@ -239,12 +249,14 @@ def notebook_page(path):
 
 
 def shown_output(output):
-    """Return an output of a cell as Markdown: a picture, or text."""
+    """Return an output of a cell as Markdown: a picture, a table, or text."""
     data = output.get("data", {})
     if "image/png" in data:
         picture = "".join(data["image/png"]).replace("\n", "")
         return f'<img alt="Output of the cell above" src="data:image/png;base64,{picture}">'
     if "image/svg+xml" in data:
         return re.sub(r"\n\s*\n", "\n", "".join(data["image/svg+xml"]))
+    if "text/html" in data:
+        return re.sub(r"\n\s*\n", "\n", "".join(data["text/html"]))
     plain = "".join(output.get("text", []) or data.get("text/plain", [])).rstrip()
     return f"```text\n{plain}\n```" if plain else ""
