@@ -37,7 +37,12 @@ from trl.models.adapters import check_enabled
 from trl.models.checks import check_device, check_finite, check_fits, check_models
 from trl.models.gradients import Gradients
 from trl.models.memory import keep_freed_memory
-from trl.models.precision import LOW_PRECISION, check_accelerator, make_accelerator
+from trl.models.precision import (
+    LOW_PRECISION,
+    check_accelerator,
+    exit_after_gloo,
+    make_accelerator,
+)
 from trl.models.reference import ReferenceKind, make_reference
 from trl.models.response import ResponseModel, ResponseOutput
 from trl.models.working_weights import WorkingWeights
@@ -128,6 +133,7 @@ class PPOTrainer:
 
         self.accelerator = accelerator or make_accelerator(config.precision)
         check_accelerator(self.accelerator, config.precision)
+        exit_after_gloo()
         if config.keep_freed_memory and self.accelerator.device.type == "cpu":
             keep_freed_memory()
         # Kept here: the accelerators of a process share one state, which a later one may change.

@@ -51,7 +51,7 @@ from trl.anatomy import accepts
 from trl.config import closest
 from trl.evaluation.sequence_model import logits_of, token_limit, tokenize
 from trl.models.memory import keep_freed_memory
-from trl.models.precision import make_accelerator
+from trl.models.precision import exit_after_gloo, make_accelerator
 from trl.recipe import STARTER, ClassifierRecipe
 from trl.training.checkpoints import replaced_folder
 from trl.training.folder import RunFolder
@@ -101,6 +101,7 @@ def train_classifier(recipe: ClassifierRecipe) -> dict[str, Any]:
     """
     started = time.perf_counter()
     accelerator = make_accelerator(recipe.precision)
+    exit_after_gloo()
     main = accelerator.is_main_process
     console = _console(quiet=recipe.quiet or not main)
     local_batch = _local_batch(recipe, accelerator)
