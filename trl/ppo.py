@@ -53,6 +53,7 @@ from trl.optimization.inputs import Pretraining, pretraining_rollout, rollout_an
 from trl.optimization.kl import AdaptiveKLController, FixedKLController
 from trl.optimization.losses import token_mean
 from trl.optimization.objective import Targets, objective
+from trl.optimization.piecewise_adam import LowGradient, can_update_in_pieces, update_in_pieces
 from trl.optimization.rewards import (
     RunningMoments,
     missing_eos_penalty,
@@ -287,7 +288,13 @@ class PPOTrainer:
         if not self.alone:  # processes wait for the gradient of every weight: it is dropped later
             at_rest = {id(weight) for weight in self.resting}
             self.trainable = [w for w in self.trainable if id(w) not in at_rest]
-        self.gradients = Gradients(self.model, self.trainable, self.working.weights)
+        self.gradients = Gradients(
+            self.model,
+            self.trainable,
+            self.working.weights,
+            keep_low=self.accelerator.scaler is None
+            and can_update_in_pieces(self.optimizer.optimizer),
+        )
         self.working.gradients = self.gradients
 
     def autocast(self) -> torch.autocast:
@@ -566,7 +573,7 @@ class PPOTrainer:
         stepped = False
         try:
             wild = update.means["policy/mean_ratio"] > self.config.ratio_threshold
-            update.grad_norm = self._clip_gradient()
+            update.grad_norm, factor = self._clip_gradient()
             scaled = scaler is not None  # which skips overflown updates itself
             if not math.isfinite(update.means["loss/total"]) or not (
                 scaled or math.isfinite(update.grad_norm)
@@ -580,7 +587,7 @@ class PPOTrainer:
             if update.applied:
                 self.optimizer.step()
                 stepped = True
-                self.working.refresh()
+                self._update_in_pieces(factor)
                 # A fused optimiser skips inside of its kernel, which accelerate does not see.
                 skipped = self.optimizer.step_was_skipped
                 update.applied = math.isfinite(update.grad_norm) and not skipped
@@ -597,16 +604,28 @@ class PPOTrainer:
             if not self.alone:
                 self.policy.zero_grad()
 
-    def _clip_gradient(self) -> float:
-        """Clip the gradient to `max_grad_norm`; return its norm before."""
+    def _clip_gradient(self) -> tuple[float, float]:
+        """Clip the gradient to `max_grad_norm`.
+
+        Returns:
+            Its norm before, and the factor that gradients in low precision have yet to get.
+        """
         most = self.config.max_grad_norm or float("inf")
         if not self.alone or self.accelerator.scaler is not None:
-            return float(self.accelerator.clip_grad_norm_(self.trainable, most))
+            return float(self.accelerator.clip_grad_norm_(self.trainable, most)), 1.0
         gradients = [weight.grad for weight in self.trainable if weight.grad is not None]
-        norm = gradient_norm(gradients)
-        if norm > most:
-            torch._foreach_mul_(gradients, most / norm)
-        return norm
+        norm = gradient_norm([*gradients, *(gradient for _, gradient in self.gradients.low)])
+        factor = most / norm if norm > most else 1.0
+        if factor != 1.0:
+            torch._foreach_mul_(gradients, factor)
+        return norm, factor
+
+    def _update_in_pieces(self, factor: float) -> None:
+        """Update the weights whose gradients are in low precision, and all working copies."""
+        low = self.gradients.low
+        with_copies = [LowGradient(w, gradient, self.working.copy_of(w)) for w, gradient in low]
+        update_in_pieces(self.optimizer.optimizer, with_copies, factor)
+        self.working.refresh({id(weight) for weight, _ in low})
 
     def _check_first_ratio(self, update: Update) -> None:
         """Raise if the policy does not give its own log-probs back before the first update.

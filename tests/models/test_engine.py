@@ -57,6 +57,8 @@ def gradients_of_a_step(trainer, rollout=None, scores=(1.0, -1.0, 0.5)):
 
     def record():
         seen.update({id(w): w.grad.clone() for w in trainer.trainable if w.grad is not None})
+        if trainer.alone:
+            seen.update({id(weight): low.float() for weight, low in trainer.gradients.low})
         step()
 
     trainer.optimizer.step = record
@@ -203,6 +205,42 @@ def test_a_weight_that_an_update_does_not_use_keeps_no_gradient_of_the_one_befor
         gradients.start()
         gradients.finish()
         assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("rows", [3, 1])
+@pytest.mark.parametrize("most", [None, 0.05])
+def test_low_gradients_make_the_update_of_float32_ones(rows, most):
+    torch.manual_seed(0)
+    own, other = policy_of("gpt2"), policy_of("gpt2")
+    other.load_state_dict(own.state_dict())
+    settings = {"ppo_epochs": 3, "minibatch_size": 3, "learning_rate": 1e-3, "max_grad_norm": most}
+    settings |= {"batch_size": 3, "precision": "bf16", "forward_batch_size": rows}
+    norms = []
+    for model in (own, other):
+        trainer = PPOTrainer(model, **settings)
+        if model is other:  # whoever looks on sees whole gradients
+            trainer.optimizer.optimizer.register_step_pre_hook(lambda *_: None)
+        stats = trainer.step(ragged_rollout(), torch.tensor([1.0, -1.0, 0.5]))
+        assert not trainer.gradients.low  # none are left behind
+        norms.append(stats["ppo/grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    if most is not None:
+        assert norms[0] > most
+    for mine, theirs in zip(own.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_who_looks_at_gradients_before_a_step_sees_all_of_them():
+    trainer = trainer_of(policy_of("gpt2"), quick=True)
+    seen = []
+
+    def look(optimizer, *_):
+        seen.extend(weight.grad for group in optimizer.param_groups for weight in group["params"])
+
+    trainer.optimizer.optimizer.register_step_pre_hook(look)
+    trainer.step(ragged_rollout(), torch.tensor([1.0, -1.0, 0.5]))
+    assert all(gradient is not None for gradient in seen)
+    assert len(seen) == len(trainer.trainable)
 
 
 # --- head and softmax in one --------------------------------------------------------------------

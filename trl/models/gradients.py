@@ -36,10 +36,20 @@ class Gradients:
         model: The model whose weights are trained.
         weights: Those of them that an optimiser owns.
         received: Those that get their gradients from `receive`.
+        keep_low: Leave a gradient that was received once in an update as it is, in `low`.
+
+    Attributes:
+        low: Once an update has ended, the weights whose gradient is left in low precision, and
+            those gradients. `.grad` of these weights is None.
     """
 
     def __init__(
-        self, model: nn.Module, weights: Sequence[nn.Parameter], received: Sequence[nn.Parameter]
+        self,
+        model: nn.Module,
+        weights: Sequence[nn.Parameter],
+        received: Sequence[nn.Parameter],
+        *,
+        keep_low: bool = False,
     ) -> None:
         trained = {id(weight) for weight in weights}
         self._received = {id(weight): weight for weight in received if id(weight) in trained}
@@ -63,7 +73,11 @@ class Gradients:
         }
         kept = self._received.keys() | self._added_to.keys()
         self._made_anew = [weight for weight in model.parameters() if id(weight) not in kept]
-        self._stale: set[int] = set()
+        self._keep_low = keep_low
+        self.low: list[tuple[nn.Parameter, Tensor]] = []
+        self._first: dict[int, Tensor] = {}  # what this update has received once
+        self._room: dict[int, Tensor] = {}  # for a gradient in float32
+        self._seen: set[int] = set()  # weights that have had a gradient
 
     @staticmethod
     def collecting() -> Gradients | None:
@@ -86,6 +100,7 @@ class Gradients:
                 module.sparse = own
             for weight in (*self._made_anew, *self._received.values(), *self._added_to.values()):
                 weight.grad = None
+            self.low, self._first, self._room, self._seen = [], {}, {}, set()
 
     def start(self) -> None:
         """Begin an update: gradients count from zero."""
@@ -93,7 +108,9 @@ class Gradients:
             weight.grad = None
         for weight in self._added_to.values():
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.zero_()
-        self._stale = set(self._received)
+        for weight in self._received.values():
+            weight.grad = None
+        self.low, self._first = [], {}
 
     def adds_to(self, weight: Tensor) -> bool:
         """Return whether one may add to `weight.grad` in place."""
@@ -101,19 +118,36 @@ class Gradients:
 
     def receive(self, weight: nn.Parameter, gradient: Tensor) -> None:
         """Take the gradient that a pass gave a weight; none that the optimiser does not own."""
-        if id(weight) not in self._received:
+        name = id(weight)
+        if name not in self._received:
+            return
+        if weight.grad is None and name not in self._first:
+            self._first[name] = gradient
             return
         if weight.grad is None:
-            weight.grad = torch.empty_like(weight)
-        if id(weight) in self._stale:
-            self._stale.remove(id(weight))
-            weight.grad.copy_(gradient)
-        else:
-            weight.grad.add_(gradient)
+            weight.grad = self._in_float32(weight, self._first.pop(name))
+        weight.grad.add_(gradient)
 
     def finish(self) -> None:
         """End an update: a weight that no pass has used has the gradient zero, or none."""
-        for name in self._stale:
-            weight = self._received[name]
-            if weight.grad is not None:
-                weight.grad.zero_()
+        for name, weight in self._received.items():
+            gradient = self._first.pop(name, None)
+            if gradient is not None and self._stays_low(weight, gradient):
+                self.low.append((weight, gradient))
+            elif gradient is not None:
+                weight.grad = self._in_float32(weight, gradient)
+            elif weight.grad is None and name in self._seen:
+                weight.grad = torch.zeros_like(weight)
+                continue
+            elif weight.grad is None:
+                continue
+            self._seen.add(name)
+
+    def _stays_low(self, weight: Tensor, gradient: Tensor) -> bool:
+        return self._keep_low and weight.is_contiguous() and gradient.is_contiguous()
+
+    def _in_float32(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        name = id(weight)
+        if name not in self._room:
+            self._room[name] = torch.empty_like(weight)
+        return self._room[name].copy_(gradient)

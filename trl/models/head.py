@@ -27,7 +27,7 @@ from trl.models.packed import packed_product
 
 # Rows of the vocabulary, or of hidden states, that are worked on at a time: enough to keep the
 # matrix products efficient, few enough that nothing of the size of all logits is needed.
-_BLOCK_ROWS = 8192
+_BLOCK_ROWS = 2048
 _CACHED_ROWS = 1024
 _LOGIT_BYTES = 2**26
 

@@ -9,7 +9,7 @@ of autocast, bit for bit, in a single pass; over several, gradients add up in fl
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -83,11 +83,19 @@ class WorkingWeights:
                 module.weight = weight
             self._copies, self._centred = {}, None
 
+    def copy_of(self, weight: nn.Parameter) -> Tensor:
+        """Return the copy of one of the `weights`, while it is in use."""
+        return self._copies[id(weight)][1]
+
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Make the copies anew, in the same memory, after the weights have changed."""
-        for weight, copy in self._copies.values():
-            if weight.requires_grad:
+    def refresh(self, renewed: Collection[int] = ()) -> None:
+        """Make the copies anew, in the same memory, after the weights have changed.
+
+        Args:
+            renewed: ids of the weights whose copies are new already.
+        """
+        for name, (weight, copy) in self._copies.items():
+            if weight.requires_grad and name not in renewed:
                 copy.copy_(weight)
         if self._centred is not None:
             self._centred.refresh()
