@@ -85,10 +85,10 @@ def test_rows_in_their_places_by_hand():
 
 
 @properties
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=30))
-def test_lines_hold_every_row_once_and_are_few(lengths):
-    lines, starts, (number, columns) = fill_lines(lengths)
-    assert columns == max(lengths)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(0, 40))
+def test_lines_hold_every_row_once_and_are_few(lengths, more):
+    lines, starts, (number, columns) = fill_lines(lengths, max(lengths) + more)
+    assert columns == max(lengths) + more
     taken = set()
     for line, start, length in zip(lines, starts, lengths, strict=True):
         assert 0 <= line < number

@@ -27,10 +27,10 @@ from trl.anatomy import ATTENTION_GRAIN, decoder, instead, try_out
 SHORT_ATTENTION = "trl_short"
 """The name under which transformers knows `short_attention`."""
 
-# Measured forward and backward, 2 cores: at 128 columns plain products take 0.4 of the time of
-# the fused kernel in bfloat16 and as long in float32; at 512, 1.3 and 1.5 times as long. For a
-# single token they take a quarter of it in bfloat16, at any length of the cache.
-_MOST_COLUMNS = {torch.bfloat16: 128, torch.float32: 64}
+# Measured forward and backward, 2 cores: in bfloat16 plain products take 0.4 of the time of the
+# fused kernel at 128 columns, 0.7 at 256 and 1.3 at 512; in float32 as long at 128 and 1.5 at 512.
+# For a single token they take a quarter of it in bfloat16, at any length of the cache.
+_MOST_COLUMNS = {torch.bfloat16: 256, torch.float32: 64}
 
 
 class QuickKernels:

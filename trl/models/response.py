@@ -124,7 +124,7 @@ class ResponseModel(nn.Module):
         return self._agrees(
             trial_of_rows(vocabulary_size(plain), plain.device),
             lambda plain, rollout: line_up(
-                plain, rollout, fill_lines((rollout.lengths - 1).tolist())
+                plain, rollout, fill_lines((rollout.lengths - 1).tolist(), columns=10)
             ),
         )
 
