@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -15,11 +16,20 @@ from trl.anatomy import ATTENTION_GRAIN
 
 
 def make_room(cache: Any) -> None:
-    """Let the layers of a cache grow in steps, where they grow by copying."""
+    """Let the layers of a cache grow in steps, where they grow by copying.
+
+    Rotary positions make keys float32, and with them the cache of both. Under autocast attention
+    casts all of them for every token; here they are cast once.
+    """
     layers = getattr(cache, "layers", [])
     for number, layer in enumerate(layers):
         if type(layer) is DynamicLayer and layer.is_initialized and layer.get_seq_length() > 0:
-            layers[number] = RoomyLayer(layer.keys, layer.values)
+            keys, values = layer.keys, layer.values
+            device = keys.device.type
+            if torch.is_autocast_enabled(device):
+                dtype = torch.get_autocast_dtype(device)
+                keys, values = keys.to(dtype), values.to(dtype)
+            layers[number] = RoomyLayer(keys, values)
 
 
 class RoomyLayer(DynamicLayer):
