@@ -397,6 +397,44 @@ def test_attention_takes_in_unseen_columns_behind_a_cache(kind, length):
     assert quick_kernels._in_grains(cropped, cropped, mask)[0] is cropped
 
 
+def attention_written_out(query, key, value, mask):
+    """softmax(q·kᵀ/√d + mask)·v under autocast, the softmax in float32."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    products = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    products = products.masked_fill(~mask, torch.finfo(products.dtype).min)
+    weights = products.softmax(-1, dtype=torch.float32)
+    return (weights @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("columns", [1, 40])
+def test_attention_under_autocast_is_that_of_float32_softmax(columns):
+    """Bit for bit; also of queries and keys that rotary positions have made float32."""
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(2, heads, 40, 8, generator=generator) for heads in (4, 2, 2)]
+    states[0] = states[0][:, :, -columns:]
+    states[2] = states[2].bfloat16()
+    mask = torch.ones(40, 40, dtype=torch.bool).tril()[None, None, -columns:]
+    mask = mask & (torch.rand(2, 1, 1, 40, generator=generator) < 0.8)
+    mask[..., 0] = True
+    results = []
+    for attention in (
+        lambda *inputs: quick_kernels.short_attention(nn.Identity(), *inputs)[0],
+        attention_written_out,
+    ):
+        inputs = [part.clone().requires_grad_() for part in states]
+        with torch.autocast("cpu", torch.bfloat16):
+            output = attention(*inputs, mask)
+        output.float().square().sum().backward()
+        results.append([output, *(part.grad for part in inputs)])
+    (found, *gradients), (expected, *own) = results
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected)
+    for mine, theirs in zip(gradients, own, strict=True):
+        gap = (mine.float() - theirs.float()).norm() / theirs.float().norm()
+        assert gap < 1e-2  # going backward the weights are the rounded ones
+
+
 def test_a_gradient_through_packed_weights_is_refused():
     first, second = (trainer_of(policy, quick=True) for policy in [policy_of("llama")] * 2)
     with first.sampling():

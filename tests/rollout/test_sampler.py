@@ -1,4 +1,3 @@
-
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer

@@ -28,9 +28,9 @@ SHORT_ATTENTION = "trl_short"
 """The name under which transformers knows `short_attention`."""
 
 # Measured forward and backward, 2 cores: in bfloat16 plain products take 0.4 of the time of the
-# fused kernel at 128 columns, 0.7 at 256 to 512, and the more memory the more columns (0.4 of 2.8
-# GiB for a Llama of 60M at 384); in float32 as long at 128 and 1.5 times at 512.
-# For a single token they take a quarter of it in bfloat16, at any length of the cache.
+# fused kernel at 128 columns and 0.7 at 256 to 512, with the more memory the more columns; in
+# float32 as long at 128 and 1.5 times as long at 512. For a single token they take a quarter of it
+# in bfloat16, at any length of the cache.
 _MOST_COLUMNS = {torch.bfloat16: 384, torch.float32: 64}
 
 
@@ -131,7 +131,9 @@ def short_attention(
         products = products.masked_fill(~attention_mask, torch.finfo(products.dtype).min)
     else:
         products = products + attention_mask
-    weights = products.softmax(-1, dtype=torch.float32).to(value.dtype)
+    # The kernel computes in float32 and rounds once: what a softmax in float32 gives, rounded, with
+    # a third of the memory for going backward.
+    weights = products.softmax(-1).to(value.dtype)
     output = (weights @ value).reshape(*shape[:3], value.shape[-1])
     return output.transpose(1, 2).contiguous(), None
 
