@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from trl.models.precision import exit_after_gloo
+
 SCRIPT = """
 import sys
 import torch
@@ -101,6 +103,21 @@ def run(script, tmp_path):
         assert result.returncode == 0, result.stderr
         results.append(torch.load(out))
     return results
+
+
+@pytest.mark.parametrize("backend", ["gloo", "cpu:gloo,cuda:nccl", "nccl", None])
+def test_a_process_leaves_gloo_time_to_end(backend, monkeypatch):
+    """Its threads abort a process that ends before they have let go of a tensor."""
+    called, slept = [], []
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: backend is not None)
+    monkeypatch.setattr("torch.distributed.get_backend_config", lambda: backend)
+    monkeypatch.setattr("atexit.register", called.append)
+    monkeypatch.setattr("time.sleep", slept.append)
+    exit_after_gloo()
+    assert len(called) == (backend is not None and "gloo" in backend)
+    for function in called:
+        function()
+    assert slept == [0.5] * len(called)
 
 
 @pytest.mark.distributed

@@ -20,6 +20,7 @@ from trl.models.packed import can_pack
 from trl.models.response import ResponseModel
 from trl.models.with_value_head import CausalLMWithValueHead
 from trl.models.working_weights import WorkingWeights
+from trl.optimization.piecewise_adam import update_in_pieces
 from trl.ppo import PPOTrainer
 
 
@@ -209,13 +210,19 @@ def test_a_weight_that_an_update_does_not_use_keeps_no_gradient_of_the_one_befor
 
 @pytest.mark.parametrize("rows", [3, 1])
 @pytest.mark.parametrize("most", [None, 0.05])
-def test_low_gradients_make_the_update_of_float32_ones(rows, most):
+def test_low_gradients_make_the_update_of_float32_ones(rows, most, monkeypatch):
     torch.manual_seed(0)
     own, other = policy_of("gpt2"), policy_of("gpt2")
     other.load_state_dict(own.state_dict())
     settings = {"ppo_epochs": 3, "minibatch_size": 3, "learning_rate": 1e-3, "max_grad_norm": most}
     settings |= {"batch_size": 3, "precision": "bf16", "forward_batch_size": rows}
-    norms = []
+    norms, in_pieces = [], []
+
+    def spied(optimizer, gradients, factor):
+        in_pieces.append(len(gradients))
+        update_in_pieces(optimizer, gradients, factor)
+
+    monkeypatch.setattr("trl.ppo.update_in_pieces", spied)
     for model in (own, other):
         trainer = PPOTrainer(model, **settings)
         if model is other:  # whoever looks on sees whole gradients
@@ -223,6 +230,8 @@ def test_low_gradients_make_the_update_of_float32_ones(rows, most):
         stats = trainer.step(ragged_rollout(), torch.tensor([1.0, -1.0, 0.5]))
         assert not trainer.gradients.low  # none are left behind
         norms.append(stats["ppo/grad_norm"])
+    # Four matrices in each of two layers; a second pass adds up in float32.
+    assert in_pieces == [8 if rows == 3 else 0] * 3 + [0] * 3
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
     if most is not None:
         assert norms[0] > most

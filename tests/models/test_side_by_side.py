@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from tests.conftest import ragged
 from tests.families import CAUSAL, VOCABULARY, tiny_model
@@ -15,6 +16,7 @@ from tests.strategies import properties
 from trl.batch import Rollout
 from trl.models.response import ResponseModel
 from trl.models.side_by_side import Places, fill_lines, line_up, places
+from trl.models.with_value_head import CausalLMWithValueHead
 
 ALONE = {"mamba", "bloom"}
 """A state-space model and ALiBi have no positions to set."""
@@ -107,6 +109,30 @@ def test_even_rows_stay_as_they_are():
     assert places(plain, even) is None
     assert places(plain, uneven().select(torch.tensor([0]))) is None
     assert places(tiny_model("t5"), uneven()) is None
+
+
+def test_lines_are_not_wider_than_a_model_has_positions():
+    """GPT-Neo's attention has a buffer of so many columns."""
+    config = GPTNeoConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        num_layers=1,
+        attention_types=[[["global"], 1]],
+        num_heads=2,
+        max_position_embeddings=32,
+    )
+    policy = CausalLMWithValueHead.from_pretrained(GPTNeoForCausalLM(config))
+    rollout = Rollout.from_lists(
+        ragged([16, 12, 12, 7], 0, VOCABULARY), ragged([8, 6, 6, 5], 1, VOCABULARY)
+    )
+    responder = ResponseModel(policy)
+    assert responder.lines_up
+    found = places(policy.language_model, rollout)
+    assert found is None or found.shape[1] <= 32
+    with torch.no_grad():
+        expected = padded(responder, rollout)
+        for mine, theirs in zip(responder(rollout), expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_a_row_does_not_see_its_neighbours():

@@ -123,4 +123,4 @@ def test_the_norm_of_a_large_gradient_is_not_short():
     large = torch.randn(20_000, 500, generator=torch.Generator().manual_seed(0))
     half = large.to(torch.bfloat16)
     assert gradient_norm([large]) == pytest.approx(large.double().norm().item(), rel=1e-6)
-    assert gradient_norm([half]) == pytest.approx(half.double().norm().item(), rel=5e-5)
+    assert gradient_norm([half]) == pytest.approx(half.double().norm().item(), rel=1e-6)

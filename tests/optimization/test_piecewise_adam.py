@@ -3,6 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from trl.optimization import piecewise_adam
 from trl.optimization.piecewise_adam import LowGradient, can_update_in_pieces, update_in_pieces
@@ -73,3 +77,8 @@ def test_only_for_a_plain_fused_adam_that_nobody_watches():
         watched = fused()
         getattr(watched, watch)(lambda *_: None)
         assert not can_update_in_pieces(watched)
+    for watch in (register_optimizer_step_pre_hook, register_optimizer_step_post_hook):
+        hook = watch(lambda *_: None)
+        assert not can_update_in_pieces(fused())
+        hook.remove()
+    assert can_update_in_pieces(fused())

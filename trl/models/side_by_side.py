@@ -46,14 +46,17 @@ def places(plain: PreTrainedModel, rollout: Rollout) -> Places | None:
     """
     lengths = (rollout.lengths - 1).tolist()  # the last token predicts nothing
     longest = max(lengths)
-    widths = range(longest, 2 * longest + 1, -(-longest // _WIDTHS))
+    if not takes_lines(plain, longest):
+        return None
+    config = text_config(plain)
+    # A line wider than a model has positions may not fit a buffer of its attention (GPT-Neo).
+    most = max(longest, min(2 * longest, getattr(config, "max_position_embeddings", 0)))
+    widths = range(longest, most + 1, -(-longest // _WIDTHS))
     ways = [fill_lines(lengths, width) for width in widths if takes_lines(plain, width)]
-    size = text_config(plain).hidden_size
-    best = min(ways, key=lambda way: _work(*way.shape, size), default=None)
+    best = min(ways, key=lambda way: _work(*way.shape, config.hidden_size))
     columns = rollout.queries.shape[1] + rollout.responses.shape[1] - 1
-    if best and _work(*best.shape, size) <= _WORTH * _work(len(rollout), columns, size):
-        return best
-    return None
+    padded = _work(len(rollout), columns, config.hidden_size)
+    return best if _work(*best.shape, config.hidden_size) <= _WORTH * padded else None
 
 
 def _work(lines: int, columns: int, size: int) -> float:

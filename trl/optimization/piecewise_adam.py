@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 # Numbers of a weight that are worked on at a time: they, their moments, gradient and copy take
 # 20 MB. Half and twice as many take as long; an eighth, half as long again.
@@ -31,8 +32,14 @@ def can_update_in_pieces(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether `update_in_pieces` does what `optimizer.step` would, seen from outside too."""
     return (
         type(optimizer) is torch.optim.Adam
-        and not optimizer._optimizer_step_pre_hooks
-        and not optimizer._optimizer_step_post_hooks
+        and not any(
+            (
+                optimizer._optimizer_step_pre_hooks,
+                optimizer._optimizer_step_post_hooks,
+                _global_optimizer_pre_hooks,
+                _global_optimizer_post_hooks,
+            )
+        )
         and all(
             group["fused"]
             and not group["amsgrad"]
@@ -58,7 +65,7 @@ def update_in_pieces(
         factor: What the gradients are multiplied by first: that of clipping.
     """
     of_weights = {id(one.weight): one for one in gradients}
-    room = torch.empty(_PIECE)
+    room = torch.empty(_PIECE, dtype=torch.float32, device="cpu")
     for group in optimizer.param_groups:
         for weight in group["params"]:
             if id(weight) in of_weights:
@@ -72,7 +79,7 @@ def _update(
         state["step"] = torch.zeros((), dtype=torch.float32)
         state["exp_avg"] = torch.zeros_like(one.weight)
         state["exp_avg_sq"] = torch.zeros_like(one.weight)
-    scale = None if factor == 1 else torch.tensor(1 / factor)
+    scale = None if factor == 1 else torch.tensor(1 / factor, dtype=torch.float32, device="cpu")
     for weight, copy, gradient, m, v in _pieces(
         one.weight, one.copy, one.gradient, state["exp_avg"], state["exp_avg_sq"]
     ):
