@@ -132,16 +132,15 @@ class Gradients:
         """End an update: a weight that no pass has used has the gradient zero, or none."""
         for name, weight in self._received.items():
             gradient = self._first.pop(name, None)
+            if gradient is None and weight.grad is None:
+                if name in self._seen:
+                    weight.grad = torch.zeros_like(weight)
+                continue
+            self._seen.add(name)
             if gradient is not None and self._stays_low(weight, gradient):
                 self.low.append((weight, gradient))
             elif gradient is not None:
                 weight.grad = self._in_float32(weight, gradient)
-            elif weight.grad is None and name in self._seen:
-                weight.grad = torch.zeros_like(weight)
-                continue
-            elif weight.grad is None:
-                continue
-            self._seen.add(name)
 
     def _stays_low(self, weight: Tensor, gradient: Tensor) -> bool:
         return self._keep_low and weight.is_contiguous() and gradient.is_contiguous()

@@ -50,7 +50,8 @@ def places(plain: PreTrainedModel, rollout: Rollout) -> Places | None:
         return None
     config = text_config(plain)
     # A line wider than a model has positions may not fit a buffer of its attention (GPT-Neo).
-    most = max(longest, min(2 * longest, getattr(config, "max_position_embeddings", 0)))
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    most = max(longest, min(2 * longest, positions))
     widths = range(longest, most + 1, -(-longest // _WIDTHS))
     ways = [fill_lines(lengths, width) for width in widths if takes_lines(plain, width)]
     best = min(ways, key=lambda way: _work(*way.shape, config.hidden_size))
