@@ -66,7 +66,7 @@ QUICK_AXES = {"batch": (4, 8), "response": (8, 16)}
 
 def work(point: Point) -> float:
     """Return the additions and multiplications of an iteration, but for its constant part."""
-    from trl.training.profile import Tokens, Weights, iteration_flops
+    from trl.watch.profile import Tokens, Weights, iteration_flops
 
     width, length = point.width, point.query + point.response - 1
     weights = Weights(
@@ -165,7 +165,7 @@ def processes() -> ProcessPoolExecutor:
     method = "forkserver" if "forkserver" in methods else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(["trl.training.profile"])
+        context.set_forkserver_preload(["trl.watch.profile"])
     return ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1)
 
 

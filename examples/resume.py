@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from trl import PPOConfig, Recipe, run_recipe
-from trl.recipe import DataConfig, RewardConfig, SamplingConfig
+from trl.config.recipe import DataConfig, RewardConfig, SamplingConfig
 
 
 def short_words(texts):

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests.conftest import ragged, tiny_gpt2
-from trl import config as config_module
 from trl.batch import Rollout
 from trl.config import PPOConfig
+from trl.config import ppo as config_module
 from trl.optimization.algorithms import (
     ALGORITHMS,
     Advantages,

@@ -13,10 +13,11 @@ import torch
 import yaml
 
 import trl
-from trl import cli, settings
+from trl import cli
+from trl import config as settings
 from trl.batch import Rollout, score_tensor
 from trl.config import PPOConfig, SettingsError
-from trl.recipe import ClassifierRecipe, LoRAConfig, ModelConfig, Recipe, RewardConfig
+from trl.config.recipe import ClassifierRecipe, LoRAConfig, ModelConfig, Recipe, RewardConfig
 
 DEMO = "{steps: 190, ppo: {learning_rate: 2.0e-4, init_kl_coef: 0.052}}"
 
@@ -539,7 +540,7 @@ def test_a_run_that_is_not_there_is_no_model_of_the_hub(tmp_path, monkeypatch, c
 
 
 def test_report_and_compare_get_the_runs(tmp_path, monkeypatch, capsys):
-    from trl.training import report
+    from trl import report
 
     calls = []
     monkeypatch.setattr(

@@ -154,7 +154,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from tests.training.runs import assert_same_run, lines, make_parts, tiny_recipe
-from trl.recipe import PretrainingConfig
+from trl.config.recipe import PretrainingConfig
 from trl.training import overlap, run
 
 out = Path(sys.argv[1]).with_suffix("")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from trl import cli
-from trl.recipe import Recipe
-from trl.settings import paths
+from trl.config import paths
+from trl.config.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

@@ -20,9 +20,8 @@ import yaml
 
 import trl
 from trl import starter
-from trl.config import OLD_SPELLINGS, PPOConfig
-from trl.recipe import ClassifierRecipe, Recipe
-from trl.settings import paths
+from trl.config import OLD_SPELLINGS, PPOConfig, paths
+from trl.config.recipe import ClassifierRecipe, Recipe
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -9,8 +9,8 @@ import yaml
 
 from tests.llama2c import load_model, load_tokenizer
 from tests.training.runs import lines
-from trl import settings
-from trl.recipe import STARTER, ClassifierRecipe, Recipe, recipe_folder
+from trl import config as settings
+from trl.config.recipe import STARTER, ClassifierRecipe, Recipe, recipe_folder
 from trl.training.run import run_recipe
 
 FILES = sorted(recipe_folder().glob("*.yaml"))

@@ -14,9 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import properties
-from trl import settings
-from trl.config import PPOConfig, Problems, SettingsError
-from trl.recipe import (
+from trl import config as settings
+from trl.config import (
+    PPOConfig,
+    Problems,
+    SettingsError,
+    as_mapping,
+    build,
+    differences,
+    dump,
+    override,
+    paths,
+    read_yaml,
+)
+from trl.config.recipe import (
     CheckpointConfig,
     ClassifierRecipe,
     DataConfig,
@@ -29,7 +40,6 @@ from trl.recipe import (
     StopConfig,
     TrackingConfig,
 )
-from trl.settings import as_mapping, build, differences, dump, override, paths, read_yaml
 
 
 @pytest.fixture
@@ -635,7 +645,7 @@ def recipes(draw):
 @properties
 @given(recipes(), st.booleans())
 def test_what_is_written_reads_back_to_the_same(recipe, skip_defaults):
-    from trl.settings.yaml_text import parse_yaml
+    from trl.config.yaml_text import parse_yaml
 
     text = dump(recipe, skip_defaults=skip_defaults)
     again = build(Recipe, parse_yaml(text) or {})
@@ -784,7 +794,7 @@ def test_problems_of_dataclasses_begin_with_the_name_of_the_field():
 
 def test_settings_need_no_package_but_pyyaml():
     for name in ("values", "reading", "flags", "writing", "listing", "yaml_text"):
-        source = importlib.import_module(f"trl.settings.{name}").__file__
+        source = importlib.import_module(f"trl.config.{name}").__file__
         with open(source) as file:
             found = re.findall(r"^(?:from|import) ([\w.]+)", file.read(), re.MULTILINE)
         assert not {each.split(".")[0] for each in found} & {"torch", "yaml", "numpy", "rich"}

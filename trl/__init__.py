@@ -48,7 +48,7 @@ _HOME = {
     "Loop": "trl.training.loop",
     "PPOConfig": "trl.config",
     "PPOTrainer": "trl.ppo",
-    "Recipe": "trl.recipe",
+    "Recipe": "trl.config.recipe",
     "RewardModelScorer": "trl.evaluation",
     "Rollout": "trl.batch",
     "Sampler": "trl.rollout",
@@ -66,6 +66,7 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
     from trl import starter
     from trl.batch import Rollout
     from trl.config import PPOConfig
+    from trl.config.recipe import Recipe
     from trl.evaluation import (
         ClassifierScorer,
         ControlScorer,
@@ -79,7 +80,6 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
     from trl.gpt2 import GPT2HeadWithValueModel, respond_to_batch
     from trl.models.with_value_head import CausalLMWithValueHead, Seq2SeqLMWithValueHead
     from trl.ppo import AdaptiveKLController, FixedKLController, PPOTrainer
-    from trl.recipe import Recipe
     from trl.rollout import Sampler
     from trl.training.loop import Loop, train
     from trl.training.run import run_recipe

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import trl
-from trl import settings
+from trl import config as settings
 from trl.config import SettingsError, closest
-from trl.recipe import ClassifierRecipe, Recipe, RewardConfig, recipe_folder
+from trl.config.recipe import ClassifierRecipe, Recipe, RewardConfig, recipe_folder
 
 FAILED = 1
 USAGE_ERROR = 2
@@ -221,7 +221,7 @@ def _report(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     runs = [_folder(run) for run in options.runs]
-    from trl.training.report import write_report
+    from trl.report import write_report
 
     out = Path(options.out or runs[0]).expanduser()
     if len(runs) > 1 and out.suffix != ".html":
@@ -240,7 +240,7 @@ def _compare(arguments: list[str]) -> int:
     runs = [_folder(run) for run in parser.parse_args(arguments).runs]
     from rich.console import Console
 
-    from trl.training.report import compare
+    from trl.report import compare
 
     Console().print(compare(runs))
     return 0

@@ -2,7 +2,7 @@
 
 A page asks for it with a comment, which shows nothing where Markdown is read as it is:
 
-    <!-- settings Recipe -->              every setting of a dataclass of trl.recipe, as tables
+    <!-- settings Recipe -->              every setting of a dataclass of trl.config, as tables
     <!-- recipes -->                      the recipes that ship, from the comments at their tops
     <!-- api trl -->                      the public names of a module, for mkdocstrings
     <!-- include README.md ## Speed -->   a file of the repository, or what stands below a heading
@@ -104,10 +104,10 @@ def made(what, argument, up=""):
 
 
 def settings_tables(name):
-    """Return a table for each section of a dataclass of `trl.recipe`."""
-    from trl.settings import paths
+    """Return a table for each section of a dataclass of `trl.config.recipe`."""
+    from trl.config import paths
 
-    every = paths(getattr(import_module("trl.recipe"), name))
+    every = paths(getattr(import_module("trl.config.recipe"), name))
     heads = {setting.path.split(".")[0] for setting in every if "." in setting.path}
     sections = {}
     for setting in every:

@@ -11,8 +11,8 @@ import torch
 from tests.families import tiny_model
 from tests.training.test_loop import tokenizer
 from trl.config import PPOConfig
-from trl.recipe import CheckpointConfig, DataConfig, ModelConfig, Recipe, RewardConfig
-from trl.recipe import SamplingConfig as Sampling
+from trl.config.recipe import CheckpointConfig, DataConfig, ModelConfig, Recipe, RewardConfig
+from trl.config.recipe import SamplingConfig as Sampling
 
 REWARD = """
 import random

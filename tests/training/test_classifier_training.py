@@ -18,10 +18,11 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from trl import settings, starter
+from trl import config as settings
+from trl import starter
 from trl.config import SettingsError
+from trl.config.recipe import ClassifierRecipe
 from trl.evaluation.classifier import ClassifierScorer
-from trl.recipe import ClassifierRecipe
 from trl.training import classifier
 from trl.training.classifier import Texts, batches, learning_rate, pieces, train_classifier
 
@@ -458,8 +459,8 @@ def test_two_processes_train_the_classifier_of_one(recipe, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
         "import sys\n"
-        "from trl import settings\n"
-        "from trl.recipe import ClassifierRecipe\n"
+        "from trl import config as settings\n"
+        "from trl.config.recipe import ClassifierRecipe\n"
         "from trl.training.classifier import train_classifier\n"
         "recipe = settings.build(ClassifierRecipe, settings.read_yaml(sys.argv[1]))\n"
         "train_classifier(recipe)\n"

@@ -22,10 +22,10 @@ from tests.training.runs import (
     tiny_recipe,
     without_time,
 )
-from trl import cli, settings
+from trl import cli
+from trl import config as settings
 from trl.config import SettingsError
-from trl.evaluation import ScoringError
-from trl.recipe import (
+from trl.config.recipe import (
     CheckpointConfig,
     LoRAConfig,
     ModelConfig,
@@ -35,6 +35,7 @@ from trl.recipe import (
     ScheduleConfig,
     StopConfig,
 )
+from trl.evaluation import ScoringError
 from trl.training import run
 from trl.training.checkpoints import CheckpointError
 from trl.training.run import run_recipe

@@ -46,17 +46,18 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from trl import settings, starter
+from trl import config as settings
+from trl import starter
 from trl.anatomy import accepts
 from trl.config import closest
+from trl.config.recipe import STARTER, ClassifierRecipe
+from trl.data.sources import checked_texts, only_a_path, read_table
 from trl.evaluation.sequence_model import logits_of, token_limit, tokenize
 from trl.models.memory import keep_freed_memory
 from trl.models.precision import exit_after_gloo, make_accelerator
-from trl.recipe import STARTER, ClassifierRecipe
 from trl.training.checkpoints import replaced_folder
 from trl.training.folder import RunFolder
 from trl.training.parts import quiet_transformers, seeded
-from trl.training.sources import checked_texts, only_a_path, read_table
 
 __all__ = ["train_classifier"]
 

@@ -36,7 +36,7 @@ from trl.rollout.queries import Chat, check_list
 from trl.rollout.sampler import Sampler
 from trl.training.overlap import Judged, Overlap, judge
 from trl.training.parts import quiet_transformers, seeded
-from trl.training.profile import Profile
+from trl.watch.profile import Profile
 
 Row = dict[str, float]
 """Figures of one step, by name."""
@@ -63,7 +63,7 @@ class Loop:
         schedule: Factor on the learning rate of step 0, 1, …; None: it stays as it is.
         parts: Write each batch in so many parts, and score one while the next is written: for a
             scorer that waits for a server. It must not compare the responses of a whole batch.
-        profile: A folder for where the time goes, see `trl.training.profile`; the first process
+        profile: A folder for where the time goes, see `trl.watch.profile`; the first process
             writes it. None: it is not looked at, which costs nothing.
 
     Attributes:

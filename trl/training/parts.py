@@ -23,6 +23,14 @@ from transformers.utils import logging as transformers_logging
 
 from trl import starter
 from trl.config import SettingsError, closest
+from trl.config.recipe import (
+    STARTER,
+    ModelConfig,
+    Recipe,
+    RewardConfig,
+    ScheduleConfig,
+    recipe_folder,
+)
 from trl.evaluation.classifier import ClassifierScorer
 from trl.evaluation.control import ControlScorer
 from trl.evaluation.endpoint import EndpointScorer
@@ -31,14 +39,6 @@ from trl.evaluation.reward_model import RewardModelScorer
 from trl.evaluation.weighted_sum import WeightedSum
 from trl.models.with_value_head import load_policy
 from trl.optimization.adam import linear_decay
-from trl.recipe import (
-    STARTER,
-    ModelConfig,
-    Recipe,
-    RewardConfig,
-    ScheduleConfig,
-    recipe_folder,
-)
 from trl.rollout.sampler import Sampler
 
 TAKEN = ("mean", "median", "std")

@@ -32,14 +32,17 @@ from accelerate.utils import gather_object
 from torch import nn
 
 import trl
-from trl import settings
+from trl import config as settings
 from trl.config import SettingsError, closest
+from trl.config.recipe import Recipe
+from trl.data.prompts import PretrainingText, load_prompts
 from trl.evaluation.control import ControlScorer
 from trl.evaluation.scores import pairs_of
 from trl.evaluation.weighted_sum import WeightedSum
 from trl.models.precision import make_accelerator
 from trl.ppo import PPOTrainer
-from trl.recipe import Recipe
+from trl.report import before_after_tables, read_runs, write_report
+from trl.report.figures import duration
 from trl.training.checkpoints import (
     CheckpointError,
     Checkpoints,
@@ -48,9 +51,6 @@ from trl.training.checkpoints import (
     replaced_folder,
     step_of,
 )
-from trl.training.data import PretrainingText, load_prompts
-from trl.training.diagnosis import Diagnosis
-from trl.training.display import Display
 from trl.training.folder import FIRST_ROW, RunFolder
 from trl.training.held_out import FIGURES, HeldOut, Measurement
 from trl.training.interrupt import GracefulStop
@@ -64,9 +64,9 @@ from trl.training.parts import (
     quiet_transformers,
     seeded,
 )
-from trl.training.report import before_after_tables, read_runs, write_report
-from trl.training.report.figures import duration
-from trl.training.tracking import Trackers, check_trackers
+from trl.watch.diagnosis import Diagnosis
+from trl.watch.display import Display
+from trl.watch.tracking import Trackers, check_trackers
 
 STATE = "state.pt"
 TRACKED_SAMPLES = 16

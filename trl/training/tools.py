@@ -24,12 +24,12 @@ from transformers import AutoTokenizer
 
 from trl import starter
 from trl.batch import Rollout
+from trl.config.recipe import RewardConfig
+from trl.data.sources import checked_texts, chosen_column, read_table, short
 from trl.evaluation.scores import score
 from trl.models.with_value_head import load_policy
-from trl.recipe import RewardConfig
 from trl.rollout.sampler import Sampler
 from trl.training.parts import load_scorer, model_name, quiet_transformers
-from trl.training.sources import checked_texts, chosen_column, read_table, short
 
 Row = dict[str, Any]
 Pair = tuple[str, str]

@@ -1,0 +1,672 @@
+"""The prompts of a run: every kind of source, every setting, every message."""
+
+import gzip
+import json
+import sys
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from tests.conftest import SHARED, tiny_gpt2
+from tests.rollout.tokenizers_for_tests import CHAT_TEMPLATE, byte_level, sentence_pieces
+from tests.strategies import properties
+from trl import starter
+from trl.config.recipe import DataConfig
+from trl.data.prompts import PretrainingText, load_prompts
+from trl.data.sources import read_table
+
+TOKENIZER = AutoTokenizer.from_pretrained(starter.LANGUAGE_MODEL)
+TEXTS = ["one film", "a second film", "the third", "Größe, “四”", "five"]
+AS_THEY_ARE = {"held_out": 0, "shuffle": False}
+
+
+def load(source="starter", *, tokenizer=TOKENIZER, seed=0, policy=None, **settings):
+    config = DataConfig(prompts=str(source), **settings)
+    return load_prompts(config, tokenizer, seed=seed, policy=policy)
+
+
+def loosely(**settings):
+    """Settings that nothing has checked."""
+    return SimpleNamespace(**asdict(DataConfig()) | settings)
+
+
+def written(path, content, **how):
+    path.write_text(content, encoding="utf-8", newline="", **how)
+    return path
+
+
+def lines_of(tmp_path, texts, name="prompts.txt"):
+    return written(tmp_path / name, "\n".join(texts))
+
+
+def tokens(text, tokenizer=TOKENIZER):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+# Sources
+
+
+def json_lines(texts):
+    return "\n".join(json.dumps({"id": n, "text": text}) for n, text in enumerate(texts)) + "\n\n"
+
+
+FILES = {
+    "a.txt": "\n\n".join(TEXTS),
+    "windows.txt": "\ufeff" + "\r\n".join(f" {text}\t" for text in TEXTS) + "\r\n\r\n",
+    "old.txt": "\r".join(TEXTS),
+    "a.jsonl": json_lines(TEXTS),
+    "windows.jsonl": "\ufeff" + json_lines(TEXTS).replace("\n", "\r\n"),
+    "texts.jsonl": "\n".join(json.dumps(text, ensure_ascii=False) for text in TEXTS),
+    "a.json": json.dumps([{"text": text} for text in TEXTS]),
+    "texts.json": json.dumps(TEXTS),
+    "columns.json": json.dumps({"n": [1, 2, 3, 4, 5], "text": TEXTS}),
+    "lines.json": json_lines(TEXTS),
+    "a.csv": "n,text\n" + "".join(f'{n},"{text}"\n' for n, text in enumerate(TEXTS)),
+    "a.tsv": "\ufefftext\tn\r\n" + "".join(f"{text}\t1\r\n" for text in TEXTS),
+}
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_every_kind(tmp_path, name, zipped):
+    path = written(tmp_path / name, FILES[name])
+    if zipped:
+        path = tmp_path / f"{name}.GZ"
+        path.write_bytes(gzip.compress(FILES[name].encode()))
+    assert load(path, **AS_THEY_ARE).train == TEXTS
+
+
+def test_a_parquet_file_of_which_one_column_is_read(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"n": range(5), "text": TEXTS}), path)
+    assert load(path, **AS_THEY_ARE).train == TEXTS
+    assert read_table(str(path)).column("n") == [0, 1, 2, 3, 4]
+
+
+def test_csv_texts_may_be_long_and_have_quotes_commas_and_line_breaks(tmp_path):
+    long = "word, " * 40_000
+    text = 'prompt\n"he said ""no"",\nand left"\n\n"' + long + '"\nplain\n'
+    path = written(tmp_path / "a.csv", text)
+    assert load(path, **AS_THEY_ARE).train == ['he said "no",\nand left', long, "plain"]
+
+
+def test_quotes_in_a_tsv_file_may_be_plain(tmp_path):
+    path = written(tmp_path / "a.tsv", 'text\tlabel\n"great" film\t1\n"open\t0\n')
+    assert load(path, **AS_THEY_ARE).train == ['"great" film', '"open']
+
+
+def test_a_line_of_text_may_have_other_separators_in_it(tmp_path):
+    texts = ["one\u2028line", "an\x0bother", "and\x85more"]
+    assert load(lines_of(tmp_path, texts), **AS_THEY_ARE).train == texts
+    path = written(
+        tmp_path / "a.jsonl", "\n".join(json.dumps(t, ensure_ascii=False) for t in texts)
+    )
+    assert load(path, **AS_THEY_ARE).train == texts
+
+
+@pytest.fixture
+def datasets(tmp_path, monkeypatch):
+    found = pytest.importorskip("datasets")
+    monkeypatch.setattr(found.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    found.disable_progress_bars()
+    return found
+
+
+def test_folders_that_datasets_wrote(tmp_path, datasets):
+    made = datasets.Dataset.from_dict({"n": list(range(5)), "text": TEXTS})
+    made.with_format("numpy").save_to_disk(tmp_path / "one")
+    assert load(tmp_path / "one", **AS_THEY_ARE).train == TEXTS
+    both = datasets.DatasetDict(train=made, test=made.select([4, 2]))
+    both.save_to_disk(tmp_path / "both")
+    assert load(tmp_path / "both", **AS_THEY_ARE).train == TEXTS
+    assert load(tmp_path / "both", split="test", **AS_THEY_ARE).train == ["five", "the third"]
+    assert load(f"{tmp_path}/both:test", **AS_THEY_ARE).train == ["five", "the third"]
+    with pytest.raises(
+        ValueError, match=r"`data.split` must be one of \['train', 'test'\].*`test`"
+    ):
+        load(tmp_path / "both", split="tests")
+
+
+def test_a_folder_of_data_files(tmp_path, datasets):
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    written(folder / "train.jsonl", json_lines(TEXTS))
+    written(folder / "test.jsonl", json_lines(["unseen"]))
+    split = load(folder, held_out_prompts=f"{folder}:test", held_out=1, shuffle=False)
+    assert (split.train, split.held_out) == (TEXTS, ["unseen"])
+    with pytest.raises(ValueError, match=r"`data.prompts`.*data.split 'tset'.*Unknown split"):
+        load(folder, split="tset")
+    with pytest.raises(ValueError, match=r"data.subset 'en'.*'en' not found"):
+        load(folder, subset="en")
+
+
+@pytest.mark.parametrize(
+    ("source", "hint"), [("someone/reviews", "the hub must be reachable"), ("startr", "`starter`")]
+)
+def test_a_hub_dataset_that_is_not_here(source, hint, datasets):
+    with pytest.raises(ValueError, match=rf"`data.prompts` .*{source}.*{hint}"):
+        load(source)
+
+
+def test_the_starter_prompts_stay_as_they_are():
+    split = load(held_out=200)
+    assert split.train == starter.prompts("train")
+    assert split.held_out == starter.prompts("held-out")[:200]
+    assert split.left_out == {"beyond data.held_out": 312}
+    assert str(split).endswith("; 312 more held-out prompts are not used (data.held_out: 200)")
+    assert load(limit=10).train == starter.prompts("train")[:10]
+    with pytest.raises(ValueError, match="`data.held_out` must be at most 512.*got 513"):
+        load(held_out=513)
+
+
+# Columns and templates
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        (["only"], "only"),
+        (["text", "prompt"], "prompt"),
+        (["query", "text"], "query"),
+        (["id", "text"], "text"),
+    ],
+)
+def test_the_likeliest_column(tmp_path, columns, found):
+    row = {column: f"from {column}" for column in columns}
+    path = written(tmp_path / "a.jsonl", json.dumps(row))
+    assert load(path, **AS_THEY_ARE).train == [f"from {found}"]
+    assert load(path, column=columns[0], **AS_THEY_ARE).train == [f"from {columns[0]}"]
+
+
+def test_a_template_of_columns(tmp_path):
+    rows = [{"review text": "good", "stars": 4}, {"review text": "{bad}", "stars": 1.5}]
+    path = written(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    split = load(path, template="{{{stars}}} {review text}\n→", **AS_THEY_ARE)
+    assert split.train == ["{4} good\n→", "{1.5} {bad}\n→"]
+
+
+def test_with_a_template_its_column_is_cut(tmp_path):
+    path = written(tmp_path / "a.jsonl", json.dumps({"a": "This film was bad", "b": "so it was"}))
+    how = {"cut_tokens": (2, 2), "template": "{a}, {b}:"} | AS_THEY_ARE
+    assert load(path, column="a", **how).train == ["This film, so it was:"]
+    assert load(path, **how | {"template": "Review: {b}!"}).train == ["Review: so it!"]
+    with pytest.raises(ValueError, match=r"`data.column` must be given.*a, b"):
+        load(path, **how)
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, sentence_pieces()], ids=["gpt2", "llama"])
+def test_cut_texts_begin_the_whole_ones_and_encode_to_so_many_tokens(tmp_path, tokenizer):
+    words = ["a", "good", "film", "was", "films"]
+    random = np.random.default_rng(0)
+    whole = [" ".join(random.choice(words, size=int(n))) for n in random.integers(4, 400, 200)]
+    path = lines_of(tmp_path, whole)
+    split = load(
+        path, tokenizer=tokenizer, cut_tokens=(2, 4), deduplicate=False, seed=3, **AS_THEY_ARE
+    )
+    sizes = []
+    for cut, text in zip(split.train, whole, strict=True):
+        row = tokens(cut, tokenizer)
+        assert row == tokens(text, tokenizer)[: len(row)]
+        sizes.append(len(row))
+    assert {size: sizes.count(size) > 40 for size in (2, 3, 4)} == dict.fromkeys((2, 3, 4), True)
+    assert set(sizes) == {2, 3, 4}
+
+
+def test_a_cut_inside_a_letter_is_left_out_and_counted(tmp_path):
+    path = lines_of(tmp_path, ["四十四四十四", "short", "a film that is long"])
+    assert len(tokens("四")) > 2  # so no cut into 2 tokens ends with a letter
+    split = load(path, cut_tokens=(2, 2), **AS_THEY_ARE)
+    assert len(split.train) == 2
+    assert split.left_out == {"not the same tokens when encoded again": 1}
+
+
+def test_a_text_that_is_short_enough_is_not_touched(tmp_path):
+    strange = "a strange film"  # whose tokens say "a <unk> film"
+    path = lines_of(tmp_path, [strange])
+    for most in (3, 60):
+        split = load(path, tokenizer=sentence_pieces(), cut_tokens=(most, most), **AS_THEY_ARE)
+        assert split.train == [strange]
+
+
+@pytest.mark.parametrize("prefixes", [(), ("+ ", "a long prefix ")])
+def test_prompts_of_a_wrong_length_are_left_out(tmp_path, prefixes):
+    texts = ["a " * n + "b" for n in range(60)]
+    low, high = 5, 20
+    split = load(
+        lines_of(tmp_path, texts), min_tokens=low, max_tokens=high, prefixes=prefixes, **AS_THEY_ARE
+    )
+    lengths = {text: [len(tokens(p + text)) for p in prefixes or ("",)] for text in texts}
+    fits = [text for text in texts if all(low <= size <= high for size in lengths[text])]
+    assert 5 < len(fits) < 20
+    assert split.train == [p + text for text in fits for p in prefixes or ("",)]
+    assert sum(split.left_out.values()) == 60 - len(fits)
+    short = sum(min(sizes) < low for sizes in lengths.values())
+    assert split.left_out["shorter than data.min_tokens"] == short
+
+
+def test_long_tokens_are_counted_too(tmp_path):
+    words = ["x" * 50] * 10  # each one token, so the beginning of the text has few of them
+    path = lines_of(tmp_path, [" ".join(words), " ".join(words[:4])])
+    split = load(path, tokenizer=sentence_pieces(), max_tokens=4, **AS_THEY_ARE)
+    assert split.train == [" ".join(words[:4])]
+
+
+def test_only_a_lower_bound(tmp_path):
+    path = lines_of(tmp_path, ["a", "a film that is long enough"])
+    assert load(path, min_tokens=3, **AS_THEY_ARE).train == ["a film that is long enough"]
+
+
+# Chats
+
+
+def chatty():
+    tokenizer = byte_level()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def test_texts_as_chats(tmp_path):
+    path = lines_of(tmp_path, ["abc", "abcd", "abc"])
+    split = load(path, tokenizer=chatty(), chat=True, system="be brief.", held_out=1, shuffle=False)
+    system = {"role": "system", "content": "be brief."}
+    assert split.train == [[system, {"role": "user", "content": "abc"}]]
+    assert split.held_out == [[system, {"role": "user", "content": "abcd"}]]
+    length = len(tokens("user: abc\nassistant:", chatty()))
+    kept = load(path, tokenizer=chatty(), chat=True, max_tokens=length, **AS_THEY_ARE)
+    assert [chat[0]["content"] for chat in kept.train] == ["abc"]
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def test_a_column_of_chats_up_to_where_the_assistant_speaks(tmp_path):
+    chats = [[user("a"), assistant("b"), user("c"), assistant("d")], [user("a")], [assistant("x")]]
+    path = written(tmp_path / "a.json", json.dumps({"messages": chats}))
+    split = load(path, tokenizer=chatty(), **AS_THEY_ARE)
+    assert split.train == [chats[0][:3], chats[1]]
+    assert split.left_out == {"answers that ended a chat": 1, "blank": 1}
+    brief = load(path, tokenizer=chatty(), chat=True, system="be brief", **AS_THEY_ARE)
+    assert brief.train == [
+        [{"role": "system", "content": "be brief"}, *chat] for chat in (chats[0][:3], chats[1])
+    ]
+
+
+def test_chats_that_do_not_fit(tmp_path):
+    path = written(tmp_path / "a.json", json.dumps({"messages": [[user("a")], [user("b")]]}))
+    with pytest.raises(ValueError, match="must have a chat template for the chats in column"):
+        load(path)
+    with pytest.raises(ValueError, match=r"`data.cut_tokens` must be left out for chats"):
+        load(path, tokenizer=chatty(), cut_tokens=(1, 2))
+    with pytest.raises(ValueError, match=r"`data.prefixes` must be left out for chats"):
+        load(path, tokenizer=chatty(), prefixes=("+",))
+    wrong = [[user("a")], [{"from": "human", "value": "b"}]]
+    path = written(tmp_path / "b.json", json.dumps({"messages": wrong}))
+    with pytest.raises(TypeError, match=r"'role'.*'content'.*'human'.*row 2 of"):
+        load(path, tokenizer=chatty())
+    path = written(
+        tmp_path / "c.json", json.dumps({"m": [[{"role": "system", "content": "s"}, user("a")]]})
+    )
+    with pytest.raises(ValueError, match=r"`data.system` must be None.*row 1 of.*got 'be brief'"):
+        load(path, tokenizer=chatty(), chat=True, system="be brief")
+    with pytest.raises(ValueError, match="must have a chat template for `data.chat`"):
+        load(path, chat=True)
+
+
+# Prompts of the policy
+
+
+def test_the_policy_writes_prompts():
+    policy, tokenizer = tiny_gpt2(), byte_level()
+    policy.transformer.resize_token_embeddings(len(tokenizer))
+    policy.lm_head = torch.nn.Linear(32, len(tokenizer), bias=False)
+    policy.config.vocab_size = len(tokenizer)
+    how = {"model_prompts": 40, "model_prompt_tokens": (3, 6), "held_out": 8}
+    split = load("model", tokenizer=tokenizer, policy=policy, **how)
+    texts = split.train + split.held_out
+    assert (len(split.train), len(split.held_out)) == (32, 8)
+    assert len(set(texts)) == 40
+    sizes = [len(tokens(text, tokenizer)) for text in texts]
+    assert set(sizes) == {3, 4, 5, 6}
+    assert not any("<" in text for text in texts)
+    again = load("model", tokenizer=tokenizer, policy=policy, **how)
+    other = load("model", tokenizer=tokenizer, policy=policy, seed=1, **how)
+    assert (again.train, again.held_out) == (split.train, split.held_out)
+    assert not set(other.train) & set(split.train)
+    with pytest.raises(ValueError, match=r"`data.model_prompts` must be a number.*got 500"):
+        load("model", tokenizer=tokenizer, policy=policy, model_prompts=500,
+             model_prompt_tokens=(1, 1))  # fmt: skip
+    with pytest.raises(ValueError, match="without a policy"):
+        load("model", tokenizer=tokenizer)
+    tokenizer.bos_token = None
+    with pytest.raises(ValueError, match="without a BOS token"):
+        load("model", tokenizer=tokenizer, policy=policy)
+
+
+# The split
+
+texts_of_any_kind = st.lists(st.text("ab \n", max_size=4), min_size=1, max_size=40)
+
+
+@properties
+@given(
+    texts=texts_of_any_kind,
+    held_out=st.integers(0, 8),
+    limit=st.none() | st.integers(1, 30),
+    prefixes=st.sampled_from([(), ("+",), ("[x] ", "[y] ")]),
+    shuffle=st.booleans(),
+    seed=st.integers(0, 3),
+)
+def test_a_split_is_disjoint_complete_and_the_same_again(
+    tmp_path_factory, texts, held_out, limit, prefixes, shuffle, seed
+):
+    path = written(tmp_path_factory.mktemp("x") / "a.json", json.dumps(texts))
+    how = {
+        "held_out": held_out,
+        "limit": limit,
+        "prefixes": prefixes,
+        "shuffle": shuffle,
+        "seed": seed,
+    }
+    unique = list(dict.fromkeys(text for text in texts if text.strip()))
+    used = min(len(unique), limit or len(unique))
+    if used <= held_out:
+        with pytest.raises(ValueError, match=r"`data\.(held_out|prompts)` must"):
+            load(path, **how)
+        return
+    split = load(path, **how)
+    combined = {(prefix + text) for prefix in prefixes or ("",) for text in unique}
+    count = len(prefixes) or 1
+    assert not set(split.train) & set(split.held_out)
+    assert set(split.train) | set(split.held_out) <= combined
+    assert len(split.held_out) == held_out * count
+    assert len(split.train) == (used - held_out) * count
+    assert len(set(split.train)) == len(split.train)
+    assert used + sum(split.left_out.values()) == len(texts)
+    for prompts in (split.train, split.held_out):
+        bare = [prompt.removeprefix((prefixes or ("",))[0]) for prompt in prompts[::count]]
+        assert prompts == [prefix + text for text in bare for prefix in prefixes or ("",)]
+        if not shuffle:
+            assert bare == [text for text in unique if text in bare]
+    again = load(path, **how)
+    assert (again.train, again.held_out) == (split.train, split.held_out)
+
+
+def test_the_shuffle_follows_the_seed(tmp_path):
+    path = lines_of(tmp_path, [f"w{n}" for n in range(100)])
+    first, second, other = (load(path, held_out=10, seed=seed) for seed in (0, 0, 1))
+    assert first.train == second.train
+    assert first.held_out != other.held_out
+    assert sorted(first.train + first.held_out) == sorted(other.train + other.held_out)
+    assert load(path, held_out=10, shuffle=False).held_out == [f"w{n}" for n in range(90, 100)]
+
+
+def test_equal_prompts_may_be_asked_for(tmp_path):
+    path = lines_of(tmp_path, ["a", "a", "b"])
+    assert load(path, deduplicate=False, **AS_THEY_ARE).train == ["a", "a", "b"]
+
+
+def test_held_out_prompts_of_their_own(tmp_path):
+    train = lines_of(tmp_path, ["a", "b", "c", "d"])
+    own = lines_of(tmp_path, ["x", "b", "y", "z"], "own.txt")
+    how = {"held_out_prompts": str(own), "held_out": 3}
+    split = load(train, shuffle=False, prefixes=("+", "-"), **how)
+    assert split.train == ["+a", "-a", "+c", "-c", "+d", "-d"]
+    assert split.held_out == ["+x", "-x", "+b", "-b", "+y", "-y"]
+    assert split.left_out == {"held out too": 1, "beyond data.held_out": 1}
+    assert str(split) == (
+        "6 prompts to train on, 6 held out; 1 more held-out prompt is not used "
+        "(data.held_out: 3); left out: 1 held out too"
+    )
+    assert set(load(train, deduplicate=False, **how).train) == set("abcd")
+    assert len(load(train, limit=2, **how).train) == 2
+    assert len(load(held_out_prompts=str(own), held_out=4).train) == 4096
+    with pytest.raises(ValueError, match=r"`data.held_out` must be at most 4, .*own.txt.*got 5"):
+        load(train, held_out_prompts=str(own), held_out=5)
+    with pytest.raises(ValueError, match=r"`data.prompts` must have prompts that are not held out"):
+        load(own, held_out_prompts=str(own), held_out=4)
+    blank = written(tmp_path / "blank.json", json.dumps([" ", ""]))
+    with pytest.raises(ValueError, match=r"`data.held_out_prompts` .*left out: 2 blank\.$"):
+        load(lines_of(tmp_path, ["a", "a"]), held_out_prompts=str(blank), held_out=1)
+    with pytest.raises(FileNotFoundError, match="`data.held_out_prompts` must be a file"):
+        load(train, held_out_prompts=str(tmp_path / "none.txt"))
+
+
+# Messages
+
+WRONG_FILES = [
+    ("a.txt", " \n\r\n", ValueError, r"must have at least one text, .*empty"),
+    ("a.csv", "text,n\n", ValueError, "at least one text"),
+    ("a.jsonl", "\ufeff", ValueError, "at least one text"),
+    ("a.json", "[]", ValueError, "at least one text"),
+    ("a.xml", "<a/>", ValueError, r"ends in one of \.jsonl, .*\.parquet .*a\.xml.*convert"),
+    ("a.gz", "a", ValueError, r"ends in one of"),
+    ("a.txt.gz", "a", ValueError, "must be a whole gzip file"),
+    ("a.parquet", "PAR1", ValueError, "must be a whole parquet file"),
+    ("a.jsonl", '{"text": "a"}\n\n{"text": b}\n', ValueError, r"\{\"text\": b\}' in line 3 of"),
+    ("a.jsonl", '{"text": "a"}\n"b"\n', ValueError, r"all of one kind, got 'b' in line 2"),
+    ("a.jsonl", '"b"\n{"text": "a"}\n', ValueError, r"got \{'text': 'a'\} in line 2"),
+    ("a.jsonl", "7\n", ValueError, "must be objects or texts.*got 7 in line 1"),
+    ("a.json", '[{"text": "a"},\n{"text": }]', ValueError, "must be JSON, .* line 2"),
+    ("a.json", "7", ValueError, "must be a list of objects or of texts.*got 7"),
+    ("a.json", '{"a": ["x"], "b": []}', ValueError, "of equal length, got 'a': 1, 'b': 0"),
+    ("a.csv", "text,n\na,1\nb,c,1\n", ValueError, "2 entries in each row.*got 3 in line 3"),
+    ("a.csv", 'text,n\na,1\n"b,1\n', ValueError, "must be a table.*line 3.*unexpected end"),
+    ("a.csv", "text,text\na,1\n", ValueError, "names that differ"),
+    ("a.jsonl", '{"text": "a"}\n{"text": 7}', TypeError, r"column 'text'.*got 7 in line 2"),
+    ("a.jsonl", '{"text": "a"}\n{"txt": ""}', TypeError, r"got None in line 2"),
+    ("a.json", '["a", null]', ValueError, "got None in row 2"),
+    ("a.json", '["a", "\\ud83d"]', ValueError, "valid Unicode.*row 2"),
+    (
+        "a.csv",
+        "a,b\n1,2\n",
+        ValueError,
+        r"column` must be given: .*a.csv \(its first line\) are 'a', 'b'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "kind", "message"), WRONG_FILES)
+def test_a_file_that_is_wrong(tmp_path, name, content, kind, message):
+    path = written(tmp_path / name, content)
+    with pytest.raises(kind, match=f"(?s)`data.*{message}"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("ok\ncafé".encode("latin-1"), "0xe9 in line 2 is not: .*iconv -f LATIN1"),
+        ("ok".encode("utf-16"), "0xff in line 1 .*marked as UTF-16.*iconv -f UTF-16"),
+    ],
+)
+def test_another_encoding(tmp_path, data, message):
+    (tmp_path / "a.txt").write_bytes(data)
+    with pytest.raises(ValueError, match=f"`data.prompts` must be encoded as UTF-8.*{message}"):
+        load(tmp_path / "a.txt")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    path = lines_of(tmp_path, ["a"], "reviews.txt")
+    with pytest.raises(
+        FileNotFoundError, match=r"`data.prompts`.*review.txt.*mean `.*/reviews.txt"
+    ):
+        load(tmp_path / "review.txt")
+    with pytest.raises(FileNotFoundError, match=r"there is no folder '.*/none'"):
+        load(path.parent / "none" / "reviews.txt")
+
+
+WRONG_SETTINGS = [
+    ({"column": "txt"}, r"`data.column` must name a column, got 'txt': .* 'id', 'text'.*`text`"),
+    ({"column": "Text"}, "mean `text`"),
+    ({"template": "{txt}"}, r"`data.template` must name columns .*\{txt\}.*'text'.*`text`"),
+    ({"template": "{text!r}"}, r"got \{text!r\}"),
+    ({"template": "{text:>9}"}, r"got \{text:>9\}"),
+    ({"template": "{}"}, r"got \{\}"),
+    ({"template": "{text"}, r"`data.template` must have names of columns .*expected '}'"),
+    ({"template": "text"}, "`data.template` must name at least one column, got 'text'"),
+    ({"template": "{id}", "column": "text"}, r"`data.template` must use data.column, \{text\}"),
+    ({"template": "{list}"}, r"column 'list' .*got \['x'\] in line 1"),
+    ({"held_out": 2}, r"`data.held_out` must be less than the number of prompts, 2, got 2: lower"),
+    ({"held_out": 1, "limit": 1}, r"prompts, 1, got 1.*left out: 1 beyond data.limit"),
+    ({"max_tokens": 1}, r"`data.prompts` must have prompts.*all 2 .*2 longer than data.max_tokens"),
+    ({"min_tokens": 99}, r"2 shorter than data.min_tokens"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), WRONG_SETTINGS)
+def test_settings_that_do_not_fit_the_data(tmp_path, settings, message):
+    rows = [{"id": n, "text": f"film number {n}", "list": ["x"]} for n in range(2)]
+    path = written(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    with pytest.raises((ValueError, TypeError), match=message):
+        load(path, **settings)
+
+
+def test_settings_that_fit_no_data_are_reported_together():
+    wrong = loosely(
+        cut_tokens=(3, 2), min_tokens=5, max_tokens=4, prefixes=("a", " ", "a"), chat=True
+    )
+    with pytest.raises(ValueError) as caught:
+        load_prompts(wrong, TOKENIZER, seed=0)
+    for message in (
+        "`data.cut_tokens` must be (least, most) with 0 < least <= most, got (3, 2)",
+        "`data.min_tokens` must be <= data.max_tokens (4), got 5",
+        "`data.prefixes` must be texts, got ' '",
+        "`data.prefixes` must differ",
+        "`data.prefixes` must be empty for chats",
+    ):
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "package"),
+    [("datasets", "someone/reviews", "datasets"), ("pyarrow.parquet", "a.parquet", "pyarrow")],
+)
+def test_a_package_that_is_missing(tmp_path, monkeypatch, module, name, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "a.parquet", "PAR1")
+    with pytest.raises(ImportError, match=rf"`data.prompts` needs .*pip install {package}\."):
+        load(name)
+
+
+# Text for a pretraining loss
+
+
+def pretraining(tmp_path, texts=("a film", "", " ", "b", "the film was bad again"), **settings):
+    path = written(tmp_path / "a.json", json.dumps({"n": [0] * len(texts), "text": list(texts)}))
+    return PretrainingText(str(path), TOKENIZER, **{"tokens": 3, "seed": 0} | settings)
+
+
+def test_rows_are_cut_from_the_texts_joined_by_eos_each_once_a_turn(tmp_path):
+    ids = [
+        token
+        for text in ("a film", "b", "the film was bad again")
+        for token in [*tokens(text), TOKENIZER.eos_token_id]
+    ]
+    expected = sorted(ids[at : at + 3] for at in range(0, len(ids) - 2, 3))
+    rows = pretraining(tmp_path)
+    assert len(rows) == len(expected) > 2
+    for _ in range(3):
+        turn = rows(1) + rows(len(rows) - 1)
+        assert sorted(row.tolist() for row in turn) == expected
+        assert all(row.dtype == torch.int64 for row in turn)
+    assert len(rows(2 * len(rows) + 1)) == 2 * len(rows) + 1
+
+
+@properties
+@given(before=st.lists(st.integers(0, 30), max_size=4), seed=st.integers(0, 5))
+def test_rows_go_on_where_they_stopped(tmp_path_factory, before, seed):
+    folder = tmp_path_factory.mktemp("x")
+    texts = ["one text"] * 5 + ["another film"] * 5
+    rows, later = (pretraining(folder, texts, seed=seed) for _ in range(2))
+    for n in before:
+        rows(n)
+    later.load_state_dict(json.loads(json.dumps(rows.state_dict())))
+    assert torch.equal(torch.stack(rows(17)), torch.stack(later(17)))
+    assert rows.state_dict() == later.state_dict()
+
+
+def test_the_order_of_rows_follows_the_seed_and_the_turn(tmp_path):
+    texts = [str(n) for n in range(100)]
+    first, again, other = (pretraining(tmp_path, texts, seed=seed) for seed in (0, 0, 1))
+    size = len(first)
+    turns = [torch.stack(rows(size)) for rows in (first, again, other)]
+    assert torch.equal(turns[0], turns[1])
+    assert not torch.equal(turns[0], turns[2])
+    assert not torch.equal(turns[0], torch.stack(first(size)))
+
+
+def test_what_is_wrong_with_a_pretraining_text(tmp_path):
+    with pytest.raises(ValueError, match=r"`tokens` must be at most the 8 tokens .*got 1000"):
+        pretraining(tmp_path, texts=["b"] * 4 + [""], tokens=1000)
+    with pytest.raises(ValueError, match=r"`tokens` must be at most the 0 tokens"):
+        pretraining(tmp_path, texts=[""])
+    with pytest.raises(ValueError, match=r"`pretraining.tokens` must be a whole number > 0, got 0"):
+        pretraining(tmp_path, tokens=0, name="pretraining.text")
+    with pytest.raises(ValueError, match=r"`pretraining.column` must name a column, got 'm'"):
+        pretraining(tmp_path, column="m", name="pretraining.text")
+    with pytest.raises(TypeError, match=r"column 'n' of each row, got 0 in row 1"):
+        pretraining(tmp_path, column="n")
+    with pytest.raises(ValueError, match="without an EOS token"):
+        PretrainingText("a.txt", byte_level(eos_token=None), tokens=3, seed=0)
+    state = pretraining(tmp_path).state_dict()
+    with pytest.raises(ValueError, match=r"the state was saved with, but its seed is 1, not 0"):
+        pretraining(tmp_path, seed=1).load_state_dict(state)
+    with pytest.raises(ValueError, match="its checksum is"):
+        pretraining(tmp_path, texts=["a film", "c", "the film was bad again"]).load_state_dict(
+            state
+        )
+
+
+# Real reviews
+
+IMDB = SHARED / "data" / "imdb" / "train.jsonl.gz"
+
+
+def test_real_reviews_are_cut_as_in_2020(shared):
+    split = load(IMDB, cut_tokens=(2, 8), held_out=256)
+    assert len(split.held_out) == 256
+    assert len(split.train) > 20_000
+    assert split.left_out["not the same tokens when encoded again"] < 25
+    total = len(split.train) + 256 + sum(split.left_out.values())
+    assert total == 25_000
+    sizes = [len(row) for row in TOKENIZER(split.train, add_special_tokens=False)["input_ids"]]
+    assert set(sizes) == set(range(2, 9))
+    # Beginning to be equal at the first tokens is what short ones do.
+    assert sizes.count(8) == pytest.approx(25_000 / 7, rel=0.05)
+    with gzip.open(IMDB, "rt", encoding="utf-8") as lines:
+        beginnings = {json.loads(line)["text"][:200] for line in lines}
+    assert all(any(b.startswith(t) for b in beginnings) for t in split.held_out[:20])
+
+
+def test_real_sentences_without_a_header(shared):
+    path = SHARED / "data" / "sst2" / "dev.tsv"
+    with pytest.raises(ValueError, match=r"of cliches', '0', none of which"):
+        load(path)
+
+
+def test_rows_of_real_reviews(shared, tmp_path):
+    with gzip.open(IMDB, "rt", encoding="utf-8") as lines:
+        some = [line for line, _ in zip(lines, range(300), strict=False)]
+    path = written(tmp_path / "some.jsonl", "".join(some))
+    rows = PretrainingText(str(path), TOKENIZER, tokens=64, seed=0)
+    assert len(rows) > 1000
+    text = TOKENIZER.decode(torch.cat(rows(50)))
+    assert text.count("<|endoftext|>") > 3

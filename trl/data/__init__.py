@@ -1,0 +1,1 @@
+"""Rows: where prompts, answers and texts come from."""

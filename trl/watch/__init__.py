@@ -1,0 +1,1 @@
+"""What is seen of a run while it goes: symptoms in words, a live display, trackers, a profile."""
