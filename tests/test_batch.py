@@ -105,7 +105,7 @@ def recorded() -> Rollout:
     )
     return replace(
         rollout,
-        logprobs=-torch.rand(3, 5) * rollout.response_mask,
+        behaviour_logprobs=-torch.rand(3, 5) * rollout.response_mask,
         values=torch.rand(3, 5) * rollout.response_mask,
         group_ids=torch.tensor([0, 0, 1]),
         ended=torch.tensor([True, False, True]),
@@ -120,7 +120,7 @@ def test_select_takes_what_was_recorded_along():
     part = whole.select(torch.tensor([2, 1]))
     part.check()
     assert part.response_mask.tolist() == [[True, True, False], [True, False, True]]
-    assert torch.equal(part.logprobs, whole.logprobs[[2, 1], :3])
+    assert torch.equal(part.behaviour_logprobs, whole.behaviour_logprobs[[2, 1], :3])
     assert torch.equal(part.values, whole.values[[2, 1], :3])
     assert part.group_ids.tolist() == [1, 0]
     assert part.ended.tolist() == [True, False]
@@ -150,7 +150,10 @@ def test_save_and_load_give_the_same_rollout(whole, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"logprobs": torch.zeros(3, 4)}, r"`logprobs` .* \[3, 5\], got \[3, 4\]"),
+        (
+            {"behaviour_logprobs": torch.zeros(3, 4)},
+            r"`behaviour_logprobs` .* \[3, 5\], got \[3, 4\]",
+        ),
         ({"group_ids": torch.zeros(2)}, r"`group_ids` .* \[3\], got \[2\]"),
         ({"response_texts": ("a",)}, r"`response_texts` .* 3 rows, got 1"),
     ],
@@ -223,7 +226,7 @@ def test_a_rollout_is_shown_in_a_line():
     first = rollout.texts[0]
     assert repr(rollout) == (
         f"Rollout of 3: queries {list(rollout.queries.shape)}, responses "
-        f"{list(rollout.responses.shape)}, with logprobs, values, group_ids, ended; "
+        f"{list(rollout.responses.shape)}, with behaviour_logprobs, values, group_ids, ended; "
         f"first: {first!r}"
     )
     bare = Rollout.from_lists([torch.tensor([1, 2])], [torch.tensor([3])])
@@ -299,10 +302,17 @@ def test_concat_undoes_split(data):
         temperature=0.7,
         query_texts=tuple(f"q{row}" for row in range(rows)),
     )
-    rollout = replace(rollout, logprobs=-rollout.responses.float())
+    rollout = replace(rollout, behaviour_logprobs=-rollout.responses.float())
     cut = data.draw(st.integers(1, rows))
     joined = Rollout.concat(list(rollout.split(cut)))
-    for name in ("queries", "query_mask", "responses", "response_mask", "logprobs", "ended"):
+    for name in (
+        "queries",
+        "query_mask",
+        "responses",
+        "response_mask",
+        "behaviour_logprobs",
+        "ended",
+    ):
         assert torch.equal(getattr(joined, name), getattr(rollout, name)), name
     assert (joined.temperature, joined.query_texts) == (0.7, rollout.query_texts)
     assert joined.response_texts is None

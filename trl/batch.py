@@ -29,7 +29,7 @@ from trl.core import position_ids_from_mask
 
 TokenLists = Tensor | Sequence[Tensor]
 
-RECORDED = ("logprobs", "values", "group_ids", "ended")
+RECORDED = ("behaviour_logprobs", "values", "group_ids", "ended")
 """Tensors that a sampler may add to a rollout."""
 
 OF_EACH_ROW = ("query_texts", "response_texts", "query_messages")
@@ -52,7 +52,7 @@ class Rollout:
     are padding."""
 
     # What a sampler may add. None: not recorded.
-    logprobs: Tensor | None = None
+    behaviour_logprobs: Tensor | None = None
     """[B, R] float32, log π(token) at the temperature of sampling, over the whole vocabulary; 0
     outside the mask."""
     values: Tensor | None = None
@@ -142,7 +142,7 @@ class Rollout:
             raise ValueError("a Rollout must have at least one row, got none.")
         rows, width = self.responses.shape
         for name, tensor in self._tensors().items():
-            shape = [rows, width] if name in ("logprobs", "values") else [rows]
+            shape = [rows, width] if name in ("behaviour_logprobs", "values") else [rows]
             if name in RECORDED and list(tensor.shape) != shape:
                 raise ValueError(
                     f"`{name}` of a Rollout must have the shape {shape}, got {list(tensor.shape)}."
@@ -215,7 +215,7 @@ class Rollout:
         kept: dict[str, Any] = {name: tensor[rows] for name, tensor in self._tensors().items()}
         for name in ("queries", "query_mask"):
             kept[name] = kept[name][:, first:]
-        for name in ("responses", "response_mask", "logprobs", "values"):
+        for name in ("responses", "response_mask", "behaviour_logprobs", "values"):
             if name in kept:
                 kept[name] = kept[name][:, :last]
         if "trunk_states" in kept:
@@ -410,7 +410,7 @@ def _one_after_another(columns: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
 
 _JOINED: dict[str, Callable[[list[Any]], Any]] = {
     **dict.fromkeys(("queries", "query_mask"), partial(_side_by_side, left=True)),
-    **dict.fromkeys(("responses", "response_mask", "logprobs", "values"), _side_by_side),
+    **dict.fromkeys(("responses", "response_mask", "behaviour_logprobs", "values"), _side_by_side),
     "group_ids": _groups_apart,
     "ended": torch.cat,
     **dict.fromkeys(OF_EACH_ROW, _one_after_another),

@@ -331,7 +331,7 @@ class PPOTrainer:
 
     def before_update(self, rollout: Rollout) -> ResponseOutput:
         """Return what the policy gives before its first update: recorded, or computed now."""
-        logprobs, values = rollout.logprobs, rollout.values
+        logprobs, values = rollout.behaviour_logprobs, rollout.values
         if values is None and logprobs is not None and not self.algorithm.critic:
             values = torch.zeros_like(logprobs)  # nobody asks for them
         if logprobs is None or values is None or not self.config.reuse_recorded:
@@ -641,7 +641,7 @@ class PPOTrainer:
                 "The model is not a fixed function of its input: look for dropout that "
                 "`model.eval()` does not turn off, noise, or weights changed meanwhile. If the "
                 "rollout carries log-probs of another policy or temperature, set "
-                "reuse_recorded=False, or `logprobs` of the rollout to None."
+                "reuse_recorded=False, or `behaviour_logprobs` of the rollout to None."
             )
 
     # -- stats -----------------------------------------------------------------------------------

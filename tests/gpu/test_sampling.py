@@ -79,7 +79,7 @@ def test_texts_end_at_a_string_wherever_they_are_written(device):
 def test_queries_may_lie_anywhere(where, device):
     queries = [row.to(device if where == "the device" else where) for row in QUERIES]
     rollout = Sampler(max_new_tokens=4)(made("llama").to(device), queries)
-    assert rollout.queries.device.type == rollout.logprobs.device.type == device.type
+    assert rollout.queries.device.type == rollout.behaviour_logprobs.device.type == device.type
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
@@ -89,7 +89,7 @@ def test_what_was_recorded_is_what_a_pass_gives(family):
     with trainer.sampling():
         rollout = Sampler(max_new_tokens=10, eos_token_id=[4, 5, 6], group_size=2)(policy, QUERIES)
     fresh = trainer.forward_pass(trainer.policy, rollout, trainer.working)
-    torch.testing.assert_close(fresh.logprobs, rollout.logprobs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fresh.logprobs, rollout.behaviour_logprobs, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(fresh.values, rollout.values, rtol=1e-4, atol=1e-4)
 
 

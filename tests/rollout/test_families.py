@@ -58,18 +58,18 @@ def test_a_ragged_batch_is_right_in_every_family(family):
     assert batch_sizes[-1] < 6
     assert batch_sizes == sorted(batch_sizes[:1]) + sorted(batch_sizes[1:], reverse=True)
 
-    columns = rollout.logprobs, rollout.values, rollout.response_mask
+    columns = rollout.behaviour_logprobs, rollout.values, rollout.response_mask
     rows = zip(rollout.query_lists(), rollout.response_lists(), *columns, strict=True)
     for query, response, logprobs, values, mask in rows:
         with torch.no_grad():
             expected_logprobs, expected_values = fresh(model, query, response)
         torch.testing.assert_close(logprobs[mask], expected_logprobs, atol=1e-4, rtol=0)
         torch.testing.assert_close(values[mask], expected_values, atol=1e-4, rtol=0)
-    assert (rollout.logprobs[~rollout.response_mask] == 0).all()
+    assert (rollout.behaviour_logprobs[~rollout.response_mask] == 0).all()
     assert (rollout.values[~rollout.response_mask] == 0).all()
     # Neither flat (log 60 = 4.1) nor certain, which would hide errors.
-    assert 0.5 < -rollout.logprobs[rollout.response_mask].mean() < 3.7
-    assert rollout.logprobs[rollout.response_mask].std() > 0.3
+    assert 0.5 < -rollout.behaviour_logprobs[rollout.response_mask].mean() < 3.7
+    assert rollout.behaviour_logprobs[rollout.response_mask].std() > 0.3
 
     alone = Sampler(**settings)
     for row, response in enumerate(rollout.response_lists()):
@@ -85,7 +85,9 @@ def test_a_cache_that_cannot_select_rows_is_worked_around(monkeypatch):
     monkeypatch.delattr(Decoder, "select")
     rollout = Sampler(**settings)(model, QUERIES)
     assert torch.equal(rollout.responses, expected.responses)
-    torch.testing.assert_close(rollout.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        rollout.behaviour_logprobs, expected.behaviour_logprobs, atol=1e-5, rtol=0
+    )
 
 
 def test_adapters_do_not_hide_what_the_model_takes():
@@ -197,7 +199,9 @@ def test_caches_and_encoders_of_their_own_kind(family, selects):
         assert Decoder(model, torch.stack(queries), mask, 4).can_select == selects
     sampler = Sampler(max_new_tokens=(1, 9), temperature=TEMPERATURE, group_size=3)
     rollout = sampler(model, queries)
-    rows = zip(*(rollout.query_lists(), rollout.response_lists()), rollout.logprobs, strict=True)
+    rows = zip(
+        *(rollout.query_lists(), rollout.response_lists()), rollout.behaviour_logprobs, strict=True
+    )
     for query, response, logprobs in rows:
         with torch.no_grad():
             expected, _ = fresh(model, query, response)

@@ -76,7 +76,7 @@ def test_recorded_logprobs_are_those_of_the_whole_distribution(make_model):
     logprobs = logits[:, rollout.queries.shape[1] - 1 : -1].log_softmax(-1)
     mask = rollout.response_mask
     chosen = logprobs.gather(-1, rollout.responses[..., None])[..., 0]
-    torch.testing.assert_close(rollout.logprobs[mask], chosen[mask], atol=1e-4, rtol=0)
+    torch.testing.assert_close(rollout.behaviour_logprobs[mask], chosen[mask], atol=1e-4, rtol=0)
     # Each token is among the 5 likeliest, but for those that came in for a forbidden EOS.
     assert ((logprobs > chosen[..., None]).sum(-1)[mask] <= 5).all()
 
@@ -169,7 +169,9 @@ def test_rows_do_not_depend_on_their_neighbours(uniform_model, make_model, max_r
         assert max(sizes) == max_rows
         for name in ("queries", "responses", "response_mask", "ended", "group_ids"):
             assert torch.equal(getattr(cut, name), getattr(expected, name))
-        torch.testing.assert_close(cut.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            cut.behaviour_logprobs, expected.behaviour_logprobs, atol=1e-5, rtol=0
+        )
         torch.testing.assert_close(cut.values, expected.values, atol=1e-5, rtol=0)
 
 
@@ -184,7 +186,9 @@ def test_parts_are_the_rows_of_a_call(uniform_model, parts):
         joined = Rollout.concat(found)
         for name in ("queries", "responses", "response_mask", "ended", "group_ids"):
             assert torch.equal(getattr(joined, name), getattr(expected, name)), name
-        torch.testing.assert_close(joined.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            joined.behaviour_logprobs, expected.behaviour_logprobs, atol=1e-5, rtol=0
+        )
     assert whole.calls == split.calls == 2
 
 
@@ -244,7 +248,7 @@ def test_nan_is_found(make_model):
 
 def test_no_graph_is_kept(make_model):
     rollout = Sampler()(make_model(), QUERIES)
-    assert not rollout.logprobs.requires_grad
+    assert not rollout.behaviour_logprobs.requires_grad
     assert not rollout.values.requires_grad
 
 
@@ -325,7 +329,7 @@ def test_the_trainer_takes_a_rollout(make_model):
         rollout, torch.arange(4.0)
     )
     # Scored again by the trainer: the entropy estimate is minus the summed log-probs.
-    entropy = -rollout.logprobs.sum(1).mean().item()
+    entropy = -rollout.behaviour_logprobs.sum(1).mean().item()
     assert stats["objective/entropy"] == pytest.approx(entropy, abs=1e-4)
 
 

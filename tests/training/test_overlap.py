@@ -56,7 +56,14 @@ def test_parts_together_are_the_whole(group_size):
     torch.testing.assert_close(scores, expected(rollout))
     assert means == pytest.approx(expected.means)
     assert whole.texts == rollout.texts
-    for name in ("queries", "query_mask", "responses", "response_mask", "logprobs", "ended"):
+    for name in (
+        "queries",
+        "query_mask",
+        "responses",
+        "response_mask",
+        "behaviour_logprobs",
+        "ended",
+    ):
         assert torch.equal(getattr(whole, name), getattr(rollout, name)), name
 
 

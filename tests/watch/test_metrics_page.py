@@ -38,7 +38,7 @@ def written():
     sampler = Sampler(tokenizer(), max_new_tokens=6)
     loop = Loop(trainer, sampler, scorer, ["w3 w4", "w5"])
     row = loop.step()
-    stats = trainer.step(replace(loop.rollout, logprobs=None), torch.arange(8.0))
+    stats = trainer.step(replace(loop.rollout, behaviour_logprobs=None), torch.arange(8.0))
     return set(row) | set(stats)
 
 

@@ -17,6 +17,4 @@ def refuse(
         fix: What to do; nothing: left out.
         error: ValueError, TypeError or another exception that takes one text.
     """
-    raise error(
-        f"`{name}` must {rule}{f', got {got}' if got else ''}{f': {fix}' if fix else ''}."
-    )
+    raise error(f"`{name}` must {rule}{f', got {got}' if got else ''}{f': {fix}' if fix else ''}.")

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Targets(NamedTuple):
     """What the updates of a step work with, all [B, R] and without gradient."""
 
-    logprobs: Tensor
+    old_logprobs: Tensor
     """Of the weights before the first update."""
-    values: Tensor
+    old_values: Tensor
     """Likewise."""
     advantages: Tensor
     returns: Tensor | None = None
@@ -67,14 +67,14 @@ def objective(
     """
     policy_loss, ratio, clipped = algorithm.policy_loss(
         new.logprobs,
-        targets.logprobs,
+        targets.old_logprobs,
         targets.advantages,
         mask,
         cliprange=config.cliprange,
         cliprange_high=config.cliprange_high,
         dual_clip=config.dual_clip,
     )
-    log_ratio = new.logprobs - targets.logprobs
+    log_ratio = new.logprobs - targets.old_logprobs
     losses = {"loss/policy": policy_loss}
     columns = {
         "policy/entropy": new.entropy,
@@ -86,7 +86,7 @@ def objective(
     }
     if targets.returns is not None:
         losses["loss/value"], value_clipped = clipped_value_loss(
-            new.values, targets.values, targets.returns, cliprange_value=config.cliprange_value
+            new.values, targets.old_values, targets.returns, cliprange_value=config.cliprange_value
         )
         columns |= {
             "val/vpred": new.values,

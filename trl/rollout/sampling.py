@@ -136,7 +136,7 @@ class Record:
             query_mask,
             self.responses[:, :longest].masked_fill(~mask, 0),
             mask,
-            logprobs=logprobs,
+            behaviour_logprobs=logprobs,
             values=None if self.values is None else self.values[:, :longest].masked_fill(~mask, 0),
             ended=self.ended,
             **more,

@@ -337,7 +337,7 @@ class Profile:
             return {}
         trainer = self.trainer
         config = trainer.config
-        recorded = rollout.logprobs is not None and rollout.values is not None
+        recorded = rollout.behaviour_logprobs is not None and rollout.values is not None
         rows = config.update_size // trainer.accelerator.num_processes
         self._flops = iteration_flops(
             self.policy,
