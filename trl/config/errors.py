@@ -8,7 +8,7 @@ from typing import NoReturn
 def refuse(
     name: str, rule: str, got: str = "", fix: str = "", *, error: type[Exception] = ValueError
 ) -> NoReturn:
-    """Raise "`name` must RULE, got GOT: FIX."
+    """Raise an error in the words: `name` must RULE, got GOT: FIX.
 
     Args:
         name: The parameter or the path of the setting.
