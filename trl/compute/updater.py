@@ -15,9 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from trl.batch import ResponseOutput
@@ -32,6 +34,7 @@ from trl.compute.precision import (
 )
 from trl.compute.working_weights import WorkingWeights
 from trl.config import PPOConfig
+from trl.kernels.gradients import Gradients
 from trl.models.reference import Reference, ReferenceKind, make_reference
 from trl.models.response import ResponseModel
 from trl.optimization.adam import gradient_norm, make_adam, trainable_weights
@@ -58,43 +61,38 @@ def make_updater(
         keep_freed_memory()
     responder = ResponseModel(model, config.temperature)
     policy = accelerator.prepare_model(responder)
+    trainable = trainable_weights(model, optimizer)
+    optimizer = accelerator.prepare_optimizer(optimizer or make_adam(trainable, config))
     kind = OneProcess if policy is responder else ManyProcesses
-    return kind(responder, policy, config, optimizer, accelerator)
+    return kind(responder, policy, optimizer, accelerator, trainable)
 
 
+@dataclass(eq=False)
 class Updater:
     """What both kinds have in common.
 
     Attributes:
-        responder: The `ResponseModel` around the policy.
-        policy: What to call for a pass of it.
-        accelerator: Owns device, precision and processes.
+        reference: What the KL is measured against, see `make_reference`.
         precision: Of autocast. Kept here: the accelerators of a process share one state, which a
             later one may change.
-        optimizer: The optimiser.
-        reference: What the KL is measured against, see `make_reference`.
-        trainable: The weights that the step at hand trains, or the next.
+        gradients: Those of the step at hand.
     """
 
-    def __init__(
-        self,
-        responder: ResponseModel,
-        policy: nn.Module,
-        config: PPOConfig,
-        optimizer: torch.optim.Optimizer | None,
-        accelerator: Accelerator,
-    ) -> None:
-        self.responder, self.policy, self.accelerator = responder, policy, accelerator
-        self.model = responder.model
-        self.precision = accelerator.mixed_precision
+    responder: ResponseModel
+    """The one around the policy."""
+    policy: nn.Module
+    """What to call for a pass of it."""
+    optimizer: AcceleratedOptimizer
+    accelerator: Accelerator
+    """Owns device, precision and processes."""
+    trainable: list[nn.Parameter]
+    """The weights that the step at hand trains, or the next."""
+
+    def __post_init__(self) -> None:
+        self.model = self.responder.model
+        self.precision = self.accelerator.mixed_precision
         self._low = LOW_PRECISION.get(self.precision)
         self._working = WorkingWeights(self.model, self._low)
-        self.trainable = trainable_weights(self.model, optimizer)
-        self.optimizer = accelerator.prepare_optimizer(
-            optimizer or make_adam(self.trainable, config)
-        )
-        self.reference: Reference | None = None
-        self._at_rest: Sequence[nn.Parameter] = ()
         self._sampling = self._stepped = False
 
     def make_reference(self, ref_model: nn.Module | ReferenceKind | None) -> Reference | None:
@@ -153,6 +151,10 @@ class Updater:
         trainable = trainable_weights(self.model, self.optimizer)
         self.trainable = [weight for weight in trainable if weight not in rest]
 
+    def start(self) -> None:
+        """Begin an update: gradients count from zero."""
+        self.gradients.start()
+
     def one_pass(self, last: bool) -> AbstractContextManager[None]:
         """Return a context for a pass forward and backward; `last` of its update or not."""
         return nullcontext()
@@ -161,6 +163,10 @@ class Updater:
         """Add the gradient of a pass, given its share of the loss and what the policy gave."""
         # Processes average their gradients, and each holds its share of one mean.
         self.accelerator.backward(loss * self.accelerator.num_processes)
+
+    def finish(self) -> None:
+        """End the passes of an update: the gradient is whole."""
+        self.gradients.finish()
 
     def clip(self, most: float | None) -> float:
         """Clip the gradient to a norm of `most`, None: do not; return its norm before."""
@@ -180,9 +186,8 @@ class Updater:
 
     def end(self) -> None:
         """End an update, whether it was applied or not."""
-        scaler = self.accelerator.scaler  # of fp16; None at other precisions
-        if scaler is not None and not self._stepped:
-            scaler.update()  # or it would refuse to unscale the next gradient
+        if self.skips_overflow and not self._stepped:
+            self.accelerator.scaler.update()  # or it would refuse to unscale the next gradient
         self._stepped = False
 
 
@@ -193,11 +198,9 @@ class ManyProcesses(Updater):
     def for_step(self, at_rest: Sequence[nn.Parameter]) -> Iterator[None]:
         """Train all but `at_rest` inside. Its gradient is waited for, and dropped."""
         self._settle(at_rest)
-        yield
-
-    def start(self) -> None:
-        """Begin an update: gradients count from zero."""
-        self.policy.zero_grad()  # what an interrupted step, or the caller, may have left
+        self.gradients = Gradients([], [], self.model.parameters())
+        with self.gradients.collect():
+            yield
 
     def one_pass(self, last: bool) -> AbstractContextManager[None]:
         """Processes exchange gradients in the last pass of an update."""
@@ -210,14 +213,9 @@ class ManyProcesses(Updater):
         super().backward(loss, output)
 
     def finish(self) -> None:
-        """End the passes of an update."""
+        """End the passes of an update: what is at rest has no gradient."""
         for weight in self._at_rest:
             weight.grad = None
-
-    def end(self) -> None:
-        """End an update, whether it was applied or not."""
-        super().end()
-        self.policy.zero_grad()
 
 
 class OneProcess(Updater):
@@ -227,32 +225,21 @@ class OneProcess(Updater):
     def for_step(self, at_rest: Sequence[nn.Parameter]) -> Iterator[None]:
         """Train all but `at_rest` inside, which requires no gradient there."""
         frozen = [weight for weight in at_rest if weight.requires_grad]
-        can_stay_low = self.accelerator.scaler is None and can_update_in_pieces(
-            self.optimizer.optimizer
-        )
+        keep_low = not self.skips_overflow and can_update_in_pieces(self.optimizer.optimizer)
         try:
             for weight in frozen:
                 weight.requires_grad_(False)
             self._settle(at_rest)
+            received = self._working.weights
             with (
-                kept_gradients(
-                    self.model, self.trainable, self._working.weights, keep_low=can_stay_low
-                ) as self.gradients,
+                kept_gradients(self.model, self.trainable, received, keep_low=keep_low) as kept,
                 self._working.in_use(),
             ):
-                self._working.gradients = self.gradients
+                self.gradients = self._working.gradients = kept
                 yield
         finally:
             for weight in frozen:
                 weight.requires_grad_(True)
-
-    def start(self) -> None:
-        """Begin an update: gradients count from zero."""
-        self.gradients.start()
-
-    def finish(self) -> None:
-        """End the passes of an update."""
-        self.gradients.finish()
 
     def clip(self, most: float | None) -> float:
         """Clip the gradient; what is in low precision waits for `apply`."""

@@ -47,19 +47,15 @@ class QuickKernels:
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Use the quick kernels in the passes inside, where they are quick."""
-        if self._plain.device.type != "cpu":  # the model was moved after it was tried out
-            yield
-            return
-        own = self._config._attn_implementation
         with ExitStack() as stack:
-            for gelu in self._gelus:
-                stack.enter_context(instead(gelu, partial(F.gelu, approximate="tanh")))
-            try:
+            if self._plain.device.type == "cpu":  # or the model was moved after it was tried out
+                for gelu in self._gelus:
+                    stack.enter_context(instead(gelu, partial(F.gelu, approximate="tanh")))
                 if self._attention:
+                    before = self._config._attn_implementation
+                    stack.callback(setattr, self._config, "_attn_implementation", before)
                     self._config._attn_implementation = SHORT_ATTENTION
-                yield
-            finally:
-                self._config._attn_implementation = own
+            yield
 
 
 def short_attention(
