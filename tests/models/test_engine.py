@@ -526,3 +526,21 @@ def test_gradients_are_handed_over_in_any_thread():
 
     trainer.accelerator.backward = elsewhere
     assert changes_of_a_step(trainer)["pretrained_model.model.layers.0.mlp.up_proj.weight"] > 0
+
+
+@pytest.mark.parametrize("settings", [{"value_warmup_steps": 1}, {"algorithm": "reinforce++"}])
+def test_what_rests_in_a_step_stays_as_it_is(settings):
+    """One process asks for no gradient of it; many wait for one, and drop it."""
+    torch.manual_seed(0)
+    plain, quick = policy_of("gpt2"), policy_of("gpt2")
+    quick.load_state_dict(plain.state_dict())
+    changes = []
+    for policy, is_quick in ((plain, False), (quick, True)):
+        trainer = trainer_of(policy, quick=is_quick, precision="fp32", **settings)
+        changes.append(changes_of_a_step(trainer))
+        assert all(weight.requires_grad for weight in policy.parameters())
+    heads_move = "value_warmup_steps" in settings
+    for found in changes:
+        for name, change in found.items():
+            assert (change > 0) == (name.startswith("v_head") == heads_move), name
+    assert changes[0] == pytest.approx(changes[1], rel=1e-3, abs=1e-6)
