@@ -93,18 +93,6 @@ def test_closure_and_missing_gradients() -> None:
     assert unused.item() == 1
 
 
-def test_settings_are_checked() -> None:
-    parameters = [torch.zeros(1, requires_grad=True)]
-    with pytest.raises(ValueError, match="`lr` must be >= 0, got -1"):
-        TensorFlowAdam(parameters, lr=-1)
-    with pytest.raises(ValueError, match=r"`betas` must be >= 0 and < 1, got \(0.9, 1.0\)"):
-        TensorFlowAdam(parameters, betas=(0.9, 1.0))
-    with pytest.raises(ValueError, match="`eps` must be > 0, got 0"):
-        TensorFlowAdam(parameters, eps=0)
-    with pytest.raises(ValueError, match="`params` must be float32 or float64, got torch.bfloat16"):
-        TensorFlowAdam([torch.zeros(1, dtype=torch.bfloat16, requires_grad=True)])
-
-
 def test_linear_decay() -> None:
     assert [linear_decay(step, 4) for step in range(6)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
     with pytest.raises(ValueError, match="`total_steps` must be > 0, got 0"):

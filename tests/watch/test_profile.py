@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import trl
+import trl.ppo
 from tests.conftest import ragged
 from tests.families import tiny_model
 from tests.models.policies import lora_config
@@ -92,7 +93,7 @@ def scripted(monkeypatch):
         script(trainer, "loss", 16)
         script(trainer.accelerator, "backward", 32)
         script(trainer, "_apply", 64)
-        script(trainer, "statistics", 128)
+        script(trl.ppo, "step_statistics", 128)
 
     return apply
 

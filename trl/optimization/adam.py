@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trl.config import PPOConfig
+from trl.config.errors import refuse
 
 
 def trainable_weights(
@@ -19,15 +20,12 @@ def trainable_weights(
     Raises:
         ValueError: if there are none.
     """
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    if optimizer is not None:
-        owned = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-        weights = [weight for weight in weights if id(weight) in owned]
+    groups = optimizer.param_groups if optimizer is not None else [{"params": model.parameters()}]
+    owned = {weight for group in groups for weight in group["params"]}
+    weights = [weight for weight in model.parameters() if weight.requires_grad and weight in owned]
     if not weights:
-        raise ValueError(
-            "`model` must have weights to train, but none has requires_grad=True"
-            + (" and is in `optimizer`." if optimizer is not None else ".")
-        )
+        also = "" if optimizer is None else " and is in `optimizer`"
+        refuse("model", f"have weights to train, but none has requires_grad=True{also}")
     return weights
 
 
@@ -78,36 +76,12 @@ class TensorFlowAdam(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-5,
     ) -> None:
-        if not lr >= 0:
-            raise ValueError(f"`lr` must be >= 0, got {lr}.")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"`betas` must be >= 0 and < 1, got {betas}.")
-        if not eps > 0:
-            raise ValueError(f"`eps` must be > 0, got {eps}.")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Take in a group of parameters, which must be float32 or float64."""
-        super().add_param_group(param_group)
-        for parameter in self.param_groups[-1]["params"]:
-            if parameter.dtype not in (torch.float32, torch.float64):
-                raise ValueError(
-                    f"`params` must be float32 or float64, got {parameter.dtype}: small updates "
-                    "vanish in half precision. Keep float32 weights and use autocast."
-                )
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every parameter that has a gradient; returns what `closure` returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from trl.config import PPOConfig
+from trl.config.errors import refuse
 from trl.optimization.advantages import discounted_returns, gae, group_normalize, leave_one_out
 from trl.optimization.losses import (
     cispo_loss,
@@ -107,7 +108,7 @@ def _of_responses(
 ) -> Advantages:
     """Give every token of a response what `compare` makes of the sums of the rewards [B]."""
     if group_ids is None:
-        raise ValueError("`group_ids` must say which responses answer the same query, got None.")
+        refuse("group_ids", "say which responses answer the same query", "None")
     totals = rewards.masked_fill(~mask, 0.0).sum(1)
     return Advantages(compare(totals, group_ids)[:, None] * mask, None)
 
@@ -115,41 +116,27 @@ def _of_responses(
 # --- policy losses and averages, by their names in `PPOConfig` ------------------------------------
 
 
-def _clip(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, **ranges: Any) -> Any:
-    return clipped_policy_loss(logprobs, old, advantages, **ranges)
+POLICY_LOSSES: dict[str, PolicyLoss] = {
+    "clip": lambda logprobs, old, advantages, mask, **ranges: clipped_policy_loss(
+        logprobs, old, advantages, **ranges
+    ),
+    "gspo": gspo_loss,
+    "cispo": lambda logprobs, old, advantages, mask, dual_clip, **ranges: cispo_loss(
+        logprobs, old, advantages, **ranges
+    ),
+}
+"""What `PPOConfig.policy_loss` may name."""
 
-
-def _cispo(
-    logprobs: Tensor,
-    old: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    cliprange: float,
-    cliprange_high: float | None,
-    dual_clip: None,
-) -> Any:
-    return cispo_loss(logprobs, old, advantages, cliprange=cliprange, cliprange_high=cliprange_high)
-
-
-def _token(x: Tensor, mask: Tensor, counts: Counts) -> Tensor:
-    return token_mean(x, mask, counts.tokens)
-
-
-def _sequence(x: Tensor, mask: Tensor, counts: Counts) -> Tensor:
-    return sequence_mean(x, mask, counts.responses)
-
-
-def _sequence_sum(x: Tensor, mask: Tensor, counts: Counts) -> Tensor:
-    return sequence_sum(x, mask, counts.responses)
+AGGREGATES: dict[str, Aggregate] = {
+    "token": lambda x, mask, counts: token_mean(x, mask, counts.tokens),
+    "sequence": lambda x, mask, counts: sequence_mean(x, mask, counts.responses),
+    "sequence_sum": lambda x, mask, counts: sequence_sum(x, mask, counts.responses),
+}
+"""What `PPOConfig.aggregate` may name, beside "constant", which has a length."""
 
 
 def _constant(x: Tensor, mask: Tensor, counts: Counts, *, length: int) -> Tensor:
     return constant_norm(x, mask, counts.responses, length=length)
-
-
-POLICY_LOSSES: dict[str, PolicyLoss] = {"clip": _clip, "gspo": gspo_loss, "cispo": _cispo}
-"""What `PPOConfig.policy_loss` may name."""
 
 
 # --- algorithms ---------------------------------------------------------------------------------
@@ -170,9 +157,9 @@ class Algorithm:
     """Whether the estimate needs several responses to each query."""
     whiten: bool = False
     """Whether advantages are whitened over the batch of all processes."""
-    policy_loss: PolicyLoss = _clip
+    policy_loss: PolicyLoss = POLICY_LOSSES["clip"]
     """Per-token loss of the policy."""
-    aggregate: Aggregate = _token
+    aggregate: Aggregate = AGGREGATES["token"]
     """How the losses of tokens are averaged."""
     kl_in: Literal["reward", "loss"] = "reward"
     """Where the penalty for the KL to the reference stands."""
@@ -180,10 +167,12 @@ class Algorithm:
 
 ALGORITHMS: dict[str, Algorithm] = {
     "ppo": Algorithm(estimate_gae, critic=True, whiten=True),
-    "rloo": Algorithm(estimate_leave_one_out, groups=True, aggregate=_sequence_sum),
-    "grpo": Algorithm(estimate_group_normalized, groups=True, aggregate=_sequence, kl_in="loss"),
+    "rloo": Algorithm(estimate_leave_one_out, groups=True, aggregate=AGGREGATES["sequence_sum"]),
+    "grpo": Algorithm(
+        estimate_group_normalized, groups=True, aggregate=AGGREGATES["sequence"], kl_in="loss"
+    ),
     "dr_grpo": Algorithm(
-        estimate_group_centred, groups=True, aggregate=_sequence_sum, kl_in="loss"
+        estimate_group_centred, groups=True, aggregate=AGGREGATES["sequence_sum"], kl_in="loss"
     ),
     "reinforce++": Algorithm(estimate_returns, whiten=True),
 }
@@ -197,13 +186,10 @@ def compose(config: PPOConfig) -> Algorithm:
         changes["kl_in"] = config.kl_in
     if config.policy_loss is not None:
         changes["policy_loss"] = POLICY_LOSSES[config.policy_loss]
-    if config.aggregate is not None:
-        changes["aggregate"] = {
-            "token": _token,
-            "sequence": _sequence,
-            "sequence_sum": _sequence_sum,
-            "constant": partial(_constant, length=config.aggregate_length or 1),
-        }[config.aggregate]
+    if config.aggregate == "constant":
+        changes["aggregate"] = partial(_constant, length=config.aggregate_length or 1)
+    elif config.aggregate is not None:
+        changes["aggregate"] = AGGREGATES[config.aggregate]
     return replace(ALGORITHMS[config.algorithm], **changes)
 
 

@@ -30,24 +30,20 @@ class LowGradient(NamedTuple):
 
 def can_update_in_pieces(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether `update_in_pieces` does what `optimizer.step` would, seen from outside too."""
-    return (
-        type(optimizer) is torch.optim.Adam
-        and not any(
-            (
-                optimizer._optimizer_step_pre_hooks,
-                optimizer._optimizer_step_post_hooks,
-                _global_optimizer_pre_hooks,
-                _global_optimizer_post_hooks,
-            )
-        )
-        and all(
-            group["fused"]
-            and not group["amsgrad"]
-            and not group["capturable"]
-            and not group.get("decoupled_weight_decay")
-            and all(weight.device.type == "cpu" for weight in group["params"])
-            for group in optimizer.param_groups
-        )
+    hooks = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    )
+    if type(optimizer) is not torch.optim.Adam or any(hooks):
+        return False
+    otherwise = ("amsgrad", "capturable", "decoupled_weight_decay")
+    return all(
+        group["fused"]
+        and not any(group.get(name) for name in otherwise)
+        and all(weight.device.type == "cpu" for weight in group["params"])
+        for group in optimizer.param_groups
     )
 
 
