@@ -36,7 +36,8 @@ from trl import config as settings
 from trl.compute.precision import make_accelerator
 from trl.config import SettingsError, closest
 from trl.config.recipe import Recipe
-from trl.data.prompts import PretrainingText, load_prompts
+from trl.data.pretraining import PretrainingText
+from trl.data.prompts import load_prompts
 from trl.evaluation.control import ControlScorer
 from trl.evaluation.scores import pairs_of
 from trl.evaluation.weighted_sum import WeightedSum
@@ -275,19 +276,8 @@ class Run:
         """Of earlier sessions."""
 
     def _pretraining(self, seed: int) -> PretrainingText | None:
-        source = self.recipe.pretraining
-        if source.text is None:
-            return None
-        return PretrainingText(
-            source.text,
-            self.tokenizer,
-            column=source.column,
-            subset=source.subset,
-            split=source.split,
-            tokens=source.tokens,
-            seed=seed,
-            name="pretraining.text",
-        )
+        settings = self.recipe.pretraining
+        return PretrainingText(settings, self.tokenizer, seed=seed) if settings.text else None
 
     # -- the run ---------------------------------------------------------------------------------
 

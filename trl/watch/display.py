@@ -15,7 +15,6 @@ import importlib.util
 import math
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
@@ -70,8 +69,8 @@ class Display:
             console = Console()
             if not console.is_terminal and not console.is_jupyter:
                 console.width = LOG_WIDTH
-        self.steps, self.first_step, self.quiet = steps, first_step, quiet
-        self.console = console
+        console.quiet = console.quiet or quiet
+        self.steps, self.first_step, self.console = steps, first_step, console
         self.live: Live | None = None
         self._figures: dict[str, float] = {}
         self._step = first_step
@@ -92,7 +91,7 @@ class Display:
         self._started = time.perf_counter()
         # The bar's estimate counts the steps of this session only.
         self._task = self._bar.add_task("", total=self.steps, completed=self.first_step)
-        if not self.quiet and _is_live(self.console):
+        if not self.console.quiet and _is_live(self.console):
             self.live = Live(
                 console=self.console,
                 get_renderable=self._picture,
@@ -102,12 +101,7 @@ class Display:
             self.live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.live is not None:
             self.live.stop()
             self.live = None
@@ -122,7 +116,7 @@ class Display:
             if isinstance(value, (int, float)) and math.isfinite(value):
                 self._figures[name] = float(value)
         self._bar.update(self._task, completed=self._step)
-        if self.quiet or self.live is not None or not advanced:
+        if self.live is not None or not advanced:
             return
         every = max(1, (self.steps - self.first_step) // LOG_LINES)
         done = self._step - self.first_step
@@ -144,35 +138,27 @@ class Display:
     def finding(self, finding: Finding) -> None:
         """Show what a diagnosis has found, above the bar."""
         title = Text(f"step {finding.step}: {finding.name.replace('_', ' ')}")
-        self._print(Panel(Text(_plain_lines(str(finding))), title=title, border_style="yellow"))
+        self.console.print(Panel(Text(_readable(str(finding))), title=title, border_style="yellow"))
 
     def note(self, text: str) -> None:
         """Show a line of text, above the bar."""
-        self._print(Text(_plain_lines(text)))
-
-    def _print(self, what: Any, **how: Any) -> None:
-        if not self.quiet:
-            self.console.print(what, **how)
+        self.console.print(Text(_readable(text)))
 
     def _print_line(self, done: int) -> None:
         left = (time.perf_counter() - self._started) / done * (self.steps - self._step)
         line = f"step {self._step}/{self.steps} · {self._line()} · {left:.0f} s left"
-        self._print(Text(line), soft_wrap=True)  # one line in a log, however long
+        self.console.print(Text(line), soft_wrap=True)  # one line in a log, however long
         if self._waiting is not None:
-            self._print(self._waiting)
+            self.console.print(self._waiting)
             self._waiting = None
 
     def _line(self) -> str:
-        shown = [
-            form.format(self._figures[name]) for name, form in FIGURES if name in self._figures
-        ]
-        return " · ".join(shown)
+        known = self._figures
+        return " · ".join(form.format(known[name]) for name, form in FIGURES if name in known)
 
     def _picture(self) -> Group:
-        parts: list[Any] = [self._bar, Text(self._line())]
-        if self._shown is not None:
-            parts.append(self._shown)
-        return Group(*parts)
+        parts = [self._bar, Text(self._line()), self._shown]
+        return Group(*(part for part in parts if part is not None))
 
 
 def _is_live(console: Console) -> bool:
@@ -188,12 +174,11 @@ def _plain(text: str) -> str:
     return line if len(line) <= SAMPLE_CHARACTERS else line[: SAMPLE_CHARACTERS - 1] + "…"
 
 
-def _plain_lines(text: str) -> str:
-    return "\n".join(_readable(line) for line in text.splitlines())
-
-
 def _readable(text: str) -> str:
+    """Return a text without characters that are not for reading; its lines stay."""
     return "".join(
-        character if character.isprintable() else " " if character.isspace() else "�"
+        character
+        if character.isprintable() or character == "\n"
+        else (" " if character.isspace() else "�")
         for character in text
     )

@@ -19,6 +19,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ from trl.batch import Rollout
 from trl.compute.precision import LOW_PRECISION
 from trl.models.trunk import decoder_layers
 from trl.ppo import PPOTrainer
+from trl.watch.markdown import markdown_table
 
 PHASES = {
     "generation": "generation",
@@ -246,18 +248,16 @@ class Measured:
     total: float = 0.0
     tokens: int = 0
     """Response tokens."""
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-    flops: dict[str, float] = field(default_factory=dict)
+    seconds: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(PHASES, 0.0)))
+    flops: Counter[str] = field(default_factory=Counter)
 
     def add(self, total: float, tokens: int, seconds: Mapping[str, float], flops: Any) -> None:
         """Add a step; what no phase has taken is `other`."""
         self.steps += 1
         self.total += total
         self.tokens += tokens
-        for name, value in {**seconds, "other": total - sum(seconds.values())}.items():
-            self.seconds[name] += value
-        for name, value in flops.items():
-            self.flops[name] = self.flops.get(name, 0.0) + value
+        self.seconds.update({**seconds, "other": total - sum(seconds.values())})
+        self.flops.update(flops)
 
 
 class Profile:
@@ -287,7 +287,7 @@ class Profile:
         self.reference = self._reference_weights()
         self.steps = 0
         self.measured = {kind: Measured() for kind in ("warm-up", "traced", "timed")}
-        self._seconds: dict[str, float] = {}
+        self._seconds: Counter[str] = Counter()
         self._flops: dict[str, float] = {}
         self._tokens = 0
 
@@ -296,18 +296,16 @@ class Profile:
         """Measure the step that runs inside; one that fails leaves no trace."""
         number = self.steps + 1
         kind = "warm-up" if number == WARM_UP else "traced" if number in TRACED else "timed"
-        self._seconds, self._flops, self._tokens = {}, {}, 0
+        self._seconds, self._flops, self._tokens = Counter(), {}, 0
         self.trainer.clock.around = self.phase
         try:
-            with self._tracer() if kind == "traced" else nullcontext() as tracer:
-                _wait(self.device)
-                started = time.perf_counter()
+            traces = self._tracer() if kind == "traced" else nullcontext()
+            with traces as tracer, self._timed("step"):
                 yield
-                _wait(self.device)
-                total = time.perf_counter() - started
         finally:
             self.trainer.clock.around = nullcontext
         self.steps = number
+        total = self._seconds.pop("step")
         self.measured[kind].add(total, self._tokens, self._seconds, self._flops)
         if tracer is not None:
             tracer.export_chrome_trace(str(self.folder / f"trace-step-{number}.json.gz"))
@@ -316,13 +314,16 @@ class Profile:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the seconds spent inside to a phase, and give them its name in the trace."""
-        with record_function(f"trl: {PHASES[name]}"):
-            _wait(self.device)
-            started = time.perf_counter()
+        with record_function(f"trl: {PHASES[name]}"), self._timed(name):
             yield
-            _wait(self.device)
-            seconds = time.perf_counter() - started
-        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        _wait(self.device)
+        started = time.perf_counter()
+        yield
+        _wait(self.device)
+        self._seconds[name] += time.perf_counter() - started
 
     def count(self, rollout: Rollout, updates: float, seconds: float) -> dict[str, float]:
         """Count the work of the step that runs, and return `machine_share` if it can be counted.
@@ -336,29 +337,28 @@ class Profile:
         if self.policy is None or self.reference is None:
             return {}
         trainer = self.trainer
-        config = trainer.config
         recorded = rollout.behaviour_logprobs is not None and rollout.values is not None
-        rows = config.update_size // trainer.accelerator.num_processes
+        rows = trainer.config.update_size // trainer.accelerator.num_processes
         self._flops = iteration_flops(
             self.policy,
             Tokens.of(rollout),
             reference=self.reference,
-            scored=not (recorded and config.reuse_recorded),
+            scored=not (recorded and trainer.config.reuse_recorded),
             epochs=updates / math.ceil(len(rollout) / rows),
             shared_trunk=trainer.updater.responder.trunk is not None,
         )
-        return {"machine_share": sum(self._flops.values()) / seconds / self.peak}
+        return self._machine_share(sum(self._flops.values()), seconds)
 
     def summary(self) -> dict[str, Any]:
         """Return what profile.json holds, of the best steps there are."""
         kind = next(kind for kind in ("timed", "traced", "warm-up") if self.measured[kind].steps)
         found = self.measured[kind]
-        phases = {}
-        for name, seconds in found.seconds.items():
-            phases[name] = {"seconds": seconds, "share": seconds / found.total}
-            if found.flops.get(name) and seconds:
-                phases[name]["machine_share"] = found.flops[name] / seconds / self.peak
-        summary = {
+        phases = {
+            name: {"seconds": seconds, "share": seconds / found.total}
+            | self._machine_share(found.flops[name], seconds)
+            for name, seconds in found.seconds.items()
+        }
+        return {
             "steps": found.steps,
             "kind": kind,
             "seconds": found.total,
@@ -369,11 +369,11 @@ class Profile:
             "threads": torch.get_num_threads(),
             "precision": self.trainer.precision.replace("no", "fp32"),
             "torch": torch.__version__,
-        }
-        if found.flops:
-            share = sum(found.flops.values()) / found.total / self.peak
-            summary["machine_share"] = share
-        return summary
+        } | self._machine_share(sum(found.flops.values()), found.total)
+
+    def _machine_share(self, flops: float, seconds: float) -> dict[str, float]:
+        """Return the share of the peak that was used, nothing where nothing was counted."""
+        return {"machine_share": flops / seconds / self.peak} if flops and seconds else {}
 
     def _reference_weights(self) -> Weights | None:
         """Return those of the reference's pass, none of anything without a reference."""
@@ -382,9 +382,8 @@ class Profile:
             return Weights()
         if reference.model is not None:
             return count_weights(reference.model)
-        if reference.kind == "shared-trunk" and self.policy is not None:
-            return self.policy.above_trunk()
-        return self.policy
+        shared = reference.kind == "shared-trunk" and self.policy is not None
+        return self.policy.above_trunk() if shared else self.policy
 
     def _tracer(self) -> torch.profiler.profile:
         on_gpu = self.device.type == "cuda"
@@ -407,24 +406,18 @@ KINDS = {
 def profile_markdown(summary: Mapping[str, Any]) -> str:
     """Return the table of profile.md, given what profile.json holds."""
     steps = summary["steps"]
-    lines = [
-        "# Where the time went",
-        "",
-        f"{steps} step{'s' if steps > 1 else ''}, {summary['seconds'] / steps:.3f} s each"
-        f"{KINDS[summary['kind']]}.",
-        f"{summary['tokens_per_second']:,.0f} response tokens per second; {summary['device']}, "
-        f"{summary['precision']}, {summary['threads']} thread(s), at best "
-        f"{summary['peak_flops_per_second'] / 1e9:,.0f} GFLOP/s.",
-        "",
-        "| phase | seconds per step | share of the time | share of the machine |",
-        "|---|---:|---:|---:|",
-    ]
-    whole = {"seconds": summary["seconds"], "share": 1.0}
-    if "machine_share" in summary:
-        whole["machine_share"] = summary["machine_share"]
-    rows = [(PHASES[name], phase) for name, phase in summary["phases"].items()]
-    for label, phase in [*rows, ("**all**", whole)]:
+    rows = []
+    for name, phase in {**summary["phases"], "all": {**summary, "share": 1.0}}.items():
         machine = f"{phase['machine_share']:.1%}" if "machine_share" in phase else ""
-        seconds = phase["seconds"] / steps
-        lines.append(f"| {label} | {seconds:.4f} | {phase['share']:.1%} | {machine} |")
-    return "\n".join(lines) + "\n"
+        seconds, share = f"{phase['seconds'] / steps:.4f}", f"{phase['share']:.1%}"
+        rows.append([PHASES.get(name, "**all**"), seconds, share, machine])
+    names = ["phase", "seconds per step", "share of the time", "share of the machine"]
+    return f"""# Where the time went
+
+{steps} step{"s" if steps > 1 else ""}, {summary["seconds"] / steps:.3f} s each\
+{KINDS[summary["kind"]]}.
+{summary["tokens_per_second"]:,.0f} response tokens per second; {summary["device"]}, \
+{summary["precision"]}, {summary["threads"]} thread(s), at best \
+{summary["peak_flops_per_second"] / 1e9:,.0f} GFLOP/s.
+
+{markdown_table(names, rows, numbers=True)}"""
