@@ -248,7 +248,6 @@ def _read(path: Path, number: int, name: str) -> Run:
         words = line["name"], line["seen"], line["causes"], line["fix"]
         found.setdefault(line["name"], RunWarning(*words, [])).steps.append(line["step"])
     run.warnings = list(found.values())
-    run.notes += _not_finite(run.metrics)
     if run.pairs and len(run.pairs) < len(run.samples[min(run.samples)]):
         run.notes.append(
             f"samples.jsonl: {len(run.pairs)} of {len(run.samples[min(run.samples)])} held-out "
@@ -309,20 +308,6 @@ def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             "with a step."
         )
     return rows
-
-
-def _not_finite(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """Name the figures that were a number in some rows and none in others."""
-    notes = []
-    for key in dict.fromkeys(key for row in rows for key in row):
-        there = [row for row in rows if key in row]
-        broken = [row for row in there if not math.isfinite(row[key])]
-        if 0 < len(broken) < len(there):
-            notes.append(
-                f"metrics.jsonl: {key} is not a finite number in {len(broken)} of {len(there)} "
-                f"rows (first at step {broken[0]['step']:.0f})."
-            )
-    return notes
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
