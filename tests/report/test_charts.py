@@ -5,20 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.run_folders import make_run, write_lines
-from trl.report.charts import (
-    DASHES,
-    SERIES,
-    Chart,
-    Curve,
-    Panel,
-    charts_of,
-    draw,
-    histogram,
-    series,
-    thin,
-)
+from trl.report.charts import Chart, Curve, Panel, charts_of, histogram, series, thin
+from trl.report.drawing import DASHES, SERIES, draw
 from trl.report.run import read_runs
-from trl.report.svg import inline
 
 nan = math.nan
 
@@ -105,7 +94,7 @@ def test_a_coefficient_that_stays_is_said_and_not_drawn(tmp_path):
     )
     charts, _ = charts_by_slug(tmp_path)
     assert len(charts["kl"].panels) == 1
-    assert "The KL coefficient is 0.052 throughout." in charts["kl"].note
+    assert "Coefficient: 0.052 throughout." in charts["kl"].note
 
 
 def test_thirty_runs_differ_in_colour_or_line():
@@ -118,11 +107,12 @@ def test_what_is_hard_to_draw_is_drawn(tmp_path, values, kind):
     curve = Curve(
         "_$x^2$ \x1b 😀 שלום", 0, 0, [float(i) for i in range(len(values))], values, kind=kind
     )
-    chart = Chart("one", "One", "", [Panel("$ <b> \x00", [curve], floor=0)], [curve])
-    svg, places = draw(chart, ["run"], tmp_path / "one.png")
+    chart = Chart("one", 'One "a"', "<b>", [Panel("$ <b> \x00", floor=0, curves=[curve])])
+    element, places = draw(chart, tmp_path / "one.png", always_legend=True)
     assert (tmp_path / "one.png").stat().st_size > 3_000
-    element = inline(svg, prefix="one", label="a <b>", colours={SERIES[0]: "var(--s0)"})
     assert "var(--s0)" in element
+    assert SERIES[0] not in element
+    assert """aria-label='One "a". &lt;b&gt;'""" in element
     assert "$ &lt;b&gt;" in element
     left, right, low, high = places[0]["x"]
     assert 0 < left < right <= 4.4 * 72
@@ -132,8 +122,9 @@ def test_what_is_hard_to_draw_is_drawn(tmp_path, values, kind):
 def test_a_point_alone_gets_a_mark(tmp_path):
     def marks(values):
         curve = Curve("c", 0, 0, list(range(len(values))), values)
-        svg, _ = draw(Chart("c", "C", "", [Panel("u", [curve])]), ["r"], tmp_path / "c.png")
-        runs = svg[svg.index('id="run0') :]
+        chart = Chart("c", "C", "", [Panel("u", curves=[curve])])
+        svg, _ = draw(chart, tmp_path / "c.png")
+        runs = svg[svg.index('class="run0') :]
         return runs.count("<use")
 
     assert marks([1.0]) == marks([nan, 1.0, nan]) == 1
@@ -143,8 +134,8 @@ def test_a_point_alone_gets_a_mark(tmp_path):
 
 def test_places_lead_from_figures_to_pixels(tmp_path):
     curve = Curve("c", 0, 0, [0.0, 10.0], [0.0, 1.0], kind="points")
-    svg, places = draw(Chart("c", "C", "", [Panel("u", [curve])]), ["r"], tmp_path / "c.png")
-    element = inline(svg, prefix="c", label="", colours={})
+    chart = Chart("c", "C", "", [Panel("u", curves=[curve])])
+    element, places = draw(chart, tmp_path / "c.png")
     left, right, low, high = places[0]["x"]
     bottom, top, under, over = places[0]["y"]
     x = left + (10 - low) / (high - low) * (right - left)

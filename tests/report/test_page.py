@@ -1,4 +1,3 @@
-import html
 import io
 import json
 import re
@@ -10,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests.training.run_folders import ENTROPY, HOSTILE, KL_NEGATIVE, make_run, write_lines
-from trl.report import compare, compare_markdown, write_report
+from trl.report import compare, write_report
 from trl.report.page import visible
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -311,20 +310,23 @@ def test_comparison_in_the_terminal(folders):
     assert "ppo.batch_size" not in text
 
 
+def rows_of(table):
+    return list(zip(*(column.cells for column in table.columns), strict=True))
+
+
 def test_the_best_run_is_marked_where_rewards_compare(folders, tmp_path):
     better = make_run(tmp_path / "better", gain=4)
-    markdown = compare_markdown([folders[0], better])
-    (row,) = re.findall(r"^\| mean reward \|.*$", markdown, re.MULTILINE)
-    assert re.fullmatch(r"\| mean reward \| \+2\.\d\d \| \*\*\+3\.\d\d\*\* \|", row)
+    (mean,) = (
+        row for row in rows_of(compare([folders[0], better])) if row[0].plain == "mean reward"
+    )
+    assert [re.fullmatch(r"\+[23]\.\d\d", cell.plain) is not None for cell in mean] == [
+        False,
+        True,
+        True,
+    ]
+    assert [str(cell.style) for cell in mean[1:]] == ["", "bold green"]
     other = make_run(tmp_path / "other", gain=4, scorers=("other",))
-    assert "**" not in compare_markdown([folders[0], other])  # another reward
+    rows = rows_of(compare([folders[0], other]))  # another reward
+    assert all(str(cell.style) == "" for row in rows for cell in row)
     assert "★" in (write_report([folders[0], better], tmp_path)).read_text()
     assert 'class="best"' in (tmp_path / "report.html").read_text()
-
-
-def test_markdown_keeps_its_columns(tmp_path):
-    run = make_run(tmp_path / "a|b <i>_x_", steps=2)
-    lines = compare_markdown([run]).splitlines()
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {3}
-    assert lines[0] == "| | a\\|b &lt;i>\\_x\\_ |"
-    assert html.unescape(lines[0]).endswith("<i>\\_x\\_ |")

@@ -31,7 +31,7 @@ def test_before_and_after_side_by_side():
         {"step": 5, "held_out/reward/mean": 1.5, "held_out/reward/positive_probability": 0.9125},
     ]
     samples, figures = map(shown, before_after_tables(run))
-    for part in ("[red]bad[/red] really", "-1.23", "a good one", "+1.50"):
+    for part in ("[red]bad[/red] really", "−1.23", "a good one", "+1.50"):
         assert part in samples
     for part in ("mean reward", "−1.25", "+1.50", "0.250", "0.912"):
         assert part in figures

@@ -14,8 +14,9 @@ from tests.training.test_loop import tokenizer
 from trl.batch import Rollout
 from trl.config import PPOConfig, recipe
 from trl.rollout import Sampler
-from trl.watch import diagnosis
-from trl.watch.diagnosis import CHECKS, Diagnosis, Finding
+from trl.watch import symptoms
+from trl.watch.diagnosis import Diagnosis, Finding
+from trl.watch.symptoms import SYMPTOMS
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
 HEALTHY = {
@@ -125,11 +126,13 @@ TROUBLE = {
         {"response/length": 20.0 + step, "reward/mean": 0.05 * step} for step in range(31)
     ],
 }
-NEEDS_TEXTS = {"repeated_text", "no_group_signal"}
+TRIED_BELOW = {"repeated_text", "no_group_signal", "not_a_number"}
 
 
 def test_trouble_of_every_kind_is_tried_out():
-    assert set(TROUBLE) | NEEDS_TEXTS == set(CHECKS)
+    assert set(TROUBLE) | TRIED_BELOW == {each.name for each in SYMPTOMS if not each.at_start}
+    assert len({each.name for each in SYMPTOMS}) == len(SYMPTOMS)
+    assert {name for each in SYMPTOMS for name in each.explained_by} <= set(TROUBLE)
 
 
 @pytest.mark.parametrize("name", TROUBLE)
@@ -308,7 +311,7 @@ def test_a_generation_config_that_cuts_is_named():
     policy.generation_config = GenerationConfig(top_k=20, top_p=0.8, do_sample=True, min_length=3)
     (finding,) = at_start(policy=policy).values()
     assert finding.name == "generation_config_cuts"
-    assert "top_k=20, top_p=0.8, min_length=3" in finding.seen
+    assert "top_p=0.8, top_k=20, min_length=3" in finding.seen
     assert finding.step == 0
 
 
@@ -337,9 +340,10 @@ def test_a_controller_that_cannot_move_is_named():
 # --- findings and state -------------------------------------------------------------------------
 
 
-def test_a_finding_goes_through_json():
+def test_a_finding_is_a_line_of_json_and_a_text():
     finding = Finding("a", 3, "seen", ("one", "two"), "fix")
-    assert Finding.from_row(json.loads(json.dumps(finding.row()))) == finding
+    row = {"name": "a", "step": 3, "seen": "seen", "causes": ["one", "two"], "fix": "fix"}
+    assert json.loads(json.dumps(finding.row())) == row
     assert str(finding) == "seen\nUsual causes:\n  1. one\n  2. two\nWhat to do: fix"
 
 
@@ -380,7 +384,7 @@ def test_every_setting_that_is_named_exists():
         for name, cls in sections.items()
         for field in dataclasses.fields(cls)
     }
-    texts = [Path(diagnosis.__file__), Path(__file__).parents[2] / "docs" / "metrics.md"]
+    texts = [Path(symptoms.__file__), Path(__file__).parents[2] / "docs" / "metrics.md"]
     named = {
         path
         for text in texts

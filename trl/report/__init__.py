@@ -7,15 +7,13 @@ Everything here is made from plain Python values or from the files of a run, so 
 made again at any time, also while the run goes on.
 """
 
-from trl.report.before_after import before_after_tables
-from trl.report.comparison import compare, compare_markdown
 from trl.report.page import write_report
 from trl.report.run import read_runs
+from trl.report.tables import before_after_tables, compare
 
 __all__ = [
     "before_after_tables",
     "compare",
-    "compare_markdown",
     "read_runs",
     "write_report",
 ]

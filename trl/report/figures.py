@@ -1,9 +1,9 @@
-"""Names and forms of the held-out figures, and tables that set runs side by side."""
+"""Names and forms of the held-out figures, and what of several runs is compared."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from trl.report.run import Run
@@ -24,9 +24,7 @@ NOT_A_SETTING = ("out", "tracking.name", "profile", "quiet")
 
 def figure_name(key: str) -> str:
     """What a held-out figure is called in a table."""
-    if key in NAMES:
-        return NAMES[key]
-    return f"reward: {key.removeprefix('reward/')}" if key.startswith("reward/") else key
+    return NAMES.get(key, key.replace("reward/", "reward: "))
 
 
 def figure_keys(runs: Sequence[Run]) -> list[str]:
@@ -51,10 +49,8 @@ def shown(key: str, value: float | None, *, change: bool = False) -> str:
     sign = "+" if change or (key.startswith("reward/") and key != "reward/std") else ""
     decimals = 3 if key.endswith("_probability") else {"kl": 1, "length": 1}.get(key, 2)
     if abs(value) >= 1e6 or 0 < abs(value) < 0.5 * 10**-decimals:
-        text = f"{value:{sign}.2g}"
-    else:
-        text = f"{value + 0.0:{sign},.{decimals}f}"
-    return text.replace("-", "−")
+        return f"{value:{sign}.2g}".replace("-", "−")
+    return f"{value + 0.0:{sign},.{decimals}f}".replace("-", "−")
 
 
 def duration(seconds: float) -> str:
@@ -62,28 +58,14 @@ def duration(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def setting(value: Any) -> str:
     """A setting as text, as it stands in the recipe."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "true" if value else "false"
     if isinstance(value, list):
         return ", ".join(map(setting, value)) or "none"
-    return str(value)
-
-
-def state(run: Run) -> str:
-    """How far a run has come."""
-    if run.finished:
-        return f"{run.last_step or run.summary.get('steps', 0)} steps"
-    of = f" of {run.total_steps}" if run.total_steps else ""
-    return f"{run.last_step}{of} steps, not finished"
+    return {"None": "none", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
 def settings_side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
@@ -98,11 +80,13 @@ def settings_side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str], boo
 
 def settings_that_differ(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """The settings that make one run another than the next; where they write is none of them."""
-    return [
-        (key, values)
-        for key, values, differ in settings_side_by_side(runs)
-        if differ and key not in NOT_A_SETTING
-    ]
+    rows = settings_side_by_side(runs)
+    return [(key, values) for key, values, differ in rows if differ and key not in NOT_A_SETTING]
+
+
+def rewards_differ(runs: Sequence[Run]) -> bool:
+    """Whether the runs, as far as their recipes tell, are scored by different rewards."""
+    return any(key.startswith("reward") for key, _ in settings_that_differ(runs))
 
 
 def best_of(key: str, runs: Sequence[Run], values: Sequence[float | None]) -> set[int]:
@@ -114,25 +98,3 @@ def best_of(key: str, runs: Sequence[Run], values: Sequence[float | None]) -> se
     if key not in MORE_IS_BETTER or len(set(there)) < 2 or rewards_differ(runs):
         return set()
     return {number for number, value in enumerate(values) if value == max(there)}
-
-
-def rewards_differ(runs: Sequence[Run]) -> bool:
-    """Whether the runs, as far as their recipes tell, are scored by different rewards."""
-    return any(
-        key.startswith("reward.") or key == "reward" for key, _ in settings_that_differ(runs)
-    )
-
-
-def best_evaluation(run: Run) -> tuple[int, float] | None:
-    """Step and mean reward of the evaluation with the highest reward."""
-    rewards = [
-        (step, figures["reward/mean"])
-        for step, figures in run.evaluations
-        if "reward/mean" in figures
-    ]
-    return max(rewards, key=lambda entry: entry[1]) if rewards else None
-
-
-def last_figures(run: Run) -> Mapping[str, float]:
-    """The held-out figures of the last evaluation, be it the first."""
-    return run.after or run.before

@@ -6,28 +6,26 @@ import base64
 import hashlib
 import json
 import math
+import re
 import statistics
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import trl
-from trl.report import charts as drawing
+from trl.report.charts import Chart, Curve, charts_of
+from trl.report.drawing import SERIES, draw, swatch
 from trl.report.figures import (
     best_of,
     duration,
     figure_keys,
     figure_name,
-    last_figures,
     rewards_differ,
     settings_side_by_side,
     settings_that_differ,
     shown,
-    state,
 )
 from trl.report.run import Run, Sample, read_runs
-from trl.report.svg import inline
 from trl.report.words import BEYOND_CHANCE, MovedWord, marked, moved_words
 
 OPEN_SAMPLES = 6
@@ -37,15 +35,8 @@ LONGEST_TEXT = 1_500
 LISTED_WORDS = 12
 """Words listed on each side."""
 
-COLOURS = {
-    drawing.INK: "var(--ink)",
-    drawing.FAINT: "var(--faint)",
-    drawing.GRID: "var(--grid)",
-    drawing.PAPER: "var(--card)",
-} | {colour: f"var(--s{number})" for number, colour in enumerate(drawing.SERIES)}
-
-BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x061C, 0x200E, 0x200F}
-"""Signs that turn the direction of what follows."""
+UNSEEN = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+"""Control characters, and those that turn the direction of what follows."""
 
 
 def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
@@ -59,12 +50,23 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     Returns:
         The HTML file. It holds all it needs, and can be sent as it is.
     """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     read = read_runs(runs)
     out = Path(out)
     page = out if out.suffix == ".html" else out / "report.html"
     page.parent.mkdir(parents=True, exist_ok=True)
-    pictures = page.with_suffix("")
-    html = _environment().get_template("report.html.jinja").render(_content(read, pictures))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=visible,
+    )
+    environment.filters |= {"duration": duration, "swatch": _swatch_of}
+    content = _content(read, page.with_suffix(""))
+    html = environment.get_template("report.html.jinja").render(content)
     page.write_bytes(html.encode("utf-8"))
     return page
 
@@ -77,135 +79,55 @@ def visible(text: Any) -> Any:
     """
     if not isinstance(text, str) or hasattr(text, "__html__"):
         return text
-    return "".join(_visible_sign(sign) for sign in text)
-
-
-def _visible_sign(sign: str) -> str:
-    category = unicodedata.category(sign)
-    if category == "Cs":
-        return "\N{REPLACEMENT CHARACTER}"
-    if (category == "Cc" and sign not in "\n\t") or ord(sign) in BIDI:
-        return f"‹U+{ord(sign):04X}›"
-    return sign
-
-
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=visible,
-    )
+    text = re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+    return re.sub(UNSEEN, lambda sign: f"‹U+{ord(sign.group()):04X}›", text)
 
 
 def _content(runs: Sequence[Run], pictures: Path) -> dict[str, Any]:
     script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8")
-    digest = hashlib.sha256(script.encode()).digest()
-    charts, missing = drawing.charts_of(runs)
+    charts, missing = charts_of(runs)
     words = [_words(run) for run in runs]
     return {
         "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
         "version": trl.__version__,
         "script": script,
-        "script_hash": base64.b64encode(digest).decode(),
-        "runs": [_about(run, number) for number, run in enumerate(runs)],
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "runs": runs,
         "figures": _figures(runs),
+        "rewards_differ": rewards_differ(runs),
         "paired": [sentence for run in runs if (sentence := _paired(run, len(runs) > 1))],
         "charts": [_chart(chart, runs, pictures) for chart in charts],
         "pictures": pictures.name,
         "missing": missing,
-        "words": [
-            {"run": run.name, "number": number, **listed}
-            for number, (run, listed) in enumerate(zip(runs, words, strict=True))
-            if listed["compared"]
-        ],
-        "samples": _samples(runs, [listed["marks"] for listed in words]),
+        "words": [(run, sides) for run, sides in zip(runs, words, strict=True) if run.pairs],
+        "chance": BEYOND_CHANCE,
+        "samples": _samples(runs, [{e.word: e for e in up + down} for up, down in words]),
         "open_samples": OPEN_SAMPLES,
         "differ": settings_that_differ(runs) if len(runs) > 1 else [],
         "settings": settings_side_by_side(runs),
     }
 
 
-def _about(run: Run, number: int) -> dict[str, Any]:
-    seconds = run.seconds
-    return {
-        "name": run.name,
-        "number": number,
-        "swatch": _swatch(number),
-        "path": str(run.path),
-        "finished": run.finished,
-        "algorithm": run.algorithm,
-        "model": run.model,
-        "state": state(run),
-        "version": (run.summary.get("versions") or {}).get("trl"),
-        "time": None if seconds is None else duration(seconds),
-        "time_is_whole": run.finished,
-        "warnings": [
-            {
-                "name": warning.name.replace("_", " "),
-                "when": _when(warning.steps),
-                "seen": warning.seen,
-                "causes": warning.causes,
-                "fix": warning.fix,
-            }
-            for warning in run.warnings
-        ],
-        "notes": run.notes,
-    }
-
-
-def _when(steps: Sequence[int]) -> str:
-    steps = sorted(set(steps))
-    if len(steps) == 1:
-        return f"step {steps[0]}"
-    return f"{len(steps)} times, steps {steps[0]} to {steps[-1]}"
-
-
-def _swatch(style: int, kind: str = "line") -> dict[str, Any]:
-    dash = drawing.DASHES[style % len(drawing.DASHES)]
-    return {
-        "colour": f"var(--s{style % len(drawing.SERIES)})",
-        "dash": " ".join(f"{1.5 * length:g}" for length in dash) or "none",
-        "kind": kind,
-    }
+def _swatch_of(run: Run) -> dict[str, str]:
+    return swatch(Curve(run.name, run.number, run.number, [], []))
 
 
 # --- held-out figures -----------------------------------------------------------------------------
 
 
-def _figures(runs: Sequence[Run]) -> dict[str, Any]:
+def _figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The table of the held-out figures: a row for each, before → after in each run."""
     rows = []
     for key in figure_keys(runs):
-        best = best_of(key, runs, [last_figures(run).get(key) for run in runs])
+        best = best_of(key, runs, [(run.after or run.before).get(key) for run in runs])
         cells = []
-        for number, run in enumerate(runs):
-            before, after = run.before.get(key), run.after.get(key)
-            both = before is not None and after is not None
-            cells.append(
-                {
-                    "before": shown(key, before),
-                    "after": shown(key, after),
-                    "change": shown(key, after - before, change=True) if both else "–",
-                    "best": number in best,
-                }
-            )
+        for run in runs:
+            before, after = run.before.get(key, math.nan), run.after.get(key, math.nan)
+            change = shown(key, after - before, change=True)
+            texts = {"before": shown(key, before), "after": shown(key, after), "change": change}
+            cells.append(texts | {"best": run.number in best})
         rows.append({"name": figure_name(key), "cells": cells})
-    steps = {
-        number: (run.evaluations[0][0], run.evaluations[-1][0])
-        for number, run in enumerate(runs)
-        if run.evaluations
-    }
-    return {
-        "rows": rows,
-        "steps": steps,
-        "has_after": any(run.after for run in runs),
-        "rewards_differ": rewards_differ(runs),
-    }
+    return rows
 
 
 def _paired(run: Run, with_name: bool) -> str | None:
@@ -219,52 +141,41 @@ def _paired(run: Run, with_name: bool) -> str | None:
         return None
     mean = statistics.fmean(changes)
     margin = 1.96 * statistics.stdev(changes) / math.sqrt(len(changes))
-    higher = sum(change > 0 for change in changes)
-    beginning = f"{run.name}: prompt" if with_name else "Prompt"
+    change, low, high = (shown("reward/mean", x) for x in (mean, mean - margin, mean + margin))
     return (
-        f"{beginning} by prompt the reward changed by {shown('reward/mean', mean)} on average "
-        f"(95 % interval {shown('reward/mean', mean - margin)} to "
-        f"{shown('reward/mean', mean + margin)}); it is higher than before on {higher} of "
-        f"{len(changes)} prompts."
+        f"{f'{run.name}: prompt' if with_name else 'Prompt'} by prompt the reward changed by "
+        f"{change} on average (95 % interval {low} to {high}); it is higher than before on "
+        f"{sum(change > 0 for change in changes)} of {len(changes)} prompts."
     )
 
 
 # --- charts ---------------------------------------------------------------------------------------
 
 
-def _chart(chart: drawing.Chart, runs: Sequence[Run], pictures: Path) -> dict[str, Any]:
-    names = [run.name for run in runs]
-    svg, places = drawing.draw(chart, names, pictures / f"{chart.slug}.png")
-    hover = [
-        place
-        | {
-            "step": panel.x_label == "step",
-            "curves": [
-                {
-                    "name": curve.label,
-                    "run": curve.run,
-                    "colour": curve.style % len(drawing.SERIES),
-                    "x": [_short(value) for value in curve.x],
-                    "y": [_short(value) for value in curve.y],
-                }
-                for curve in panel.curves
-                if curve.kind in ("line", "points", "area")
-            ],
-        }
-        for place, panel in zip(places, chart.panels, strict=True)
-        if panel.x_label != ""
-    ]
-    label = f"{chart.title}. {chart.note}"
+def _chart(chart: Chart, runs: Sequence[Run], pictures: Path) -> dict[str, Any]:
+    png = pictures / f"{chart.slug}.png"
+    svg, places = draw(chart, png, always_legend=len(runs) > 1)
+    hover = []
+    for place, panel in zip(places, chart.panels, strict=True):
+        curves = [
+            {
+                "name": curve.label,
+                "run": curve.run,
+                "colour": curve.style % len(SERIES),
+                "x": [_short(value) for value in curve.x],
+                "y": [_short(value) for value in curve.y],
+            }
+            for curve in panel.curves
+            if curve.kind != "stairs"
+        ]
+        if curves:
+            hover.append(place | {"step": chart.x_label == "step", "curves": curves})
+    names = {run.name for run in runs}
     return {
-        "slug": chart.slug,
-        "title": chart.title,
-        "note": chart.note,
-        "svg": inline(svg, prefix=chart.slug, label=label, colours=COLOURS),
-        "hover": json.dumps([panel for panel in hover if panel["curves"]], separators=(",", ":")),
-        "legend": [
-            {"label": curve.label, "swatch": _swatch(curve.style, curve.kind)}
-            for curve in chart.legend
-        ],
+        "chart": chart,
+        "svg": visible(svg),
+        "hover": json.dumps(hover, separators=(",", ":")),
+        "legend": [(c.label, swatch(c)) for c in chart.legend if c.label not in names],
     }
 
 
@@ -272,122 +183,75 @@ def _short(value: float) -> float | int | None:
     """Four significant digits, enough to be read off; None for NaN."""
     if not math.isfinite(value):
         return None
-    short = float(f"{value:.4g}")
-    return int(value) if value == int(value) and abs(value) < 2**53 else short
+    return int(value) if value == int(value) and abs(value) < 2**53 else float(f"{value:.4g}")
 
 
 # --- words and samples ----------------------------------------------------------------------------
 
 
-def _words(run: Run) -> dict[str, Any]:
-    """The words that moved most, up and down, and those to mark in the samples."""
-    pairs = run.pairs
-    moved = moved_words(
-        (before.response for before, _ in pairs), (after.response for _, after in pairs)
-    )
-    up = [entry for entry in moved if entry.z > BEYOND_CHANCE][:LISTED_WORDS]
-    down = [entry for entry in reversed(moved) if entry.z < -BEYOND_CHANCE][:LISTED_WORDS]
-    widest = max((abs(entry.z) for entry in up + down), default=1.0)
-    return {
-        "compared": len(pairs),
-        "marks": {entry.word: entry for entry in up + down},
-        "sides": [
-            {"title": "more often", "kind": "up", "words": _listed(up, widest)},
-            {"title": "less often", "kind": "down", "words": _listed(down, widest)},
-        ],
-        "chance": BEYOND_CHANCE,
-    }
-
-
-def _listed(entries: Sequence[MovedWord], widest: float) -> list[dict[str, Any]]:
-    return [
-        {
-            "word": entry.word,
-            "before": entry.before,
-            "after": entry.after,
-            "z": f"{entry.z:+.1f}".replace("-", "−"),
-            "share": round(100 * abs(entry.z) / widest),
-        }
-        for entry in entries
-    ]
+def _words(run: Run) -> tuple[list[MovedWord], list[MovedWord]]:
+    """The words that moved most, up and down."""
+    before, after = ([pair[side].response for pair in run.pairs] for side in (0, 1))
+    moved = moved_words(before, after)
+    up = [entry for entry in moved if entry.z > BEYOND_CHANCE]
+    down = [entry for entry in reversed(moved) if entry.z < -BEYOND_CHANCE]
+    return up[:LISTED_WORDS], down[:LISTED_WORDS]
 
 
 def _samples(runs: Sequence[Run], marks: Sequence[Mapping[str, MovedWord]]) -> list[dict[str, Any]]:
     """Blocks of samples: one for all runs if their prompts are the same, else one for each."""
-    most = OPEN_SAMPLES + FOLDED_SAMPLES
-    with_samples = [number for number, run in enumerate(runs) if run.samples]
-    shown_pairs = {number: _shown_pairs(runs[number])[:most] for number in with_samples}
-    prompts = {tuple(before.prompt for before, _ in pairs) for pairs in shown_pairs.values()}
+    pairs: dict[int, list[tuple[Sample, Sample | None]]] = {}
+    for run in runs:
+        if run.samples:  # of a single evaluation there is a before only
+            only = [(sample, None) for sample in run.samples[min(run.samples)]]
+            pairs[run.number] = [*(run.pairs or only)][: OPEN_SAMPLES + FOLDED_SAMPLES]
+    prompts = {tuple(before.prompt for before, _ in listed) for listed in pairs.values()}
+    groups = [list(pairs)] if len(prompts) == 1 else [[number] for number in pairs]
     blocks = []
-    if len(with_samples) > 1 and len(prompts) == 1:
+    for group in groups:
+        first, alone = runs[group[0]], len(group) == 1
         rows = []
-        for row in range(len(prompts.pop())):
-            first = with_samples[0]
-            cells = [_cell("before", shown_pairs[first][row][0], marks[first])]
-            cells += [
-                _cell(runs[n].name, after, marks[n], n)
-                for n in with_samples
-                if (after := shown_pairs[n][row][1]) is not None
-            ]
-            rows.append({"prompt": _cut(shown_pairs[first][row][0].prompt), "cells": cells})
-        return [{"run": None, "number": 0, "rows": rows, "before_of": runs[with_samples[0]].name}]
-    for number in with_samples:
-        steps = sorted(runs[number].samples)
-        rows = []
-        for before, after in shown_pairs[number]:
-            cells = [_cell(_at("before", steps[0]), before, marks[number])]
-            if after is not None:
-                cells.append(_cell(_at("after", steps[-1]), after, marks[number]))
+        for row in zip(*(pairs[number] for number in group), strict=True):
+            before = row[0][0]
+            step = min(first.samples)
+            label = f"before, step {step}" if alone and step else "before"
+            cells = [_cell(label, before, marks[first.number])]
+            for number, (_, after) in zip(group, row, strict=True):
+                label = f"after, step {max(first.samples)}" if alone else runs[number].name
+                if after is not None:
+                    cells.append(
+                        _cell(label, after, marks[number], None if alone else runs[number])
+                    )
             rows.append({"prompt": _cut(before.prompt), "cells": cells})
-        name = runs[number].name if len(runs) > 1 else None
-        blocks.append({"run": name, "number": number, "rows": rows, "before_of": None})
+        blocks.append({"first": first, "alone": alone, "rows": rows})
     return blocks
 
 
-def _at(side: str, step: int) -> str:
-    return side if side == "before" and step == 0 else f"{side}, step {step}"
-
-
-def _shown_pairs(run: Run) -> list[tuple[Sample, Sample | None]]:
-    """The first and last responses; the first alone where there was but one evaluation."""
-    if run.pairs:
-        return list(run.pairs)
-    return [(sample, None) for sample in run.samples[min(run.samples)]]
-
-
 def _cell(
-    label: str, sample: Sample, marks: Mapping[str, MovedWord], run: int | None = None
+    label: str, sample: Sample, marks: Mapping[str, MovedWord], run: Run | None = None
 ) -> dict[str, Any]:
     text, cut = _cut(sample.response)
-    return {
-        "label": label,
-        "swatch": None if run is None else _swatch(run),
-        "pieces": [
-            {"text": piece, "kind": None if entry is None else "up" if entry.z > 0 else "down"}
-            for piece, entry in marked(text, marks)
-        ],
-        "cut": cut,
-        "reward": None if sample.reward is None else shown("reward/mean", sample.reward),
-        "facts": _facts(sample),
-    }
-
-
-def _cut(text: str) -> tuple[str, str | None]:
-    """The beginning of a text, and how many characters are left out, if any."""
-    left_out = len(text) - LONGEST_TEXT
-    return (text, None) if left_out <= 0 else (text[:LONGEST_TEXT], f"{left_out:,}")
-
-
-def _facts(sample: Sample) -> str:
-    facts = [
-        f"{name[:40]} {shown('reward/part', value)}"
-        for name, value in sample.parts.items()
-        if len(sample.parts) > 1
-    ]
+    several = sample.parts if len(sample.parts) > 1 else {}
+    facts = [f"{name[:40]} {shown('reward/part', value)}" for name, value in several.items()]
     if sample.kl is not None:
         facts.append(f"KL {shown('kl', sample.kl)}")
     if sample.length is not None:
         facts.append(f"{sample.length:.0f} tokens")
     if sample.ended:
         facts.append("ended by itself")
-    return " · ".join(facts)
+    return {
+        "label": label,
+        "run": run,
+        "pieces": [
+            (text, word and ("up" if word.z > 0 else "down")) for text, word in marked(text, marks)
+        ],
+        "cut": cut,
+        "reward": None if sample.reward is None else shown("reward/mean", sample.reward),
+        "facts": " · ".join(facts),
+    }
+
+
+def _cut(text: str) -> tuple[str, str | None]:
+    """The beginning of a text, and how many characters are left out, if any."""
+    left_out = len(text) - LONGEST_TEXT
+    return text[:LONGEST_TEXT], f"{left_out:,}" if left_out > 0 else None

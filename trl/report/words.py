@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from trl.config.errors import refuse
+
 BEYOND_CHANCE = 1.96
 """|z| that a word which did not move exceeds one time in twenty."""
 
@@ -49,7 +51,7 @@ def moved_words(
         Every word, the one with the largest z first; equal ones in the order of the alphabet.
     """
     if not prior > 0:
-        raise ValueError(f"`prior` must be > 0, got {prior}.")
+        refuse("prior", "be > 0", str(prior))
     counts_before = Counter(word for text in before for word in words(text))
     counts_after = Counter(word for text in after for word in words(text))
     total_before, total_after = counts_before.total(), counts_after.total()

@@ -1,0 +1,585 @@
+"""What a diagnosis looks for: each symptom is one object, made of the check below its words.
+
+    @symptom(
+        "What is seen: {some} of it.",
+        "The most frequent cause.",
+        "Another one.",
+        fix="What to set.",
+        explained_by=("other",),
+    )
+    def name_of_it(run: History) -> Seen:
+        '''Where its threshold comes from.'''
+        values = run.last("some/figure", 3)
+        return {"some": values[-1]} if values and min(values) > 7 else None
+
+A threshold is chosen such that a healthy run does not reach it by chance: a mean is compared with
+its own noise, and a state must last for some steps. Findings come in the order of this file.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+from trl.config import PPOConfig
+
+KEPT = 40
+"""Values of each figure that are kept: the longest window below, and some to spare."""
+REWARD_STEPS = 5
+"""Batches whose mean reward is compared with the best such mean."""
+SURE = 3.0
+"""Standard errors by which a mean must lie beyond a bound, so that it is not noise."""
+ESSENTIAL = ("reward/mean", "ppo/loss/total", "ppo/grad_norm", "ppo/policy/approxkl")
+"""Figures that are never NaN; others may not be measured in some settings."""
+
+
+@dataclass
+class History:
+    """What is known of a run: its settings, and of each figure the first and the last values."""
+
+    config: PPOConfig
+    precision: str = "no"
+    compares_groups: bool = False
+    must_end: bool = False
+    generation_config: Any = None
+    """This and the next two: of the policy, and what writes the responses; known at the start."""
+    tokenizer: Any = None
+    sampler: Any = None
+    steps: int = 0
+    first: dict[str, float] = field(default_factory=dict)
+    best_reward: float | None = None
+    """The highest mean of `REWARD_STEPS` batches, or the first batch."""
+    kept: dict[str, list[float]] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+    """Figures of the last step that should be numbers and are not."""
+
+    def add(self, figures: Mapping[str, float]) -> None:
+        """Take in the figures of a step."""
+        self.steps += 1
+        self.broken = []
+        for name, value in figures.items():
+            if math.isfinite(value):
+                self.first.setdefault(name, value)
+                self.kept[name] = [*self.kept.get(name, []), value][-KEPT:]
+            elif name in self.first or name in ESSENTIAL:
+                self.broken.append(name)
+        if "reward/mean" in self.first:
+            recent = fmean(self.last("reward/mean", REWARD_STEPS) or [self.first["reward/mean"]])
+            self.best_reward = recent if self.best_reward is None else max(recent, self.best_reward)
+
+    def up_to(self, count: int, name: str) -> list[float]:
+        """Return the last values of a figure, at most so many."""
+        return self.kept.get(name, [])[-count:]
+
+    def last(self, name: str, count: int) -> list[float]:
+        """Return the last values of a figure, or none if there are not so many."""
+        values = self.up_to(count, name)
+        return values if len(values) == count else []
+
+    def latest(self, name: str) -> float:
+        """Return the last value of a figure; 0 if there is none."""
+        return self.kept.get(name, [0.0])[-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the values, copied."""
+        state = {"steps": self.steps, "first": self.first, "best_reward": self.best_reward}
+        return deepcopy(state | {"last": self.kept})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        state = deepcopy(dict(state))
+        self.steps, self.first = int(state["steps"]), state["first"]
+        self.best_reward, self.kept = state["best_reward"], state["last"]
+
+
+Seen = dict[str, Any] | None
+"""What the words on a symptom name in braces; None: it is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Symptom:
+    """Something that may be wrong with a run."""
+
+    name: str
+    check: Callable[[History], Seen]
+    seen: str
+    """What is seen, in words, with the numbers of the check in braces."""
+    causes: tuple[str, ...]
+    """Why that usually is, the most frequent cause first."""
+    fix: str
+    """What to set or to look at."""
+    explained_by: tuple[str, ...] = ()
+    """Symptoms beside which it says nothing new."""
+    at_start: bool = False
+    """It is looked for before the first step, and only then."""
+
+
+def symptom(
+    seen: str, *causes: str, fix: str, explained_by: tuple[str, ...] = (), at_start: bool = False
+) -> Callable[[Callable[[History], Seen]], Symptom]:
+    """Make a symptom of the function that checks for it, and that has its name."""
+    return lambda check: Symptom(check.__name__, check, seen, causes, fix, explained_by, at_start)
+
+
+def is_constant(spread: float, scores: Tensor | float) -> bool:
+    """Tell whether scores are equal but for rounding, which is relative to their size."""
+    size = float(scores.abs().max()) if isinstance(scores, Tensor) else abs(scores)
+    return spread <= 1e-4 * size + 1e-7
+
+
+def correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Return Pearson's correlation; None if one of the two does not change."""
+    try:
+        return statistics.correlation(first, second)
+    except statistics.StatisticsError:
+        return None
+
+
+# --- in each step -------------------------------------------------------------------------------
+
+
+@symptom(
+    "{names} not a finite number.",
+    "The learning rate is too large and the weights have run away.",
+    "A score is infinite, or so large that its square overflows.",
+    "fp16: numbers beyond 65,504 overflow.",
+    fix="Go back to the last checkpoint with a lower `ppo.learning_rate`; set `ppo.clip_scores` if "
+    "scores have outliers, and `ppo.precision: fp32` (or bf16) in place of fp16.",
+)
+def not_a_number(run: History) -> Seen:
+    """A figure that was a number before, or must be one."""
+    names = ", ".join(f"`{name}`" for name in run.broken[:5])
+    return {"names": f"{names} {'is' if len(run.broken) == 1 else 'are'}"} if names else None
+
+
+@symptom(
+    "One step changed the policy beyond recognition: approxkl {change:.3g} (usual: 1e-4 to 2e-2).",
+    "The learning rate is too large.",
+    "There are too many updates on one batch.",
+    fix="Lower `ppo.learning_rate` ten times; `ppo.max_approxkl: 0.05` stops a step too far.",
+)
+def update_too_large(run: History) -> Seen:
+    """Half the mean squared change of log π: tokens change their probability by e, in the mean."""
+    change = run.latest("ppo/policy/approxkl")
+    return {"change": change} if change > 0.5 else None
+
+
+@symptom(
+    "The KL to the reference is negative: {mean:.2f} ± {error:.2f} nats per response over the last "
+    "{steps} steps. A real KL is never below 0, so what is scored is not what was sampled.",
+    "The sampler cuts the distribution: top_k, top_p, min_new_tokens, or generate() with the "
+    "model's own generation_config.",
+    "Responses were sampled at another temperature than `ppo.temperature`.",
+    "Padding, or tokens that the policy did not write, are inside the response mask.",
+    "The rollout carries log-probs of another policy.",
+    fix="Leave top_k, top_p and min_new_tokens of the Sampler at their defaults and give it the "
+    "temperature of `ppo.temperature`. With a sampler of your own set `ppo.reuse_recorded: false`, "
+    "and pass `response_masks` to `step`.",
+)
+def negative_kl(run: History) -> Seen:
+    """Nats per response. k1 = Σ log π − log π_ref of a response is negative by chance, its mean
+    over a batch of B has the variance 2·KL/B while the KL is small. The mean of ten batches is
+    least far from −0.1 at a KL of 0.1: (0.1 + 0.1) / √(0.2/10B), 4 standard errors for B = 8.
+    """
+    values = run.last("objective/kl", 10)
+    if not values:
+        return None
+    mean, error = fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    sure = mean <= min(-0.1, -SURE * error)
+    return {"mean": mean, "error": error, "steps": len(values)} if sure else None
+
+
+@symptom(
+    "Before the first update of a step, log π differs by {ratio:.2g} in the mean from what was "
+    "recorded (rounding explains {allowed:g}): the ratios of PPO should start at 1.",
+    "The sampler computes at another precision than the trainer: sample inside of "
+    "`trainer.sampling()`.",
+    "The rollout carries log-probs of slightly other weights, such as of a server.",
+    "The model is not quite a fixed function of its input: noise, experts chosen by the rest of "
+    "the batch, kernels whose result depends on padding.",
+    fix="Set `ppo.reuse_recorded: false`: log-probs are then computed again by the trainer, at the "
+    "price of a forward pass. If it stays, try `ppo.precision: fp32`.",
+)
+def ratio_not_one(run: History) -> Seen:
+    """Mean |log ratio| of the first minibatch. Measured with the starter GPT-2: 5e-7 while the
+    sampler runs inside of `trainer.sampling()`, at fp32 and bf16; about 0.03 between two roundings
+    of bf16. The trainer stops the run at 1e-3 and 0.1. A single step may be off by one token, so
+    the median of some is compared.
+    """
+    allowed = 1e-4 if run.precision == "no" else 0.05
+    ratio = statistics.median(run.last("ppo/first_log_ratio", 5) or [0.0])
+    return {"ratio": ratio, "allowed": allowed} if ratio > allowed else None
+
+
+@symptom(
+    "All responses of a batch get the same score, {score:.4g}, and have done so for {steps} steps: "
+    "there is nothing to learn from but the KL.",
+    "The scorer does not see the response: it reads the query alone, or a cut-off text.",
+    "The reward is never won: too rare, or out of the policy's reach.",
+    "The policy writes the same text again and again.",
+    "`ppo.clip_scores` cuts all scores to one number.",
+    fix="Score a few texts by hand, good and bad ones. For a rare reward begin with easier "
+    "prompts, give part of it for a part of the way, or raise `ppo.batch_size`.",
+)
+def constant_score(run: History) -> Seen:
+    """A reward that is seldom won gives a batch or two of zeros by chance."""
+    spreads, means = run.last("reward/std", 3), run.last("reward/mean", 3)
+    if run.config.batch_size == 1 or not spreads or not means:
+        return None
+    equal = all(map(is_constant, spreads, means))
+    return {"score": means[-1], "steps": len(spreads)} if equal else None
+
+
+@symptom(
+    "The responses to each prompt all get the same score, for {steps} steps: advantages are 0.",
+    "Prompts are too easy or too hard: all responses win, or none does.",
+    "The reward has few values, and the groups are too small to show a difference.",
+    "The policy gives the same response to a prompt every time.",
+    fix="Raise `sampling.group_size`, mix in prompts of another difficulty, use a finer reward, or "
+    "take an algorithm with a value head.",
+    explained_by=("constant_score",),
+)
+def no_group_signal(run: History) -> Seen:
+    """As with constant scores, a batch or two may be so by chance."""
+    shares = run.last("batch/equal_groups", 3)
+    return {"steps": 3} if run.compares_groups and shares and min(shares) == 1 else None
+
+
+@symptom(
+    "No update was applied in the last {steps} steps, {skipped:.0f} of the last one's were "
+    "skipped: the policy does not learn.",
+    "`ppo.max_approxkl` is so small that the first update exceeds it.",
+    "The importance ratios are wild from the start: recorded log-probs are not the policy's.",
+    "fp16: gradients overflow in every update.",
+    fix="Raise `ppo.max_approxkl` or leave it out, set `ppo.reuse_recorded: false`, or "
+    "`ppo.precision` to bf16 or fp32.",
+)
+def updates_skipped(run: History) -> Seen:
+    """The scale of fp16 begins with a step or two of overflow, until it has come down."""
+    applied, skipped = run.last("ppo/updates", 3), run.last("ppo/skipped_updates", 3)
+    none = applied and skipped and max(applied) == 0 and min(skipped) > 0
+    return {"steps": len(applied), "skipped": skipped[-1]} if none else None
+
+
+@symptom(
+    "The entropy of the policy has fallen from {start:.2f} to {now:.2g} nats per token: it is "
+    "nearly sure of every token and explores no more.",
+    "The KL penalty is too weak for this reward.",
+    "The learning rate is too large, or there are too many updates on each batch.",
+    "The reward has one best text, which the policy has found: then the training has ended.",
+    fix="Go back to an earlier checkpoint with a larger `ppo.init_kl_coef` or a smaller "
+    "`ppo.learning_rate`; fewer `ppo.ppo_epochs` or an `ppo.entropy_coef` of 0.001 to 0.01 help.",
+)
+def entropy_collapsed(run: History) -> Seen:
+    """A language model that still says different things keeps 2 to 4 nats per token; the starter
+    GPT-2 goes from 3.9 to 3.4 in a good run. Instruction-tuned models begin below half a nat, hence
+    the share of the start.
+    """
+    values, start = run.last("ppo/policy/entropy", 3), run.first.get("ppo/policy/entropy", 0.0)
+    low = values and max(values) <= min(0.5, 0.25 * start)
+    return {"start": start, "now": values[-1]} if low else None
+
+
+@symptom(
+    "The responses repeat themselves: {how}.",
+    "The reward model likes this text, which no person would: look at the samples.",
+    "The KL penalty is too weak, so that the policy may leave the language behind.",
+    "The learning rate is too large: one update has broken the model.",
+    fix="Raise `ppo.init_kl_coef` (or lower `ppo.kl_target`), lower `ppo.learning_rate`, and add a "
+    "reward that repetition costs something. Go back to a checkpoint before it.",
+)
+def repeated_text(run: History) -> Seen:
+    """Good runs keep 0.75 to 0.95 of the distinct-2 of their start; at 0.04 every text is the same.
+    Large batches of long texts begin lower, hence the share. Or one text is most of a batch.
+    """
+    how = []
+    for name, steps, what in (
+        ("batch/distinct_2", 3, "of the last batches"),
+        ("held_out/distinct_2", 1, "on the held-out prompts"),
+    ):
+        values, start = run.last(name, steps), run.first.get(name, 0.0)
+        if values and max(values) < min(0.2, 0.3 * start):
+            how.append(
+                f"only {values[-1]:.1%} of the token pairs {what} differ (distinct-2; {start:.0%} "
+                "at the start)"
+            )
+    shares = run.last("batch/same_response", 3)
+    if shares and min(shares) > 0.5:
+        how.append(f"{shares[-1]:.0%} of the responses are the same text")
+    return {"how": ", and ".join(how)} if how else None
+
+
+@symptom(
+    "The KL to the reference is {kl:.1f} nats per response, {times:.1f} times `kl_target` (its "
+    "coefficient is now {now:.3g}): the policy moves faster than the controller can follow.",
+    "The coefficient begins too small for this reward.",
+    "`ppo.kl_horizon` is long for the size of the batches.",
+    "The learning rate is too large.",
+    fix="Raise `ppo.init_kl_coef`, shorten `ppo.kl_horizon`, or lower `ppo.learning_rate`. If so "
+    "much KL is wanted, raise `ppo.kl_target`.",
+)
+def kl_above_target(run: History) -> Seen:
+    """Three times `kl_target`: an adaptive coefficient should not let the KL reach that."""
+    config, kl = run.config, fmean(run.last("objective/kl", 5) or [0.0])
+    if not config.adaptive_kl or config.init_kl_coef == 0 or kl <= 3 * config.kl_target:
+        return None
+    return {"kl": kl, "times": kl / config.kl_target, "now": run.latest("objective/kl_coef")}
+
+
+@symptom(
+    "The KL to the reference has gone from {before:.1f} to {now:.1f} nats per response in {steps} "
+    "steps: the policy leaves its language behind, and the reward model what it was trained on.",
+    "`ppo.init_kl_coef` is 0, or too small for the size of the rewards: nothing holds the policy "
+    "to the reference.",
+    "The learning rate is too large, or there are too many updates on each batch.",
+    "The scores are large: they outweigh the KL.",
+    fix="Raise `ppo.init_kl_coef` (0.05 to 0.2 for scores of the size of 1), lower "
+    "`ppo.learning_rate`, or set `ppo.scale_scores: true`; `stop.kl` ends a run at a KL.",
+    explained_by=("kl_above_target",),
+)
+def kl_runaway(run: History) -> Seen:
+    """Published runs end at 4 to 20 nats per response of 24 to 53 tokens; those at 50 to 85 wrote
+    gibberish that the reward model liked (arXiv:2403.17031): 30 nats, and half a nat per token.
+    Growth by a quarter in ten steps is steep.
+    """
+    values = run.up_to(10, "objective/kl")
+    if len(values) < 4:
+        return None
+    before, now = values[0], fmean(values[-3:])
+    far = now > max(30.0, 0.5 * run.latest("response/length"))
+    steep = now >= 1.25 * before
+    return {"before": before, "now": now, "steps": len(values)} if far and steep else None
+
+
+@symptom(
+    "The mean reward has fallen from {best:.3g} to {now:.3g}, by {times:.1f} standard deviations "
+    "of the scores in a batch.",
+    "The learning rate is too large: an update has broken the policy.",
+    "The KL coefficient has grown and pulls the policy back.",
+    "The value head misleads the policy (see its explained variance).",
+    "Prompts have become harder, if they come in an order.",
+    fix="Go back to the best checkpoint with a lower `ppo.learning_rate`, fewer `ppo.ppo_epochs` "
+    "or a larger `ppo.batch_size`; `ppo.max_approxkl: 0.05` stops a step that goes too far.",
+)
+def reward_falling(run: History) -> Seen:
+    """A standard deviation of the scores of a batch, and more than luck. The best batch so far is
+    also a lucky one: by four standard errors of its mean, at the most.
+    """
+    values, spreads = run.last("reward/mean", REWARD_STEPS), run.last("reward/std", REWARD_STEPS)
+    best, size = run.best_reward, run.config.batch_size
+    if not values or not spreads or best is None or size == 1:
+        return None
+    now, spread = fmean(values), fmean(spreads)
+    luck = 4 * max(spread / math.sqrt(size), statistics.stdev(values) / 2)
+    if best - now <= spread + luck:
+        return None
+    return {"best": best, "now": now, "times": (best - now) / spread if spread else math.inf}
+
+
+@symptom(
+    "Hardly a response ends by itself: {now:.0%} of the last batch{before}; the others are cut off "
+    "at the limit of their length.",
+    "The limit is shorter than what is to be said.",
+    "The reward likes long responses.",
+    "The policy has no reason to write the EOS token: untrained in it, or the penalty is small.",
+    fix="Raise `sampling.max_new_tokens`, or give unfinished responses a penalty with "
+    "`ppo.missing_eos_penalty`; `sampling.stop_strings` end a response too.",
+)
+def never_ends(run: History) -> Seen:
+    """At most 2 % of five batches end by themselves; half did at the start, or all should."""
+    values, start = run.last("response/ended", 5), run.first.get("response/ended", 0.0)
+    if not values or max(values) > 0.02 or (start < 0.5 and not run.must_end):
+        return None
+    return {"now": values[-1], "before": f", {start:.0%} at the start" if start > 0.02 else ""}
+
+
+@symptom(
+    "Responses have become {how}, and the reward goes with the length (correlation {correlation}).",
+    "The reward model takes length for quality.",
+    "A sum over tokens or a penalty makes length pay.",
+    "The task does ask for it: then all is well.",
+    fix="Read some samples. If length alone is rewarded, subtract it: a second reward, a function "
+    "of the text with a negative weight; or lower `sampling.max_new_tokens`.",
+)
+def length_exploited(run: History) -> Seen:
+    """The mean length has changed by half, with a correlation of 0.8 to the mean reward over the
+    last 30 steps, and of 0.3 to the score inside of a batch, all of one sign.
+    """
+    lengths, rewards = run.last("response/length", 30), run.last("reward/mean", 30)
+    if not lengths or not rewards:
+        return None
+    start, now = run.first["response/length"], fmean(lengths[-5:])
+    sign = 1 if now > start else -1
+    over_steps = correlation(lengths, rewards) or 0.0
+    within = run.up_to(10, "batch/score_length")
+    inside = fmean(within or [sign]) * sign
+    if abs(now - start) < 0.5 * start or start == 0 or over_steps * sign < 0.8 or inside < 0.3:
+        return None
+    also = f", and {fmean(within):+.2f} inside of a batch" if within else ""
+    how = f"{'longer' if sign > 0 else 'shorter'}, from {start:.0f} to {now:.0f} tokens"
+    return {"how": how, "correlation": f"{over_steps:+.2f} over 30 steps{also}"}
+
+
+@symptom(
+    "The clip cuts off {share:.0%} of the tokens (over {steps} steps): most have no more gradient.",
+    "The learning rate is too large.",
+    "There are too many updates on one batch.",
+    "`ppo.cliprange` is small.",
+    fix="Lower `ppo.learning_rate` or `ppo.ppo_epochs`, or raise `ppo.minibatch_size`.",
+    explained_by=("update_too_large",),
+)
+def clip_fraction(run: History) -> Seen:
+    """Share of tokens whose gradient the clip has cut off. Good runs have 0.01 to 0.3."""
+    values = run.last("ppo/policy/clipfrac", 3)
+    much = values and fmean(values) > 0.4
+    return {"share": fmean(values), "steps": len(values)} if much else None
+
+
+@symptom(
+    "The gradient's norm has been {norm:.3g} or more for {steps} steps, {times:.0f} times "
+    "`ppo.max_grad_norm`: every update is cut to a small part of itself, and the sample with the "
+    "largest error decides its direction.",
+    "The scores are far larger than 1, so that the value loss outweighs the rest.",
+    "The value head is far from the returns at the start.",
+    "Single scores are outliers.",
+    fix="Set `ppo.scale_scores: true` or `ppo.clip_scores`, or lower `ppo.vf_coef`.",
+)
+def gradient_clipped(run: History) -> Seen:
+    """Adam does not see the scale of a gradient but it does see which samples decide it; norms of 1
+    to 20 times the limit are common at the start.
+    """
+    limit, values = run.config.max_grad_norm, run.last("ppo/grad_norm", 10)
+    if not limit or not values or min(values) <= 50 * limit:
+        return None
+    return {"norm": min(values), "steps": len(values), "times": min(values) / limit}
+
+
+@symptom(
+    "After {steps} steps the values explain nothing of the returns (explained variance {mean:.2f}, "
+    "`{name}`): advantages are as noisy as without a value head.",
+    "The value head learns too slowly: its weight in the loss, or the learning rate, is small.",
+    "`ppo.cliprange_value` is small against the size of the rewards: values may hardly move.",
+    "The rewards are far from the size of 1.",
+    "The score can hardly be told from what has been read so far.",
+    fix="Raise `ppo.vf_coef` (0.1 to 0.5 or 1) or `ppo.cliprange_value`, or set "
+    "`ppo.scale_scores: true`; `ppo.value_warmup_steps` lets it learn first. Or take another "
+    "`ppo.algorithm`, without a value head.",
+    explained_by=("constant_score", "updates_skipped"),
+)
+def value_not_learning(run: History) -> Seen:
+    """The value head of the starter GPT-2 explains nothing for 9 steps, a third of the variance
+    after 16; after 30 steps, the last ten must be above 0 in the mean.
+    """
+    names = ("ppo/val/explained_variance", "ppo/val/var_explained")
+    name = next((name for name in names if run.last(name, 30)), None)
+    if name is None or (mean := fmean(run.last(name, 10))) > 0:
+        return None
+    return {"steps": run.steps, "mean": mean, "name": name}
+
+
+@symptom(
+    "Updates hardly change the policy: approxkl is at most {change:.1g} over {steps} steps (1e-4 "
+    "to 2e-2 is usual), and the reward stays at {reward:.3g}.",
+    "The learning rate is too small for this model; an adapter needs ten times that of weights.",
+    "The schedule has brought it to 0.",
+    "Few weights are trained.",
+    fix="Raise `ppo.learning_rate`, three times at a time; look at `schedule.kind` and "
+    "`schedule.final`, and at what of the model is trained.",
+    explained_by=("entropy_collapsed", "constant_score", "updates_skipped"),
+)
+def learning_rate_too_small(run: History) -> Seen:
+    """Half the mean squared change of log π. Good runs have an approxkl of 1e-4 to 2e-2; bf16 gives
+    2e-4 to 4e-4 by the rounding of its weights alone (measured at a learning rate of 1e-8), while
+    the KL stays at 0.01. A policy that has come somewhere, and stays there at the end of its
+    schedule, has a KL.
+    """
+    changes, rewards = run.last("ppo/policy/approxkl", 20), run.last("reward/mean", 20)
+    small = {"no": 1e-6, "bf16": 5e-4, "fp16": 1e-5}.get(run.precision, 0.0)
+    if not changes or not rewards or run.steps < 20 + run.config.value_warmup_steps:
+        return None
+    gain = fmean(rewards[10:]) - fmean(rewards[:10])
+    noise = math.sqrt(2 / 10) * statistics.stdev(rewards)
+    if max(changes) >= small or run.latest("objective/kl") > 0.05 or abs(gain) > SURE * noise:
+        return None
+    return {"change": max(changes), "steps": len(changes), "reward": fmean(rewards)}
+
+
+# --- before the first step ----------------------------------------------------------------------
+
+CUTS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("top_p", "typical_p", "repetition_penalty"), (None, 1.0)),
+    **dict.fromkeys(("top_k", "no_repeat_ngram_size", "min_length", "min_new_tokens"), (None, 0)),
+    **dict.fromkeys(("min_p", "epsilon_cutoff", "eta_cutoff"), (None, 0.0)),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids"), (None, [])),
+}
+"""Settings of a `generation_config` that change what `generate` draws from, and where they do not.
+"""
+
+
+@symptom(
+    "The sampler draws from a cut distribution ({cuts}), training scores the model's whole one.",
+    "The settings of generation for users were taken over for training.",
+    fix="Leave top_k, top_p and min_new_tokens of the Sampler at their defaults to train. The KL "
+    "that is measured can be driven negative otherwise.",
+    at_start=True,
+)
+def sampler_cuts(run: History) -> Seen:
+    """The sampler says itself what it cuts."""
+    cuts = getattr(run.sampler, "cuts", ())
+    return {"cuts": ", ".join(cuts)} if cuts else None
+
+
+@symptom(
+    "The policy's generation_config has {named}. Sampler does not use them: it draws from the "
+    "model's whole distribution, which is the one that is trained. `generate` uses them.",
+    "They came with the model, for the text that users see.",
+    fix="Judge the run by its own samples. To see the same with `generate`, pass do_sample=True, "
+    "top_k=0, top_p=1.0 and the temperature of `ppo.temperature`. If you train on what `generate` "
+    "wrote, pass them there too, or the KL goes negative.",
+    at_start=True,
+)
+def generation_config_cuts(run: History) -> Seen:
+    """Those of the settings that are not where they change nothing."""
+    values = {name: getattr(run.generation_config, name, None) for name in CUTS}
+    named = [f"{name}={value}" for name, value in values.items() if value not in CUTS[name]]
+    return {"named": ", ".join(named)} if named else None
+
+
+@symptom(
+    "Responses are to end by themselves, but there is no EOS token and no stop string to end one.",
+    "The tokenizer has no EOS token.",
+    "`sampling.eos` is off.",
+    fix="Set `sampling.eos: true` and the tokenizer's eos_token, or set `sampling.stop_strings`.",
+    at_start=True,
+)
+def no_end(run: History) -> Seen:
+    """A response may end at an EOS token or at a stop string; a sampler knows of both."""
+    sources = (run.tokenizer, run.generation_config)
+    can_end = any(getattr(source, "eos_token_id", None) is not None for source in sources)
+    if run.sampler is not None:
+        can_end = bool(run.sampler.stop)
+    return {} if run.must_end and not can_end else None
+
+
+@symptom(
+    "`ppo.adaptive_kl` is on and `ppo.init_kl_coef` is 0: the controller multiplies, so the "
+    "coefficient stays 0 and `ppo.kl_target` does nothing.",
+    "The KL penalty was switched off by its coefficient alone.",
+    fix="Set `ppo.adaptive_kl: false` to say so, or a small `ppo.init_kl_coef` such as 0.01 for "
+    "the controller to move.",
+    at_start=True,
+)
+def kl_coef_stays_0(run: History) -> Seen:
+    """The settings tell."""
+    return {} if run.config.adaptive_kl and run.config.init_kl_coef == 0 else None
+
+
+SYMPTOMS = tuple(each for each in list(globals().values()) if isinstance(each, Symptom))
+"""All of the above, in their order."""
