@@ -279,14 +279,14 @@ def test_bf16_trains_too_and_leaves_no_trace_of_how(recipe):
 
 def test_dropout_is_that_of_the_recipe(recipe, tmp_path, monkeypatch):
     seen = []
-    compute_loss = supervised._Trainer.compute_loss
+    compute_loss = supervised.Fit.compute_loss
 
     def look(self, model, *inputs, **how):
         drops = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
         seen.append({(module.p, module.training) for module in drops})
         return compute_loss(self, model, *inputs, **how)
 
-    monkeypatch.setattr(supervised._Trainer, "compute_loss", look)
+    monkeypatch.setattr(supervised.Fit, "compute_loss", look)
     train_classifier(replace(recipe, epochs=0.1, dropout=0.25))
     assert seen[0] == {(0.25, True)}
     assert seen[-1] == {(0.25, False)}  # where it is measured
@@ -427,7 +427,7 @@ def test_a_loss_that_is_not_finite_ends_it(recipe):
 
 def stop_after(monkeypatch, steps, how):
     """Have `how` happen in the update after so many."""
-    compute_loss = supervised._Trainer.compute_loss
+    compute_loss = supervised.Fit.compute_loss
     calls = []
 
     def interrupted(self, model, *inputs, **others):
@@ -436,7 +436,7 @@ def stop_after(monkeypatch, steps, how):
             how()
         return compute_loss(self, model, *inputs, **others)
 
-    monkeypatch.setattr(supervised._Trainer, "compute_loss", interrupted)
+    monkeypatch.setattr(supervised.Fit, "compute_loss", interrupted)
 
 
 def test_after_ctrl_c_it_goes_on_to_the_same_weights(recipe, tmp_path, monkeypatch, capsys):

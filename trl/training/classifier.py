@@ -33,7 +33,7 @@ from trl.config.recipe import STARTER, ClassifierRecipe
 from trl.data.sources import checked_texts, listed, only_a_path, read_table
 from trl.evaluation.sequence_model import token_limit, tokenize
 from trl.training.parts import quiet_transformers, seeded
-from trl.training.supervised import Example, Examples, fit, open_folder
+from trl.training.supervised import Example, Examples, Fit, open_folder
 
 __all__ = ["train_classifier"]
 
@@ -78,25 +78,18 @@ def train_classifier(recipe: ClassifierRecipe, *, resume: bool = False) -> dict[
             return encode([(piece(text, recipe.crop_words, rng), label) for text, label in rows])
 
         openings = [(" ".join(text.split()[: recipe.opening_words]), label) for text, label in test]
-        return fit(
-            recipe,
-            folder,
-            model,
-            tokenizer,
-            Examples(train, pieces, recipe),
-            {"": encode(test), "opening_": encode(openings)},
-            name="classifier",
-            loss=classification_loss,
-            metrics=classification_metrics,
-            collate=transformers.DataCollatorWithPadding(tokenizer),
-            summary={
-                "labels": list(recipe.labels),
-                "opening_words": recipe.opening_words,
-                "train_texts": len(train),
-                "test_texts": len(test),
-                "dropped_duplicates": dropped,
-            },
-        )
+        tests = {"": lambda: encode(test), "opening_": lambda: encode(openings)}
+        summary = {
+            "labels": list(recipe.labels),
+            "opening_words": recipe.opening_words,
+            "train_texts": len(train),
+            "test_texts": len(test),
+            "dropped_duplicates": dropped,
+        }
+        collate = transformers.DataCollatorWithPadding(tokenizer)
+        examples = Examples(train, pieces, recipe)
+        fit = Fit(recipe, folder, model, examples, classification_loss, collate)
+        return fit("classifier", tokenizer, tests, classification_metrics, summary)
 
 
 def piece(text: str, words: tuple[int, int] | None, rng: random.Random) -> str:
@@ -226,14 +219,12 @@ def _rows(recipe: ClassifierRecipe, part: str, source: str) -> list[Row]:
 def _label_index(value: object, recipe: ClassifierRecipe) -> int | None:
     """Return the index of a label that is written as a number or a name; None: there is none."""
     names = [name.lower() for name in recipe.labels]
-    if isinstance(value, str):
-        text = value.strip().lower()
-        if text in names:
-            return names.index(text)
-        value = int(text) if text.isdecimal() else None
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         value = int(value)
-    return int(value) if isinstance(value, int) and 0 <= value < len(names) else None
+    text = str(value).strip().lower() if isinstance(value, int | str) else ""
+    if text in names:
+        return names.index(text)
+    return int(text) if text.isdecimal() and int(text) < len(names) else None
 
 
 def _sample(rows: list[Row], limit: int | None, seed: int) -> list[Row]:

@@ -137,86 +137,17 @@ def last_checkpoint(folder: RunFolder) -> tuple[int, str] | None:
     return max(((int(path.name.partition("-")[2]), str(path)) for path in whole), default=None)
 
 
-def fit(
-    recipe: ClassifierRecipe,
-    folder: RunFolder,
-    model: transformers.PreTrainedModel,
-    tokenizer: transformers.PreTrainedTokenizerBase,
-    examples: Examples,
-    tests: Mapping[str, list[Example]],
-    *,
-    name: str,
-    loss: Loss,
-    metrics: Callable[[Tensor, Tensor], dict[str, Any]],
-    collate: Callable[[list[Example]], Any],
-    summary: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Train a model, measure it, save it, and write the other files of the run.
+class Fit(transformers.Trainer):
+    """A model in training on the `Trainer` of transformers; called, it makes all of the run.
 
     Args:
         recipe: Of it, what any fit has: batch size, learning rate, precision and so on.
         folder: See `open_folder`. If there is a checkpoint in it, the fit goes on from that.
         model: In float32; it is trained in place.
-        tokenizer: Saved beside the model.
         examples: To learn from.
-        tests: To measure on; the keys stand before the names of the figures.
-        name: What is trained, as its folder is called.
         loss: See `Loss`.
-        metrics: From the answers and the labels of a test to its figures.
         collate: From some examples to a batch.
-        summary: What summary.json has besides.
-
-    Returns:
-        What stands in summary.json.
-
-    Raises:
-        KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
-        ArithmeticError: if the loss is not finite.
     """
-    started = time.perf_counter()
-    with GracefulStop() as interrupt, quiet_transformers():
-        trainer = _Trainer(recipe, folder, model, examples, loss, collate)
-        trainer.add_callback(_Stopping(trainer.accelerator, interrupt))
-        with trainer.display:
-            trainer.go_on()
-    state, display = trainer.state, trainer.display
-    if state.global_step < examples.steps:
-        Console(stderr=True, quiet=not trainer.main, soft_wrap=True).print(
-            f"Stopped after step {state.global_step} of {examples.steps}. Go on with: trl train "
-            f"{folder.path} --resume"
-        )
-        raise KeyboardInterrupt
-    figures: dict[str, Any] = {}
-    for prefix, test in tests.items():
-        display.note(f"Measuring on {len(test):,} texts.")
-        with quiet_transformers():
-            found = trainer.predict(by_length(test))  # type: ignore[arg-type]  # a list will do
-        answers, labels = torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids)
-        figures |= {prefix + key: value for key, value in metrics(answers, labels).items()}
-    told = " · ".join(f"{key} {x:.3f}" for key, x in figures.items() if isinstance(x, float))
-    figures |= summary
-    figures |= {
-        "parameters": model.num_parameters(),
-        "precision": trainer.precision,
-        "steps": examples.steps,
-        "tokens": state.num_input_tokens_seen,
-        "threads": torch.get_num_threads(),
-        "processes": trainer.args.world_size,
-        "train_seconds": trainer.seconds,
-        "seconds": time.perf_counter() - started,
-    }
-    if trainer.main:
-        with replaced_folder(folder.path / name) as target, quiet_transformers():
-            model.save_pretrained(target)
-            tokenizer.save_pretrained(target)
-        folder.write("summary.json", json.dumps(figures, indent=2) + "\n")
-        remove(folder.checkpoints)
-    display.note(f"{told}. The {name} is in {folder.path / name}.")
-    return figures
-
-
-class _Trainer(transformers.Trainer):
-    """A `Trainer` with a loss from outside, which writes rows of figures and shows them."""
 
     def __init__(
         self,
@@ -231,34 +162,100 @@ class _Trainer(transformers.Trainer):
         super().__init__(model, arguments, data_collator=collate, train_dataset=examples)
         self.remove_callback(transformers.PrinterCallback)
         self.recipe, self.folder, self.examples, self.loss_of = recipe, folder, examples, loss
+        self.main = self.is_world_process_zero()
+        self.first_step, self.checkpoint = last_checkpoint(folder) or (0, None)
+        self.display = Display(
+            examples.steps,
+            first_step=self.first_step,
+            quiet=recipe.quiet or not self.main,
+            title="training",
+        )
         self.figures = list[dict[str, Tensor]]()
         """Of the updates since the last row."""
         self.seconds = 0.0
         """Of training, in all sessions."""
-        self.main = self.is_world_process_zero()
-        self.precision = arguments.mixed_precision.replace("no", "fp32")
-        self.display = Display(
-            examples.steps, title="training", quiet=recipe.quiet or not self.main
-        )
 
-    def go_on(self) -> None:
-        """Train from the last checkpoint, or from the start."""
+    def __call__(
+        self,
+        name: str,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        tests: Mapping[str, Callable[[], list[Example]]],
+        metrics: Callable[[Tensor, Tensor], dict[str, Any]],
+        summary: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Train the model, measure it, save it, and write the other files of the run.
+
+        Args:
+            name: What the model is, and its folder is called.
+            tokenizer: Saved beside the model.
+            tests: What makes the examples to measure on; the keys stand before the figures' names.
+            metrics: From the answers and the labels of a test to its figures.
+            summary: What summary.json has besides.
+
+        Returns:
+            What stands in summary.json.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+            ArithmeticError: if the loss is not finite.
+        """
+        started = time.perf_counter()
+        precision = self.args.mixed_precision.replace("no", "fp32")
+        self.display.note(
+            f"{type(self.model).__name__} of {self.model.num_parameters() / 1e6:.1f}M parameters, "
+            f"precision {precision}: {len(self.examples.rows):,} texts to train on, "
+            f"{self.examples.steps - self.first_step:,} steps."
+        )
+        with quiet_transformers():
+            self._learn()
+            figures = dict[str, Any]()
+            for prefix, make_test in tests.items():
+                test = by_length(make_test())
+                self.display.note(f"Measuring on {len(test):,} texts.")
+                found = self.predict(test)  # type: ignore[arg-type]  # a list has what it needs
+                both = torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids)
+                figures |= {prefix + key: value for key, value in metrics(*both).items()}
+        told = " · ".join(f"{key} {x:.3f}" for key, x in figures.items() if isinstance(x, float))
+        figures |= summary
+        figures |= {
+            "parameters": self.model.num_parameters(),
+            "precision": precision,
+            "steps": self.examples.steps,
+            "tokens": self.state.num_input_tokens_seen,
+            "threads": torch.get_num_threads(),
+            "processes": self.args.world_size,
+            "train_seconds": self.seconds,
+            "seconds": time.perf_counter() - started,
+        }
+        if self.main:
+            with replaced_folder(self.folder.path / name) as target, quiet_transformers():
+                self.model.save_pretrained(target)
+                tokenizer.save_pretrained(target)
+            self.folder.write("summary.json", json.dumps(figures, indent=2) + "\n")
+            remove(self.folder.checkpoints)
+        self.display.note(f"{told}. The {name} is in {self.folder.path / name}.")
+        return figures
+
+    def _learn(self) -> None:
+        """Train from the last checkpoint, or from the start, to the end or until Ctrl-C."""
         self.accelerator.wait_for_everyone()  # all have seen what is in the folder
-        step, checkpoint = last_checkpoint(self.folder) or (0, None)
         path, rows = self.folder.file("metrics"), list[str]()
-        if checkpoint is not None:  # the rows after it are written again
+        if self.checkpoint is not None:  # the rows after it are written again
             lines = path.read_text(encoding="utf-8").splitlines()
-            rows = [line for line in lines if json.loads(line)["step"] <= step]
+            rows = [line for line in lines if json.loads(line)["step"] <= self.first_step]
         if self.main:
             self.folder.write("recipe.yaml", settings.dump(self.recipe))
             self.folder.write(path.name, "".join(f"{row}\n" for row in rows))
-        self.display.note(
-            f"{type(self.model).__name__} of {self.model.num_parameters() / 1e6:.1f}M parameters, "
-            f"precision {self.precision}: {len(self.examples.rows):,} texts to train on, "
-            f"{self.examples.steps - step:,} steps."
-        )
         self._started = time.perf_counter() - (json.loads(rows[-1])["seconds"] if rows else 0)
-        self.train(resume_from_checkpoint=checkpoint)
+        with GracefulStop() as interrupt, self.display:
+            self.add_callback(_Stopping(self.accelerator, interrupt))
+            self.train(resume_from_checkpoint=self.checkpoint)
+        if self.state.global_step < self.examples.steps:
+            Console(stderr=True, quiet=not self.main, soft_wrap=True).print(
+                f"Stopped after step {self.state.global_step} of {self.examples.steps}. Go on "
+                f"with: trl train {self.folder.path} --resume"
+            )
+            raise KeyboardInterrupt
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any
@@ -304,8 +301,7 @@ def _arguments(
     processes, on_cpu = accelerator.num_processes, accelerator.device.type == "cpu"
     low_precision = accelerator.mixed_precision
     if recipe.batch_size % processes:
-        rule = f"be a multiple of the processes ({processes})"
-        refuse("batch_size", rule, str(recipe.batch_size))
+        refuse("batch_size", f"be a multiple of {processes}, the processes", f"{recipe.batch_size}")
     if on_cpu:
         keep_freed_memory()
         if low_precision == "bf16":
