@@ -5,7 +5,7 @@ import resource
 import subprocess
 import sys
 import types
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -42,7 +42,7 @@ def runs(folder, monkeypatch):
     module.run_recipe = lambda recipe, resume=None: seen.append((recipe, resume))
     monkeypatch.setitem(sys.modules, "trl.training.run", module)
     classifier = types.ModuleType("trl.training.classifier")
-    classifier.train_classifier = lambda recipe: seen.append((recipe, None))
+    classifier.train_classifier = lambda recipe, resume: seen.append((recipe, resume))
     monkeypatch.setitem(sys.modules, "trl.training.classifier", classifier)
     return seen
 
@@ -114,12 +114,14 @@ def test_flags_of_every_kind_in_both_spellings_before_and_after_the_recipe(runs)
 
 def test_a_classifier_is_trained_by_a_recipe_that_says_so(runs, capsys):
     assert cli.main(["train", "reviews", "--epochs", "2"]) == 0
-    assert runs == [(ClassifierRecipe(train="a.csv", epochs=2.0), None)]
-    assert cli.main(["train", "reviews", "--resume"]) == 2
-    assert "--resume must be left out" in told(capsys)
+    assert cli.main(["train", "reviews", "--resume"]) == 0
+    recipe = ClassifierRecipe(train="a.csv")
+    assert runs == [(replace(recipe, epochs=2.0), False), (recipe, True)]
+    assert cli.main(["train", "reviews", "--resume", "step-1"]) == 2
+    assert "--resume must stand alone for a classifier, got 'step-1'" in told(capsys)
     assert cli.main(["train", "sentiment", "--task", "clasifier"]) == 2
     assert "`task` must be classifier" in told(capsys)
-    assert len(runs) == 1
+    assert len(runs) == 2
 
 
 @pytest.mark.parametrize(

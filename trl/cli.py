@@ -121,7 +121,7 @@ def _start(options: argparse.Namespace, name: str, flags: Flags) -> int:
     if isinstance(recipe, ClassifierRecipe):
         from trl.training.classifier import train_classifier  # torch and transformers: seconds
 
-        train_classifier(recipe)
+        train_classifier(recipe, resume=options.resume is not None)
         return 0
     from trl.training.run import run_recipe
 
@@ -355,8 +355,8 @@ def _check_resume(recipe: Recipe | ClassifierRecipe, resume: str | None) -> None
     """Raise if the run cannot be gone on with, as far as that is seen in a moment."""
     if resume is None:
         return
-    if isinstance(recipe, ClassifierRecipe):
-        raise ValueError("--resume must be left out: the training of a classifier starts anew.")
+    if isinstance(recipe, ClassifierRecipe) and resume != "auto":
+        raise ValueError(f"--resume must stand alone for a classifier, got {resume!r}.")
     checkpoint = Path(resume).expanduser()
     if resume != "auto" and not checkpoint.is_dir():
         folder = Path(recipe.out).expanduser() / "checkpoints"

@@ -294,12 +294,15 @@ def _module(name: str, path: str) -> ModuleType:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep the loading bars of transformers off the screen."""
+    """Keep the bars of transformers, and its advice, off the screen."""
     was_on = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(level)
         if was_on:
             transformers_logging.enable_progress_bar()
 

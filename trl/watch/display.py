@@ -43,6 +43,8 @@ FIGURES = (
     ("ppo/policy/entropy", "entropy {:.2f}"),
     ("response/length", "{:.0f} tokens long"),
     ("tokens_per_second", "{:,.0f} tokens/s"),
+    ("loss", "loss {:.3f}"),
+    ("accuracy", "accuracy {:.3f}"),
 )
 """The figures that are shown, the most telling first."""
 
@@ -55,6 +57,7 @@ class Display:
         first_step: Steps that were done before, when a run goes on.
         console: Where to; None: the standard output.
         quiet: Show nothing.
+        title: What stands before the bar.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Display:
         first_step: int = 0,
         console: Console | None = None,
         quiet: bool = False,
+        title: str = "PPO",
     ) -> None:
         if console is None:
             console = Console()
@@ -79,7 +83,7 @@ class Display:
         self._waiting: Text | None = None
         self._started = time.perf_counter()
         self._bar = Progress(
-            TextColumn("PPO"),
+            TextColumn(title),
             BarColumn(bar_width=None),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
@@ -110,6 +114,7 @@ class Display:
         """Show the figures of a step; one of an evaluation alone may lack most of them."""
         step = int(row.get("step", self._step))
         advanced = step > self._step
+        before = self._step - self.first_step
         self._step = max(step, self._step)
         for name, _ in FIGURES:
             value = row.get(name)
@@ -120,7 +125,7 @@ class Display:
             return
         every = max(1, (self.steps - self.first_step) // LOG_LINES)
         done = self._step - self.first_step
-        if done == 1 or done % every == 0 or self._step == self.steps:
+        if done == 1 or done // every > before // every or self._step == self.steps:
             self._print_line(done)
 
     def sample(self, prompt: str, response: str, score: float) -> None:

@@ -1,0 +1,72 @@
+"""The page that teaches PPO runs and learns. (The other examples: test_docs_site.py.)"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "examples/ppo_in_one_page.py"
+STEP = re.compile(
+    r"step \d+/\d+ .* P\(POSITIVE\) (?P<positive>[\d.]+) · KL (?P<kl>[-\d.]+) · "
+    r"β (?P<beta>[\d.]+) · first ratio (?P<ratio>[\d.]+) "
+)
+
+
+def run(*arguments):
+    """What the page prints: its figures of each step, and P(POSITIVE) before and after."""
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONIOENCODING": "utf-8",
+    }
+    told = subprocess.run(
+        [sys.executable, str(PAGE), *arguments],
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert told.returncode == 0, told.stderr
+    steps = [
+        {name: float(figure) for name, figure in step.groupdict().items()}
+        for step in STEP.finditer(told.stdout)
+    ]
+    before, after = re.findall(r"P\(POSITIVE\) ([\d.]+) on", told.stdout)
+    return steps, float(before), float(after), told.stdout
+
+
+def test_it_is_one_page_on_the_formulas_alone():
+    text = PAGE.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 235
+    imported = set(re.findall(r"^from (trl\S*) import", text, re.MULTILINE))
+    assert {name.partition(".")[2].split(".")[0] for name in imported} == {
+        "",
+        "core",
+        "optimization",
+    }
+    assert re.findall(r"^from trl import (.*)", text, re.MULTILINE) == ["starter"]
+    assert not re.search(r"^ *class ", text, re.MULTILINE)
+
+
+def test_it_starts_at_the_reference_and_moves():
+    sizes = ["--batch-size", "8", "--minibatch-size", "4", "--new-tokens", "6", "--held-out", "8"]
+    steps, *_, told = run("--steps", "2", *sizes)
+    assert len(steps) == 2
+    assert steps[0]["kl"] == 0
+    assert steps[1]["kl"] != 0
+    assert [step["ratio"] for step in steps] == [1, 1]
+    assert steps[1]["beta"] < steps[0]["beta"]  # the KL is below its target
+    samples = re.findall(r"^    \d\.\d\d  (.*)$", told, re.MULTILINE)
+    assert len(samples) == 12
+
+
+@pytest.mark.slow
+def test_it_learns():
+    steps, before, after, _ = run("--seed", "1")
+    assert 0.4 < before < 0.6
+    assert after > 0.8
+    assert 6 < steps[-1]["kl"] < 14  # about the target, 10
+    assert {step["ratio"] for step in steps} == {1}

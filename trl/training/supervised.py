@@ -1,0 +1,349 @@
+"""A supervised fit: a model learns from examples, by the `Trainer` of transformers, in a folder.
+
+What is learnt is handed in: a loss, the examples in their order, what to measure on, and how. Here
+stands what all such fits share: the folder of the run, figures now and then, the display,
+checkpoints, going on after Ctrl-C or a kill, and the measurement at the end.
+
+The folder holds recipe.yaml, metrics.jsonl (a line every `log_every` updates), summary.json, the
+model in a folder that plain transformers loads and, until all of that is there, checkpoints/. A fit
+that is gone on with ends with the same weights, bit for bit, as one that was never stopped (on the
+same machine and versions).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from trl import config as settings
+from trl.config.errors import refuse
+from trl.config.recipe import ClassifierRecipe
+from trl.models.memory import keep_freed_memory
+from trl.models.precision import exit_after_gloo, make_accelerator
+from trl.training.checkpoints import remove, replaced_folder
+from trl.training.folder import RunFolder
+from trl.training.interrupt import GracefulStop
+from trl.training.parts import quiet_transformers
+from trl.watch.display import Display
+
+Example = dict[str, Any]
+"""The `input_ids` of a text, a list, and its `labels`."""
+
+Loss = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Tensor, dict[str, Tensor]]]
+"""From a model and a batch to the loss [], the answers [B, …], and figures [] of the batch."""
+
+POOL = 50
+"""Updates whose examples are sorted by length together."""
+
+
+class Examples(Dataset[Example]):
+    """All examples of a fit in the order in which they are learnt from, update after update.
+
+    Each pass over the rows is shuffled anew, and examples of like length share an update. All
+    updates are full: the last rows of a pass share theirs with the first of the next. The order
+    follows from the seed, and any part of it is made without the parts before: a fit can go on
+    anywhere.
+
+    Args:
+        rows: What the examples are made of.
+        encode: Make the examples of some rows. It is called in each pass, and may take another
+            piece of a row each time, by the random numbers that it is given.
+        recipe: Its `epochs` are the passes, its `batch_size` the examples of an update; its `seed`.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Any],
+        encode: Callable[[list[Any], random.Random], list[Example]],
+        recipe: ClassifierRecipe,
+    ) -> None:
+        self.rows, self.encode = rows, encode
+        self.batch_size, self.seed = recipe.batch_size, recipe.seed
+        self.steps = math.ceil(recipe.epochs * len(rows) / recipe.batch_size)
+        self._pool: tuple[int, list[Example]] = (-1, [])
+
+    def __len__(self) -> int:
+        return self.steps * self.batch_size
+
+    def __getitem__(self, index: int) -> Example:
+        number, place = divmod(index, POOL * self.batch_size)
+        if self._pool[0] != number:
+            self._pool = number, self._make_pool(number)
+        return self._pool[1][place]
+
+    def _make_pool(self, number: int) -> list[Example]:
+        start = number * POOL * self.batch_size
+        count = min(POOL * self.batch_size, len(self) - start)
+        passed, skipped = divmod(start, len(self.rows))
+        rows = list[Any]()
+        while len(rows) < skipped + count:
+            rows += random.Random(f"{self.seed} pass {passed}").sample(self.rows, len(self.rows))
+            passed += 1
+        rng = random.Random(f"{self.seed} pool {number}")
+        examples = by_length(self.encode(rows[skipped : skipped + count], rng))
+        starts = list(range(0, count, self.batch_size))
+        rng.shuffle(starts)
+        return [one for start in starts for one in examples[start : start + self.batch_size]]
+
+
+def by_length(examples: list[Example]) -> list[Example]:
+    """Return the examples, the longest first: if memory is short it shows at once."""
+    return sorted(examples, key=lambda example: -len(example["input_ids"]))
+
+
+def open_folder(recipe: ClassifierRecipe, *, resume: bool) -> RunFolder:
+    """Return the folder of the run, which can be written, with no checkpoints but its own.
+
+    Args:
+        recipe: Its `out` is the folder.
+        resume: The run in it, if there is one, is to be gone on with; else there must be none.
+
+    Raises:
+        OSError: if the folder cannot be written, or holds a run that is not to be gone on with.
+        ValueError: if the settings are not those of the run so far.
+    """
+    folder = RunFolder(Path(recipe.out).expanduser())
+    complete = (folder.path / "summary.json").exists()
+    if complete or (not resume and (folder.has_run() or folder.checkpoints.exists())):
+        how = "" if complete else "add --resume to go on with it, or "
+        rule = f"`out` must be a folder without a run: {how}name another one with --out"
+        raise FileExistsError(errno.EEXIST, rule, str(folder.path))
+    folder.start()
+    if last_checkpoint(folder) is not None:
+        before = settings.build(type(recipe), settings.read_yaml(folder.recipe))
+        for path, (old, new) in settings.differences(before, recipe).items():
+            if path not in ("out", "quiet"):
+                rule = f"be as in the run so far, {old!r}, to go on with it"
+                refuse(path, rule, repr(new), "set it back, or start another run with --out")
+    return folder
+
+
+def last_checkpoint(folder: RunFolder) -> tuple[int, str] | None:
+    """Return the step and the path of the last whole checkpoint; None: there is none."""
+    # The state is what the Trainer writes last.
+    whole = [path.parent for path in folder.checkpoints.glob("checkpoint-*/trainer_state.json")]
+    return max(((int(path.name.partition("-")[2]), str(path)) for path in whole), default=None)
+
+
+class Fit(transformers.Trainer):
+    """A model in training on the `Trainer` of transformers; called, it makes all of the run.
+
+    Args:
+        recipe: Of it, what any fit has: batch size, learning rate, precision and so on.
+        folder: See `open_folder`. If there is a checkpoint in it, the fit goes on from that.
+        model: In float32; it is trained in place.
+        examples: To learn from.
+        loss: See `Loss`.
+        collate: From some examples to a batch.
+    """
+
+    def __init__(
+        self,
+        recipe: ClassifierRecipe,
+        folder: RunFolder,
+        model: transformers.PreTrainedModel,
+        examples: Examples,
+        loss: Loss,
+        collate: Callable[[list[Example]], Any],
+    ) -> None:
+        arguments = _arguments(recipe, folder, model)
+        super().__init__(model, arguments, data_collator=collate, train_dataset=examples)
+        self.remove_callback(transformers.PrinterCallback)
+        self.recipe, self.folder, self.examples, self.loss_of = recipe, folder, examples, loss
+        self.main = self.is_world_process_zero()
+        self.first_step, self.checkpoint = last_checkpoint(folder) or (0, None)
+        self.display = Display(
+            examples.steps,
+            first_step=self.first_step,
+            quiet=recipe.quiet or not self.main,
+            title="training",
+        )
+        self.figures = list[dict[str, Tensor]]()
+        """Of the updates since the last row."""
+        self.seconds = 0.0
+        """Of training, in all sessions."""
+
+    def __call__(
+        self,
+        name: str,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        tests: Mapping[str, Callable[[], list[Example]]],
+        metrics: Callable[[Tensor, Tensor], dict[str, Any]],
+        summary: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Train the model, measure it, save it, and write the other files of the run.
+
+        Args:
+            name: What the model is, and its folder is called.
+            tokenizer: Saved beside the model.
+            tests: What makes the examples to measure on; the keys stand before the figures' names.
+            metrics: From the answers and the labels of a test to its figures.
+            summary: What summary.json has besides.
+
+        Returns:
+            What stands in summary.json.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+            ArithmeticError: if the loss is not finite.
+        """
+        started = time.perf_counter()
+        precision = self.args.mixed_precision.replace("no", "fp32")
+        self.display.note(
+            f"{type(self.model).__name__} of {self.model.num_parameters() / 1e6:.1f}M parameters, "
+            f"precision {precision}: {len(self.examples.rows):,} texts to train on, "
+            f"{self.examples.steps - self.first_step:,} steps."
+        )
+        with quiet_transformers():
+            self._learn()
+            figures = dict[str, Any]()
+            for prefix, make_test in tests.items():
+                test = by_length(make_test())
+                self.display.note(f"Measuring on {len(test):,} texts.")
+                found = self.predict(test)  # type: ignore[arg-type]  # a list has what it needs
+                both = torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids)
+                figures |= {prefix + key: value for key, value in metrics(*both).items()}
+        told = " · ".join(f"{key} {x:.3f}" for key, x in figures.items() if isinstance(x, float))
+        figures |= summary
+        figures |= {
+            "parameters": self.model.num_parameters(),
+            "precision": precision,
+            "steps": self.examples.steps,
+            "tokens": self.state.num_input_tokens_seen,
+            "threads": torch.get_num_threads(),
+            "processes": self.args.world_size,
+            "train_seconds": self.seconds,
+            "seconds": time.perf_counter() - started,
+        }
+        if self.main:
+            with replaced_folder(self.folder.path / name) as target, quiet_transformers():
+                self.model.save_pretrained(target)
+                tokenizer.save_pretrained(target)
+            self.folder.write("summary.json", json.dumps(figures, indent=2) + "\n")
+            remove(self.folder.checkpoints)
+        self.display.note(f"{told}. The {name} is in {self.folder.path / name}.")
+        return figures
+
+    def _learn(self) -> None:
+        """Train from the last checkpoint, or from the start, to the end or until Ctrl-C."""
+        self.accelerator.wait_for_everyone()  # all have seen what is in the folder
+        path, rows = self.folder.file("metrics"), list[str]()
+        if self.checkpoint is not None:  # the rows after it are written again
+            lines = path.read_text(encoding="utf-8").splitlines()
+            rows = [line for line in lines if json.loads(line)["step"] <= self.first_step]
+        if self.main:
+            self.folder.write("recipe.yaml", settings.dump(self.recipe))
+            self.folder.write(path.name, "".join(f"{row}\n" for row in rows))
+        self._started = time.perf_counter() - (json.loads(rows[-1])["seconds"] if rows else 0)
+        with GracefulStop() as interrupt, self.display:
+            self.add_callback(_Stopping(self.accelerator, interrupt))
+            self.train(resume_from_checkpoint=self.checkpoint)
+        if self.state.global_step < self.examples.steps:
+            Console(stderr=True, quiet=not self.main, soft_wrap=True).print(
+                f"Stopped after step {self.state.global_step} of {self.examples.steps}. Go on "
+                f"with: trl train {self.folder.path} --resume"
+            )
+            raise KeyboardInterrupt
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any
+    ) -> Any:
+        """Return the loss, and the answers if they are asked for."""
+        loss, answers, figures = self.loss_of(model, inputs)
+        if model.training:
+            self.figures.append({name: figure.detach() for name, figure in figures.items()})
+        return (loss, {"answers": answers}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Write a row and show it. The Trainer's summary at the end is left out."""
+        if "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise ArithmeticError(
+                f"The loss is {logs['loss']} at step {self.state.global_step}: lower "
+                f"`learning_rate` (now {self.recipe.learning_rate}), or set `precision` to fp32."
+            )
+        for name in self.figures[0]:
+            mean = torch.stack([figures[name] for figures in self.figures]).mean()
+            logs[name] = self.accelerator.reduce(mean, "mean").item()
+        self.figures.clear()
+        self.seconds = time.perf_counter() - self._started
+        row = {
+            "step": self.state.global_step,
+            "epoch": self.state.global_step * self.recipe.batch_size / len(self.examples.rows),
+            **logs,
+            "tokens": self.state.num_input_tokens_seen,
+            "seconds": self.seconds,
+        }
+        if self.main:
+            self.folder.add("metrics", row)
+        self.display.row(row)
+
+
+def _arguments(
+    recipe: ClassifierRecipe, folder: RunFolder, model: transformers.PreTrainedModel
+) -> transformers.TrainingArguments:
+    """Return how the Trainer is to go about it; several processes know each other then."""
+    accelerator = make_accelerator(recipe.precision)
+    exit_after_gloo()
+    processes, on_cpu = accelerator.num_processes, accelerator.device.type == "cpu"
+    low_precision = accelerator.mixed_precision
+    if recipe.batch_size % processes:
+        refuse("batch_size", f"be a multiple of {processes}, the processes", f"{recipe.batch_size}")
+    if on_cpu:
+        keep_freed_memory()
+        if low_precision == "bf16":
+            # The fused attention of torch is several times slower backwards there.
+            model.set_attn_implementation("eager")
+    arguments = transformers.TrainingArguments(
+        str(folder.checkpoints),
+        per_device_train_batch_size=recipe.batch_size // processes,
+        per_device_eval_batch_size=recipe.batch_size // processes,
+        num_train_epochs=1,  # `Examples` are all there is to learn
+        train_sampling_strategy="sequential",  # and in their order
+        learning_rate=recipe.learning_rate,
+        warmup_steps=0.1,  # of the run; then down to 0
+        weight_decay=recipe.weight_decay,
+        **{low_precision: True} if low_precision in ("bf16", "fp16") else {},
+        use_cpu=on_cpu,
+        seed=recipe.seed,
+        logging_steps=recipe.log_every,
+        logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="non_padding",
+        save_steps=0.1,  # of the run
+        save_total_limit=1,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # a process has one GPU, however many there are
+    return arguments
+
+
+class _Stopping(transformers.TrainerCallback):
+    """Ends the training after an update, with a checkpoint, once Ctrl-C was pressed anywhere."""
+
+    def __init__(self, accelerator: Any, interrupt: GracefulStop) -> None:
+        self.accelerator, self.interrupt = accelerator, interrupt
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Look whether a process was asked to stop; the last update has its row in any case."""
+        if self.interrupt.asked:
+            self.accelerator.set_trigger()
+        asked = self.accelerator.check_trigger()
+        control.should_save |= asked
+        control.should_training_stop |= asked
+        control.should_log |= asked or state.global_step == state.max_steps
