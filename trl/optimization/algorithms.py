@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from trl.config import PPOConfig
+from trl.config.algorithms import FACTS
 from trl.optimization.advantages import discounted_returns, gae, group_normalize, leave_one_out
 from trl.optimization.losses import (
     cispo_loss,
@@ -151,6 +152,22 @@ def _constant(x: Tensor, mask: Tensor, counts: Counts, *, length: int) -> Tensor
 POLICY_LOSSES: dict[str, PolicyLoss] = {"clip": _clip, "gspo": gspo_loss, "cispo": _cispo}
 """What `PPOConfig.policy_loss` may name."""
 
+AGGREGATES: dict[str, Aggregate] = {
+    "token": _token,
+    "sequence": _sequence,
+    "sequence_sum": _sequence_sum,
+}
+"""What `PPOConfig.aggregate` may name, besides constant."""
+
+ESTIMATORS: dict[str, Estimator] = {
+    "ppo": estimate_gae,
+    "rloo": estimate_leave_one_out,
+    "grpo": estimate_group_normalized,
+    "dr_grpo": estimate_group_centred,
+    "reinforce++": estimate_returns,
+}
+"""What the algorithms make of the rewards; what else is known of them: `trl.config.algorithms`."""
+
 
 # --- algorithms ---------------------------------------------------------------------------------
 
@@ -179,13 +196,15 @@ class Algorithm:
 
 
 ALGORITHMS: dict[str, Algorithm] = {
-    "ppo": Algorithm(estimate_gae, critic=True, whiten=True),
-    "rloo": Algorithm(estimate_leave_one_out, groups=True, aggregate=_sequence_sum),
-    "grpo": Algorithm(estimate_group_normalized, groups=True, aggregate=_sequence, kl_in="loss"),
-    "dr_grpo": Algorithm(
-        estimate_group_centred, groups=True, aggregate=_sequence_sum, kl_in="loss"
-    ),
-    "reinforce++": Algorithm(estimate_returns, whiten=True),
+    name: Algorithm(
+        ESTIMATORS[name],
+        critic=facts.critic,
+        groups=facts.groups,
+        whiten=facts.whiten,
+        aggregate=AGGREGATES[facts.aggregate],
+        kl_in=facts.kl_in,
+    )
+    for name, facts in FACTS.items()
 }
 """What `PPOConfig.algorithm` may name."""
 
@@ -198,12 +217,8 @@ def compose(config: PPOConfig) -> Algorithm:
     if config.policy_loss is not None:
         changes["policy_loss"] = POLICY_LOSSES[config.policy_loss]
     if config.aggregate is not None:
-        changes["aggregate"] = {
-            "token": _token,
-            "sequence": _sequence,
-            "sequence_sum": _sequence_sum,
-            "constant": partial(_constant, length=config.aggregate_length or 1),
-        }[config.aggregate]
+        constant = partial(_constant, length=config.aggregate_length or 1)
+        changes["aggregate"] = AGGREGATES.get(config.aggregate, constant)
     return replace(ALGORITHMS[config.algorithm], **changes)
 
 

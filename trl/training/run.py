@@ -229,7 +229,7 @@ class Run:
         self.trainer = PPOTrainer(
             self.model,
             recipe.model.reference,
-            replace(recipe.ppo, seed=recipe.seed),
+            replace(recipe.ppo, seed=recipe.ppo.seed or recipe.seed),
             accelerator=self.accelerator,
         )
         self.main = self.accelerator.is_main_process
