@@ -35,6 +35,7 @@ from trl.config import SettingsError, closest
 from trl.config.folder import recipe_folder
 
 if TYPE_CHECKING:  # making these classes takes longer than showing what commands there are
+    from trl.config.listing import Setting
     from trl.config.recipe import ClassifierRecipe, Recipe, RewardConfig
 
 FAILED = 1
@@ -501,7 +502,7 @@ def _settings_help(cls: type) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _setting_help(setting: settings.Setting, width: int) -> list[str]:
+def _setting_help(setting: Setting, width: int) -> list[str]:
     flag = f"--{setting.path.replace('_', '-')}"
     text = " ".join(f"{setting.text} ({setting.kind}; default: {setting.default})".split())
     body = textwrap.wrap(text, width - 6, break_on_hyphens=False)

@@ -32,9 +32,7 @@ __all__ = [
     "ClassifierRecipe",
     "PPOConfig",
     "Recipe",
-    "RewardConfig",
     "Scoring",
-    "Setting",
     "SettingsError",
     "as_mapping",
     "build",
@@ -48,18 +46,18 @@ __all__ = [
 
 _HOME = {
     "PPOConfig": "ppo",
-    **dict.fromkeys(("ClassifierRecipe", "Recipe", "RewardConfig", "Scoring"), "recipe"),
-    **dict.fromkeys(("Setting", "paths"), "listing"),
+    **dict.fromkeys(("ClassifierRecipe", "Recipe", "Scoring"), "recipe"),
+    "paths": "listing",
     **dict.fromkeys(("as_mapping", "differences", "dump"), "writing"),
     **dict.fromkeys(("build", "read_yaml"), "reading"),
     "check_values": "section",
 }
 
 if TYPE_CHECKING:
-    from trl.config.listing import Setting, paths
+    from trl.config.listing import paths
     from trl.config.ppo import PPOConfig
     from trl.config.reading import build, read_yaml
-    from trl.config.recipe import ClassifierRecipe, Recipe, RewardConfig, Scoring
+    from trl.config.recipe import ClassifierRecipe, Recipe, Scoring
     from trl.config.section import check_values
     from trl.config.writing import as_mapping, differences, dump
 

@@ -41,17 +41,10 @@ def _settings(cls: Any, prefix: str) -> Iterator[Setting]:
         inner, path = section_in(kind), f"{prefix}{name}"
         many = inner is not None and bare(kind) is not inner
         if inner is None or many or is_optional(kind):
-            written = default if isinstance(default, str) else json.dumps(default, default=_changes)
+            written = (
+                default if isinstance(default, str) else json.dumps(default, default=lambda _: {})
+            )
             text = field.description or ""
             yield Setting(path, words(kind), written, text, bare(kind) is bool)
         if inner is not None:
             yield from _settings(inner, f"{path}.N." if many else f"{path}.")
-
-
-def _changes(section: Any) -> dict[str, Any]:
-    """Return a section without its defaults."""
-    return {
-        name: getattr(section, name)
-        for name, field in section.__pydantic_fields__.items()
-        if getattr(section, name) != field.get_default(call_default_factory=True)
-    }

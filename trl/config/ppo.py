@@ -161,11 +161,6 @@ class PPOConfig:
         """Rollouts per optimiser update: `minibatch_size` or its default."""
         return self.minibatch_size or max(1, self.batch_size // 4)
 
-    @property
-    def kl_place(self) -> Literal["reward", "loss"]:
-        """Where the KL penalty stands: `kl_in` or the algorithm's."""
-        return self.kl_in or FACTS[self.algorithm].kl_in
-
     def contradictions(self) -> Iterator[Contradiction]:
         """Yield what is wrong with settings that each are in order."""
         named, facts = f"with algorithm={self.algorithm!r}", FACTS[self.algorithm]
@@ -178,7 +173,7 @@ class PPOConfig:
             yield "vf_coef", "be > 0 with value_warmup_steps", "nothing is trained"
         if self.gamma != 1 and facts.groups:
             yield "gamma", f"be 1 {named}, whose advantages are of whole responses"
-        if self.kl_place == "loss" and self.kl_estimator == "k1":
+        if (self.kl_in or facts.kl_in) == "loss" and self.kl_estimator == "k1":
             rule = "be 'k2' or 'k3' with the KL in the loss, where the gradient of k1 has mean 0"
             yield "kl_estimator", rule, "or set kl_in='reward'"
         if self.aggregate == "constant" and self.aggregate_length is None:

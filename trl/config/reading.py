@@ -6,7 +6,6 @@ a number and a text for a text.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import typing
@@ -82,16 +81,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         SettingsError: naming file and line, if it is no YAML, sets a setting twice or has
             something else than settings.
-        OSError: if the file is not there (with the closest one that is) or cannot be read.
+        OSError: if the file is not there or cannot be read.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} must be a YAML file, but is a folder: name a file in it.")
-    if not path.is_file():
-        there = sorted(str(each) for each in path.parent.glob("*.y*ml"))
-        near = difflib.get_close_matches(str(path), there, 1, 0.6)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise FileNotFoundError(f"There is no file {path}.{hint}")
     try:
         values = parse_yaml(path.read_text("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -227,8 +219,6 @@ def _flag_value(kind: Any, path: str, text: str) -> Any:
     try:
         return parse_yaml(text) if text else ""
     except yaml.YAMLError as error:
-        if one_word:
-            return text
         refuse(path, f"be {words(kind)}, as YAML", shown(text), _line_and_problem(error)[:-1])
 
 

@@ -133,8 +133,6 @@ class DataConfig:
         """Yield what is wrong with settings that each are in order."""
         if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
             yield "min_tokens", f"be <= max_tokens ({self.max_tokens})", "lower it"
-        if self.prompts != "model" and self.model_prompts != 1024:
-            yield "model_prompts", "be left out unless prompts is 'model'"
         if self.system is not None and not self.chat:
             yield "system", "be None unless `chat` is true", "set chat: true"
         if len(set(self.prefixes)) < len(self.prefixes):
@@ -280,11 +278,6 @@ class PretrainingConfig:
     """Column with the text."""
     tokens: Annotated[int, Field(gt=1)] = 64
     """Tokens of each row."""
-
-    def contradictions(self) -> Iterator[Contradiction]:
-        """Yield what is wrong with settings that each are in order."""
-        if self.text is None and self.tokens != 64:
-            yield "tokens", "be left out without `text`"
 
 
 @section

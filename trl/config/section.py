@@ -44,14 +44,9 @@ def section(cls: type[T]) -> type[T]:
 
     @functools.wraps(checked)
     def init(self: T, *args: Any, **kwargs: Any) -> None:
-        unknown = [name for name in kwargs if name not in known]
-        if unknown:
-            raise TypeError(
-                "; ".join(
-                    f"{cls.__name__} has no field `{name}`.{closest(name, known)}"
-                    for name in unknown
-                )
-            )
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"{cls.__name__} has no field `{name}`.{closest(name, known)}")
         if len(args) > len(known):
             raise TypeError(f"{cls.__name__} has {len(known)} fields, got {len(args)} values.")
         given = dict(zip(known, args, strict=False)) | kwargs

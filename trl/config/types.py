@@ -6,7 +6,6 @@ A limit stands in the type, once: pydantic checks it, `words` tells it.
 from __future__ import annotations
 
 import functools
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -31,23 +30,10 @@ def _in_order(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
-def _apart(pair: tuple[float, float]) -> tuple[float, float]:
-    if pair[0] >= pair[1]:
-        raise ValueError(pair)
-    return pair
-
-
+_ordered = AfterValidator(_in_order)
 # A text beside a type says in words what its values are.
-CountRange = Annotated[
-    tuple[Count, Count],
-    AfterValidator(_in_order),
-    "two integers > 0, [least, most]",
-]
-ShareRange = Annotated[
-    tuple[Share, Share],
-    AfterValidator(_apart),
-    "two numbers between 0 and 1, [low, high]",
-]
+CountRange = Annotated[tuple[Count, Count], _ordered, "two integers > 0, [least, most]"]
+ShareRange = Annotated[tuple[Share, Share], _ordered, "two numbers from 0 to 1, [low, high]"]
 RangeOfEach = Annotated[
     Mapping[Text, ShareRange], "a mapping of prefix: [low, high], two numbers between 0 and 1"
 ]
@@ -66,7 +52,7 @@ def kinds_of(cls: Any) -> dict[str, Any]:
 
 def is_optional(kind: Any) -> bool:
     """Tell whether a setting may be None."""
-    return typing.get_origin(kind) in (types.UnionType, typing.Union)
+    return type(None) in typing.get_args(kind)
 
 
 def bare(kind: Any) -> Any:

@@ -49,27 +49,23 @@ def dump(instance: Any, *, texts: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def differences(one: Any, other: Any) -> dict[str, tuple[Any, Any]]:
+def differences(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
     """Return the settings in which two dataclasses differ, and their values there.
 
-    Raises:
-        TypeError: if they are not of the same class.
+    Args:
+        one: A dataclass, or what a setting of it holds.
+        other: The same of another one.
+        path: Of what is compared.
     """
-    if type(one) is not type(other) or not is_dataclass(one):
-        names = f"{type(one).__name__} and {type(other).__name__}"
-        raise TypeError(f"`one` and `other` must be dataclasses of the same class, got {names}.")
-    found: dict[str, tuple[Any, Any]] = {}
-    for field in fields(one):
-        found |= _differences(getattr(one, field.name), getattr(other, field.name), field.name)
-    return found
-
-
-def _differences(one: Any, other: Any, path: str) -> dict[str, tuple[Any, Any]]:
     if is_dataclass(one) and type(one) is type(other):
-        return {f"{path}.{name}": pair for name, pair in differences(one, other).items()}
-    if isinstance(one, tuple) and isinstance(other, tuple) and any(map(is_dataclass, one + other)):
-        found: dict[str, tuple[Any, Any]] = {}
-        for index, pair in enumerate(itertools.zip_longest(one, other)):
-            found |= _differences(*pair, f"{path}[{index}]")
-        return found
-    return {} if one == other else {path: (as_mapping(one), as_mapping(other))}
+        names = [field.name for field in fields(one)]
+        parts = [(f"{path}.{name}", getattr(one, name), getattr(other, name)) for name in names]
+    elif isinstance(one, tuple) and isinstance(other, tuple) and any(map(is_dataclass, one)):
+        pairs = enumerate(itertools.zip_longest(one, other))
+        parts = [(f"{path}[{index}]", *pair) for index, pair in pairs]
+    else:
+        return {} if one == other else {path: (as_mapping(one), as_mapping(other))}
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, mine, others in parts:
+        found |= differences(mine, others, name.lstrip("."))
+    return found
