@@ -340,6 +340,13 @@ def test_none_is_also_a_reference(read):
     assert read(text.format("null")).model.reference is None
 
 
+def test_ppo_has_the_seed_of_the_run_or_one_of_its_own(read):
+    assert read("seed: 3").seeded_ppo.seed == 3
+    assert read("{seed: 3, ppo: {seed: 0}}").seeded_ppo.seed == 3  # as older files have it
+    assert read("{seed: 3, ppo: {seed: 5}}").seeded_ppo.seed == 5
+    assert read("").seeded_ppo == PPOConfig()
+
+
 def test_sections_lists_and_mappings(read):
     recipe = read(
         "model: {lora: {rank: 4}}\n"

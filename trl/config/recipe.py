@@ -15,7 +15,7 @@ The text under a field is its only documentation. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -339,6 +339,11 @@ class Recipe:
         if self.episodes is not None:
             return max(1, self.episodes // self.ppo.batch_size)
         return 100 if self.steps is None else self.steps
+
+    @property
+    def seeded_ppo(self) -> PPOConfig:
+        """The settings of PPO, with the seed of the run if they have none of their own."""
+        return replace(self.ppo, seed=self.ppo.seed or self.seed)
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Yield what sections that each are in order ask of each other."""
