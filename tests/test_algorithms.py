@@ -12,9 +12,10 @@ import torch
 from tests.conftest import ragged, tiny_gpt2
 from trl.batch import Rollout
 from trl.config import PPOConfig
-from trl.config import ppo as config_module
+from trl.config.algorithms import FACTS
 from trl.optimization.algorithms import (
     ALGORITHMS,
+    ESTIMATORS,
     Advantages,
     Counts,
     compose,
@@ -112,12 +113,12 @@ def test_gae_gives_returns_too():
 
 
 def test_the_names_of_the_settings_are_those_of_the_presets():
-    """The settings load without torch, so they keep lists of their own."""
-    assert set(NAMES) == {"ppo", "rloo", "grpo", "dr_grpo", "reinforce++"}
-    assert set(config_module.WITHOUT_CRITIC) == set(CRITIC_FREE)
-    assert set(config_module.OF_WHOLE_RESPONSES) == set(GROUP_NAMES)
-    in_loss = {name for name in NAMES if ALGORITHMS[name].kl_in == "loss"}
-    assert set(config_module.KL_IN_LOSS) == in_loss
+    """An algorithm is an entry in the table of facts, and an estimator."""
+    assert set(FACTS) == set(ESTIMATORS) == {"ppo", "rloo", "grpo", "dr_grpo", "reinforce++"}
+    assert CRITIC_FREE == ["rloo", "grpo", "dr_grpo", "reinforce++"]
+    assert GROUP_NAMES == ["rloo", "grpo", "dr_grpo"]
+    assert {name for name in NAMES if ALGORITHMS[name].kl_in == "loss"} == {"grpo", "dr_grpo"}
+    assert {name for name in NAMES if ALGORITHMS[name].whiten} == {"ppo", "reinforce++"}
     for name in NAMES:
         assert compose(PPOConfig(algorithm=name)) == ALGORITHMS[name]
 

@@ -10,7 +10,8 @@ import yaml
 from tests.llama2c import load_model, load_tokenizer
 from tests.training.runs import lines
 from trl import config as settings
-from trl.config.recipe import STARTER, ClassifierRecipe, Recipe, recipe_folder
+from trl.config.folder import recipe_folder
+from trl.config.recipe import STARTER, ClassifierRecipe, Recipe
 from trl.training.run import run_recipe
 
 FILES = sorted(recipe_folder().glob("*.yaml"))

@@ -25,14 +25,18 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import trl
 from trl import config as settings
 from trl.config import SettingsError, closest
-from trl.config.recipe import ClassifierRecipe, Recipe, RewardConfig, recipe_folder
+from trl.config.folder import recipe_folder
+
+if TYPE_CHECKING:  # making these classes takes longer than showing what commands there are
+    from trl.config.listing import Setting
+    from trl.config.recipe import ClassifierRecipe, Recipe, RewardConfig
 
 FAILED = 1
 USAGE_ERROR = 2
@@ -93,7 +97,8 @@ def _train(arguments: list[str]) -> int:
         "recipe", metavar="RECIPE", help="a YAML file, the folder of a run, or the name of a recipe"
     )
     parser.add_run_options()
-    shown = Recipe if not arguments or arguments[0].startswith("-") else _kind_of(arguments[0])
+    named = arguments and not arguments[0].startswith("-")
+    shown = _kind_of(arguments[0]) if named else settings.Recipe
     options, flags = parser.parse(arguments, shown)
     return _start(options, options.recipe, flags)
 
@@ -106,7 +111,7 @@ def _demo(arguments: list[str]) -> int:
         "`trl train sentiment --out runs/demo`.",
     )
     parser.add_run_options()
-    options, flags = parser.parse(arguments, Recipe)
+    options, flags = parser.parse(arguments, settings.Recipe)
     return _start(options, "sentiment", [("out", "runs/demo"), *flags])
 
 
@@ -116,9 +121,9 @@ def _start(options: argparse.Namespace, name: str, flags: Flags) -> int:
     _check_resume(recipe, options.resume)
     if options.print_config:
         if _is_main_process():
-            print(settings.dump(recipe), end="")
+            print(settings.dump(recipe, texts=True), end="")
         return 0
-    if isinstance(recipe, ClassifierRecipe):
+    if isinstance(recipe, settings.ClassifierRecipe):
         from trl.training.classifier import train_classifier  # torch and transformers: seconds
 
         train_classifier(recipe, resume=options.resume is not None)
@@ -168,14 +173,6 @@ def _sample(arguments: list[str]) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class _Scoring:
-    """The part of a recipe that scores."""
-
-    reward: tuple[RewardConfig, ...] = (RewardConfig(),)
-    """The scorers."""
-
-
 def _score(arguments: list[str]) -> int:
     parser = _Parser(
         prog="trl score",
@@ -191,13 +188,13 @@ def _score(arguments: list[str]) -> int:
     )
     parser.add_argument("--recipe", help="a YAML file, or the name of a recipe")
     parser.add_argument("--out", metavar="FILE", help="write lines of JSON there; -: to the screen")
-    options, flags = parser.parse(arguments, _Scoring)
+    options, flags = parser.parse(arguments, settings.Scoring)
     values, owner = {}, None
     if options.recipe is not None:
         path = find_recipe(options.recipe)
         owner, values = str(path), settings.read_yaml(path)
         values = {"reward": values["reward"]} if "reward" in values else {}
-    scoring = settings.build(_Scoring, values, flags=flags, owner=owner)
+    scoring = settings.build(settings.Scoring, values, flags=flags, owner=owner)
     if options.recipe is not None:
         scoring = replace(scoring, reward=_beside(scoring.reward, path))
     from trl.training import tools
@@ -309,8 +306,8 @@ def read_recipe(name: str, flags: Sequence[tuple[str, str]] = ()) -> Recipe | Cl
         problem = f"`task` must be classifier, or left out for PPO, got {str(task)!r}.{hint}"
         raise SettingsError(str(path), [problem])
     if task == "classifier":
-        return settings.build(ClassifierRecipe, values, flags=flags, owner=str(path))
-    recipe = settings.build(Recipe, values, flags=flags, owner=str(path))
+        return settings.build(settings.ClassifierRecipe, values, flags=flags, owner=str(path))
+    recipe = settings.build(settings.Recipe, values, flags=flags, owner=str(path))
     if "out" not in dict(flags) and (path.parent / "metrics.jsonl").is_file():
         recipe = replace(recipe, out=str(path.parent))  # a run goes on where it is now
     return replace(recipe, reward=_beside(recipe.reward, path))
@@ -322,7 +319,8 @@ def _beside(rewards: tuple[RewardConfig, ...], recipe: Path) -> tuple[RewardConf
     Raises:
         SettingsError: for files that are neither there, nor here, nor among those that ship.
     """
-    found, problems = list[RewardConfig](), list[str]()
+    found: list[RewardConfig] = []
+    problems: list[str] = []
     for index, reward in enumerate(rewards):
         file, _, function = reward.name.rpartition(":")
         path = Path(file).expanduser()
@@ -347,15 +345,16 @@ def _kind_of(name: str) -> type:
     try:
         values = settings.read_yaml(find_recipe(name))
     except (OSError, SettingsError):
-        return Recipe
-    return ClassifierRecipe if values.get("task") == "classifier" else Recipe
+        return settings.Recipe
+    is_classifier = values.get("task") == "classifier"
+    return settings.ClassifierRecipe if is_classifier else settings.Recipe
 
 
 def _check_resume(recipe: Recipe | ClassifierRecipe, resume: str | None) -> None:
     """Raise if the run cannot be gone on with, as far as that is seen in a moment."""
     if resume is None:
         return
-    if isinstance(recipe, ClassifierRecipe) and resume != "auto":
+    if isinstance(recipe, settings.ClassifierRecipe) and resume != "auto":
         raise ValueError(f"--resume must stand alone for a classifier, got {resume!r}.")
     checkpoint = Path(resume).expanduser()
     if resume != "auto" and not checkpoint.is_dir():
@@ -426,7 +425,7 @@ class _Parser(argparse.ArgumentParser):
     def _split(self, arguments: list[str], cls: type) -> tuple[list[str], Flags]:
         """Take the settings out of the arguments: all flags but the command's own options."""
         own = list(self._option_string_actions)
-        names = {field.name for kind in (cls, ClassifierRecipe) for field in fields(kind)}
+        names = {field.name for kind in (cls, settings.ClassifierRecipe) for field in fields(kind)}
         others, flags = list[str](), Flags()
         waiting = list(arguments)
         while waiting:
@@ -479,7 +478,7 @@ def _with_dashes(argument: str) -> str:
 
 def _is_truth(cls: type, path: str) -> bool:
     """Tell whether a setting is true or false, so that its flag may stand alone."""
-    found = (*settings.paths(cls), *settings.paths(ClassifierRecipe))
+    found = (*settings.paths(cls), *settings.paths(settings.ClassifierRecipe))
     return any(setting.is_truth for setting in found if setting.path == path)
 
 
@@ -503,7 +502,7 @@ def _settings_help(cls: type) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _setting_help(setting: settings.Setting, width: int) -> list[str]:
+def _setting_help(setting: Setting, width: int) -> list[str]:
     flag = f"--{setting.path.replace('_', '-')}"
     text = " ".join(f"{setting.text} ({setting.kind}; default: {setting.default})".split())
     body = textwrap.wrap(text, width - 6, break_on_hyphens=False)

@@ -234,7 +234,9 @@ def test_a_weight_multiplies_the_reward_of_its_prefix():
     rollout = make_rollout(*PAIRS)
     assert torch.equal(score(weighted, rollout), score(plain, rollout) * torch.tensor([1, 2.0, 1]))
     assert weighted.means == plain.means
-    with pytest.raises(ValueError, match=r"`weights` must be one of .*'\[neutral\]'"):
+    with pytest.raises(ValueError, match=r"`weights` must name prefixes .*'\[neutral\]'"):
         saying(0.0, weights={"[neutral]": 2.0})
-    with pytest.raises(ValueError, match=r"`weights.\[0\] ` must be a finite number > 0, got 0"):
+    with pytest.raises(
+        ValueError, match=r"`weights` must be a mapping of prefix: number > 0, got .*0"
+    ):
         saying(0.0, weights={"[0] ": 0})

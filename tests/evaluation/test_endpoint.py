@@ -256,7 +256,7 @@ def test_a_rollout_without_texts():
 
 
 def test_bad_settings_are_reported_together():
-    with pytest.raises(ValueError, match="`timeout` must be a finite number > 0 and at most a day"):
+    with pytest.raises(ValueError, match="`timeout` must be a finite number > 0 and <= 86400"):
         EndpointScorer("http://host", timeout=1e300)
     with pytest.raises(ValueError, match=r"`url` must begin with http.*`timeout`.*> 0.*`retries`"):
         EndpointScorer("localhost:8000", timeout=0, retries=-1)

@@ -264,7 +264,7 @@ def test_no_graph_is_kept(make_model):
         ),
         ({"temperature": 0.0}, "`temperature` must be a finite number > 0"),
         ({"top_k": -1}, "`top_k` must be an integer >= 0"),
-        ({"top_p": 0.0}, r"`top_p` must be a finite number in \(0, 1\]"),
+        ({"top_p": 0.0}, "`top_p` must be a finite number > 0 and <= 1"),
         ({"min_new_tokens": -1}, "`min_new_tokens` must be an integer >= 0"),
         ({"group_size": 0}, "`group_size` must be an integer > 0, got 0"),
         ({"max_rows": 0}, "`max_rows` must be an integer > 0 or None, got 0"),

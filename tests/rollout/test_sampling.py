@@ -114,7 +114,7 @@ def test_same_generator_same_tokens(make_model):
         ({"max_new_tokens": 0}, "`max_new_tokens` must be an integer > 0, got 0"),
         ({"temperature": 0.0}, "`temperature` must be a finite number > 0"),
         ({"top_k": -1}, "`top_k` must be an integer >= 0"),
-        ({"top_p": 1.5}, r"`top_p` must be a finite number in \(0, 1\], got 1.5"),
+        ({"top_p": 1.5}, "`top_p` must be a finite number > 0 and <= 1, got 1.5"),
         ({"max_new_tokens": 62}, r"the model's 64 positions, got 3 \+ 62 tokens"),
         ({"queries": torch.tensor([1, 2])}, r"`queries` must be a tensor \[batch, length\]"),
         ({"queries": torch.tensor([[1, 97]])}, "ids from 0 to 96, got 1 to 97"),

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from tests.families import tiny_model
 from tests.training.test_loop import tokenizer
 from trl.batch import Rollout
-from trl.config import PPOConfig, recipe
+from trl.config import PPOConfig, paths, recipe
 from trl.rollout import Sampler
 from trl.watch import symptoms
 from trl.watch.diagnosis import Diagnosis, Finding
@@ -378,12 +378,8 @@ def test_a_state_is_a_copy_and_has_the_best_reward():
 
 
 def test_every_setting_that_is_named_exists():
-    sections = recipe.SECTIONS | {"reward": recipe.RewardConfig}
-    known = {
-        f"{name}.{field.name}"
-        for name, cls in sections.items()
-        for field in dataclasses.fields(cls)
-    }
+    known = {setting.path.replace(".N", "") for setting in paths(recipe.Recipe)}
+    sections = {path.split(".")[0] for path in known if "." in path}
     texts = [Path(symptoms.__file__), Path(__file__).parents[2] / "docs" / "metrics.md"]
     named = {
         path

@@ -1,44 +1,68 @@
-"""Settings as text: YAML files and flags in, checked dataclasses out, and back.
+"""Settings: what there is to set, checked, read from YAML and flags, and written.
 
     build(Recipe, read_yaml("recipe.yaml"))            a Recipe, or one error with every problem
     build(Recipe, {}, flags=[("ppo.gamma", "0.99")])   defaults < values < flags
     dump(recipe)                                       YAML that reads back to an equal Recipe
     differences(before, recipe)                        {"ppo.gamma": (1.0, 0.99)}
 
-The dataclasses say everything: their type hints how a value is read, their `__post_init__` what
-it may be, the texts under their fields what it means. A word of YAML without quotes means what the
-type of its setting makes of it: 1e-5 is a number for a number and a text for a text.
+The dataclasses say everything: their types what a value may be, the texts under their fields what
+it means, their `contradictions` what does not go together.
 
-values.py     the types of settings, and values of them
-yaml_text.py  what a YAML file says
-flags.py      flags over it
-reading.py    dataclasses from it
-writing.py    YAML from dataclasses, and in what two of them differ
-listing.py    what there is to set
+types.py       the types of settings: limits, and what a message calls them
+section.py     dataclasses that pydantic checks, with errors in our words
+algorithms.py  what is known of each algorithm
+ppo.py         the settings of PPO
+recipe.py      those of `trl train`
+reading.py     dataclasses from YAML and flags
+writing.py     YAML from dataclasses, and in what two of them differ
+listing.py     what there is to set
+errors.py      a problem in words
 
-Neither torch nor PyYAML is imported before it is needed.
+The names below load their module on first use: torch is never imported, and pydantic and PyYAML
+not before there is something to set.
 """
 
-from trl.config.flags import override
-from trl.config.listing import Setting, paths, texts_under_fields
-from trl.config.ppo import OLD_SPELLINGS, PPOConfig, Problems, SettingsError, closest
-from trl.config.reading import build
-from trl.config.writing import as_mapping, differences, dump
-from trl.config.yaml_text import read_yaml
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from trl.config.errors import OLD_SPELLINGS, SettingsError, closest
 
 __all__ = [
     "OLD_SPELLINGS",
+    "ClassifierRecipe",
     "PPOConfig",
-    "Problems",
-    "Setting",
+    "Recipe",
+    "Scoring",
     "SettingsError",
     "as_mapping",
     "build",
+    "check_values",
     "closest",
     "differences",
     "dump",
-    "override",
     "paths",
     "read_yaml",
-    "texts_under_fields",
 ]
+
+_HOME = {
+    "PPOConfig": "ppo",
+    **dict.fromkeys(("ClassifierRecipe", "Recipe", "Scoring"), "recipe"),
+    "paths": "listing",
+    **dict.fromkeys(("as_mapping", "differences", "dump"), "writing"),
+    **dict.fromkeys(("build", "read_yaml"), "reading"),
+    "check_values": "section",
+}
+
+if TYPE_CHECKING:
+    from trl.config.listing import paths
+    from trl.config.ppo import PPOConfig
+    from trl.config.reading import build, read_yaml
+    from trl.config.recipe import ClassifierRecipe, Recipe, Scoring
+    from trl.config.section import check_values
+    from trl.config.writing import as_mapping, differences, dump
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'trl.config' has no attribute {name!r}")
+    return getattr(import_module(f"trl.config.{_HOME[name]}"), name)

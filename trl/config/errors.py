@@ -1,20 +1,97 @@
-"""One form for a refused input: the parameter, the rule, what was given, and how to mend it."""
+"""What is wrong with settings, in words: the parameter, the rule, what was given, how to mend it.
+
+Nothing here imports pydantic: the command line needs it before there is anything to check.
+"""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import NoReturn
 
+OLD_SPELLINGS = {
+    "lr": "learning_rate",
+    "lam": "gae_lambda",
+    "target": "kl_target",
+    "horizon": "kl_horizon",
+    "adap_kl_ctrl": "adaptive_kl",
+    "mini_batch_size": "minibatch_size",
+}
+"""The parameter names of the first trl (the last one: of its releases 0.4 to 0.11), and ours."""
 
-def refuse(
-    name: str, rule: str, got: str = "", fix: str = "", *, error: type[Exception] = ValueError
-) -> NoReturn:
-    """Raise an error in the words: `name` must RULE, got GOT: FIX.
+OTHER_IDEAS = {"target_kl": "max_approxkl", "early_stopping": "max_approxkl"}
+"""Settings of releases 0.4 to 0.11 whose idea has another form here, and where to look."""
+
+
+class SettingsError(ValueError):
+    """What is wrong with a configuration, all at once.
+
+    Attributes:
+        owner: The name of the dataclass, or of the file.
+        found: A sentence for each problem, which begins with the name of the setting.
+    """
+
+    def __init__(self, owner: str, found: list[str]) -> None:
+        super().__init__(f"{owner}: " + " ".join(found))
+        self.owner = owner
+        self.found = found
+
+
+def problem(name: str, rule: str, got: object = "", fix: str = "") -> str:
+    """Return the sentence: `name` must RULE, got GOT: FIX.
 
     Args:
         name: The parameter or the path of the setting.
         rule: What it must be or have: "be > 0".
         got: The value, as a message shows it; nothing: left out.
         fix: What to do; nothing: left out.
+    """
+    told = f"{got}"
+    return f"`{name}` must {rule}{f', got {told}' if told else ''}{f': {fix}' if fix else ''}."
+
+
+def refuse(
+    name: str, rule: str, got: object = "", fix: str = "", *, error: type[Exception] = ValueError
+) -> NoReturn:
+    """Raise an error with the sentence of `problem`.
+
+    Args:
+        name: See `problem`, as the next three.
+        rule: What it must be or have.
+        got: The value.
+        fix: What to do.
         error: ValueError, TypeError or another exception that takes one text.
     """
-    raise error(f"`{name}` must {rule}{f', got {got}' if got else ''}{f': {fix}' if fix else ''}.")
+    raise error(problem(name, rule, got, fix))
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean …?' for the known name nearest to `name`, or nothing."""
+    known = list(known)
+    renamed = OLD_SPELLINGS.get(name) or OTHER_IDEAS.get(name)
+    match = [renamed] if renamed in known else difflib.get_close_matches(name, known, 1, 0.7)
+    return f" Did you mean `{match[0]}`?" if match else ""
+
+
+def closest_path(path: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean …?' for the settings that an unknown path may mean, or nothing.
+
+    A setting of the same name counts most, then one of the same section.
+    """
+    above, _, name = path.replace("-", "_").rpartition(".")
+    name = OLD_SPELLINGS.get(name) or OTHER_IDEAS.get(name) or name
+
+    def likeness(other: str) -> float:
+        section, _, end = other.rpartition(".")
+        alike = difflib.SequenceMatcher(None, name, end).ratio()
+        beside = difflib.SequenceMatcher(None, above, section).ratio()
+        return alike + 0.2 * beside if alike > 0.7 else 0.0
+
+    near = max(known, key=likeness, default="")
+    return f" Did you mean `{near}`?" if near and likeness(near) else ""

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import functools
-import inspect
-import itertools
-import sys
+import json
 from collections.abc import Iterator
-from dataclasses import MISSING
 from typing import Any, NamedTuple
 
-from trl.config.values import (
-    default_of,
-    described,
-    is_optional,
-    kinds_of,
-    section_of,
-    without_none,
-)
-from trl.config.writing import differences, flow
+from trl.config.types import bare, is_optional, kinds_of, section_in, words
 
 
 class Setting(NamedTuple):
@@ -30,7 +18,7 @@ class Setting(NamedTuple):
     kind: str
     """What its values are, in words."""
     default: str
-    """As YAML; empty if there is none."""
+    """As YAML, or as a flag has it."""
     text: str
     """The text under the field."""
     is_truth: bool
@@ -43,50 +31,20 @@ def paths(cls: Any) -> tuple[Setting, ...]:
 
     A section is there by what is in it; an optional one, and a list, by itself too.
     """
-    return tuple(_settings(cls, "", None))
+    return tuple(_settings(cls, ""))
 
 
-def _settings(cls: type, prefix: str, base: Any) -> Iterator[Setting]:
-    texts = texts_under_fields(cls)
+def _settings(cls: Any, prefix: str) -> Iterator[Setting]:
     for name, kind in kinds_of(cls).items():
-        default = default_of(cls, name) if base is None else getattr(base, name)
-        inner, many = section_of(kind)
-        path = f"{prefix}{name}"
+        field = cls.__pydantic_fields__[name]
+        default = field.get_default(call_default_factory=True)
+        inner, path = section_in(kind), f"{prefix}{name}"
+        many = inner is not None and bare(kind) is not inner
         if inner is None or many or is_optional(kind):
-            written = "" if default is MISSING else _changes(default) if many else flow(default)
-            is_truth = without_none(kind) is bool
-            yield Setting(path, described(kind), written, texts.get(name, ""), is_truth)
-        if inner is not None and many:
-            yield from _settings(inner, f"{path}.N.", None)
-        elif inner is not None:
-            yield from _settings(inner, f"{path}.", None if default is MISSING else default)
-
-
-def _changes(entries: Any) -> str:
-    """Return a list of sections in one line, without their defaults."""
-    changed = [
-        {path: pair[1] for path, pair in differences(type(entry)(), entry).items()}
-        for entry in entries
-    ]
-    return flow(changed)
-
-
-def texts_under_fields(cls: type) -> dict[str, str]:
-    """Return the string literal that follows each annotated field in the source of a class."""
-    texts = {}
-    for entry, below in itertools.pairwise(_definitions(cls.__module__)[cls.__name__].body):
-        if (
-            isinstance(entry, ast.AnnAssign)
-            and isinstance(entry.target, ast.Name)
-            and isinstance(below, ast.Expr)
-            and isinstance(below.value, ast.Constant)
-        ):
-            texts[entry.target.id] = inspect.cleandoc(str(below.value.value))
-    return texts
-
-
-@functools.cache
-def _definitions(module: str) -> dict[str, ast.ClassDef]:
-    """Return the classes in the source of a module."""
-    tree = ast.parse(inspect.getsource(sys.modules[module]))
-    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+            written = (
+                default if isinstance(default, str) else json.dumps(default, default=lambda _: {})
+            )
+            text = field.description or ""
+            yield Setting(path, words(kind), written, text, bare(kind) is bool)
+        if inner is not None:
+            yield from _settings(inner, f"{path}.N." if many else f"{path}.")

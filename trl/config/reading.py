@@ -1,33 +1,109 @@
-"""Dataclasses from values, with everything that is wrong told at once."""
+"""Dataclasses from YAML and flags, with everything that is wrong told at once.
+
+A word of YAML without quotes means what the type of its setting makes of it: 1e-5 is a number for
+a number and a text for a text.
+"""
 
 from __future__ import annotations
 
-import difflib
-import functools
+import json
 import re
-from collections.abc import Mapping
-from dataclasses import MISSING, fields, replace
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from trl.config.flags import Flags, overridden
-from trl.config.listing import paths
-from trl.config.ppo import OLD_SPELLINGS, OTHER_IDEAS, SettingsError
-from trl.config.values import (
-    MISFIT,
-    converted,
-    default_of,
-    described,
-    is_null,
-    is_optional,
-    join,
-    kinds_of,
-    natural,
-    section_of,
-    shown,
-)
-from trl.config.writing import flow
+import yaml  # type: ignore[import-untyped]
+from pydantic import TypeAdapter, ValidationError
+
+from trl.config.errors import SettingsError, refuse, shown
+from trl.config.section import plain, sentences, unknown_setting
+from trl.config.types import bare, choices, entry, kinds_of, section_in, words
+from trl.config.writing import as_mapping
 
 T = TypeVar("T")
+
+Flags = Iterable[tuple[str, str]]
+"""Paths, as `ppo.learning_rate` or `ppo.learning-rate`, and what is written for them."""
+
+NULLS = ("", "~", "null", "none")
+TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+class Plain(str):
+    """A word of YAML without quotes: a text, a number, a truth or None, as its setting wants it."""
+
+    __slots__ = ()
+
+
+# -- YAML ----------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Leaves words to their settings, and refuses a name that is set twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.id == "scalar" and key.value in lines:
+                told = f"`{key.value}` must be set once, but is set in line {lines[key.value]} too"
+                raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
+            if key.id == "scalar" and not key.tag.endswith(":merge"):
+                lines[key.value] = key.start_mark.line + 1
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
+for _tag in ("str", "int", "float", "bool", "null", "timestamp", "value"):
+    _Loader.add_constructor(
+        f"tag:yaml.org,2002:{_tag}",
+        lambda _, node: node.value if node.style else Plain(node.value),
+    )
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the dicts, lists and words of a text in YAML; None if it has none.
+
+    Raises:
+        yaml.YAMLError: if it is no YAML, sets a name twice, or names a Python object.
+    """
+    loader = _Loader(text)
+    loader.deep_construct = True  # a section inside of itself is an error then
+    return loader.get_single_data()
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return what a YAML file says, for `build`; an empty file says nothing.
+
+    A file can name no Python object.
+
+    Raises:
+        SettingsError: naming file and line, if it is no YAML, sets a setting twice or has
+            something else than settings.
+        OSError: if the file is not there or cannot be read.
+    """
+    path = Path(path).expanduser()
+    try:
+        values = parse_yaml(path.read_text("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise SettingsError(str(path), [f"the file must be text in UTF-8: {error}."]) from None
+    except yaml.YAMLError as error:
+        raise SettingsError(str(path), [_line_and_problem(error)]) from None
+    if _is_null(values):
+        return {}
+    if not isinstance(values, dict):
+        told = f"the file must have lines of name: value, got {shown(values)}."
+        raise SettingsError(str(path), [told])
+    return values
+
+
+def _line_and_problem(error: Any) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}: {error.problem}." if mark else f"{error}".replace("\n", ": ")
+
+
+# -- dataclasses ---------------------------------------------------------------------------------
 
 
 def build(
@@ -35,227 +111,125 @@ def build(
 ) -> T:
     """Return the dataclass with its defaults, the values over them, and the flags over those.
 
+    A flag for a text takes it as it is, in quotes if it is to be the text "none". A list or a
+    section is written as YAML: `["a ", "b "]`, `{rank: 8}`; of a section, what is not named stays.
+    `reward.0.weight` is the weight of the first reward; the number after the last adds one.
+
     Args:
-        cls: A frozen dataclass, whose fields may be dataclasses, optional ones and lists of them.
-        values: As YAML has them: mappings, lists, texts and numbers.
-        flags: See `override`.
+        cls: Made by `section`; so are those that its fields hold.
+        values: As YAML has them: mappings, lists, texts and numbers. They are not changed.
+        flags: Of several with the same path the last one counts.
         owner: What the error calls all of it: the file, say. None: the name of the class.
 
     Raises:
         SettingsError: with every problem there is. Each begins with the path of the setting.
     """
-    values, found = overridden(cls, values, flags)
-    reader = _Reader(cls, found)
-    instance = reader.section(cls, values, "", None)
-    if reader.found:
-        raise SettingsError(owner or cls.__name__, reader.found)
-    return cast(T, instance)
+    tree, found, instance = dict(values), list[str](), cast(T, None)
+    for path, text in flags:
+        try:
+            tree = _with_flag(cls, tree, path, text)
+        except ValueError as error:
+            found.append(str(error))
+    tree = _meant(cls, tree)
+    try:
+        instance = TypeAdapter(cls).validate_json(json.dumps(tree))
+    except ValidationError as error:
+        found += sentences(error, cls, tree)
+    if found:
+        raise SettingsError(owner or cls.__name__, found)
+    return instance
 
 
-class _Reader:
-    """Reads a tree of settings and collects what is wrong with it.
+def _is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, Plain) and value.lower() in NULLS)
+
+
+def _meant(kind: Any, value: Any) -> Any:
+    """Return a tree in which every word without quotes is what its setting makes of it.
 
     Args:
-        root: The dataclass of the whole tree.
-        found: Problems so far.
+        kind: The type of the setting, or a section; of an unknown one, anything else.
+        value: Its value.
     """
+    if isinstance(value, Mapping):
+        section = section_in(kind)
+        kinds = kinds_of(section) if section else {}
+        named = {str(name): (kinds.get(name, entry(kind)), each) for name, each in value.items()}
+        return {
+            name: _meant(inner, each)
+            for name, (inner, each) in named.items()
+            if not (_is_null(each) and is_dataclass(inner))  # ppo: with nothing after it
+        }
+    if isinstance(value, list | tuple):
+        return [_meant(entry(kind), each) for each in value]
+    if not isinstance(value, Plain):
+        return plain(value)
+    allowed = choices(kind)
+    if value in allowed or (entry(kind) is str and not _is_null(value)):
+        return str(value)
+    return _by_itself(value)
 
-    def __init__(self, root: type, found: list[str]) -> None:
-        self.root = root
-        self.found = found
-        self.broken: set[str] = set()
-        """Paths of settings that are not as the user wants them: what is wrong only because of
-        them is no problem of its own."""
 
-    def section(self, cls: type, values: Mapping[str, Any], path: str, base: Any) -> Any:
-        """Return a section, without the settings that are wrong; None if it cannot be made.
-
-        Args:
-            cls: Its dataclass.
-            values: Of its fields.
-            path: Where it is; "" for the whole.
-            base: An instance with the defaults; None: those of the class.
-        """
-        kinds = kinds_of(cls)
-        given: dict[str, Any] = {}
-        misfits: dict[str, str] = {}  # what those of another type must be
-        for name, value in values.items():
-            if name not in kinds:
-                self._unknown(cls, path, name, value)
-                continue
-            kind, at = kinds[name], join(path, name)
-            inner, many = section_of(kind)
-            if inner is None:
-                given[name] = converted(kind, value)
-                if given[name] is MISFIT:
-                    given[name], misfits[name] = natural(value), described(kind)
-                    self.broken.add(at)
-            elif many:
-                given[name] = self._list(inner, value, at)
-            elif is_null(value) and is_optional(kind):
-                given[name] = None
-            else:
-                default = _default(cls, name, base)
-                given[name] = self._inner(inner, {} if is_null(value) else value, at, default)
-        given = {name: value for name, value in given.items() if value is not MISFIT}
-        return self._made(cls, given, misfits, path, base)
-
-    def _inner(self, cls: type, values: Any, at: str, base: Any) -> Any:
-        """Return a section of a section."""
-        if isinstance(values, Mapping):
-            return self.section(cls, values, at, base)
-        name, first = re.split(r"\.|(?=\[)", at)[-1], fields(cls)[0].name
-        return self._report(
-            at,
-            f"`{at}` must have settings of its own, got {shown(values)}: write "
-            + (f"- {first}: …" if name.startswith("[") else f"{name}: {{{first}: …}}."),
-        )
-
-    def _list(self, cls: type, value: Any, at: str) -> Any:
-        """Return a list of sections."""
-        if not isinstance(value, list | tuple):
-            first = fields(cls)[0].name
-            return self._report(
-                at,
-                f"`{at}` must be a list, got {shown(value)}: begin each entry with a dash, "
-                f"- {first}: …",
-            )
-        entries = [
-            self._inner(cls, entry, f"{at}[{index}]", None) for index, entry in enumerate(value)
-        ]
-        return MISFIT if any(entry in (None, MISFIT) for entry in entries) else tuple(entries)
-
-    def _made(
-        self, cls: type, given: dict[str, Any], misfits: dict[str, str], path: str, base: Any
-    ) -> Any:
-        """Make the dataclass; without the settings that it refuses, until it refuses none."""
-        known_broken = self.broken - {join(path, name) for name in misfits}
-        instance, refused = None, set[str]()
+def _by_itself(word: str) -> Any:
+    """Return what a word without quotes means by itself."""
+    if word.lower() in NULLS:
+        return None
+    if word.lower() in TRUTHS:
+        return TRUTHS[word.lower()]
+    for read in (int, float):
         try:
-            instance = cls(**given) if base is None else replace(base, **given)
-        except SettingsError as error:
-            for problem in error.found:
-                name = _blamed(problem)
-                field = _own_field(cls, name)
-                if field is not None:
-                    refused.add(field)
-                    self.broken.add(join(path, field))
-                self.broken.add(join(path, name))
-                own = {join(path, name)} if name in given else set()
-                if not _follows(problem, path, known_broken - own):
-                    self._refuse(cls, problem, given, path, base)
-        except (ArithmeticError, AttributeError, TypeError, ValueError):
-            if not misfits and not _without_default(cls) - given.keys():
-                raise
-        for name in misfits.keys() - refused:  # the dataclass has no check of its own
-            problem = f"`{name}` must be {misfits[name]}, got {given[name]!r}."
-            self._refuse(cls, problem, given, path, base)
-        dropped = (refused | misfits.keys()) & given.keys()
-        if dropped:
-            kept = {name: value for name, value in given.items() if name not in dropped}
-            return self._made(cls, kept, {}, path, base)
-        if instance is None:
-            for name in sorted(_without_default(cls) - given.keys()):
-                at = join(path, name)
-                if at not in self.broken:
-                    self._report(at, f"`{at}` must be set, got nothing.")
-        return base if instance is None else instance
-
-    def _refuse(
-        self, cls: type, problem: str, given: Mapping[str, Any], path: str, base: Any
-    ) -> None:
-        """Report what a dataclass said of its field, with the path and what would be right."""
-        name = _blamed(problem)
-        if isinstance(given.get(name), list):  # as it is written, not as the dataclass keeps it
-            kept = f"got {tuple(given[name])!r}."
-            problem = problem.replace(kept, f"got {given[name]!r}.")
-        ends_so = name in given and problem.endswith(f"got {given[name]!r}.")
-        ends_so = ends_so and " for kind " not in problem  # the default is of another kind
-        if ends_so and section_of(kinds_of(cls)[name])[0] is None:
-            value, default = given[name], _default(cls, name, base)
-            is_text = isinstance(value, str)
-            listed = converted(kinds_of(cls)[name], [value]) if is_text else MISFIT
-            if listed is not MISFIT:
-                problem = f"{problem[:-1]}: write {flow(listed)}."
-            elif default is not None and default is not MISSING:
-                problem += f" The default is {flow(default)}."
-        self.found.append(f"`{path}.{problem[1:]}" if path else problem)
-
-    def _report(self, at: str, problem: str) -> Any:
-        self.found.append(problem)
-        self.broken.add(at)
-        return MISFIT
-
-    def _unknown(self, cls: type, path: str, name: str, value: Any) -> None:
-        """Report a name that the section does not have, and where it may belong."""
-        at = join(path, name)
-        problem = f"`{at}` is not a setting, got {shown(value)}."
-        everywhere = _everywhere(self.root)
-        if "." in name and at in everywhere:
-            written = ": {".join(name.split(".")) + ": …" + "}" * name.count(".")
-            self._report(at, f"{problem} Write it as a section, {written}.")
-            return
-        near = _near(cls, path, name, everywhere)
-        if near:
-            hint = f"Did you mean {' or '.join(f'`{each}`' for each in near)}?"
-        else:
-            where = f"`{path}`" if path else cls.__name__
-            hint = f"The settings of {where} are {', '.join(kinds_of(cls))}."
-        self._report(at, f"{problem} {hint}")
-        self.broken.update(near)
+            number = read(word)
+        except ValueError:
+            continue
+        is_whole = number == number // 1 and "e" in word.lower()  # 1e3
+        return int(number) if is_whole else number
+    return str(word)
 
 
-def _default(cls: type, name: str, base: Any) -> Any:
-    return default_of(cls, name) if base is None else getattr(base, name)
+# -- flags ---------------------------------------------------------------------------------------
 
 
-def _without_default(cls: type) -> set[str]:
-    return {name for name in kinds_of(cls) if default_of(cls, name) is MISSING}
+def _with_flag(cls: Any, tree: dict[str, Any], path: str, text: str) -> dict[str, Any]:
+    """Return the tree with the value that a flag names.
+
+    Raises:
+        ValueError: saying what is wrong with the flag.
+    """
+    names = re.sub(r"\[(\w+)\]", r".\1", path).replace("-", "_").split(".")
+    path = re.sub(r"\.(\d+)", r"[\1]", ".".join(names))
+    kind: Any = cls
+    for name in names:
+        inside, is_list = section_in(kind), typing.get_origin(bare(kind)) is tuple
+        if inside is None or not (name.isdecimal() if is_list else name in kinds_of(inside)):
+            raise ValueError(unknown_setting(cls, path, text))
+        kind = inside if is_list else kinds_of(inside)[name]
+    value = _flag_value(kind, path, text)
+    if "".join(names[1:2]).isdecimal() and names[0] not in tree:
+        tree = tree | {names[0]: as_mapping(getattr(cls(), names[0]))}
+    for name in reversed(names):
+        value = {name: value}
+    return cast("dict[str, Any]", _merged(tree, value, path))
 
 
-def _blamed(problem: str) -> str:
-    """Return the name of the setting that a problem begins with."""
-    found = re.match(r"`([^`]+)`", problem)
-    return found[1] if found else ""
+def _flag_value(kind: Any, path: str, text: str) -> Any:
+    """Return what the text of a flag says, for a setting of the type."""
+    one_word = entry(kind) is bare(kind) and section_in(kind) is None
+    if one_word and text and text[0] not in "\"'":
+        return Plain(text)
+    try:
+        return parse_yaml(text) if text else ""
+    except yaml.YAMLError as error:
+        refuse(path, f"be {words(kind)}, as YAML", shown(text), _line_and_problem(error)[:-1])
 
 
-def _own_field(cls: type, name: str) -> str | None:
-    """Return the field that a blamed name is, or is inside of; None: it is in another section."""
-    kinds = kinds_of(cls)
-    field = name if name in kinds else re.split(r"[.\[]", name)[0]
-    mine = field in kinds and (name == field or section_of(kinds[field])[0] is None)
-    return field if mine else None
-
-
-def _follows(problem: str, path: str, broken: set[str]) -> bool:
-    """Tell whether a problem of a section names a setting that could not be read."""
-    for at in broken:
-        if not path or at.startswith((f"{path}.", f"{path}[")):
-            inside = at[len(path) :].lstrip(".").split("[")[0]
-            if inside and re.search(rf"(?<![\w.]){re.escape(inside)}(?!\w)", problem):
-                return True
-    return False
-
-
-@functools.cache
-def _everywhere(root: Any) -> tuple[str, ...]:
-    """Return the path of every setting, as messages have it."""
-    return tuple(setting.path.replace(".N", "[0]") for setting in paths(root))
-
-
-def _near(cls: type, path: str, name: str, everywhere: tuple[str, ...]) -> list[str]:
-    """Return the paths of the settings that an unknown name may mean, the likeliest first."""
-    if "." in name:  # from a flag
-        return difflib.get_close_matches(join(path, name), everywhere, 1, 0.7)
-    wanted = name.replace("-", "_")
-    wanted = OLD_SPELLINGS.get(wanted) or OTHER_IDEAS.get(wanted) or wanted
-    here = list(kinds_of(cls))
-    if wanted in here:
-        return [join(path, wanted)]
-    ends = [at.split(".")[-1] for at in everywhere]
-    near = [join(path, each) for each in difflib.get_close_matches(wanted, here, 1, 0.7)]
-    near += [at for at, end in zip(everywhere, ends, strict=True) if end == wanted][:2]
-    if not near:
-        far = difflib.get_close_matches(wanted, ends, 1, 0.7)
-        near = [at for at, end in zip(everywhere, ends, strict=True) if end in far][:2]
-    return near
+def _merged(old: Any, new: Any, path: str) -> Any:
+    """Return a section with what is new in it; an entry of a list goes by its number."""
+    if isinstance(old, list) and isinstance(new, dict):
+        ((number, value),) = new.items()
+        if int(number) > len(old):
+            refuse(path, f"have a number from 0 to {len(old)}", number)
+        before, after = old[: int(number)], old[int(number) + 1 :]
+        return [*before, _merged([*old, {}][int(number)], value, path), *after]
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old | {name: _merged(old.get(name), each, path) for name, each in new.items()}
+    return new

@@ -6,12 +6,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Real
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from trl.batch import Rollout
-from trl.config import Problems
+from trl.config import check_values
+from trl.config.errors import refuse
+from trl.config.types import Count, Positive, WeightOfEach
 from trl.evaluation.classifier import ClassifierScorer
 from trl.evaluation.scores import pairs_of, shorten
 
@@ -109,16 +113,18 @@ class ControlScorer:
             batch_size=classifier.batch_size,
             max_length=classifier.max_length,
         )
-        problems = Problems("ControlScorer")
-        problems.number("scale", scale, "> 0", lambda value: value > 0)
-        problems.number("best", best, "> 0", lambda value: value > 0)
-        problems.number("worst", worst, "< 0", lambda value: value < 0)
-        problems.number("min_tokens", min_tokens, ">= 1", lambda value: value >= 1, whole=True)
+        checks = {
+            "scale": (Positive, scale),
+            "best": (Positive, best),
+            "worst": (Annotated[float, Field(lt=0)], worst),
+            "min_tokens": (Count, min_tokens),
+            "weights": (WeightOfEach, weights or {}),
+        }
+        check_values("ControlScorer", checks)
         self.targets = _checked(targets)
-        for prefix, weight in (weights or {}).items():
-            problems.choice("weights", prefix, self.targets)
-            problems.number(f"weights.{prefix}", weight, "> 0", lambda value: value > 0)
-        problems.report()
+        for prefix in weights or {}:
+            if prefix not in self.targets:
+                refuse("weights", f"name prefixes of {list(self.targets)}", repr(prefix))
         self.weights = dict.fromkeys(self.targets, 1.0) | dict(weights or {})
         self.scale, self.best, self.worst = scale, best, worst
         self.min_tokens = min_tokens

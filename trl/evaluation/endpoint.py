@@ -10,12 +10,15 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor
 
 from trl.batch import Rollout
-from trl.config import Problems
+from trl.config import check_values
+from trl.config.errors import problem
+from trl.config.types import Count, NotNegative, Whole
 from trl.evaluation.scores import (
     check_scores,
     described,
@@ -88,15 +91,15 @@ class EndpointScorer:
         parse: Callable[[Any], Any] = scores_in,
     ) -> None:
         _check_kinds(url, headers, request, parse)
-        problems = Problems("EndpointScorer")
-        if problem := _problem_of(url):
-            problems.found.append(f"`url` must {problem}, got {url!r}.")
-        problems.number("timeout", timeout, "> 0 and at most a day", lambda x: 0 < x <= A_DAY)
-        problems.number("retries", retries, ">= 0", lambda x: x >= 0, whole=True)
-        problems.number("backoff", backoff, ">= 0", lambda x: x >= 0)
-        problems.number("batch_size", batch_size, ">= 1", lambda x: x >= 1, whole=True)
-        problems.number("concurrency", concurrency, ">= 1", lambda x: x >= 1, whole=True)
-        problems.report()
+        checks = {
+            "timeout": (Annotated[float, Field(gt=0, le=A_DAY)], timeout),
+            "retries": (Whole, retries),
+            "backoff": (NotNegative, backoff),
+            "batch_size": (Count, batch_size),
+            "concurrency": (Count, concurrency),
+        }
+        rule = _problem_of(url)
+        check_values("EndpointScorer", checks, [problem("url", rule, repr(url))] if rule else [])
         self.url = url
         self.name = f"EndpointScorer({url.split('?')[0]})"  # what follows may be a key
         self.timeout = timeout

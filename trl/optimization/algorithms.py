@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from trl.config import PPOConfig
+from trl.config.algorithms import FACTS
 from trl.config.errors import refuse
 from trl.optimization.advantages import discounted_returns, gae, group_normalize, leave_one_out
 from trl.optimization.losses import (
@@ -139,6 +140,16 @@ def _constant(x: Tensor, mask: Tensor, counts: Counts, *, length: int) -> Tensor
     return constant_norm(x, mask, counts.responses, length=length)
 
 
+ESTIMATORS: dict[str, Estimator] = {
+    "ppo": estimate_gae,
+    "rloo": estimate_leave_one_out,
+    "grpo": estimate_group_normalized,
+    "dr_grpo": estimate_group_centred,
+    "reinforce++": estimate_returns,
+}
+"""What the algorithms make of the rewards; what else is known of them: `trl.config.algorithms`."""
+
+
 # --- algorithms ---------------------------------------------------------------------------------
 
 
@@ -166,15 +177,15 @@ class Algorithm:
 
 
 ALGORITHMS: dict[str, Algorithm] = {
-    "ppo": Algorithm(estimate_gae, critic=True, whiten=True),
-    "rloo": Algorithm(estimate_leave_one_out, groups=True, aggregate=AGGREGATES["sequence_sum"]),
-    "grpo": Algorithm(
-        estimate_group_normalized, groups=True, aggregate=AGGREGATES["sequence"], kl_in="loss"
-    ),
-    "dr_grpo": Algorithm(
-        estimate_group_centred, groups=True, aggregate=AGGREGATES["sequence_sum"], kl_in="loss"
-    ),
-    "reinforce++": Algorithm(estimate_returns, whiten=True),
+    name: Algorithm(
+        ESTIMATORS[name],
+        critic=facts.critic,
+        groups=facts.groups,
+        whiten=facts.whiten,
+        aggregate=AGGREGATES[facts.aggregate],
+        kl_in=facts.kl_in,
+    )
+    for name, facts in FACTS.items()
 }
 """What `PPOConfig.algorithm` may name."""
 

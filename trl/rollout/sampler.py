@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from trl.anatomy import is_encoder_decoder, language_model, vocabulary_size
 from trl.batch import Rollout, pad_rows
-from trl.config import Problems, closest
+from trl.config import check_values, closest
+from trl.config.types import Count, Whole
 from trl.core import LengthSampler
 from trl.rollout.checks import check_end_ids, check_ids, check_positions, uncompiled
 from trl.rollout.draw import random_dtype
@@ -114,12 +115,13 @@ class Sampler:
         # Those of the policy are added when there is one.
         self._ends_as_policy = tokenizer is not None and _is_default(eos_token_id)
         self.stop = StopRule(_end_ids(eos_token_id, tokenizer), stop_strings, tokenizer)
-        problems = Problems("Sampler")
-        problems.number("group_size", group_size, "> 0", lambda x: x > 0, whole=True)
-        problems.number("max_rows", max_rows, "> 0", lambda x: x > 0, whole=True, optional=True)
-        problems.number("seed", seed, ">= 0", lambda x: x >= 0, whole=True)
-        problems.flag("add_bos", add_bos)
-        problems.report()
+        checks = {
+            "group_size": (Count, group_size),
+            "max_rows": (Count | None, max_rows),
+            "seed": (Whole, seed),
+            "add_bos": (bool, add_bos),
+        }
+        check_values("Sampler", checks)
         self.group_size = group_size
         self.seed = seed
         self.max_rows = max_rows

@@ -15,7 +15,9 @@ from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsW
 
 from trl.anatomy import without_dropout
 from trl.batch import Rollout, check_left_padded, check_token_mask
-from trl.config import Problems
+from trl.config import check_values
+from trl.config.section import section
+from trl.config.types import Count, Positive, PositiveShare, Whole
 from trl.core import at_least_fp32
 from trl.rollout.checks import check_end_ids, check_positions, check_queries, uncompiled
 from trl.rollout.decoder import Decoder
@@ -27,27 +29,18 @@ from trl.rollout.stop import StopRule
 _FINISHED_SHARE = 0.25
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Distribution:
     """What a token is drawn from: the model's distribution at a temperature, whole or cut."""
 
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Divides the logits, here and in training."""
-    top_k: int = 0
+    top_k: Whole = 0
     """Only the k likeliest tokens; 0: all."""
-    top_p: float = 1.0
+    top_p: PositiveShare = 1.0
     """Only the likeliest tokens that together have this probability; 1: all."""
-    min_new_tokens: int = 0
+    min_new_tokens: Whole = 0
     """No stop token among so many first tokens."""
-
-    def __post_init__(self) -> None:
-        problems = Problems("sampling")
-        problems.number("temperature", self.temperature, "> 0", lambda x: x > 0)
-        problems.number("top_k", self.top_k, ">= 0 (0: all tokens)", lambda x: x >= 0, whole=True)
-        problems.number("top_p", self.top_p, "in (0, 1]", lambda x: 0 < x <= 1)
-        name = "min_new_tokens"
-        problems.number(name, self.min_new_tokens, ">= 0", lambda x: x >= 0, whole=True)
-        problems.report()
 
     def cuts(self) -> tuple[str, ...]:
         """Name the settings that take tokens out of the distribution, with their values."""
@@ -254,9 +247,7 @@ def sample(
     """
     model = uncompiled(model, "model")
     check_queries(model, queries)
-    problems = Problems("sampling")
-    problems.number("max_new_tokens", max_new_tokens, "> 0", lambda x: x > 0, whole=True)
-    problems.report()
+    check_values("sampling", {"max_new_tokens": (Count, max_new_tokens)})
     distribution = Distribution(temperature, top_k, top_p)
     stop = StopRule([] if eos_token_id is None else [eos_token_id])
     check_end_ids(model, stop.token_ids)

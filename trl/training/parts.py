@@ -23,13 +23,13 @@ from transformers.utils import logging as transformers_logging
 
 from trl import starter
 from trl.config import SettingsError, closest
+from trl.config.folder import recipe_folder
 from trl.config.recipe import (
     STARTER,
     ModelConfig,
     Recipe,
     RewardConfig,
     ScheduleConfig,
-    recipe_folder,
 )
 from trl.evaluation.classifier import ClassifierScorer
 from trl.evaluation.control import ControlScorer

@@ -21,7 +21,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +230,7 @@ class Run:
         self.trainer = PPOTrainer(
             self.model,
             recipe.model.reference,
-            replace(recipe.ppo, seed=recipe.seed),
+            recipe.seeded_ppo,
             accelerator=self.accelerator,
         )
         self.main = self.accelerator.is_main_process

@@ -1,0 +1,145 @@
+"""Dataclasses whose fields pydantic checks when they are made, with errors in our words."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import field, fields
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from trl.config.errors import SettingsError, closest, closest_path, problem, shown
+from trl.config.listing import paths
+from trl.config.types import choices, kinds_of, section_in, words
+from trl.config.writing import as_mapping
+
+T = TypeVar("T")
+
+Contradiction = tuple[str, ...]
+"""The path of a setting from the section on, the rule that it breaks, and how to mend it: see
+`problem`. The last may be left out."""
+
+CONFIG = ConfigDict(
+    extra="forbid",
+    strict=True,  # True is not 1, and "64" not 64
+    allow_inf_nan=False,
+    use_attribute_docstrings=True,
+)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def section(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass whose constructor checks types and limits of the fields.
+
+    If it has a method `contradictions`, what that yields of fields that each are in order is wrong
+    too. In Python, lists may stand for tuples and NumPy's numbers for Python's.
+    """
+    if hasattr(cls, "contradictions"):
+        cls.__post_init__ = _refuse_contradictions  # type: ignore[attr-defined]
+    made: Any = dataclass(frozen=True, slots=True, config=CONFIG)(cls)
+    checked, known = made.__init__, [each.name for each in fields(made)]
+
+    @functools.wraps(checked)
+    def init(self: T, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"{cls.__name__} has no field `{name}`.{closest(name, known)}")
+        if len(args) > len(known):
+            raise TypeError(f"{cls.__name__} has {len(known)} fields, got {len(args)} values.")
+        given = dict(zip(known, args, strict=False)) | kwargs
+        try:
+            checked(self, **{name: plain(value) for name, value in given.items()})
+        except ValidationError as error:
+            raise SettingsError(cls.__name__, sentences(error, made, given)) from None
+
+    made.__init__ = init
+    return made  # type: ignore[no-any-return]
+
+
+def _refuse_contradictions(self: Any) -> None:
+    found = []
+    for path, rule, *fix in self.contradictions():
+        value = self
+        for name in re.findall(r"\w+", path):
+            value = value[int(name)] if name.isdecimal() else getattr(value, name)
+        found.append(problem(path, rule, shown(as_mapping(value)), *fix))
+    if found:
+        raise SettingsError(type(self).__name__, found)
+
+
+def plain(value: Any) -> Any:
+    """Return tuples for lists, and Python's numbers for NumPy's; in mappings too."""
+    if isinstance(value, list | tuple):
+        return tuple(map(plain, value))
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def sentences(error: ValidationError, cls: Any, tree: Mapping[str, Any]) -> list[str]:
+    """Return what pydantic found, a sentence for each setting.
+
+    Args:
+        error: What it raised.
+        cls: The dataclass that was to be made.
+        tree: From what.
+    """
+    found: dict[str, list[str]] = {}
+    for each in error.errors(include_url=False):
+        path, kind, value = _blamed(cls, each["loc"], tree)
+        inner = each.get("ctx", {}).get("error")
+        if isinstance(inner, SettingsError):
+            told = [f"`{path}.{one[1:]}" if path else one for one in inner.found]
+        elif each["type"] == "unexpected_keyword_argument":
+            told = [unknown_setting(cls, path, value)]
+        else:
+            hint = closest(str(each["input"]), choices(kind))
+            told = [problem(path, f"be {words(kind)}", shown(value)) + hint]
+        found.setdefault(path, told)
+    return [sentence for told in found.values() for sentence in told]
+
+
+def _blamed(cls: Any, loc: tuple[int | str, ...], tree: Any) -> tuple[str, Any, Any]:
+    """Return the path of the setting that an error is at or inside of, its type, and its value."""
+    kind, path, value = cls, "", tree
+    for part in loc:
+        inside = section_in(kind)
+        if inside is None:
+            break
+        kind = inside if isinstance(part, int) else kinds_of(inside).get(part)
+        path = f"{path}[{part}]" if isinstance(part, int) else f"{path}.{part}".lstrip(".")
+        value = value[part]
+    return path, kind, value
+
+
+def unknown_setting(cls: Any, path: str, value: Any) -> str:
+    """Return the sentence for a path that is no setting of the dataclass."""
+    every = [setting.path.replace(".N", "[0]") for setting in paths(cls)]
+    return f"`{path}` is not a setting, got {shown(value)}.{closest_path(path, every)}"
+
+
+def check_values(
+    owner: str, values: Mapping[str, tuple[Any, Any]], found: Sequence[str] = ()
+) -> None:
+    """Check parameters as the fields of a section are checked.
+
+    Args:
+        owner: What the error calls them all.
+        values: For each name the type, such as `Positive`, and the value.
+        found: Problems that are known already, to be told with the others.
+
+    Raises:
+        SettingsError: with every problem there is.
+    """
+    told = list(found)
+    for name, (kind, value) in values.items():
+        try:
+            TypeAdapter(kind, config=CONFIG).validate_python(plain(value))
+        except ValidationError:
+            hint = closest(str(value), choices(kind))
+            told.append(problem(name, f"be {words(kind)}", shown(value)) + hint)
+    if told:
+        raise SettingsError(owner, told)
