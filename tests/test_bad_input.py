@@ -221,7 +221,7 @@ def test_models_that_cannot_be_trained():
     with pytest.raises(ValueError, match=r"`model` must hold weights, but.*meta device"):
         PPOTrainer(empty)
     model = tiny_gpt2()
-    with pytest.raises(ValueError, match="`ref_model` must be another object"):
+    with pytest.raises(ValueError, match="`ref_model` must have weights of its own"):
         PPOTrainer(model, model)
     smaller = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=4))
     with pytest.raises(ValueError, match="same vocabulary, got 97 and 50"):

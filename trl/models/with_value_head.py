@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -24,17 +25,9 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from trl.anatomy import keep_hidden_states, language_model
+from trl.config.errors import refuse
 from trl.models.adapters import add_adapter, save_adapter
-from trl.models.checkpoint import (
-    ADAPTER_FILE,
-    MODEL_FILE,
-    checked_save_directory,
-    fill_value_head,
-    one_layout,
-    refuse_adapter_folder,
-    save_value_head,
-    split_value_head,
-)
+from trl.models.checkpoint import ADAPTER_FILE, MODEL_FILE, fill_value_head, save_policy
 from trl.models.head import precise_head
 from trl.models.loading import check_keywords, is_encoder_decoder_name, load_model
 from trl.models.trunk import freeze_lower_layers
@@ -76,7 +69,6 @@ class OutputWithValue(ModelOutput):
             if name not in known:
                 result[name] = entry
         result["value"] = value
-        result.move_to_end("value")
         return result
 
 
@@ -90,25 +82,26 @@ class _LMWithValueHead(nn.Module):
     def __init__(self, pretrained_model: nn.Module, *, unfrozen_layers: int | None = None) -> None:
         super().__init__()
         if hasattr(pretrained_model, "v_head"):
-            raise TypeError(
-                f"`pretrained_model` must be a model without a value head, got "
-                f"{type(pretrained_model).__name__}: use it as it is."
-            )
+            got = type(pretrained_model).__name__
+            rule, fix = "be a model without a value head", "use it as it is"
+            refuse("pretrained_model", rule, got, fix, error=TypeError)
         plain = language_model(pretrained_model)
         _check_kind(plain, type(self))
+        if getattr(getattr(pretrained_model, "active_peft_config", 0), "is_prompt_learning", False):
+            raise ValueError(
+                f"the adapter must change the model's layers, got "
+                f"{pretrained_model.peft_type.value}, which puts virtual tokens before the text: "
+                "use LoRA, DoRA, IA3 or another of its kind."
+            )
         self.pretrained_model = pretrained_model
-        head = plain.get_output_embeddings()
-        self.v_head = ValueHead(plain.config, hidden_size=head.weight.shape[1]).to(
-            head.weight.device
-        )
+        weight = plain.get_output_embeddings().weight
+        self.v_head = ValueHead(plain.config, hidden_size=weight.shape[1]).to(weight.device)
         self.train(plain.training)
         self.unfrozen_layers = unfrozen_layers
         if unfrozen_layers is not None:
             if hasattr(pretrained_model, "get_base_model"):
-                raise ValueError(
-                    f"`unfrozen_layers` must be None beside an adapter, got {unfrozen_layers}: "
-                    "an adapter already decides what is trained."
-                )
+                fix = "an adapter already decides what is trained"
+                refuse("unfrozen_layers", "be None beside an adapter", str(unfrozen_layers), fix)
             freeze_lower_layers(plain, unfrozen_layers)
 
     @property
@@ -196,15 +189,13 @@ class _LMWithValueHead(nn.Module):
             TypeError: if a loaded model or a configuration is of another kind than it must be.
             ImportError: if an adapter is asked for without the package peft.
         """
-        head = None
         check_keywords(kwargs)
         if isinstance(pretrained_model, nn.Module):
-            inner = pretrained_model
-            if not is_trainable:
-                kwargs["is_trainable"] = False
-            if kwargs:
+            inner, head = pretrained_model, None
+            how = kwargs if is_trainable else {"is_trainable": False, **kwargs}
+            if how:
                 raise TypeError(
-                    f"{sorted(kwargs)} must be left out with a loaded model: they say how to load."
+                    f"{sorted(how)} must be left out with a loaded model: they say how to load."
                 )
         else:
             name = os.fspath(pretrained_model)
@@ -213,14 +204,8 @@ class _LMWithValueHead(nn.Module):
             )
         if peft_config is not None:
             inner = add_adapter(inner, peft_config)
-        if getattr(getattr(inner, "active_peft_config", None), "is_prompt_learning", False):
-            raise ValueError(
-                f"the adapter must change the model's layers, got {inner.peft_type.value}, which "
-                "puts virtual tokens before the text: use LoRA, DoRA, IA3 or another of its kind."
-            )
         model = cls(inner, unfrozen_layers=unfrozen_layers)
-        if head is not None:
-            fill_value_head(model.v_head, head)
+        fill_value_head(model.v_head, head)
         return model.eval()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -236,26 +221,10 @@ class _LMWithValueHead(nn.Module):
             ValueError: if it holds an adapter or the adapter's own base model, or if there are
                 several adapters.
         """
-        refuse_push_to_hub(kwargs)
-        folder = checked_save_directory(save_directory)
-        head = self.v_head.state_dict()
-        if kwargs.get("state_dict") is not None:
-            weights, given = split_value_head(kwargs.pop("state_dict"))
-            head = given or head
-            prefix = "pretrained_model."
-            kwargs["state_dict"] = {key.removeprefix(prefix): w for key, w in weights.items()}
-        saved_with: str | None = ADAPTER_FILE
+        save, file = self.pretrained_model.save_pretrained, MODEL_FILE
         if hasattr(self.pretrained_model, "get_base_model"):
-            save_adapter(self.pretrained_model, folder, **kwargs)
-        else:
-            refuse_adapter_folder(folder)
-            with one_layout(folder):
-                self.pretrained_model.save_pretrained(folder, **kwargs)
-            saved_with = None if kwargs.get("variant") else MODEL_FILE
-        if kwargs.get("is_main_process", True):
-            save_value_head(head, folder, saved_with)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(folder)
+            save, file = partial(save_adapter, self.pretrained_model), ADAPTER_FILE
+        save_policy(self, save, save_directory, file, kwargs)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any
@@ -317,10 +286,8 @@ def load_policy(
     """
     if isinstance(model, nn.Module) and hasattr(model, "v_head"):
         if peft_config is not None or unfrozen_layers is not None:
-            raise ValueError(
-                "`peft_config` and `unfrozen_layers` must be None for a model that has its value "
-                "head already: pass them to its from_pretrained."
-            )
+            rule, fix = "be None for a model with a value head", "pass them to its from_pretrained"
+            refuse("peft_config` and `unfrozen_layers", rule, fix=fix)
         return model
     if isinstance(model, nn.Module):
         encoder_decoder = language_model(model).config.is_encoder_decoder
@@ -331,14 +298,6 @@ def load_policy(
     return kind.from_pretrained(
         model, peft_config=peft_config, unfrozen_layers=unfrozen_layers, **kwargs
     )
-
-
-def refuse_push_to_hub(kwargs: dict[str, Any]) -> None:
-    """Raise if a folder is to be uploaded before its value head is in it."""
-    if kwargs.pop("push_to_hub", False):
-        raise ValueError(
-            "`push_to_hub` must be False here: save first, then call model.push_to_hub(...)."
-        )
 
 
 def _check_kind(plain: nn.Module, cls: type) -> None:
