@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from trl.config.errors import refuse
 from trl.models.checkpoint import ADAPTER_CONFIG, MODEL_FILE, Source, fill_value_head, save_policy
 from trl.models.head import constant_weights, language_logits
 from trl.models.loading import load_whole
@@ -118,10 +119,8 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
             return super().from_pretrained(None, *args, **kwargs)
         source = Source.of(pretrained_model_name_or_path, kwargs)
         if source.find(ADAPTER_CONFIG) is not None:
-            raise ValueError(
-                f"`{source.name}` must be a whole model, but holds an adapter ({ADAPTER_CONFIG}): "
-                "load it with trl.CausalLMWithValueHead.from_pretrained."
-            )
+            fix = "load it with trl.CausalLMWithValueHead.from_pretrained"
+            refuse(source.name, "be a whole model", f"an adapter ({ADAPTER_CONFIG})", fix)
         wants_info = kwargs.pop("output_loading_info", False)
         model, head, info = load_whole(
             super().from_pretrained, source, *args, allow_pickle=allow_pickle, **kwargs

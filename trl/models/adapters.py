@@ -67,15 +67,12 @@ def base_weights(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.
 def check_enabled(policy: nn.Module) -> None:
     """Raise if the adapter of a policy has been switched off, or merged into the base."""
     for name, module in policy.named_modules():
-        if hasattr(module, "base_layer") and getattr(module, "merged", False) is True:
+        merged = hasattr(module, "base_layer") and getattr(module, "merged", False) is True
+        if merged or getattr(module, "disable_adapters", None) is True:
             raise ValueError(
-                f"the adapter of `model` must be apart from its base, but that of `{name}` is "
-                "merged: call model.pretrained_model.unmerge_adapter(), or merge_and_unload()."
-            )
-        if getattr(module, "disable_adapters", None) is True:
-            raise ValueError(
-                f"the adapter of `model` must be switched on, but that of `{name}` is off: nothing "
-                "would be trained. Call model.pretrained_model.base_model.enable_adapter_layers()."
+                "the adapter of `model` must be switched on and apart from its base, but that of "
+                f"`{name}` is {'merged' if merged else 'off'}: call model.pretrained_model."
+                f"{'unmerge_adapter()' if merged else 'base_model.enable_adapter_layers()'}."
             )
 
 
@@ -95,8 +92,7 @@ def save_adapter(
     if len(names) != 1:
         raise ValueError(
             f"a policy is saved with one adapter, got {names}: name one with "
-            "save_pretrained(folder, selected_adapters=[...]), or remove the others with "
-            "model.pretrained_model.delete_adapter(...)."
+            "save_pretrained(folder, selected_adapters=[...])."
         )
     (name,) = names
     base = model.peft_config[name].base_model_name_or_path or language_model(model).name_or_path
@@ -184,10 +180,9 @@ def _resize_like(base: PreTrainedModel, file: Path) -> None:
     """
     embedding = base.get_input_embeddings()
     (place,) = (name for name, module in base.named_modules() if module is embedding)
-    saved = {
-        f"base_model.model.{place}.{part}weight" for part in ("", "base_layer.", "modules_to_save.")
-    }
+    names = (f"{place}.{part}weight" for part in ("", "base_layer.", "modules_to_save."))
     with safe_open(file, framework="pt") as weights:
-        rows = {weights.get_slice(key).get_shape()[0] for key in saved.intersection(weights.keys())}
+        saved = {f"base_model.model.{name}" for name in names}.intersection(weights.keys())
+        rows = {weights.get_slice(key).get_shape()[0] for key in saved}
     for tokens in rows - {vocabulary_size(base)}:
         base.resize_token_embeddings(tokens, mean_resizing=False)

@@ -8,10 +8,11 @@ v_head.summary.*            among the model's own weights: the 2020 trl, and rel
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from trl.config.errors import refuse
-from trl.models.fingerprint import fingerprint
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 PREFIX = "v_head."
@@ -35,6 +35,9 @@ PICKLE_ADVICE = (
 
 _SAVED_WITH = "language_model"  # the name of the fingerprint in the metadata
 _HUB_ARGUMENTS = "cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"
+
+_SAMPLED = 16
+"""Numbers that are looked at of each tensor, in the middle of it."""
 
 
 def hub_arguments(settings: dict[str, Any]) -> dict[str, Any]:
@@ -152,8 +155,15 @@ def load_value_head(
     """
     path = source.find(VALUE_HEAD_FILE)
     if path is not None:
-        weights, expected = _read_value_head(path)
-        if not file or not expected or expected == fingerprint(source.weight_files(file)):
+        try:
+            weights, metadata = _read(path)
+        except SafetensorError as error:
+            raise ValueError(
+                f"`{path}` must be a safetensors file with a value head, but cannot be read "
+                f"({error}): save the policy again, or delete the file to start with a new head."
+            ) from error
+        expected = metadata.get(_SAVED_WITH)
+        if not file or not expected or expected == _fingerprint(source.weight_files(file)):
             return SavedHead(weights, str(path))
         warnings.warn(
             f"`{path}` is left out, since it was saved with other weights of the language "
@@ -164,9 +174,7 @@ def load_value_head(
     elif among_weights:
         weights = {}
         for path in source.weight_files(MODEL_FILE, PREFIX):
-            with safe_open(path, framework="pt") as saved:
-                keys = [key for key in list(saved.keys()) if key.startswith(PREFIX)]
-                weights |= {key: saved.get_tensor(key) for key in keys}
+            weights |= _read(path, PREFIX)[0]
         if not weights and allow_pickle:
             for path in source.weight_files(PICKLE_FILE, PREFIX):
                 weights |= torch.load(path, map_location="cpu", weights_only=True)
@@ -180,17 +188,11 @@ def _of_value_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(PREFIX): w for key, w in weights.items() if key.startswith(PREFIX)}
 
 
-def _read_value_head(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Return the weights of a value-head file, and the fingerprint of those beside it if known."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            weights = {key: file.get_tensor(key) for key in list(file.keys())}
-            return weights, (file.metadata() or {}).get(_SAVED_WITH)
-    except SafetensorError as error:
-        raise ValueError(
-            f"`{path}` must be a safetensors file with a value head, but cannot be read ({error}): "
-            "save the policy again, or delete the file to start with a new value head."
-        ) from error
+def _read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the weights of a file whose names begin so, and its metadata."""
+    with safe_open(path, framework="pt") as file:
+        keys = [key for key in list(file.keys()) if key.startswith(prefix)]
+        return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
 
 
 def fill_value_head(head: nn.Module, saved: SavedHead | None) -> None:
@@ -282,7 +284,41 @@ def _save_value_head(head: dict[str, Tensor], folder: Path, file: str | None) ->
     """Write the value head, with the fingerprint of `file` saved beside it if it is given."""
     weights = {key: weight.detach().contiguous().cpu() for key, weight in head.items()}
     metadata = {"format": "pt"}
-    saved_with = fingerprint(Source(str(folder), {}).weight_files(file)) if file else None
+    saved_with = _fingerprint(Source(str(folder), {}).weight_files(file)) if file else None
     if saved_with:
         metadata[_SAVED_WITH] = saved_with
     save_file(weights, folder / VALUE_HEAD_FILE, metadata=metadata)
+
+
+def _fingerprint(files: Iterable[Path]) -> str | None:
+    """Return a hash of a few numbers of every tensor in some files, to know the weights again.
+
+    It does not depend on how the tensors are spread over files. Training moves all numbers of a
+    tensor, so a few show it; all of them would take as long to read as the model.
+
+    Returns:
+        32 hexadecimal digits; None without files.
+    """
+    samples: dict[str, bytes] = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            samples |= {key: _sample(file, key) for key in list(file.keys())}
+    if not samples:
+        return None
+    digest = hashlib.sha256()
+    for key in sorted(samples):
+        digest.update(key.encode() + samples[key])
+    return digest.hexdigest()[:32]
+
+
+def _sample(file: Any, key: str) -> bytes:
+    """Return shape, dtype and some numbers of a tensor, reading no more than those."""
+    whole = file.get_slice(key)
+    shape = whole.get_shape()
+    if shape:
+        rows = tuple(slice(size // 2, size // 2 + 1) for size in shape[:-1])
+        part = whole[(*rows, slice(0, _SAMPLED))]
+    else:
+        part = file.get_tensor(key)
+    numbers = part.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return f"{shape}{part.dtype}".encode() + numbers

@@ -39,16 +39,12 @@ def check_policy(model: nn.Module, name: str) -> None:
         refuse(name, rule, got, fix, error=TypeError)
     for key, weight in model.named_parameters():
         if weight.is_meta:
-            raise ValueError(
-                f"`{name}` must hold weights, but `{key}` is on the meta device: load the model "
-                "with from_pretrained(...) before making the trainer."
-            )
+            got = f"`{key}` on the meta device"
+            refuse(name, "hold weights", got, "load the model with from_pretrained(...) first")
         if weight.requires_grad and name == "model" and weight.dtype != torch.float32:
-            raise ValueError(
-                f"`{name}` must be trained in float32, but `{key}` is {weight.dtype}: small "
-                "updates vanish at lower precision. Load it with dtype=torch.float32 and set "
-                "precision='bf16' for fast matrix products."
-            )
+            got = f"`{key}` of {weight.dtype}, where small updates vanish"
+            fix = "load it with dtype=torch.float32 and set precision='bf16' to be fast"
+            refuse(name, "be trained in float32", got, fix)
 
 
 def check_models(model: nn.Module, ref_model: Any) -> None:
@@ -91,10 +87,8 @@ def check_device(model: nn.Module, name: str, device: torch.device) -> None:
     for key, weight in model.named_parameters():
         # A device without index is the first of its type.
         if (weight.device.type, weight.device.index or 0) != (device.type, device.index or 0):
-            raise ValueError(
-                f"`{name}` must be on {device}, where the trainer runs, but `{key}` is on "
-                f"{weight.device}: call {name}.to('{device}')."
-            )
+            rule, got = f"be on {device}, where the trainer runs", f"`{key}` on {weight.device}"
+            refuse(name, rule, got, f"call {name}.to('{device}')")
 
 
 def check_apart(model: nn.Module, ref_model: nn.Module) -> None:
@@ -106,11 +100,9 @@ def check_apart(model: nn.Module, ref_model: nn.Module) -> None:
     of_reference = {weight.data_ptr() for weight in ref_model.parameters() if weight.numel()}
     for key, weight in model.named_parameters():
         if weight.requires_grad and weight.data_ptr() in of_reference:
-            raise ValueError(
-                f"`ref_model` must have weights of its own, but `{key}` of `model` is trained and "
-                "belongs to both, so the KL would always be 0: load the model twice, or leave "
-                "`ref_model` out for the reference that suits the policy."
-            )
+            got = f"`{key}` of `model`, which is trained, so that the KL would always be 0"
+            fix = "load the model twice, or leave `ref_model` out"
+            refuse("ref_model", "have weights of its own", got, fix)
 
 
 def check_left_padding(plain: PreTrainedModel) -> None:
@@ -141,11 +133,10 @@ def check_left_padding(plain: PreTrainedModel) -> None:
     exact = all(weight.dtype == torch.float32 for weight in plain.parameters())
     allowed = _PADDING_TOLERANCE if exact else _PADDING_TOLERANCE_LOW
     gap = _relative_gap(padded, expected, exact)
-    if gap <= allowed:
-        return
-    again = _hidden_states(plain, plain, **alone)[0, :-1]
-    if _relative_gap(again, expected, exact) <= allowed:  # else noise hides what padding does
-        raise _no_left_padding(plain, f"its hidden states change by {gap:.1%}")
+    if gap > allowed:
+        again = _hidden_states(plain, plain, **alone)[0, :-1]
+        if _relative_gap(again, expected, exact) <= allowed:  # else noise hides what padding does
+            raise _no_left_padding(plain, f"its hidden states change by {gap:.1%}")
 
 
 @torch.no_grad()
@@ -177,13 +168,9 @@ def check_fits(model: nn.Module, rollout: Rollout) -> None:
     for name, tokens in (("query", rollout.queries), ("response", rollout.responses)):
         if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
             row = int(((tokens < 0) | (tokens >= vocabulary)).any(1).nonzero()[0])
-            rule, fix = (
-                f"hold token ids from 0 to {vocabulary - 1}",
-                "encode with the model's own tokenizer",
-            )
-            refuse(
-                f"{name}[{row}]", rule, f"{int(tokens[row].min())} to {int(tokens[row].max())}", fix
-            )
+            rule = f"hold token ids from 0 to {vocabulary - 1}"
+            got = f"{int(tokens[row].min())} to {int(tokens[row].max())}"
+            refuse(f"{name}[{row}]", rule, got, "encode with the model's own tokenizer")
     limit = getattr(text_config(model), "max_position_embeddings", None)
     lengths = rollout.lengths
     if is_encoder_decoder(model):  # each has positions of its own
@@ -191,8 +178,6 @@ def check_fits(model: nn.Module, rollout: Rollout) -> None:
         lengths = torch.maximum(queries, lengths - queries)
     longest = int(lengths.max())
     if limit is not None and longest > limit:
-        row = int(lengths.argmax())
-        raise ValueError(
-            f"query + response must fit the model's {limit} positions, got {longest} tokens in "
-            f"row {row}: shorten the query or the response."
-        )
+        got = f"{longest} tokens in row {int(lengths.argmax())}"
+        fix = "shorten the query or the response"
+        refuse("query` + `response", f"fit the model's {limit} positions", got, fix)

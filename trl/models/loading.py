@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+)
 from transformers.utils import logging as transformers_logging
 
 from trl.models.adapters import base_of, load_adapter
@@ -26,45 +29,13 @@ from trl.models.checkpoint import (
     load_value_head,
 )
 
-_OURS = ("peft_config", "is_trainable", "unfrozen_layers", "allow_pickle")
-
-
-def check_keywords(kwargs: dict[str, Any]) -> None:
-    """Raise if a keyword is one of ours misspelt, which transformers would hand to the model."""
-    for name in kwargs:
-        match = difflib.get_close_matches(name, _OURS, 1, 0.85)
-        if match:
-            raise TypeError(f"from_pretrained has no argument `{name}`: did you mean `{match[0]}`?")
-    if "output_loading_info" in kwargs:
-        raise TypeError("`output_loading_info` must be left out: a policy loads whole or not.")
-
-
-def is_encoder_decoder_name(name: str, kwargs: dict[str, Any]) -> bool:
-    """Return whether the model of a hub name or folder, or the base of its adapter, is one.
-
-    Args:
-        name: Hub name or folder.
-        kwargs: What it is to be loaded with.
-    """
-    source, config = Source.of(name, kwargs), kwargs.get("config")
-    if not isinstance(config, PretrainedConfig):
-        if source.find(ADAPTER_CONFIG) is not None:
-            source = base_of(source)
-        else:
-            source.check(allow_pickle=True)
-        code = {key: kwargs[key] for key in ("trust_remote_code", "code_revision") if key in kwargs}
-        with _naming(source):
-            config = AutoConfig.from_pretrained(config or source.name, **code, **source.hub)
-    return bool(config.is_encoder_decoder)
-
 
 def load_model(
-    auto: Any, name: str, *, is_trainable: bool, allow_pickle: bool, **kwargs: Any
+    name: str, *, is_trainable: bool, allow_pickle: bool, **kwargs: Any
 ) -> tuple[nn.Module, SavedHead | None]:
     """Return a language model, its adapter on it if it has one, and its value head.
 
     Args:
-        auto: The class of transformers that loads models of the kind.
         name: Hub name or folder.
         is_trainable: Whether an adapter goes on being trained.
         allow_pickle: Also load weights from pickles.
@@ -72,14 +43,11 @@ def load_model(
     """
     source = Source.of(name, kwargs)
     if source.find(ADAPTER_CONFIG) is None:
-        return load_whole(auto.from_pretrained, source, allow_pickle=allow_pickle, **kwargs)[:2]
-    base_source = base_of(source)
-    elsewhere = {k: v for k, v in kwargs.items() if k not in ("revision", "subfolder")}
+        return load_whole(None, source, allow_pickle=allow_pickle, **kwargs)[:2]
+    of_base = base_of(source)
+    elsewhere = {key: kwargs[key] for key in kwargs if key not in ("revision", "subfolder")}
     base, base_head, _ = load_whole(
-        auto.from_pretrained,
-        base_source,
-        allow_pickle=allow_pickle,
-        **elsewhere | base_source.hub,
+        None, of_base, allow_pickle=allow_pickle, **elsewhere | of_base.hub
     )
     model = load_adapter(base, source, is_trainable=is_trainable, allow_pickle=allow_pickle)
     head = load_value_head(source, ADAPTER_FILE, among_weights=True, allow_pickle=allow_pickle)
@@ -89,12 +57,12 @@ def load_model(
 
 
 def load_whole(
-    load: Callable[..., Any], source: Source, *args: Any, allow_pickle: bool, **kwargs: Any
+    load: Callable[..., Any] | None, source: Source, *args: Any, allow_pickle: bool, **kwargs: Any
 ) -> tuple[Any, SavedHead | None, dict[str, Any]]:
     """Return a language model, its value head, and what transformers says of the loading.
 
     Args:
-        load: `from_pretrained` of a class of transformers.
+        load: `from_pretrained` of a class of transformers; None: of the one for its kind.
         source: Where the model is.
         *args: What `load` takes after the name.
         allow_pickle: Also load weights from pickles.
@@ -105,8 +73,18 @@ def load_whole(
         kwargs.setdefault("dtype", torch.float32)
     if not allow_pickle:
         kwargs["use_safetensors"] = True
-    with _naming(source), _quiet_transformers():  # or it would warn of the head in old folders
-        model, info = load(source.name, *args, output_loading_info=True, **kwargs)
+    try:
+        with _quiet_transformers():  # or it would warn of the value head in old folders
+            load = load or _auto_class(source, kwargs).from_pretrained
+            model, info = load(source.name, *args, output_loading_info=True, **kwargs)
+    except OSError as error:
+        if source.folder is not None:
+            raise
+        raise OSError(
+            f"could not load `{source.name}` from the Hugging Face Hub ({error}): check the name "
+            "and the network, or pass the path of a local folder with config.json and "
+            f"{MODEL_FILE}. If it has {PICKLE_FILE} only: {PICKLE_ADVICE}"
+        ) from error
     if info["missing_keys"]:
         raise ValueError(
             f"`{source.name}` must hold the weights of a {type(model).__name__}, but lacks "
@@ -121,20 +99,13 @@ def load_whole(
     return model, head, info
 
 
-@contextmanager
-def _naming(source: Source) -> Iterator[None]:
-    """Say what to do about a hub name that cannot be loaded."""
-    try:
-        yield
-    except OSError as error:
-        if source.folder is not None:
-            raise
-        raise OSError(
-            f"could not load `{source.name}` from the Hugging Face Hub ({error}): check the name "
-            "and the network, or pass the path of a local folder with config.json and "
-            f"{MODEL_FILE}, e.g. from_pretrained('./{Path(source.name).name}'). If it has "
-            f"{PICKLE_FILE} only: {PICKLE_ADVICE}"
-        ) from error
+def _auto_class(source: Source, kwargs: dict[str, Any]) -> Any:
+    """Return the class of transformers that loads models of the kind."""
+    config = kwargs.get("config")
+    if not isinstance(config, PretrainedConfig):
+        code = {key: kwargs[key] for key in ("trust_remote_code", "code_revision") if key in kwargs}
+        config = AutoConfig.from_pretrained(config or source.name, **code, **source.hub)
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 @contextmanager

@@ -52,8 +52,14 @@ def can_pack(plain: PreTrainedModel, rollout: Rollout) -> bool:
     """
     if rollout.group_ids is None:
         return False
-    columns = _columns(rollout)
-    return columns is not None and takes_lines(plain, columns)
+    prompt_of_row, first_rows, place = _groups(rollout)
+    chosen, steps = first_rows[prompt_of_row], rollout.responses.shape[1] - 1
+    return (
+        len(first_rows) < len(rollout)
+        and torch.equal(rollout.queries[chosen], rollout.queries)
+        and torch.equal(rollout.query_mask[chosen], rollout.query_mask)
+        and takes_lines(plain, rollout.queries.shape[1] + (int(place.max()) + 1) * steps)
+    )
 
 
 def takes_lines(plain: PreTrainedModel, columns: int) -> bool:
@@ -166,18 +172,6 @@ def _groups(rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
     starts = place % most == 0
     prompt_of_row = starts.cumsum(0) - 1
     return prompt_of_row, rows[starts], place % most
-
-
-def _columns(rollout: Rollout) -> int | None:
-    """Return the columns of the packed rows; None if packing saves nothing or would be wrong."""
-    prompt_of_row, first_rows, place = _groups(rollout)
-    if len(first_rows) == len(rollout):
-        return None
-    chosen = first_rows[prompt_of_row]
-    alike = torch.equal(rollout.queries[chosen], rollout.queries)
-    if not alike or not torch.equal(rollout.query_mask[chosen], rollout.query_mask):
-        return None
-    return rollout.queries.shape[1] + (int(place.max()) + 1) * (rollout.responses.shape[1] - 1)
 
 
 def attention_mask_for(plain: PreTrainedModel, mask: Tensor) -> Tensor:

@@ -12,16 +12,11 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from trl.anatomy import keep_hidden_states, language_model
@@ -29,7 +24,7 @@ from trl.config.errors import refuse
 from trl.models.adapters import add_adapter, save_adapter
 from trl.models.checkpoint import ADAPTER_FILE, MODEL_FILE, fill_value_head, save_policy
 from trl.models.head import precise_head
-from trl.models.loading import check_keywords, is_encoder_decoder_name, load_model
+from trl.models.loading import load_model
 from trl.models.trunk import freeze_lower_layers
 from trl.models.value_head import ValueHead
 
@@ -75,7 +70,6 @@ class OutputWithValue(ModelOutput):
 class _LMWithValueHead(nn.Module):
     """A language model, plain or with an adapter, and its value head `v_head`."""
 
-    auto: ClassVar[Any]
     tokenizer: Any = None
     """Saved beside the model, if there is one; `trl.train` puts it here."""
 
@@ -86,7 +80,10 @@ class _LMWithValueHead(nn.Module):
             rule, fix = "be a model without a value head", "use it as it is"
             refuse("pretrained_model", rule, got, fix, error=TypeError)
         plain = language_model(pretrained_model)
-        _check_kind(plain, type(self))
+        kind = _kind_for(plain)
+        if not isinstance(self, kind):
+            rule, got = f"be for {type(self).__name__}", type(plain).__name__
+            refuse("pretrained_model", rule, got, f"use {kind.__name__}", error=TypeError)
         if getattr(getattr(pretrained_model, "active_peft_config", 0), "is_prompt_learning", False):
             raise ValueError(
                 f"the adapter must change the model's layers, got "
@@ -189,7 +186,6 @@ class _LMWithValueHead(nn.Module):
             TypeError: if a loaded model or a configuration is of another kind than it must be.
             ImportError: if an adapter is asked for without the package peft.
         """
-        check_keywords(kwargs)
         if isinstance(pretrained_model, nn.Module):
             inner, head = pretrained_model, None
             how = kwargs if is_trainable else {"is_trainable": False, **kwargs}
@@ -200,11 +196,12 @@ class _LMWithValueHead(nn.Module):
         else:
             name = os.fspath(pretrained_model)
             inner, head = load_model(
-                cls.auto, name, is_trainable=is_trainable, allow_pickle=allow_pickle, **kwargs
+                name, is_trainable=is_trainable, allow_pickle=allow_pickle, **kwargs
             )
         if peft_config is not None:
             inner = add_adapter(inner, peft_config)
-        model = cls(inner, unfrozen_layers=unfrozen_layers)
+        kind = cls if cls is not _LMWithValueHead else _kind_for(language_model(inner))
+        model = kind(inner, unfrozen_layers=unfrozen_layers)
         fill_value_head(model.v_head, head)
         return model.eval()
 
@@ -257,8 +254,6 @@ class CausalLMWithValueHead(_LMWithValueHead):
             None: train what requires a gradient.
     """
 
-    auto = AutoModelForCausalLM
-
 
 class Seq2SeqLMWithValueHead(_LMWithValueHead):
     """A value head on an encoder-decoder language model (`AutoModelForSeq2SeqLM`).
@@ -269,8 +264,6 @@ class Seq2SeqLMWithValueHead(_LMWithValueHead):
         pretrained_model: A loaded model of transformers, or a `PeftModel` around one.
         unfrozen_layers: Must be None: encoder and decoder are not split.
     """
-
-    auto = AutoModelForSeq2SeqLM
 
 
 def load_policy(
@@ -289,29 +282,19 @@ def load_policy(
             rule, fix = "be None for a model with a value head", "pass them to its from_pretrained"
             refuse("peft_config` and `unfrozen_layers", rule, fix=fix)
         return model
-    if isinstance(model, nn.Module):
-        encoder_decoder = language_model(model).config.is_encoder_decoder
-    else:
-        check_keywords(kwargs)
-        encoder_decoder = is_encoder_decoder_name(os.fspath(model), kwargs)
-    kind = Seq2SeqLMWithValueHead if encoder_decoder else CausalLMWithValueHead
-    return kind.from_pretrained(
+    return _LMWithValueHead.from_pretrained(
         model, peft_config=peft_config, unfrozen_layers=unfrozen_layers, **kwargs
     )
 
 
-def _check_kind(plain: nn.Module, cls: type) -> None:
-    """Raise unless the model is of the kind that the class is for."""
+def _kind_for(plain: nn.Module) -> type[_LMWithValueHead]:
+    """Return the class that is for a language model.
+
+    Raises:
+        TypeError: if it is no language model.
+    """
     if not isinstance(plain, PreTrainedModel) or plain.get_output_embeddings() is None:
-        raise TypeError(
-            f"`pretrained_model` must be a language model of transformers, got "
-            f"{type(plain).__name__}: pass a hub name, a folder, or a loaded model with a "
-            "language head."
-        )
-    wanted = cls is Seq2SeqLMWithValueHead
-    if bool(plain.config.is_encoder_decoder) != wanted:
-        other = CausalLMWithValueHead if wanted else Seq2SeqLMWithValueHead
-        raise TypeError(
-            f"`pretrained_model` must be {'an encoder-decoder' if wanted else 'a causal'} model, "
-            f"got {type(plain).__name__}: use {other.__name__}."
-        )
+        fix = "pass a hub name, a folder, or a loaded model with a language head"
+        rule, got = "be a language model of transformers", type(plain).__name__
+        refuse("pretrained_model", rule, got, fix, error=TypeError)
+    return Seq2SeqLMWithValueHead if plain.config.is_encoder_decoder else CausalLMWithValueHead
