@@ -20,8 +20,8 @@ def language_model(model: nn.Module) -> PreTrainedModel:
 
     The layers of an adapter (LoRA and its like) stand in this model, so it answers as adapted.
     """
-    plain = getattr(model, "language_model", model)
-    return plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+    model = getattr(model, "language_model", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def decoder(plain: PreTrainedModel) -> nn.Module:
@@ -30,22 +30,14 @@ def decoder(plain: PreTrainedModel) -> nn.Module:
     Raises:
         TypeError: if it cannot be told.
     """
-    part = plain.get_decoder()
-    if _runs_on_tokens(part, plain):
-        return part
     # Some families answer with the whole model (Llama 4), some with a layer of their head.
-    for part in (plain.base_model, getattr(plain, "model", None)):
-        if _runs_on_tokens(part, plain):
+    for part in (plain.get_decoder(), plain.base_model, getattr(plain, "model", None)):
+        if isinstance(part, nn.Module) and part is not plain and not isinstance(part, nn.Linear):
             return part
     raise TypeError(
         f"`model` must have a decoder apart from its language head, got {type(plain).__name__}, "
         "whose get_decoder() does not return one: use a model of another family."
     )
-
-
-def _runs_on_tokens(part: Any, plain: PreTrainedModel) -> bool:
-    """Return whether it is a part of the model, and more than a single layer."""
-    return isinstance(part, nn.Module) and part is not plain and not isinstance(part, nn.Linear)
 
 
 def text_config(model: nn.Module) -> PretrainedConfig:
@@ -99,25 +91,21 @@ def keep_hidden_states(plain: PreTrainedModel) -> Iterator[Kept]:
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         kept.hidden = last_hidden_state(output)
 
-    handle = decoder(plain).register_forward_hook(keep)
-    try:
+    with decoder(plain).register_forward_hook(keep):
         yield kept
-    finally:
-        handle.remove()
 
 
 @contextmanager
 def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Let `forward` answer for the module; its attributes, which models look at, stay."""
-    own = module.__dict__.get("forward")  # accelerate puts one there for models on many devices
+    before = vars(module).get("forward")  # accelerate puts one there for models on many devices
     module.forward = forward
     try:
         yield
     finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
+        del module.forward
+        if before is not None:
+            module.forward = before
 
 
 @contextmanager

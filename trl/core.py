@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 KLKind = Literal["k1", "k2", "k3", "k3+"]
 
@@ -91,9 +92,8 @@ def masked_var(values: Tensor, mask: Tensor, unbiased: bool = True) -> Tensor:
     Returns:
         The variance [].
     """
-    mean = masked_mean(values, mask)
+    mean, count = masked_mean(values, mask), mask.sum()
     squares = torch.where(mask, at_least_fp32(values) - mean, 0.0).square()
-    count = mask.sum()
     return squares.sum() / ((count - 1).clamp(min=1) if unbiased else count)
 
 
@@ -203,8 +203,7 @@ def logprobs_and_entropy(
                 f"`labels` must be token ids in 0 … {logits.shape[-1] - 1}, got {lowest} … "
                 f"{highest}; put any valid id at masked positions and mask the result."
             )
-    outputs = _LogprobsAndEntropy.apply(logits, labels, temperature)  # type: ignore[no-untyped-call]
-    return cast("tuple[Tensor, Tensor]", outputs)
+    return _LogprobsAndEntropy.apply(logits, labels, temperature)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _LogprobsAndEntropy(torch.autograd.Function):
@@ -225,16 +224,10 @@ class _LogprobsAndEntropy(torch.autograd.Function):
     def backward(
         ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
     ) -> tuple[Tensor, None, None]:
-        logits, labels, mean_logit = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
+        known: tuple[Tensor, Tensor, Tensor] = ctx.saved_tensors  # logits, labels, mean logit
+        gradient = torch.empty_like(known[0])
         logit_gradient(
-            logits,
-            labels,
-            mean_logit,
-            grad_logprobs,
-            grad_entropy,
-            temperature=ctx.temperature,
-            out=gradient,
+            *known, grad_logprobs, grad_entropy, temperature=ctx.temperature, out=gradient
         )
         return gradient, None, None
 
@@ -259,7 +252,7 @@ def token_statistics(
         peak = z.amax(-1, keepdim=True)
         z = z - peak  # GPT-2's logits share a large offset: take it off before any sum
         log_total = -p.amax(-1).log()  # the peak has p = e⁰ / Σ_v e^(z_v)
-        logprobs[block] = _pick(z, labels[block]) - log_total
+        logprobs[block] = z.gather(-1, labels[block].unsqueeze(-1)).squeeze(-1) - log_total
         mean = p.mul_(_finite(z)).sum(-1)
         entropy[block] = log_total - mean
         mean_logit[block] = mean + peak.squeeze(-1)
@@ -343,11 +336,6 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
 def _finite(z: Tensor) -> Tensor:
     """Raise −inf to the lowest number, in place: p·z is then 0 for a forbidden token, not NaN."""
     return z.clamp_(min=torch.finfo(z.dtype).min)
-
-
-def _pick(x: Tensor, labels: Tensor) -> Tensor:
-    """x[..., labels]: [..., V] and [...] to [...]."""
-    return x.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind = "k1") -> Tensor:
@@ -457,11 +445,8 @@ def stats_to_np(stats_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     def convert(value: Any) -> Any:
         if isinstance(value, Tensor):
-            value = value.detach().cpu()
-            if value.dim() == 0:
-                return float(value)
-            # numpy has no bfloat16
-            return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+            value = value.detach().cpu()  # numpy has no bfloat16
+            value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
         is_number = hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0
         return float(value) if is_number else value
 
@@ -473,34 +458,30 @@ def stats_to_np(stats_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 def pad_to_size(tensor: Tensor, size: int, dim: int = 1, padding: int = 50256) -> Tensor:
     """Pad on the right along `dim` up to `size`; the same tensor if it already has that size."""
-    missing = size - tensor.shape[dim]
-    if missing < 0:
-        raise ValueError(f"`size` must be >= {tensor.shape[dim]}, the size at hand, got {size}.")
-    if missing == 0:
-        return tensor
     shape = list(tensor.shape)
-    shape[dim] = missing
+    if size < shape[dim]:
+        raise ValueError(f"`size` must be >= {shape[dim]}, the size at hand, got {size}.")
+    if size == shape[dim]:
+        return tensor
+    shape[dim] = size - shape[dim]
     return torch.cat([tensor, tensor.new_full(shape, padding)], dim)
 
 
-class _Encoder(Protocol):
-    """What `build_bert_batch_from_txt` needs of a tokenizer."""
-
-    def encode(self, text: str, /) -> list[int]: ...
-
-
 def build_bert_batch_from_txt(
-    text_list: Sequence[str], tokenizer: _Encoder, device: torch.device | str
+    text_list: Sequence[str], tokenizer: Any, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
     """Encode texts for a BERT-like classifier, padded with 0 on the right.
 
+    Args:
+        text_list: B texts.
+        tokenizer: Its `encode` turns a text into a list of token ids.
+        device: Where the batch shall be.
     Returns:
         input_ids [B, T] and attention_mask [B, T], both int64 on `device`.
     """
     rows = [torch.tensor(tokenizer.encode(text), dtype=torch.long) for text in text_list]
-    pad = torch.nn.utils.rnn.pad_sequence
-    input_ids = pad(rows, batch_first=True, padding_value=0)
-    attention_mask = pad([torch.ones_like(row) for row in rows], batch_first=True)
+    counted = [torch.ones_like(row) for row in rows]
+    input_ids, attention_mask = (pad_sequence(part, batch_first=True) for part in (rows, counted))
     return input_ids.to(device), attention_mask.to(device)
 
 

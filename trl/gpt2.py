@@ -15,25 +15,12 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from trl.models.checkpoint import (
-    ADAPTER_CONFIG,
-    MODEL_FILE,
-    check_folder,
-    checked_name,
-    checked_save_directory,
-    fill_value_head,
-    find_file,
-    hub_arguments,
-    load_value_head,
-    one_layout,
-    refuse_adapter_folder,
-    save_value_head,
-    split_value_head,
-)
+from trl.config.errors import refuse
+from trl.models.checkpoint import ADAPTER_CONFIG, MODEL_FILE, Source, fill_value_head, save_policy
 from trl.models.head import constant_weights, language_logits
-from trl.models.loading import no_such_model
+from trl.models.loading import load_whole
 from trl.models.value_head import ValueHead
-from trl.models.with_value_head import OutputWithValue, refuse_push_to_hub
+from trl.models.with_value_head import OutputWithValue
 from trl.rollout.sampling import sample
 
 __all__ = ["GPT2HeadWithValueModel", "ValueHead", "respond_to_batch"]
@@ -94,9 +81,8 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
             input_ids, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs
         )
         hidden = output.last_hidden_state
-        kept = hidden[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else None
-        kept = hidden[:, logits_to_keep] if kept is None else kept
-        logits = language_logits(kept, self.lm_head)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = language_logits(hidden[:, kept], self.lm_head)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
@@ -131,64 +117,29 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
         """
         if pretrained_model_name_or_path is None:  # from a config and a state_dict
             return super().from_pretrained(None, *args, **kwargs)
-        name = checked_name(pretrained_model_name_or_path)
-        where = hub_arguments(kwargs)
-        if find_file(name, ADAPTER_CONFIG, **where) is not None:
-            raise ValueError(
-                f"`{name}` must be a whole model, but holds an adapter ({ADAPTER_CONFIG}): load it "
-                "with trl.CausalLMWithValueHead.from_pretrained."
-            )
-        check_folder(name, allow_pickle=allow_pickle, **where)
-        if "torch_dtype" not in kwargs:
-            kwargs.setdefault("dtype", torch.float32)
-        if not allow_pickle:
-            kwargs["use_safetensors"] = True
+        source = Source.of(pretrained_model_name_or_path, kwargs)
+        if source.find(ADAPTER_CONFIG) is not None:
+            fix = "load it with trl.CausalLMWithValueHead.from_pretrained"
+            refuse(source.name, "be a whole model", f"an adapter ({ADAPTER_CONFIG})", fix)
         wants_info = kwargs.pop("output_loading_info", False)
-        try:
-            model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
-        except OSError as error:
-            if Path(name).is_dir():
-                raise
-            raise no_such_model(name, error) from error
-        if info["missing_keys"]:
-            raise ValueError(
-                f"`{name}` must hold the weights of a GPT-2, but lacks "
-                f"{sorted(info['missing_keys'])[:3]} and so on: it is a model of another kind."
-            )
-        # A head among the model's own weights, as in 2020, has been loaded with them.
-        head = load_value_head(
-            name,
-            among_weights=False,
-            allow_pickle=allow_pickle,
-            saved_with=None if kwargs.get("variant") else MODEL_FILE,
-            **where,
+        model, head, info = load_whole(
+            super().from_pretrained, source, *args, allow_pickle=allow_pickle, **kwargs
         )
-        if head is not None:
-            fill_value_head(model.v_head, head)
+        fill_value_head(model.v_head, head)
         return (model, info) if wants_info else model
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save a folder that plain transformers loads as GPT-2, with the value head beside it.
 
         Takes whatever transformers' `save_pretrained` takes, but for `push_to_hub`, which would
         upload the folder before it is complete: call `push_to_hub` afterwards. Older weights of
         the model in the folder are replaced; a folder that holds an adapter is refused.
         """
-        refuse_push_to_hub(kwargs)
-        folder = checked_save_directory(save_directory)
-        refuse_adapter_folder(folder)
-        weights, head = split_value_head(dict(kwargs.pop("state_dict", None) or self.state_dict()))
-        with one_layout(folder):
-            super().save_pretrained(folder, *args, state_dict=weights, **kwargs)
+        kwargs["state_dict"] = kwargs.get("state_dict") or self.state_dict()
+        save_policy(self, super().save_pretrained, save_directory, MODEL_FILE, kwargs)
         if kwargs.get("is_main_process", True):
             self.config.architectures = ["GPT2LMHeadModel"]
-            self.config.save_pretrained(folder)
-            saved_with = None if kwargs.get("variant") else MODEL_FILE
-            save_value_head(head or self.v_head, folder, saved_with)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(folder)
+            self.config.save_pretrained(Path(save_directory).expanduser())
 
 
 def respond_to_batch(

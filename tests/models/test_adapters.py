@@ -20,7 +20,7 @@ from tests.models.policies import (
     with_values,
 )
 from trl.models.adapters import base_of, base_weights
-from trl.models.checkpoint import ADAPTER_FILE, VALUE_HEAD_FILE
+from trl.models.checkpoint import ADAPTER_FILE, VALUE_HEAD_FILE, Source
 from trl.models.response import ResponseModel
 from trl.models.with_value_head import CausalLMWithValueHead, load_policy
 
@@ -151,9 +151,10 @@ def test_the_revision_of_the_base_is_the_adapters(tmp_path):
     config = PeftConfig.from_pretrained(tmp_path / "adapter")
     config.revision = "v1"
     config.save_pretrained(tmp_path / "adapter")
-    where = {"revision": "main", "subfolder": ".", "token": "t"}
-    found = base_of(str(tmp_path / "adapter"), where)
-    assert found == (str(tmp_path / "base"), {"revision": "v1", "token": "t"})
+    adapter = Source(
+        str(tmp_path / "adapter"), {"revision": "main", "subfolder": ".", "token": "t"}
+    )
+    assert base_of(adapter) == Source(str(tmp_path / "base"), {"revision": "v1", "token": "t"})
 
 
 def test_a_base_that_is_missing_is_named(tmp_path):

@@ -198,7 +198,7 @@ def test_a_file_is_no_folder(index, tmp_path):
 def test_gpt2_does_not_load_an_adapter(tmp_path):
     changes = {"target_modules": ["c_attn"], "fan_in_fan_out": True}
     lora_policy(tmp_path / "base", "gpt2", **changes).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ValueError, match=r"holds an adapter .* trl.CausalLMWithValueHead"):
+    with pytest.raises(ValueError, match=r"got an adapter .* trl.CausalLMWithValueHead"):
         GPT2HeadWithValueModel.from_pretrained(tmp_path / "adapter")
 
 
@@ -217,7 +217,6 @@ def test_a_policy_is_not_wrapped_twice(index):
 @pytest.mark.parametrize("load", [CausalLMWithValueHead.from_pretrained, load_policy])
 def test_a_misspelt_argument_is_named(load, tmp_path):
     tiny_model("llama").save_pretrained(tmp_path)
-    with pytest.raises(TypeError, match="no argument `unfrozen_layer`: did you mean `unfrozen_lay"):
-        load(tmp_path, unfrozen_layer=1)
-    with pytest.raises(TypeError, match="`output_loading_info` must be left out"):
-        load(tmp_path, output_loading_info=True)
+    for name in ("unfrozen_layer", "output_loading_info"):
+        with pytest.raises(TypeError, match=f"keyword argument '{name}'"):
+            load(tmp_path, **{name: 1})

@@ -68,6 +68,12 @@ def test_another_kind_of_model_is_named(kind, model, message):
         kind(model())
 
 
+def test_a_folder_of_another_kind_is_named(tmp_path):
+    tiny_model("bart").save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="use Seq2SeqLMWithValueHead"):
+        CausalLMWithValueHead.from_pretrained(tmp_path)
+
+
 # -- old folders -----------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,8 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from trl.anatomy import language_model, text_config, vocabulary_size
-from trl.models.checkpoint import (
-    ADAPTER_CONFIG,
-    ADAPTER_FILE,
-    PICKLE_ADVICE,
-    checked_name,
-    find_file,
-)
+from trl.config.errors import refuse
+from trl.models.checkpoint import ADAPTER_CONFIG, ADAPTER_FILE, Source
 
 _PICKLED = "adapter_model.bin"
 
@@ -43,15 +39,11 @@ def add_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
     """
     peft = import_peft()
     if not isinstance(peft_config, peft.PeftConfig):
-        raise TypeError(
-            f"`peft_config` must be a configuration of peft, got {type(peft_config).__name__}: "
-            "pass peft.LoraConfig(r=8) or another of its kind."
-        )
+        got, fix = type(peft_config).__name__, "pass peft.LoraConfig(r=8) or another of its kind"
+        refuse("peft_config", "be a configuration of peft", got, fix, error=TypeError)
     if hasattr(model, "get_base_model"):
-        raise ValueError(
-            "`peft_config` must be None for a model that already has an adapter: merge "
-            "it first with merge_and_unload(), or go on training it."
-        )
+        fix = "merge it first with merge_and_unload(), or go on training it"
+        refuse("peft_config", "be None for a model that already has an adapter", fix=fix)
     return peft.get_peft_model(model, peft_config)
 
 
@@ -75,47 +67,47 @@ def base_weights(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.
 def check_enabled(policy: nn.Module) -> None:
     """Raise if the adapter of a policy has been switched off, or merged into the base."""
     for name, module in policy.named_modules():
-        if hasattr(module, "base_layer") and getattr(module, "merged", False) is True:
+        merged = hasattr(module, "base_layer") and getattr(module, "merged", False) is True
+        if merged or getattr(module, "disable_adapters", None) is True:
             raise ValueError(
-                f"the adapter of `model` must be apart from its base, but that of `{name}` is "
-                "merged: call model.pretrained_model.unmerge_adapter(), or merge_and_unload()."
-            )
-        if getattr(module, "disable_adapters", None) is True:
-            raise ValueError(
-                f"the adapter of `model` must be switched on, but that of `{name}` is off: nothing "
-                "would be trained. Call model.pretrained_model.base_model.enable_adapter_layers()."
+                "the adapter of `model` must be switched on and apart from its base, but that of "
+                f"`{name}` is {'merged' if merged else 'off'}: call model.pretrained_model."
+                f"{'unmerge_adapter()' if merged else 'base_model.enable_adapter_layers()'}."
             )
 
 
 # -- in a folder -----------------------------------------------------------------------------------
 
 
-def save_adapter(model: Any, folder: str, **kwargs: Any) -> None:
+def save_adapter(
+    model: Any, folder: str, selected_adapters: list[str] | None = None, **kwargs: Any
+) -> None:
     """Save the adapter of a `PeftModel` where `load_adapter` looks for it: at the folder's root.
 
     Raises:
         ValueError: if there are several, or the folder is that of the base model, or the adapter
             changes one of two embeddings of a model with added tokens.
     """
-    names = kwargs.pop("selected_adapters", None) or list(model.peft_config)
+    names = selected_adapters or list(model.peft_config)
     if len(names) != 1:
         raise ValueError(
             f"a policy is saved with one adapter, got {names}: name one with "
-            "save_pretrained(folder, selected_adapters=[...]), or remove the others with "
-            "model.pretrained_model.delete_adapter(...)."
+            "save_pretrained(folder, selected_adapters=[...])."
         )
     (name,) = names
     base = model.peft_config[name].base_model_name_or_path or language_model(model).name_or_path
-    if base and Path(base).is_dir() and Path(base).resolve() == Path(folder).resolve():
-        raise ValueError(
-            f"`save_directory` must be another folder than that of the base model, got `{folder}`: "
-            "the adapter would stand for its own base. Pass a folder of its own."
-        )
+    if base and Path(base).resolve() == Path(folder).resolve():
+        rule, fix = "be another folder than that of the base model", "pass a folder of its own"
+        refuse("save_directory", rule, f"`{folder}`", fix)
     if base:
         _check_added_tokens(language_model(model), base)
     model.save_pretrained(folder, selected_adapters=names, **kwargs)
     if name != "default":  # peft puts it into a folder of its name
-        _move_up(Path(folder) / name)
+        for file in (ADAPTER_CONFIG, ADAPTER_FILE, _PICKLED):
+            with suppress(FileNotFoundError):
+                (Path(folder) / name / file).replace(Path(folder) / file)
+        with suppress(OSError):  # not empty
+            (Path(folder) / name).rmdir()
 
 
 def _check_added_tokens(plain: PreTrainedModel, base: str) -> None:
@@ -123,8 +115,8 @@ def _check_added_tokens(plain: PreTrainedModel, base: str) -> None:
 
     It saves those of both ends, unless the adapter changes some: then it saves these only.
     """
-    ends = (plain.get_input_embeddings(), plain.get_output_embeddings())
-    changed = {hasattr(end, "base_layer") for end in ends}
+    both = (plain.get_input_embeddings(), plain.get_output_embeddings())
+    changed = {hasattr(embedding, "base_layer") for embedding in both}
     if len(changed) == 1 or text_config(plain).tie_word_embeddings:
         return
     try:
@@ -139,66 +131,46 @@ def _check_added_tokens(plain: PreTrainedModel, base: str) -> None:
         )
 
 
-def _move_up(inner: Path) -> None:
-    """Move the files of an adapter to the folder above."""
-    for file in (ADAPTER_CONFIG, ADAPTER_FILE, _PICKLED):
-        if (inner / file).is_file():
-            (inner / file).replace(inner.parent / file)
-    if inner.is_dir() and not any(inner.iterdir()):
-        inner.rmdir()
-
-
-def base_of(name: str, where: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the name of the base model of a saved adapter, and where its files are.
-
-    Args:
-        name: Folder or hub name of the adapter.
-        where: See `trl.models.checkpoint.hub_arguments`; subfolder and revision are the adapter's.
+def base_of(adapter: Source) -> Source:
+    """Return where the base model of a saved adapter is.
 
     Raises:
         FileNotFoundError: if the base model is a folder that is missing.
         ValueError: if the adapter names none, or one that is an adapter itself.
     """
-    config = import_peft().PeftConfig.from_pretrained(name, **where)
-    base = config.base_model_name_or_path
-    if not base:
+    config = import_peft().PeftConfig.from_pretrained(adapter.name, **adapter.hub)
+    name = config.base_model_name_or_path
+    if not name:
         raise ValueError(
-            f"`{name}` must name its base model in {ADAPTER_CONFIG}, got {base!r}: load the "
-            "base model, put the adapter on it with PeftModel.from_pretrained, and pass that."
+            f"`{adapter.name}` must name its base model in {ADAPTER_CONFIG}, got {name!r}: load "
+            "the base model, put the adapter on it with PeftModel.from_pretrained, and pass that."
         )
-    base = checked_name(base)
-    there = {key: value for key, value in where.items() if key not in ("revision", "subfolder")}
-    if getattr(config, "revision", None):
-        there["revision"] = config.revision
-    if find_file(base, ADAPTER_CONFIG, **there) is not None:
+    revision = getattr(config, "revision", None)
+    base = Source.of(name, adapter.hub | {"revision": revision, "subfolder": None})
+    if base.find(ADAPTER_CONFIG) is not None:
         raise ValueError(
-            f"the base model of the adapter `{name}` must be a whole model, got `{base}`, which "
-            f"has an {ADAPTER_CONFIG}: move the adapter_* files of one of them to another folder, "
-            f"and set base_model_name_or_path in {ADAPTER_CONFIG}."
+            f"the base model of the adapter `{adapter.name}` must be a whole model, got `{name}`, "
+            f"which has an {ADAPTER_CONFIG}: move the adapter_* files of one of them to another "
+            f"folder, and set base_model_name_or_path in {ADAPTER_CONFIG}."
         )
-    return base, there
+    return base
 
 
 def load_adapter(
-    base: PreTrainedModel,
-    name: str,
-    *,
-    is_trainable: bool,
-    allow_pickle: bool,
-    where: dict[str, Any],
+    base: PreTrainedModel, adapter: Source, *, is_trainable: bool, allow_pickle: bool
 ) -> nn.Module:
     """Put a saved adapter on its base model.
 
     Raises:
         ValueError: if the adapter is a pickle and `allow_pickle` is False.
     """
-    file = find_file(name, ADAPTER_FILE, **where)
+    file = adapter.find(ADAPTER_FILE)
     if file is not None:
         _resize_like(base, file)
-    elif not allow_pickle and find_file(name, _PICKLED, **where) is not None:
-        raise ValueError(f"`{name}` holds its adapter as {_PICKLED}, a pickle. {PICKLE_ADVICE}")
-    peft = import_peft()
-    return peft.PeftModel.from_pretrained(base, name, is_trainable=is_trainable, **where)
+    elif not allow_pickle and adapter.find(_PICKLED) is not None:
+        adapter.refuse_pickle("adapter", _PICKLED)
+    load = import_peft().PeftModel.from_pretrained
+    return load(base, adapter.name, is_trainable=is_trainable, **adapter.hub)
 
 
 def _resize_like(base: PreTrainedModel, file: Path) -> None:
@@ -208,10 +180,9 @@ def _resize_like(base: PreTrainedModel, file: Path) -> None:
     """
     embedding = base.get_input_embeddings()
     (place,) = (name for name, module in base.named_modules() if module is embedding)
-    saved = {
-        f"base_model.model.{place}.{part}weight" for part in ("", "base_layer.", "modules_to_save.")
-    }
+    names = (f"{place}.{part}weight" for part in ("", "base_layer.", "modules_to_save."))
     with safe_open(file, framework="pt") as weights:
-        rows = {weights.get_slice(key).get_shape()[0] for key in saved.intersection(weights.keys())}
+        saved = {f"base_model.model.{name}" for name in names}.intersection(weights.keys())
+        rows = {weights.get_slice(key).get_shape()[0] for key in saved}
     for tokens in rows - {vocabulary_size(base)}:
         base.resize_token_embeddings(tokens, mean_resizing=False)

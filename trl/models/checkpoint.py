@@ -8,13 +8,13 @@ v_head.summary.*            among the model's own weights: the 2020 trl, and rel
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,23 +22,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from trl.models.fingerprint import fingerprint
+from trl.config.errors import refuse
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 PREFIX = "v_head."
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
-MODEL_FILE = "model.safetensors"
-
-_PICKLED = "pytorch_model.bin"
-_SAVED_WITH = "language_model"  # the name of the fingerprint in the metadata
-_HUB_ARGUMENTS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "revision",
-    "subfolder",
-    "token",
+MODEL_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
+PICKLE_ADVICE = (
+    "Pickles can run code when they are loaded: if you trust where this one comes from, pass "
+    "allow_pickle=True, then save_pretrained once to have safetensors."
 )
+
+_SAVED_WITH = "language_model"  # the name of the fingerprint in the metadata
+_HUB_ARGUMENTS = "cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"
+
+_SAMPLED = 16
+"""Numbers that are looked at of each tensor, in the middle of it."""
 
 
 def hub_arguments(settings: dict[str, Any]) -> dict[str, Any]:
@@ -46,69 +45,87 @@ def hub_arguments(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in _HUB_ARGUMENTS if settings.get(name) is not None}
 
 
-def checked_name(name: str | os.PathLike[str]) -> str:
-    """Return a hub name, or the path of a folder with `~` written out.
+class Source(NamedTuple):
+    """A folder, or a repository of the hub, that a model is loaded from."""
 
-    Raises:
-        FileNotFoundError: if it can only be a folder, and there is none.
-    """
-    name = os.path.expanduser(os.fspath(name))
-    path = Path(name)
-    if path.is_dir():
-        return name
-    local = path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1
-    if local or path.is_file():
-        what = "is a file" if path.is_file() else "does not exist"
-        raise FileNotFoundError(
-            f"the model folder `{name}` {what}: pass a folder with config.json and "
-            f"{MODEL_FILE}, or the name of a model on the Hugging Face Hub."
+    name: str
+    hub: dict[str, Any]
+    """See `hub_arguments`."""
+
+    @classmethod
+    def of(cls, name: str | os.PathLike[str], settings: dict[str, Any]) -> Source:
+        """Return where the model of that name is, given the arguments of `from_pretrained`.
+
+        Raises:
+            FileNotFoundError: if it can only be a folder, and there is none.
+        """
+        name = os.path.expanduser(os.fspath(name))
+        path = Path(name)
+        local = path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1
+        if path.is_file() or (local and not path.is_dir()):
+            raise FileNotFoundError(
+                f"the model folder `{name}` {'is a file' if path.is_file() else 'does not exist'}: "
+                f"pass a folder with config.json and {MODEL_FILE}, or the name of a model on the "
+                "Hugging Face Hub."
+            )
+        return cls(name, hub_arguments(settings))
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the files are, None on the hub."""
+        path = Path(self.name)
+        return path / self.hub.get("subfolder", "") if path.is_dir() else None
+
+    def find(self, file: str) -> Path | None:
+        """Return the path of a file, None if there is none."""
+        if self.folder is not None:
+            return self.folder / file if (self.folder / file).is_file() else None
+        path = cached_file(
+            self.name,
+            file,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+            **self.hub,
         )
-    return name
+        return None if path is None else Path(path)
+
+    def weight_files(self, file: str, prefix: str = "") -> list[Path]:
+        """Return the files with weights of that prefix: `file`, or some of its shards."""
+        single = self.find(file)
+        if single is not None:
+            return [single]
+        index = self.find(f"{file}.index.json")
+        places = json.loads(index.read_text())["weight_map"] if index is not None else {}
+        shards = {shard for key, shard in places.items() if key.startswith(prefix)}
+        return [path for path in map(self.find, sorted(shards)) if path is not None]
+
+    def check(self, *, allow_pickle: bool) -> None:
+        """Raise if it is a folder without a model that may be loaded.
+
+        Raises:
+            FileNotFoundError: if the weights are missing.
+            ValueError: if the weights are pickles and `allow_pickle` is False.
+        """
+        if self.folder is None:
+            return
+        files = sorted(entry.name for entry in self.folder.glob("*"))
+        if any(file.endswith(".safetensors") and file != VALUE_HEAD_FILE for file in files):
+            return
+        if not any(file.startswith("pytorch_model") for file in files):
+            raise FileNotFoundError(
+                f"the model folder `{self.folder}` must hold weights ({MODEL_FILE}), found "
+                f"{files or 'nothing'}: save the model there with save_pretrained."
+            )
+        if not allow_pickle:
+            self.refuse_pickle("weights", PICKLE_FILE)
+
+    def refuse_pickle(self, what: str, file: str) -> NoReturn:
+        """Raise since a file is a pickle, and say how to load it nevertheless."""
+        raise ValueError(f"`{self.name}` holds its {what} in {file}, a pickle. {PICKLE_ADVICE}")
 
 
-def find_file(name: str, file: str, **where: Any) -> Path | None:
-    """Return the path of a file in a folder or a repository of the hub, None if it has none."""
-    if Path(name).is_dir():
-        path = Path(name) / where.get("subfolder", "") / file
-        return path if path.is_file() else None
-    found = cached_file(
-        name,
-        file,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-        **where,
-    )
-    return None if found is None else Path(found)
-
-
-def check_folder(name: str, *, allow_pickle: bool, **where: Any) -> None:
-    """Raise if `name` is a folder that holds no model that may be loaded.
-
-    Raises:
-        FileNotFoundError: if the weights are missing.
-        ValueError: if the weights are pickles and `allow_pickle` is False.
-    """
-    if not Path(name).is_dir():
-        return
-    folder = Path(name) / where.get("subfolder", "")
-    weights = [path for path in folder.glob("*.safetensors") if path.name != VALUE_HEAD_FILE]
-    if weights:
-        return
-    if not any(folder.glob("pytorch_model*.bin")):
-        found = sorted(entry.name for entry in folder.glob("*"))
-        raise FileNotFoundError(
-            f"the model folder `{folder}` must hold weights (model.safetensors), found "
-            f"{found or 'nothing'}: save the model there with save_pretrained."
-        )
-    if not allow_pickle:
-        raise ValueError(f"`{folder}` holds its weights as {_PICKLED}, a pickle. {PICKLE_ADVICE}")
-
-
-PICKLE_ADVICE = (
-    "Pickles can run code when they are loaded: if you trust where this one comes from, pass "
-    "allow_pickle=True, then save_pretrained once to have safetensors."
-)
+# -- the value head --------------------------------------------------------------------------------
 
 
 class SavedHead(NamedTuple):
@@ -120,12 +137,7 @@ class SavedHead(NamedTuple):
 
 
 def load_value_head(
-    name: str,
-    *,
-    among_weights: bool,
-    allow_pickle: bool,
-    saved_with: str | None = None,
-    **where: Any,
+    source: Source, file: str | None, *, among_weights: bool, allow_pickle: bool
 ) -> SavedHead | None:
     """Return the value head saved with a model, None if it has none.
 
@@ -133,158 +145,180 @@ def load_value_head(
     beside it is left out, with a warning.
 
     Args:
-        name: Folder or hub name.
+        source: Where the model is.
+        file: Its weights, `MODEL_FILE` or `ADAPTER_FILE`; None: do not compare.
         among_weights: Look for `v_head.*` among the model's own weights too.
         allow_pickle: Also in pickles.
-        saved_with: The file of weights that it belongs to, `MODEL_FILE` or `ADAPTER_FILE`; None:
-            do not compare.
-        **where: See `hub_arguments`.
 
     Raises:
         ValueError: if the file cannot be read.
     """
-    own = find_file(name, VALUE_HEAD_FILE, **where)
-    if own is not None:
-        weights, expected = _read_value_head(own)
-        if saved_with and expected and expected != _fingerprint(name, saved_with, **where):
-            warnings.warn(
-                f"`{own}` is left out, since it was saved with other weights of the language "
-                "model than those beside it: the value head starts anew. Save a policy with its "
-                "own save_pretrained, or delete that file.",
-                stacklevel=4,
-            )
-            return None
-        return SavedHead(weights, str(own))
-    if not among_weights:
-        return None
-    head: dict[str, Tensor] = {}
-    for path in _weight_files(name, MODEL_FILE, PREFIX, **where):
-        with safe_open(path, framework="pt") as file:
-            keys = [key for key in list(file.keys()) if key.startswith(PREFIX)]
-            head |= {key: file.get_tensor(key) for key in keys}
-    if not head and allow_pickle:
-        for path in _weight_files(name, _PICKLED, PREFIX, **where):
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-            head |= {key: value for key, value in weights.items() if key.startswith(PREFIX)}
-    head = {key.removeprefix(PREFIX): value for key, value in head.items()}
-    return SavedHead(head, name) if head else None
+    path = source.find(VALUE_HEAD_FILE)
+    if path is not None:
+        try:
+            weights, metadata = _read(path)
+        except SafetensorError as error:
+            raise ValueError(
+                f"`{path}` must be a safetensors file with a value head, but cannot be read "
+                f"({error}): save the policy again, or delete the file to start with a new head."
+            ) from error
+        expected = metadata.get(_SAVED_WITH)
+        if not file or not expected or expected == _fingerprint(source.weight_files(file)):
+            return SavedHead(weights, str(path))
+        warnings.warn(
+            f"`{path}` is left out, since it was saved with other weights of the language "
+            "model than those beside it: the value head starts anew. Save a policy with its "
+            "own save_pretrained, or delete that file.",
+            stacklevel=4,
+        )
+    elif among_weights:
+        weights = {}
+        for path in source.weight_files(MODEL_FILE, PREFIX):
+            weights |= _read(path, PREFIX)[0]
+        if not weights and allow_pickle:
+            for path in source.weight_files(PICKLE_FILE, PREFIX):
+                weights |= torch.load(path, map_location="cpu", weights_only=True)
+        if head := _of_value_head(weights):
+            return SavedHead(head, source.name)
+    return None
 
 
-def _read_value_head(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Return the weights of a value-head file, and the fingerprint of those beside it if known."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            weights = {key: file.get_tensor(key) for key in list(file.keys())}
-            return weights, (file.metadata() or {}).get(_SAVED_WITH)
-    except SafetensorError as error:
-        raise ValueError(
-            f"`{path}` must be a safetensors file with a value head, but cannot be read ({error}): "
-            "save the policy again, or delete the file to start with a new value head."
-        ) from error
+def _of_value_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a state dict that are the value head's, by their names in it."""
+    return {key.removeprefix(PREFIX): w for key, w in weights.items() if key.startswith(PREFIX)}
 
 
-def fill_value_head(head: nn.Module, saved: SavedHead) -> None:
-    """Copy the saved weights into a value head.
+def _read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the weights of a file whose names begin so, and its metadata."""
+    with safe_open(path, framework="pt") as file:
+        keys = [key for key in list(file.keys()) if key.startswith(prefix)]
+        return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
+
+
+def fill_value_head(head: nn.Module, saved: SavedHead | None) -> None:
+    """Copy the saved weights, if there are any, into a value head.
 
     Raises:
         ValueError: if they are those of another one.
     """
-    expected = {key: tuple(weight.shape) for key, weight in head.state_dict().items()}
-    found = {key: tuple(weight.shape) for key, weight in saved.weights.items()}
-    if found != expected:
+    if saved is None:
+        return
+    expected, got = (
+        {key: tuple(weight.shape) for key, weight in weights.items()}
+        for weights in (head.state_dict(), saved.weights)
+    )
+    if got != expected:
         raise ValueError(
-            f"the value head in `{saved.source}` must hold {expected}, got {found or 'nothing'}: "
+            f"the value head in `{saved.source}` must hold {expected}, got {got or 'nothing'}: "
             f"save the policy again, or delete {VALUE_HEAD_FILE} to start with a new value head."
         )
     head.load_state_dict(saved.weights)
 
 
-def _weight_files(name: str, file: str, prefix: str = "", **where: Any) -> list[Path]:
-    """Return the files of a checkpoint with weights of that prefix: one, or some of its shards."""
-    single = find_file(name, file, **where)
-    if single is not None:
-        return [single]
-    index = find_file(name, f"{file}.index.json", **where)
-    if index is None:
-        return []
-    places = json.loads(index.read_text())["weight_map"]
-    shards = {shard for key, shard in places.items() if key.startswith(prefix)}
-    found = (find_file(name, shard, **where) for shard in sorted(shards))
-    return [path for path in found if path is not None]
+# -- save ------------------------------------------------------------------------------------------
 
 
-def _fingerprint(name: str, file: str, **where: Any) -> str | None:
-    return fingerprint(_weight_files(name, file, **where))
-
-
-def save_value_head(
-    head: nn.Module | dict[str, Tensor],
-    folder: str | os.PathLike[str],
-    saved_with: str | None = MODEL_FILE,
+def save_policy(
+    policy: Any,
+    save: Callable[..., Any],
+    save_directory: str | os.PathLike[str],
+    file: str,
+    kwargs: dict[str, Any],
 ) -> None:
-    """Write the value head, or its state dict, beside a saved model.
+    """Save a language model by its own method, with value head and tokenizer beside it.
 
     Args:
-        head: The value head.
-        folder: Where the model has just been saved.
-        saved_with: The file of its weights, which are then known by their fingerprint; None: no.
-    """
-    weights = head.state_dict() if isinstance(head, nn.Module) else head
-    weights = {key: weight.detach().contiguous().cpu() for key, weight in weights.items()}
-    metadata = {"format": "pt"}
-    known = _fingerprint(os.fspath(folder), saved_with) if saved_with else None
-    if known:
-        metadata[_SAVED_WITH] = known
-    save_file(weights, Path(folder) / VALUE_HEAD_FILE, metadata=metadata)
-
-
-def checked_save_directory(save_directory: str | os.PathLike[str]) -> str:
-    """Return the path of a folder to save to, with `~` written out.
+        policy: Has `v_head` and `tokenizer`.
+        save: `save_pretrained` of the model without the head, or of its adapter.
+        save_directory: Where to; `~` is the home folder.
+        file: What the weights are called: `MODEL_FILE` or `ADAPTER_FILE`.
+        kwargs: What `save` takes.
 
     Raises:
-        FileExistsError: if it is a file.
+        FileExistsError: if `save_directory` is a file.
+        ValueError: if it holds an adapter and a whole model is to be saved, which nobody could
+            then load, or if the folder is to be uploaded before the head is in it.
     """
-    folder = os.path.expanduser(os.fspath(save_directory))
-    if Path(folder).is_file():
-        raise FileExistsError(
-            f"`save_directory` must be a folder, got the file `{folder}`: pass another path."
-        )
-    return folder
-
-
-def refuse_adapter_folder(folder: str) -> None:
-    """Raise if a whole model is to be saved where an adapter is: the adapter would be loaded."""
-    if (Path(folder) / ADAPTER_CONFIG).is_file():
+    folder = Path(save_directory).expanduser()
+    if kwargs.pop("push_to_hub", False):
+        refuse("push_to_hub", "be False here", "", "save first, then call model.push_to_hub(...)")
+    if folder.is_file():
+        got = f"the file `{folder}`"
+        refuse("save_directory", "be a folder", got, "pass another path", error=FileExistsError)
+    if file == MODEL_FILE and (folder / ADAPTER_CONFIG).is_file():
         raise ValueError(
             f"`save_directory` must not hold an adapter beside a whole model, but `{folder}` "
             f"has {ADAPTER_CONFIG}, and loading it would load the adapter: save to another folder, "
             "or delete the adapter_* files first."
         )
+    head = policy.v_head.state_dict()
+    weights = kwargs.get("state_dict")
+    if weights is not None:
+        head = _of_value_head(weights) or head
+        kwargs["state_dict"] = {
+            key.removeprefix("pretrained_model."): weight
+            for key, weight in weights.items()
+            if not key.startswith(PREFIX)
+        }
+    save(str(folder), **kwargs)
+    if kwargs.get("is_main_process", True):
+        _delete_older_layout(folder)
+        _save_value_head(head, folder, None if kwargs.get("variant") else file)
+        if policy.tokenizer is not None:
+            policy.tokenizer.save_pretrained(folder)
 
 
-@contextmanager
-def one_layout(folder: str) -> Iterator[None]:
-    """Delete what a save inside replaces: one file of weights, or the index of several.
+def _delete_older_layout(folder: Path) -> None:
+    """Delete what a save has replaced: one file of weights, or the index of several.
 
-    transformers would load the one file, however old. A save that fails deletes nothing.
+    transformers deletes older shards itself, but would then load the one file, however old.
     """
-    single, index = Path(folder) / MODEL_FILE, Path(folder) / f"{MODEL_FILE}.index.json"
-    before = [_written(path) for path in (single, index)]
-    yield
-    new = [_written(path) != old for path, old in zip((single, index), before, strict=True)]
-    if new == [False, True]:
-        single.unlink(missing_ok=True)
-    elif new == [True, False]:
-        index.unlink(missing_ok=True)
+    single, index = folder / MODEL_FILE, folder / f"{MODEL_FILE}.index.json"
+    if single.exists() and index.exists():
+        shards = json.loads(index.read_text())["weight_map"].values()
+        newer = all((folder / shard).exists() for shard in shards)
+        (single if newer else index).unlink()
 
 
-def _written(path: Path) -> int | None:
-    return path.stat().st_mtime_ns if path.exists() else None
+def _save_value_head(head: dict[str, Tensor], folder: Path, file: str | None) -> None:
+    """Write the value head, with the fingerprint of `file` saved beside it if it is given."""
+    weights = {key: weight.detach().contiguous().cpu() for key, weight in head.items()}
+    metadata = {"format": "pt"}
+    saved_with = _fingerprint(Source(str(folder), {}).weight_files(file)) if file else None
+    if saved_with:
+        metadata[_SAVED_WITH] = saved_with
+    save_file(weights, folder / VALUE_HEAD_FILE, metadata=metadata)
 
 
-def split_value_head(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a state dict into the model's weights and the head's, the latter without prefix."""
-    head = {
-        key.removeprefix(PREFIX): value for key, value in weights.items() if key.startswith(PREFIX)
-    }
-    return {key: value for key, value in weights.items() if not key.startswith(PREFIX)}, head
+def _fingerprint(files: Iterable[Path]) -> str | None:
+    """Return a hash of a few numbers of every tensor in some files, to know the weights again.
+
+    It does not depend on how the tensors are spread over files. Training moves all numbers of a
+    tensor, so a few show it; all of them would take as long to read as the model.
+
+    Returns:
+        32 hexadecimal digits; None without files.
+    """
+    samples: dict[str, bytes] = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            samples |= {key: _sample(file, key) for key in list(file.keys())}
+    if not samples:
+        return None
+    digest = hashlib.sha256()
+    for key in sorted(samples):
+        digest.update(key.encode() + samples[key])
+    return digest.hexdigest()[:32]
+
+
+def _sample(file: Any, key: str) -> bytes:
+    """Return shape, dtype and some numbers of a tensor, reading no more than those."""
+    whole = file.get_slice(key)
+    shape = whole.get_shape()
+    if shape:
+        rows = tuple(slice(size // 2, size // 2 + 1) for size in shape[:-1])
+        part = whole[(*rows, slice(0, _SAMPLED))]
+    else:
+        part = file.get_tensor(key)
+    numbers = part.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return f"{shape}{part.dtype}".encode() + numbers

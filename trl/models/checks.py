@@ -18,6 +18,7 @@ from trl.anatomy import (
     without_dropout,
 )
 from trl.batch import Rollout
+from trl.config.errors import refuse
 from trl.models.response import ResponseModel
 
 # How far the hidden states of a token may be, in relation to their size, from those of the same
@@ -32,25 +33,18 @@ def check_policy(model: nn.Module, name: str) -> None:
         TypeError: if it is not a model of transformers with a language head.
         ValueError: if its weights are not loaded, or are to be trained in low precision.
     """
-    if not isinstance(model, nn.Module) or not callable(
-        getattr(model, "get_output_embeddings", None)
-    ):
-        raise TypeError(
-            f"`{name}` must be a causal language model of transformers, got "
-            f"{type(model).__name__}: load one with CausalLMWithValueHead.from_pretrained(...)."
-        )
+    if not isinstance(model, nn.Module) or not hasattr(model, "get_output_embeddings"):
+        fix = "load one with CausalLMWithValueHead.from_pretrained(...)"
+        rule, got = "be a causal language model of transformers", type(model).__name__
+        refuse(name, rule, got, fix, error=TypeError)
     for key, weight in model.named_parameters():
         if weight.is_meta:
-            raise ValueError(
-                f"`{name}` must hold weights, but `{key}` is on the meta device: load the model "
-                "with from_pretrained(...) before making the trainer."
-            )
+            got = f"`{key}` on the meta device"
+            refuse(name, "hold weights", got, "load the model with from_pretrained(...) first")
         if weight.requires_grad and name == "model" and weight.dtype != torch.float32:
-            raise ValueError(
-                f"`{name}` must be trained in float32, but `{key}` is {weight.dtype}: small "
-                "updates vanish at lower precision. Load it with dtype=torch.float32 and set "
-                "precision='bf16' for fast matrix products."
-            )
+            got = f"`{key}` of {weight.dtype}, where small updates vanish"
+            fix = "load it with dtype=torch.float32 and set precision='bf16' to be fast"
+            refuse(name, "be trained in float32", got, fix)
 
 
 def check_models(model: nn.Module, ref_model: Any) -> None:
@@ -64,41 +58,28 @@ def check_models(model: nn.Module, ref_model: Any) -> None:
         TypeError, ValueError: if one is no language model, or they do not go together.
     """
     check_policy(model, "model")
-    both = [model]
+    if not hasattr(model, "v_head"):
+        fix = "wrap it in CausalLMWithValueHead(model), or load it with its from_pretrained(...)"
+        got = type(model).__name__
+        refuse("model", "have a value head (`v_head`)", got, fix, error=TypeError)
     if isinstance(ref_model, nn.Module):
         check_policy(ref_model, "ref_model")
-        both.append(ref_model)
-    if not hasattr(model, "v_head"):
-        raise TypeError(
-            f"`model` must have a value head (`v_head`), got {type(model).__name__}: wrap it in "
-            "CausalLMWithValueHead(model), or load it with "
-            "CausalLMWithValueHead.from_pretrained(...)."
-        )
-    if model is ref_model:
-        raise ValueError(
-            "`ref_model` must be another object than `model`, else both are trained and the KL "
-            "is always 0: load the model twice, or leave `ref_model` out for a frozen copy."
-        )
-    if isinstance(ref_model, nn.Module):
         check_apart(model, ref_model)
-    sizes = [vocabulary_size(each) for each in both]
-    if len(set(sizes)) > 1:
-        raise ValueError(
-            f"`model` and `ref_model` must have the same vocabulary, got {sizes[0]} and "
-            f"{sizes[1]} tokens."
-        )
-    for each in both:
-        check_left_padding(language_model(each))
+        sizes = [vocabulary_size(each) for each in (model, ref_model)]
+        if sizes[0] != sizes[1]:
+            got = f"{sizes[0]} and {sizes[1]} tokens"
+            refuse("model` and `ref_model", "have the same vocabulary", got)
+        check_left_padding(language_model(ref_model))
+    check_left_padding(language_model(model))
 
 
 def check_finite(name: str, logprobs: Tensor) -> None:
     """Raise if a model gives log-probs that are not numbers, before anything is changed by them."""
     if not logprobs.isfinite().all():
         row = int((~logprobs.isfinite()).any(1).nonzero()[0])
-        raise FloatingPointError(
-            f"`{name}` must give finite log-probs, got {logprobs[row].min().item()} in row {row}: "
-            "its weights hold NaN, or it forbids a token of the response. Nothing was changed."
-        )
+        got = f"{logprobs[row].min().item()} in row {row}"
+        fix = "its weights hold NaN, or it forbids a token of the response. Nothing was changed"
+        refuse(name, "give finite log-probs", got, fix, error=FloatingPointError)
 
 
 def check_device(model: nn.Module, name: str, device: torch.device) -> None:
@@ -106,25 +87,22 @@ def check_device(model: nn.Module, name: str, device: torch.device) -> None:
     for key, weight in model.named_parameters():
         # A device without index is the first of its type.
         if (weight.device.type, weight.device.index or 0) != (device.type, device.index or 0):
-            raise ValueError(
-                f"`{name}` must be on {device}, where the trainer runs, but `{key}` is on "
-                f"{weight.device}: call {name}.to('{device}')."
-            )
+            rule, got = f"be on {device}, where the trainer runs", f"`{key}` on {weight.device}"
+            refuse(name, rule, got, f"call {name}.to('{device}')")
 
 
 def check_apart(model: nn.Module, ref_model: nn.Module) -> None:
     """Raise if what is trained of the policy is a part of the reference too.
 
-    So it is when both were made of one loaded model, also when PEFT has put an adapter into it.
+    So it is when both are one model, or were made of one, also when PEFT has put an adapter into
+    it.
     """
-    own = {weight.data_ptr() for weight in ref_model.parameters() if weight.numel()}
+    of_reference = {weight.data_ptr() for weight in ref_model.parameters() if weight.numel()}
     for key, weight in model.named_parameters():
-        if weight.requires_grad and weight.data_ptr() in own:
-            raise ValueError(
-                f"`ref_model` must have weights of its own, but `{key}` of `model` is trained and "
-                "belongs to both, so the KL would always be 0: load the model twice, or leave "
-                "`ref_model` out for the reference that suits the policy."
-            )
+        if weight.requires_grad and weight.data_ptr() in of_reference:
+            got = f"`{key}` of `model`, which is trained, so that the KL would always be 0"
+            fix = "load the model twice, or leave `ref_model` out"
+            refuse("ref_model", "have weights of its own", got, fix)
 
 
 def check_left_padding(plain: PreTrainedModel) -> None:
@@ -155,11 +133,10 @@ def check_left_padding(plain: PreTrainedModel) -> None:
     exact = all(weight.dtype == torch.float32 for weight in plain.parameters())
     allowed = _PADDING_TOLERANCE if exact else _PADDING_TOLERANCE_LOW
     gap = _relative_gap(padded, expected, exact)
-    if gap <= allowed:
-        return
-    again = _hidden_states(plain, plain, **alone)[0, :-1]
-    if _relative_gap(again, expected, exact) <= allowed:  # else noise hides what padding does
-        raise _no_left_padding(plain, f"its hidden states change by {gap:.1%}")
+    if gap > allowed:
+        again = _hidden_states(plain, plain, **alone)[0, :-1]
+        if _relative_gap(again, expected, exact) <= allowed:  # else noise hides what padding does
+            raise _no_left_padding(plain, f"its hidden states change by {gap:.1%}")
 
 
 @torch.no_grad()
@@ -191,11 +168,9 @@ def check_fits(model: nn.Module, rollout: Rollout) -> None:
     for name, tokens in (("query", rollout.queries), ("response", rollout.responses)):
         if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
             row = int(((tokens < 0) | (tokens >= vocabulary)).any(1).nonzero()[0])
-            raise ValueError(
-                f"`{name}[{row}]` must hold token ids from 0 to {vocabulary - 1}, got "
-                f"{int(tokens[row].min())} to {int(tokens[row].max())}: encode with the model's "
-                "own tokenizer."
-            )
+            rule = f"hold token ids from 0 to {vocabulary - 1}"
+            got = f"{int(tokens[row].min())} to {int(tokens[row].max())}"
+            refuse(f"{name}[{row}]", rule, got, "encode with the model's own tokenizer")
     limit = getattr(text_config(model), "max_position_embeddings", None)
     lengths = rollout.lengths
     if is_encoder_decoder(model):  # each has positions of its own
@@ -203,8 +178,6 @@ def check_fits(model: nn.Module, rollout: Rollout) -> None:
         lengths = torch.maximum(queries, lengths - queries)
     longest = int(lengths.max())
     if limit is not None and longest > limit:
-        row = int(lengths.argmax())
-        raise ValueError(
-            f"query + response must fit the model's {limit} positions, got {longest} tokens in "
-            f"row {row}: shorten the query or the response."
-        )
+        got = f"{longest} tokens in row {int(lengths.argmax())}"
+        fix = "shorten the query or the response"
+        refuse("query` + `response", f"fit the model's {limit} positions", got, fix)

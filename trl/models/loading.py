@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+)
 from transformers.utils import logging as transformers_logging
 
 from trl.models.adapters import base_of, load_adapter
@@ -19,121 +22,90 @@ from trl.models.checkpoint import (
     ADAPTER_FILE,
     MODEL_FILE,
     PICKLE_ADVICE,
+    PICKLE_FILE,
+    PREFIX,
     SavedHead,
-    check_folder,
-    checked_name,
-    find_file,
-    hub_arguments,
+    Source,
     load_value_head,
 )
 
-_OURS = ("peft_config", "is_trainable", "unfrozen_layers", "allow_pickle")
-
-
-def check_keywords(kwargs: dict[str, Any]) -> None:
-    """Raise if a keyword is one of ours misspelt, which transformers would hand to the model."""
-    for name in kwargs:
-        match = difflib.get_close_matches(name, _OURS, 1, 0.85)
-        if match:
-            raise TypeError(f"from_pretrained has no argument `{name}`: did you mean `{match[0]}`?")
-    if "output_loading_info" in kwargs:
-        raise TypeError("`output_loading_info` must be left out: a policy loads whole or not.")
-
-
-def is_encoder_decoder_name(name: str, kwargs: dict[str, Any]) -> bool:
-    """Return whether the model of a hub name or folder, or the base of its adapter, is one.
-
-    Args:
-        name: Hub name or folder.
-        kwargs: What it is to be loaded with.
-    """
-    name, where = checked_name(name), hub_arguments(kwargs)
-    config = kwargs.get("config")
-    if isinstance(config, PretrainedConfig):
-        return bool(config.is_encoder_decoder)
-    if find_file(name, ADAPTER_CONFIG, **where) is not None:
-        name, where = base_of(name, where)
-    else:
-        check_folder(name, allow_pickle=True, **where)
-    code = {key: kwargs[key] for key in ("trust_remote_code", "code_revision") if key in kwargs}
-    try:
-        return bool(AutoConfig.from_pretrained(config or name, **code, **where).is_encoder_decoder)
-    except OSError as error:
-        raise no_such_model(name, error) from error
-
 
 def load_model(
-    auto: Any, name: str, *, is_trainable: bool, allow_pickle: bool, **kwargs: Any
+    name: str, *, is_trainable: bool, allow_pickle: bool, **kwargs: Any
 ) -> tuple[nn.Module, SavedHead | None]:
     """Return a language model, its adapter on it if it has one, and its value head.
 
     Args:
-        auto: The class of transformers that loads models of the kind.
         name: Hub name or folder.
         is_trainable: Whether an adapter goes on being trained.
         allow_pickle: Also load weights from pickles.
         **kwargs: What transformers' `from_pretrained` takes.
     """
-    name, where = checked_name(name), hub_arguments(kwargs)
-    if find_file(name, ADAPTER_CONFIG, **where) is None:
-        return _load_whole(auto, name, allow_pickle, where, kwargs)
-    base_name, base_where = base_of(name, where)
-    elsewhere = {k: v for k, v in kwargs.items() if k not in ("revision", "subfolder")}
-    base, base_head = _load_whole(auto, base_name, allow_pickle, base_where, elsewhere | base_where)
-    model = load_adapter(
-        base, name, is_trainable=is_trainable, allow_pickle=allow_pickle, where=where
+    source = Source.of(name, kwargs)
+    if source.find(ADAPTER_CONFIG) is None:
+        return load_whole(None, source, allow_pickle=allow_pickle, **kwargs)[:2]
+    of_base = base_of(source)
+    elsewhere = {key: kwargs[key] for key in kwargs if key not in ("revision", "subfolder")}
+    base, base_head, _ = load_whole(
+        None, of_base, allow_pickle=allow_pickle, **elsewhere | of_base.hub
     )
-    head = load_value_head(
-        name, among_weights=True, allow_pickle=allow_pickle, saved_with=ADAPTER_FILE, **where
-    )
-    if head is None and not allow_pickle and find_file(name, "pytorch_model.bin", **where):
-        raise ValueError(
-            f"`{name}` holds its value head in pytorch_model.bin, a pickle. {PICKLE_ADVICE}"
-        )
+    model = load_adapter(base, source, is_trainable=is_trainable, allow_pickle=allow_pickle)
+    head = load_value_head(source, ADAPTER_FILE, among_weights=True, allow_pickle=allow_pickle)
+    if head is None and not allow_pickle and source.find(PICKLE_FILE):
+        source.refuse_pickle("value head", PICKLE_FILE)
     return model, head or base_head
 
 
-def _load_whole(
-    auto: Any, name: str, allow_pickle: bool, where: dict[str, Any], kwargs: dict[str, Any]
-) -> tuple[nn.Module, SavedHead | None]:
-    """Load a language model and its value head."""
-    check_folder(name, allow_pickle=allow_pickle, **where)
+def load_whole(
+    load: Callable[..., Any] | None, source: Source, *args: Any, allow_pickle: bool, **kwargs: Any
+) -> tuple[Any, SavedHead | None, dict[str, Any]]:
+    """Return a language model, its value head, and what transformers says of the loading.
+
+    Args:
+        load: `from_pretrained` of a class of transformers; None: of the one for its kind.
+        source: Where the model is.
+        *args: What `load` takes after the name.
+        allow_pickle: Also load weights from pickles.
+        **kwargs: What `load` takes.
+    """
+    source.check(allow_pickle=allow_pickle)
     if "quantization_config" not in kwargs and "torch_dtype" not in kwargs:
         kwargs.setdefault("dtype", torch.float32)
     if not allow_pickle:
         kwargs["use_safetensors"] = True
     try:
         with _quiet_transformers():  # or it would warn of the value head in old folders
-            model, info = auto.from_pretrained(name, output_loading_info=True, **kwargs)
+            load = load or _auto_class(source, kwargs).from_pretrained
+            model, info = load(source.name, *args, output_loading_info=True, **kwargs)
     except OSError as error:
-        if Path(name).is_dir():
+        if source.folder is not None:
             raise
-        raise no_such_model(name, error) from error
-    missing = sorted(set(info["missing_keys"]))
-    unexpected = [key for key in info["unexpected_keys"] if not key.startswith("v_head.")]
-    if missing:
+        raise OSError(
+            f"could not load `{source.name}` from the Hugging Face Hub ({error}): check the name "
+            "and the network, or pass the path of a local folder with config.json and "
+            f"{MODEL_FILE}. If it has {PICKLE_FILE} only: {PICKLE_ADVICE}"
+        ) from error
+    if info["missing_keys"]:
         raise ValueError(
-            f"`{name}` must hold the weights of a {type(model).__name__}, but lacks {missing[:3]}"
-            f"{' and so on' if missing[3:] else ''}: it is a model of another kind."
+            f"`{source.name}` must hold the weights of a {type(model).__name__}, but lacks "
+            f"{sorted(info['missing_keys'])[:3]} and so on: it is a model of another kind."
         )
     head = load_value_head(
-        name,
-        among_weights=len(unexpected) < len(info["unexpected_keys"]),
+        source,
+        None if kwargs.get("variant") else MODEL_FILE,
+        among_weights=any(key.startswith(PREFIX) for key in info["unexpected_keys"]),
         allow_pickle=allow_pickle,
-        saved_with=None if kwargs.get("variant") else MODEL_FILE,
-        **where,
     )
-    return model, head
+    return model, head, info
 
 
-def no_such_model(name: str, error: OSError) -> OSError:
-    """Return the error for a hub name that cannot be loaded."""
-    return OSError(
-        f"could not load `{name}` from the Hugging Face Hub ({error}): check the name and the "
-        "network, or pass the path of a local folder with config.json and model.safetensors, "
-        f"e.g. from_pretrained('./{Path(name).name}'). If it has pytorch_model.bin only: "
-        f"{PICKLE_ADVICE}"
-    )
+def _auto_class(source: Source, kwargs: dict[str, Any]) -> Any:
+    """Return the class of transformers that loads models of the kind."""
+    config = kwargs.get("config")
+    if not isinstance(config, PretrainedConfig):
+        code = {key: kwargs[key] for key in ("trust_remote_code", "code_revision") if key in kwargs}
+        config = AutoConfig.from_pretrained(config or source.name, **code, **source.hub)
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 @contextmanager

@@ -63,14 +63,14 @@ def _adapter_off(policy: nn.Module) -> Iterator[None]:
 
 
 def make_reference(
-    policy: nn.Module, own: ResponseModel, given: nn.Module | ReferenceKind | None
+    policy: nn.Module, responder: ResponseModel, asked: nn.Module | ReferenceKind | None
 ) -> Reference | None:
     """Return the reference that was asked for, or the one that suits the policy.
 
     Args:
         policy: The policy, its weights as the reference is to know them.
-        own: The policy's `ResponseModel`; gets its `trunk` here if it has one.
-        given: A model, a kind, or None: adapters-off for a policy with an adapter, shared-trunk
+        responder: The policy's `ResponseModel`; gets its `trunk` here if it has one.
+        asked: A model, a kind, or None: adapters-off for a policy with an adapter, shared-trunk
             for one with `unfrozen_layers`, else a copy.
 
     Returns:
@@ -84,34 +84,34 @@ def make_reference(
         check_enabled(policy)
     unfrozen_layers = getattr(policy, "unfrozen_layers", None)
     if unfrozen_layers is not None:
-        own.trunk = SharedTrunk(language_model(policy), unfrozen_layers)
-    if given is None:
-        given = "adapters-off" if adapter else "copy" if unfrozen_layers is None else "shared-trunk"
-    if isinstance(given, nn.Module):
-        return Reference("model", policy, ResponseModel(given, own.temperature), given)
-    if given not in get_args(ReferenceKind):
+        responder.trunk = SharedTrunk(language_model(policy), unfrozen_layers)
+    if asked is None:
+        asked = "adapters-off" if adapter else "copy" if unfrozen_layers is None else "shared-trunk"
+    if isinstance(asked, nn.Module):
+        return Reference("model", policy, ResponseModel(asked, responder.temperature), asked)
+    if asked not in get_args(ReferenceKind):
         raise ValueError(
-            f"`ref_model` must be a model or one of {list(get_args(ReferenceKind))}, got {given!r}."
-            + closest(str(given), get_args(ReferenceKind))
+            f"`ref_model` must be a model or one of {list(get_args(ReferenceKind))}, got {asked!r}."
+            + closest(str(asked), get_args(ReferenceKind))
         )
-    if given == "none":
+    if asked == "none":
         return None
-    if given == "adapters-off" and not adapter:
+    if asked == "adapters-off" and not adapter:
         raise ValueError(
             "`ref_model` 'adapters-off' must go with a policy that has an adapter, got a plain "
             "model: load it with peft_config=..., or leave `ref_model` out."
         )
-    if given == "adapters-off":
+    if asked == "adapters-off":
         _check_base_frozen(policy)
-    if given == "shared-trunk" and unfrozen_layers is None:
+    if asked == "shared-trunk" and unfrozen_layers is None:
         raise ValueError(
             "`ref_model` 'shared-trunk' must go with a policy whose lower layers are frozen, got "
             "one without: load it with unfrozen_layers=..., or leave `ref_model` out."
         )
-    if given == "copy":
+    if asked == "copy":
         model = copy.deepcopy(policy).requires_grad_(False)
-        return Reference("copy", policy, ResponseModel(model, own.temperature), model)
-    return Reference(given, policy, own, None)
+        return Reference("copy", policy, ResponseModel(model, responder.temperature), model)
+    return Reference(asked, policy, responder, None)
 
 
 def _check_base_frozen(policy: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cached_property
 
@@ -50,13 +49,17 @@ class ResponseModel(nn.Module):
         self.model = model
         self.temperature = temperature
         self.trunk: SharedTrunk | None = None
-        self.plain = (language_model(model),)  # in a tuple: it is a part of `model` already
-        self.head = LanguageHead(self.plain[0])
-        self.quick = QuickKernels(self.plain[0])
+        self._plain = (language_model(model),)  # in a tuple: it is a part of `model` already
+        self.head = LanguageHead(self.plain)
+        self.quick = QuickKernels(self.plain)
+
+    @property
+    def plain(self) -> PreTrainedModel:
+        """The language model itself."""
+        return self._plain[0]
 
     def forward(self, rollout: Rollout) -> ResponseOutput:
         """Return log-probs, values and entropies [B, R] of the response tokens."""
-        (plain,) = self.plain
         mask = rollout.response_mask
         labels = rollout.responses[mask]  # [N], the counted tokens
         states = rollout.trunk_states
@@ -66,79 +69,68 @@ class ResponseModel(nn.Module):
             self.quick.in_use(),
         ):
             if self.head.complete:
-                hidden = self._predicting(rollout, resumed)  # [N, d]
+                hidden = self._predicting(rollout, None if resumed else self._packed(rollout))
                 logprobs, entropy = self.head.logprobs(hidden, labels, self.temperature)
             else:
                 last = rollout.responses.shape[1]
-                inputs = _decoder_inputs(plain, rollout)
-                with keep_hidden_states(plain) as kept, precise_head(plain):
-                    logits = _own_logits(plain, inputs, last)[:, -last:][mask]
+                inputs = _decoder_inputs(self.plain, rollout)
+                with keep_hidden_states(self.plain) as kept, precise_head(self.plain):
+                    logits = _models_logits(self.plain, inputs, last)[:, -last:][mask]
                 hidden = kept.hidden[:, -last:][mask]
                 logprobs, entropy = logprobs_and_entropy(
                     logits, labels, temperature=self.temperature
                 )
         value_head = getattr(self.model, "v_head", None)
         values = torch.zeros_like(logprobs) if value_head is None else value_head(hidden)
-        return ResponseOutput(*(_scatter(column, mask) for column in (logprobs, values, entropy)))
+        empty = torch.zeros(mask.shape, device=mask.device)
+        return ResponseOutput(
+            *(empty.masked_scatter(mask, column.float()) for column in (logprobs, values, entropy))
+        )
 
-    def _predicting(self, rollout: Rollout, resumed: bool) -> Tensor:
+    def _predicting(self, rollout: Rollout, packed: Packed | None = None) -> Tensor:
         """Return the hidden states [N, d] that predict the counted response tokens."""
-        (plain,) = self.plain
         mask = rollout.response_mask
-        packed = None if resumed else self._packed(rollout)
         if packed is not None:
-            return packed.predicting(hidden_of(decoder(plain)(**packed.inputs)), mask)
-        hidden = hidden_of(decoder(plain)(**_decoder_inputs(plain, rollout)))
+            return packed.predicting(hidden_of(decoder(self.plain)(**packed.inputs)), mask)
+        hidden = hidden_of(decoder(self.plain)(**_decoder_inputs(self.plain, rollout)))
         return hidden[:, -mask.shape[1] :][mask]
 
     def _packed(self, rollout: Rollout) -> Packed | None:
         """Return the rows in fewer columns than padded rows have, if there is a way."""
-        (plain,) = self.plain
-        if can_pack(plain, rollout) and self.packs:
-            return pack(plain, rollout)
-        where = places(plain, rollout)
-        return line_up(plain, rollout, where) if where is not None and self.lines_up else None
+        if can_pack(self.plain, rollout) and self.packs:
+            return pack(self.plain, rollout)
+        where = places(self.plain, rollout)
+        return line_up(self.plain, rollout, where) if where and self.lines_up else None
 
     @cached_property
     def packs(self) -> bool:
         """Whether the model gives responses packed behind a prompt the states they have alone."""
-        (plain,) = self.plain
-        return self._agrees(trial_of_groups(vocabulary_size(plain), plain.device), pack)
+        rollout = trial_of_groups(vocabulary_size(self.plain), self.plain.device)
+        return self._agrees(rollout, pack(self.plain, rollout))
 
     @cached_property
     def lines_up(self) -> bool:
         """Whether the model gives rows that stand in one line the states they have alone."""
-        (plain,) = self.plain
-        return self._agrees(
-            trial_of_rows(vocabulary_size(plain), plain.device),
-            lambda plain, rollout: line_up(
-                plain, rollout, fill_lines((rollout.lengths - 1).tolist(), columns=10)
-            ),
-        )
+        rollout = trial_of_rows(vocabulary_size(self.plain), self.plain.device)
+        where = fill_lines((rollout.lengths - 1).tolist(), columns=10)
+        return self._agrees(rollout, line_up(self.plain, rollout, where))
 
-    def _agrees(
-        self, rollout: Rollout, pack_up: Callable[[PreTrainedModel, Rollout], Packed]
-    ) -> bool:
+    @torch.no_grad()
+    def _agrees(self, rollout: Rollout, packed: Packed) -> bool:
         """Return whether a few rows have the same hidden states packed and alone."""
-        (plain,) = self.plain
-        mask = rollout.response_mask
-        with torch.no_grad(), without_dropout(plain):
-            alone = hidden_of(decoder(plain)(**_decoder_inputs(plain, rollout)))
-            alone = alone[:, -mask.shape[1] :][mask]
-            packed = pack_up(plain, rollout)
+        with without_dropout(self.plain):
+            alone = self._predicting(rollout)
             try:
-                found = packed.predicting(hidden_of(decoder(plain)(**packed.inputs)), mask)
+                together = self._predicting(rollout, packed)
             except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
                 return False  # a family that takes no such mask
-        rounding = 1e-4 if alone.dtype == torch.float32 else 2e-2
-        if torch.is_autocast_enabled(plain.device.type):
-            rounding = 2e-2
-        return bool((found - alone).abs().max() <= rounding * alone.abs().max())
+        low = alone.dtype != torch.float32 or torch.is_autocast_enabled(self.plain.device.type)
+        rounding = 2e-2 if low else 1e-4
+        return bool((together - alone).abs().max() <= rounding * alone.abs().max())
 
     def trunk_states(self, rollout: Rollout) -> Tensor:
         """Return what the frozen layers make of a rollout, [B, T − 1, d], without gradient."""
-        (plain,) = self.plain
-        return self.trunk.states(plain, _decoder_inputs(plain, rollout))
+        return self.trunk.states(self.plain, _decoder_inputs(self.plain, rollout))
 
 
 def _decoder_inputs(plain: nn.Module, rollout: Rollout) -> dict[str, Tensor | bool]:
@@ -170,7 +162,7 @@ def _decoder_inputs(plain: nn.Module, rollout: Rollout) -> dict[str, Tensor | bo
     return inputs
 
 
-def _own_logits(plain: nn.Module, inputs: dict[str, Tensor | bool], last: int) -> Tensor:
+def _models_logits(plain: nn.Module, inputs: dict[str, Tensor | bool], last: int) -> Tensor:
     """Return the logits that the model makes itself, of the `last` tokens or more."""
     if plain.config.is_encoder_decoder:
         inputs = {
@@ -182,8 +174,3 @@ def _own_logits(plain: nn.Module, inputs: dict[str, Tensor | bool], last: int) -
     elif accepts(plain, "logits_to_keep"):
         inputs = {**inputs, "logits_to_keep": last}
     return plain(**inputs).logits
-
-
-def _scatter(column: Tensor, mask: Tensor) -> Tensor:
-    """Put N numbers back to their places in [B, R], zeros elsewhere."""
-    return torch.zeros(mask.shape, device=column.device).masked_scatter(mask, column.float())

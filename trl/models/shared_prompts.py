@@ -26,6 +26,9 @@ _RESPONSES_PER_PROMPT = 4
 _WINDOWS = ("sliding_window", "window_size", "attention_window", "attention_chunk_size")
 """What configurations call the distance that a layer can see; it is counted in columns."""
 
+_SEEN_BY_ALL, _PADDING = -1, -2
+"""Numbers of texts: the prompt of a line, and what is none."""
+
 
 class Packed(NamedTuple):
     """Lines of several texts each, and where to find the response tokens in them."""
@@ -49,8 +52,14 @@ def can_pack(plain: PreTrainedModel, rollout: Rollout) -> bool:
     """
     if rollout.group_ids is None:
         return False
-    columns = _columns(rollout)
-    return columns is not None and takes_lines(plain, columns)
+    prompt_of_row, first_rows, place = _groups(rollout)
+    chosen, steps = first_rows[prompt_of_row], rollout.responses.shape[1] - 1
+    return (
+        len(first_rows) < len(rollout)
+        and torch.equal(rollout.queries[chosen], rollout.queries)
+        and torch.equal(rollout.query_mask[chosen], rollout.query_mask)
+        and takes_lines(plain, rollout.queries.shape[1] + (int(place.max()) + 1) * steps)
+    )
 
 
 def takes_lines(plain: PreTrainedModel, columns: int) -> bool:
@@ -73,44 +82,68 @@ def pack(plain: PreTrainedModel, rollout: Rollout) -> Packed:
         rollout: With `group_ids`, the rows of a group side by side.
     """
     prompt_of_row, first_rows, place = _groups(rollout)
-    queries, query_mask = rollout.queries[first_rows], rollout.query_mask[first_rows]  # [P, Q]
-    width, steps = queries.shape[1], rollout.responses.shape[1] - 1
-    most = int(place.max()) + 1
-    prompts, size = len(first_rows), width + most * steps
-    device = queries.device
+    width, length = rollout.queries.shape[1], rollout.input_ids.shape[1]
+    steps = length - width - 1
+    place = place[:, None]
+    column = torch.arange(length, device=place.device)
+    in_prompt = column < width
+    return lay_out(
+        plain,
+        rollout,
+        prompt_of_row[:, None],
+        torch.where(in_prompt, column, column + place * steps),
+        torch.where(in_prompt, _SEEN_BY_ALL, place),
+        (len(first_rows), width + (int(place.max()) + 1) * steps),
+    )
 
-    def behind(prompt_part: Tensor, response_part: Tensor) -> Tensor:
-        """Lay [P, Q] and, for each response, [B, S] side by side: [P, Q + G·S]."""
-        slots = response_part.new_zeros(prompts, most, steps)
-        slots[prompt_of_row, place] = response_part
-        return torch.cat((prompt_part, slots.flatten(1)), dim=1)
 
-    seen = rollout.attention_mask[:, width:-1]
-    lengths = query_mask.sum(1, keepdim=True)
-    prompt_positions = (query_mask.cumsum(1) - 1).clamp(min=0)
-    response_positions = lengths[prompt_of_row] + torch.arange(steps, device=device)
-    # Padding must not run beyond the longest row: there may be no such position, and some
-    # rotary embeddings change for all rows with the largest.
-    response_positions = response_positions.masked_fill(~seen, 0)
-    real = behind(query_mask, seen)  # [P, L]
-    column = torch.arange(size, device=device)
-    slot = torch.where(column < width, -1, (column - width) // max(1, steps))  # −1: the prompt
-    causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
-    related = (slot[:, None] == slot) | (slot == -1)
-    # A padded column sees itself: a softmax over nothing is NaN.
-    mask = (causal & related & real[:, None]) | torch.eye(size, dtype=torch.bool, device=device)
-    start = rollout.responses[:, :-1]
-    columns = width + place[:, None] * steps + torch.arange(-1, steps, device=device)
-    columns[:, 0] = width - 1
+def lay_out(
+    plain: PreTrainedModel,
+    rollout: Rollout,
+    lines: Tensor,
+    columns: Tensor,
+    texts: Tensor,
+    shape: tuple[int, int],
+) -> Packed:
+    """Bring the tokens of a rollout, all but the last of each row, to lines that several share.
+
+    A token sees those before it in its line that are of the same text or `_SEEN_BY_ALL`.
+
+    Args:
+        plain: Its kind of attention decides what a mask looks like.
+        rollout: B rows.
+        lines: [B, 1] the line of each row.
+        columns: [B, T] where in it a token stands.
+        texts: [B, T] the number of the text that it is of.
+        shape: Lines, and columns of each.
+    """
+    positions = rollout.position_ids
+    shown = rollout.attention_mask & (positions < rollout.lengths[:, None] - 1)
+    row, step = shown.nonzero(as_tuple=True)
+    place = lines[row, 0], columns[row, step]
+
+    def laid(values: Tensor, padding: int = 0) -> Tensor:
+        """Bring [B, T] to where the tokens stand."""
+        there = torch.full(shape, padding, device=values.device)
+        there[place] = values[row, step]
+        return there
+
+    # Padding is a text of its own, so that it sees itself: a softmax over nothing is NaN. It takes
+    # position 0: beyond the longest row there may be none, and some rotary embeddings change for
+    # all rows with the largest.
+    text = laid(texts.expand_as(positions), _PADDING)
+    related = (text[:, :, None] == text[:, None]) | (text[:, None] == _SEEN_BY_ALL)
+    mask = related & torch.ones(shape[1:] * 2, dtype=torch.bool, device=text.device).tril()
+    width = rollout.queries.shape[1]
     return Packed(
         {
-            "input_ids": behind(queries, start),
+            "input_ids": laid(rollout.input_ids),
             "attention_mask": attention_mask_for(plain, mask[:, None]),
-            "position_ids": behind(prompt_positions, response_positions),
+            "position_ids": laid(positions),
             "use_cache": False,
         },
-        prompt_of_row[:, None],
-        columns,
+        lines,
+        columns[:, width - 1 : -1],
     )
 
 
@@ -139,18 +172,6 @@ def _groups(rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
     starts = place % most == 0
     prompt_of_row = starts.cumsum(0) - 1
     return prompt_of_row, rows[starts], place % most
-
-
-def _columns(rollout: Rollout) -> int | None:
-    """Return the columns of the packed rows; None if packing saves nothing or would be wrong."""
-    prompt_of_row, first_rows, place = _groups(rollout)
-    if len(first_rows) == len(rollout):
-        return None
-    chosen = first_rows[prompt_of_row]
-    alike = torch.equal(rollout.queries[chosen], rollout.queries)
-    if not alike or not torch.equal(rollout.query_mask[chosen], rollout.query_mask):
-        return None
-    return rollout.queries.shape[1] + (int(place.max()) + 1) * (rollout.responses.shape[1] - 1)
 
 
 def attention_mask_for(plain: PreTrainedModel, mask: Tensor) -> Tensor:

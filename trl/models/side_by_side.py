@@ -14,12 +14,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from trl.anatomy import text_config
 from trl.batch import Rollout
-from trl.models.shared_prompts import Packed, attention_mask_for, takes_lines
+from trl.models.shared_prompts import Packed, lay_out, takes_lines
 
 _WORTH = 0.9
 """Lines are used if they take at most this share of the work of padded rows."""
@@ -100,39 +99,9 @@ def line_up(plain: PreTrainedModel, rollout: Rollout, where: Places) -> Packed:
         where: They stand there.
     """
     device = rollout.queries.device
-    width = rollout.queries.shape[1]
-    lines = torch.tensor(where.lines, device=device)[:, None]  # [B, 1]
-    starts = torch.tensor(where.starts, device=device)[:, None]
-    query_lengths = rollout.query_mask.sum(1, keepdim=True)
-    position = torch.arange(width + rollout.responses.shape[1], device=device) - (
-        width - query_lengths
-    )  # [B, T], below 0 on padding
-    given = rollout.attention_mask & (position < rollout.lengths[:, None] - 1)
-    line, column = lines.expand_as(position)[given], (starts + position)[given]
-
-    def lined_up(values: Tensor, padding: int) -> Tensor:
-        """Bring [B, T] to where the rows stand."""
-        filled = torch.full(where.shape, padding, device=device)
-        filled[line, column] = values[given]
-        return filled
-
-    row = torch.arange(len(rollout), device=device)[:, None].expand_as(position)
-    row_there = lined_up(row, -1)
-    size = where.shape[1]
-    # Padding is a row of its own, so that it sees itself: a softmax over nothing is NaN.
-    same = row_there[:, :, None] == row_there[:, None]
-    mask = same & torch.ones(size, size, dtype=torch.bool, device=device).tril()
-    steps = torch.arange(rollout.responses.shape[1], device=device)
-    return Packed(
-        {
-            "input_ids": lined_up(rollout.input_ids, 0),
-            "attention_mask": attention_mask_for(plain, mask[:, None]),
-            "position_ids": lined_up(position, 0),
-            "use_cache": False,
-        },
-        lines,
-        starts + query_lengths - 1 + steps,
-    )
+    lines, starts = (torch.tensor(part, device=device)[:, None] for part in where[:2])
+    rows = torch.arange(len(rollout), device=device)[:, None]
+    return lay_out(plain, rollout, lines, starts + rollout.position_ids, rows, where.shape)
 
 
 def trial_of_rows(vocabulary: int, device: torch.device) -> Rollout:

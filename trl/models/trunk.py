@@ -9,7 +9,7 @@ layers handing on what they are given and the first trained layer reading what w
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -112,7 +112,7 @@ class SharedTrunk:
     def _gives_the_same_logits(self, plain: PreTrainedModel) -> bool:
         """Find out what a layer returns, and if the split model gives the whole one's logits."""
         returned: list[Any] = []
-        with _hook(self.frozen[0], lambda module, inputs, output: returned.append(output)):
+        with self.frozen[0].register_forward_hook(lambda *seen: returned.append(seen[-1])):
             logits, _ = try_out(plain)
         if isinstance(returned[0], tuple):
             self._hands_on = _hand_on_as_tuple
@@ -144,8 +144,8 @@ class SharedTrunk:
     def reference(self) -> Iterator[None]:
         """Let the reference's layers answer in the passes inside."""
         with ExitStack() as stack:
-            for layer, own in zip(self.trained, self.reference_layers, strict=True):
-                stack.enter_context(instead(layer, own.forward))
+            for layer, answering in zip(self.trained, self.reference_layers, strict=True):
+                stack.enter_context(instead(layer, answering.forward))
             yield
 
     @contextmanager
@@ -199,17 +199,5 @@ def _first_input(layer: nn.Module, hidden: Tensor) -> Iterator[None]:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
 
-    handle = layer.register_forward_pre_hook(exchange, with_kwargs=True)
-    try:
+    with layer.register_forward_pre_hook(exchange, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _hook(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()

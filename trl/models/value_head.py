@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from trl.config.errors import refuse
+
 
 class ValueHead(nn.Module):
     """Predicts the value of each token from its hidden state: dropout → linear → one number.
@@ -24,15 +26,9 @@ class ValueHead(nn.Module):
         super().__init__()
         activation = getattr(config, "summary_activation", None)
         if activation not in (None, "tanh"):
-            raise ValueError(
-                f"`summary_activation` of the config must be None or 'tanh', got {activation!r}: "
-                "the value head knows no other."
-            )
+            refuse("config.summary_activation", "be None or 'tanh'", repr(activation))
         if not getattr(config, "summary_use_proj", True):
-            raise ValueError(
-                "`summary_use_proj` of the config must be True, got False: without the "
-                "projection a value would not be one number."
-            )
+            refuse("config.summary_use_proj", "be True", "False", "a value is one number")
         self.detach_head = False
         self.summary = nn.Linear(hidden_size or config.hidden_size, 1)
         self.activation = nn.Tanh() if activation == "tanh" else nn.Identity()

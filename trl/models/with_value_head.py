@@ -11,32 +11,20 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from trl.anatomy import keep_hidden_states, language_model
+from trl.config.errors import refuse
 from trl.models.adapters import add_adapter, save_adapter
-from trl.models.checkpoint import (
-    ADAPTER_FILE,
-    MODEL_FILE,
-    checked_save_directory,
-    fill_value_head,
-    one_layout,
-    refuse_adapter_folder,
-    save_value_head,
-    split_value_head,
-)
+from trl.models.checkpoint import ADAPTER_FILE, MODEL_FILE, fill_value_head, save_policy
 from trl.models.head import precise_head
-from trl.models.loading import check_keywords, is_encoder_decoder_name, load_model
+from trl.models.loading import load_model
 from trl.models.trunk import freeze_lower_layers
 from trl.models.value_head import ValueHead
 
@@ -76,39 +64,41 @@ class OutputWithValue(ModelOutput):
             if name not in known:
                 result[name] = entry
         result["value"] = value
-        result.move_to_end("value")
         return result
 
 
 class _LMWithValueHead(nn.Module):
     """A language model, plain or with an adapter, and its value head `v_head`."""
 
-    auto: ClassVar[Any]
     tokenizer: Any = None
     """Saved beside the model, if there is one; `trl.train` puts it here."""
 
     def __init__(self, pretrained_model: nn.Module, *, unfrozen_layers: int | None = None) -> None:
         super().__init__()
         if hasattr(pretrained_model, "v_head"):
-            raise TypeError(
-                f"`pretrained_model` must be a model without a value head, got "
-                f"{type(pretrained_model).__name__}: use it as it is."
-            )
+            got = type(pretrained_model).__name__
+            rule, fix = "be a model without a value head", "use it as it is"
+            refuse("pretrained_model", rule, got, fix, error=TypeError)
         plain = language_model(pretrained_model)
-        _check_kind(plain, type(self))
+        kind = _kind_for(plain)
+        if not isinstance(self, kind):
+            rule, got = f"be for {type(self).__name__}", type(plain).__name__
+            refuse("pretrained_model", rule, got, f"use {kind.__name__}", error=TypeError)
+        if getattr(getattr(pretrained_model, "active_peft_config", 0), "is_prompt_learning", False):
+            raise ValueError(
+                f"the adapter must change the model's layers, got "
+                f"{pretrained_model.peft_type.value}, which puts virtual tokens before the text: "
+                "use LoRA, DoRA, IA3 or another of its kind."
+            )
         self.pretrained_model = pretrained_model
-        head = plain.get_output_embeddings()
-        self.v_head = ValueHead(plain.config, hidden_size=head.weight.shape[1]).to(
-            head.weight.device
-        )
+        weight = plain.get_output_embeddings().weight
+        self.v_head = ValueHead(plain.config, hidden_size=weight.shape[1]).to(weight.device)
         self.train(plain.training)
         self.unfrozen_layers = unfrozen_layers
         if unfrozen_layers is not None:
             if hasattr(pretrained_model, "get_base_model"):
-                raise ValueError(
-                    f"`unfrozen_layers` must be None beside an adapter, got {unfrozen_layers}: "
-                    "an adapter already decides what is trained."
-                )
+                fix = "an adapter already decides what is trained"
+                refuse("unfrozen_layers", "be None beside an adapter", str(unfrozen_layers), fix)
             freeze_lower_layers(plain, unfrozen_layers)
 
     @property
@@ -196,31 +186,23 @@ class _LMWithValueHead(nn.Module):
             TypeError: if a loaded model or a configuration is of another kind than it must be.
             ImportError: if an adapter is asked for without the package peft.
         """
-        head = None
-        check_keywords(kwargs)
         if isinstance(pretrained_model, nn.Module):
-            inner = pretrained_model
-            if not is_trainable:
-                kwargs["is_trainable"] = False
-            if kwargs:
+            inner, head = pretrained_model, None
+            how = kwargs if is_trainable else {"is_trainable": False, **kwargs}
+            if how:
                 raise TypeError(
-                    f"{sorted(kwargs)} must be left out with a loaded model: they say how to load."
+                    f"{sorted(how)} must be left out with a loaded model: they say how to load."
                 )
         else:
             name = os.fspath(pretrained_model)
             inner, head = load_model(
-                cls.auto, name, is_trainable=is_trainable, allow_pickle=allow_pickle, **kwargs
+                name, is_trainable=is_trainable, allow_pickle=allow_pickle, **kwargs
             )
         if peft_config is not None:
             inner = add_adapter(inner, peft_config)
-        if getattr(getattr(inner, "active_peft_config", None), "is_prompt_learning", False):
-            raise ValueError(
-                f"the adapter must change the model's layers, got {inner.peft_type.value}, which "
-                "puts virtual tokens before the text: use LoRA, DoRA, IA3 or another of its kind."
-            )
-        model = cls(inner, unfrozen_layers=unfrozen_layers)
-        if head is not None:
-            fill_value_head(model.v_head, head)
+        kind = cls if cls is not _LMWithValueHead else _kind_for(language_model(inner))
+        model = kind(inner, unfrozen_layers=unfrozen_layers)
+        fill_value_head(model.v_head, head)
         return model.eval()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -236,26 +218,10 @@ class _LMWithValueHead(nn.Module):
             ValueError: if it holds an adapter or the adapter's own base model, or if there are
                 several adapters.
         """
-        refuse_push_to_hub(kwargs)
-        folder = checked_save_directory(save_directory)
-        head = self.v_head.state_dict()
-        if kwargs.get("state_dict") is not None:
-            weights, given = split_value_head(kwargs.pop("state_dict"))
-            head = given or head
-            prefix = "pretrained_model."
-            kwargs["state_dict"] = {key.removeprefix(prefix): w for key, w in weights.items()}
-        saved_with: str | None = ADAPTER_FILE
+        save, file = self.pretrained_model.save_pretrained, MODEL_FILE
         if hasattr(self.pretrained_model, "get_base_model"):
-            save_adapter(self.pretrained_model, folder, **kwargs)
-        else:
-            refuse_adapter_folder(folder)
-            with one_layout(folder):
-                self.pretrained_model.save_pretrained(folder, **kwargs)
-            saved_with = None if kwargs.get("variant") else MODEL_FILE
-        if kwargs.get("is_main_process", True):
-            save_value_head(head, folder, saved_with)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(folder)
+            save, file = partial(save_adapter, self.pretrained_model), ADAPTER_FILE
+        save_policy(self, save, save_directory, file, kwargs)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any
@@ -288,8 +254,6 @@ class CausalLMWithValueHead(_LMWithValueHead):
             None: train what requires a gradient.
     """
 
-    auto = AutoModelForCausalLM
-
 
 class Seq2SeqLMWithValueHead(_LMWithValueHead):
     """A value head on an encoder-decoder language model (`AutoModelForSeq2SeqLM`).
@@ -300,8 +264,6 @@ class Seq2SeqLMWithValueHead(_LMWithValueHead):
         pretrained_model: A loaded model of transformers, or a `PeftModel` around one.
         unfrozen_layers: Must be None: encoder and decoder are not split.
     """
-
-    auto = AutoModelForSeq2SeqLM
 
 
 def load_policy(
@@ -317,42 +279,22 @@ def load_policy(
     """
     if isinstance(model, nn.Module) and hasattr(model, "v_head"):
         if peft_config is not None or unfrozen_layers is not None:
-            raise ValueError(
-                "`peft_config` and `unfrozen_layers` must be None for a model that has its value "
-                "head already: pass them to its from_pretrained."
-            )
+            rule, fix = "be None for a model with a value head", "pass them to its from_pretrained"
+            refuse("peft_config` and `unfrozen_layers", rule, fix=fix)
         return model
-    if isinstance(model, nn.Module):
-        encoder_decoder = language_model(model).config.is_encoder_decoder
-    else:
-        check_keywords(kwargs)
-        encoder_decoder = is_encoder_decoder_name(os.fspath(model), kwargs)
-    kind = Seq2SeqLMWithValueHead if encoder_decoder else CausalLMWithValueHead
-    return kind.from_pretrained(
+    return _LMWithValueHead.from_pretrained(
         model, peft_config=peft_config, unfrozen_layers=unfrozen_layers, **kwargs
     )
 
 
-def refuse_push_to_hub(kwargs: dict[str, Any]) -> None:
-    """Raise if a folder is to be uploaded before its value head is in it."""
-    if kwargs.pop("push_to_hub", False):
-        raise ValueError(
-            "`push_to_hub` must be False here: save first, then call model.push_to_hub(...)."
-        )
+def _kind_for(plain: nn.Module) -> type[_LMWithValueHead]:
+    """Return the class that is for a language model.
 
-
-def _check_kind(plain: nn.Module, cls: type) -> None:
-    """Raise unless the model is of the kind that the class is for."""
+    Raises:
+        TypeError: if it is no language model.
+    """
     if not isinstance(plain, PreTrainedModel) or plain.get_output_embeddings() is None:
-        raise TypeError(
-            f"`pretrained_model` must be a language model of transformers, got "
-            f"{type(plain).__name__}: pass a hub name, a folder, or a loaded model with a "
-            "language head."
-        )
-    wanted = cls is Seq2SeqLMWithValueHead
-    if bool(plain.config.is_encoder_decoder) != wanted:
-        other = CausalLMWithValueHead if wanted else Seq2SeqLMWithValueHead
-        raise TypeError(
-            f"`pretrained_model` must be {'an encoder-decoder' if wanted else 'a causal'} model, "
-            f"got {type(plain).__name__}: use {other.__name__}."
-        )
+        fix = "pass a hub name, a folder, or a loaded model with a language head"
+        rule, got = "be a language model of transformers", type(plain).__name__
+        refuse("pretrained_model", rule, got, fix, error=TypeError)
+    return Seq2SeqLMWithValueHead if plain.config.is_encoder_decoder else CausalLMWithValueHead
