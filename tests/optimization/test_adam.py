@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import properties
 from tests.test_core import close
-from trl.optimization.adam import TensorFlowAdam, gradient_norm, linear_decay
+from trl.optimization.adam import TensorFlowAdam, gradient_norm
 
 
 def steps(
@@ -103,12 +103,6 @@ def test_settings_are_checked() -> None:
         TensorFlowAdam(parameters, eps=0)
     with pytest.raises(ValueError, match="`params` must be float32 or float64, got torch.bfloat16"):
         TensorFlowAdam([torch.zeros(1, dtype=torch.bfloat16, requires_grad=True)])
-
-
-def test_linear_decay() -> None:
-    assert [linear_decay(step, 4) for step in range(6)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
-    with pytest.raises(ValueError, match="`total_steps` must be > 0, got 0"):
-        linear_decay(0, 0)
 
 
 def test_the_norm_of_gradients_by_hand():
