@@ -444,10 +444,7 @@ def _module(name: str, path: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise SettingsError(
-            "Recipe",
-            [f"`{path}` must name a module that can be imported, got {name!r} ({error})."],
-        ) from error
+        _refuse(f"`{path}` must name a module that can be imported, got {name!r} ({error}).")
 
 
 @contextmanager

@@ -290,7 +290,8 @@ class Run:
             self.display.finding(finding)
             if self.main:
                 self.folder.add("warnings", finding.row())
-            self.on_finding(finding)
+            if self.accelerator.is_main_process:
+                self.on_finding(finding)
 
     def _trackers(self) -> Trackers:
         tracking = self.recipe.tracking
