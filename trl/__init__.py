@@ -59,7 +59,7 @@ _HOME = {
     "respond_to_batch": "trl.gpt2",
     "run_recipe": "trl.training.run",
     "starter": "trl",
-    "train": "trl.training.loop",
+    "train": "trl.training.one_call",
 }
 
 if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
@@ -81,7 +81,8 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
     from trl.models.with_value_head import CausalLMWithValueHead, Seq2SeqLMWithValueHead
     from trl.ppo import AdaptiveKLController, FixedKLController, PPOTrainer
     from trl.rollout import Sampler
-    from trl.training.loop import Loop, train
+    from trl.training.loop import Loop
+    from trl.training.one_call import train
     from trl.training.run import run_recipe
 
 

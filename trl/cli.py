@@ -24,8 +24,8 @@ import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -75,7 +75,7 @@ def _run(arguments: list[str]) -> int:
     elif command == "--version":
         print(f"trl {trl.__version__}")
     elif command in COMMANDS:
-        return COMMANDS[command](others)
+        return COMMANDS[command].run(*_Parser(command).parse(others))
     else:
         _complain(
             f"trl: unknown command {command!r}.{closest(command, COMMANDS)} See `trl --help`."
@@ -87,37 +87,9 @@ def _run(arguments: list[str]) -> int:
 # -- the commands --------------------------------------------------------------------------------
 
 
-def _train(arguments: list[str]) -> int:
-    parser = _Parser(
-        prog="trl train",
-        usage="trl train RECIPE [SETTING ...] [--print-config] [--resume [CHECKPOINT]]",
-        description=f"Run a recipe. Those that ship with trl: {', '.join(recipe_names())}.",
-    )
-    parser.add_argument(
-        "recipe", metavar="RECIPE", help="a YAML file, the folder of a run, or the name of a recipe"
-    )
-    parser.add_run_options()
-    named = arguments and not arguments[0].startswith("-")
-    shown = _kind_of(arguments[0]) if named else settings.Recipe
-    options, flags = parser.parse(arguments, shown)
-    return _start(options, options.recipe, flags)
-
-
-def _demo(arguments: list[str]) -> int:
-    parser = _Parser(
-        prog="trl demo",
-        usage="trl demo [SETTING ...] [--print-config] [--resume [CHECKPOINT]]",
-        description="Tune a small GPT-2 to write positive film reviews, and show what changed: "
-        "`trl train sentiment --out runs/demo`.",
-    )
-    parser.add_run_options()
-    options, flags = parser.parse(arguments, settings.Recipe)
-    return _start(options, "sentiment", [("out", "runs/demo"), *flags])
-
-
-def _start(options: argparse.Namespace, name: str, flags: Flags) -> int:
+def _train(options: argparse.Namespace, flags: Flags) -> int:
     """Run a recipe, or print it."""
-    recipe = read_recipe(name, flags)
+    recipe = read_recipe(options.recipe, flags)
     _check_resume(recipe, options.resume)
     if options.print_config:
         if _is_main_process():
@@ -134,89 +106,37 @@ def _start(options: argparse.Namespace, name: str, flags: Flags) -> int:
     return INTERRUPTED if getattr(result, "interrupted", False) else 0
 
 
-def _sample(arguments: list[str]) -> int:
-    parser = _Parser(
-        prog="trl sample",
-        usage="trl sample MODEL [--prompts FILE | --prompt TEXT ...] [OPTION ...]",
-        description="Let a policy write: a model's folder or hub name, or the folder of a run.",
-    )
-    parser.add_argument("model", metavar="MODEL", help="a folder, a hub name, or starter")
-    prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument("--prompt", nargs="+", metavar="TEXT", help="what to go on from")
-    prompts.add_argument(
-        "--prompts", metavar="FILE", help="one prompt a line, or a table with a column of them"
-    )
-    number = parser.add_argument
-    number("--n", type=int, default=1, help="responses to each prompt (default: %(default)s)")
-    number("--max-new-tokens", type=int, default=48, help="most tokens (default: %(default)s)")
-    number("--temperature", type=float, default=1.0, help="divides the logits (default: 1)")
-    number("--top-k", type=int, default=0, help="among the k likeliest tokens (default: all)")
-    number("--top-p", type=float, default=1.0, help="among those of this share (default: all)")
-    number("--seed", type=int, default=0, help="of the random numbers (default: 0)")
-    parser.add_argument("--out", metavar="FILE", help="write lines of JSON there; -: to the screen")
-    options = parser.parse_args(arguments)
+def _demo(options: argparse.Namespace, flags: Flags) -> int:
+    options.recipe = "sentiment"
+    return _train(options, [("out", "runs/demo"), *flags])
+
+
+def _sample(options: argparse.Namespace, flags: Flags) -> int:
     _check_beside_runs(options.model)
     from trl.training import tools
 
-    given = options.prompt or tools.read_prompts(options.prompts)
-    rows = tools.sample(
-        options.model,
-        given,
-        n=options.n,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seed,
-    )
-    tools.show(rows, options.out)
+    given = vars(options)
+    source, prompts, out = given.pop("prompts"), given.pop("prompt"), given.pop("out")
+    tools.show(tools.sample(prompts=prompts or tools.read_prompts(source), **given), out)
     return 0
 
 
-def _score(arguments: list[str]) -> int:
-    parser = _Parser(
-        prog="trl score",
-        usage="trl score TEXTS [--recipe RECIPE] [--reward.N.SETTING ...] [--out FILE]",
-        description="Score texts by the rewards of a recipe; without one, by the sentiment "
-        "classifier that ships with trl.",
-    )
-    parser.add_argument(
-        "texts",
-        metavar="TEXTS",
-        help="a file with one text a line, a table with a column text, or prompt and response; "
-        "-: lines of the standard input",
-    )
-    parser.add_argument("--recipe", help="a YAML file, or the name of a recipe")
-    parser.add_argument("--out", metavar="FILE", help="write lines of JSON there; -: to the screen")
-    options, flags = parser.parse(arguments, settings.Scoring)
+def _score(options: argparse.Namespace, flags: Flags) -> int:
     values, owner = {}, None
     if options.recipe is not None:
         path = find_recipe(options.recipe)
         owner, values = str(path), settings.read_yaml(path)
         values = {"reward": values["reward"]} if "reward" in values else {}
-    scoring = settings.build(settings.Scoring, values, flags=flags, owner=owner)
+    rewards = settings.build(settings.Scoring, values, flags=flags, owner=owner).reward
     if options.recipe is not None:
-        scoring = replace(scoring, reward=_beside(scoring.reward, path))
+        rewards = _beside(rewards, path)
     from trl.training import tools
 
-    tools.show(tools.score_texts(tools.read_texts(options.texts), scoring.reward), options.out)
+    tools.show(tools.score_texts(tools.read_texts(options.texts), rewards), options.out)
     return 0
 
 
-def _report(arguments: list[str]) -> int:
-    parser = _Parser(
-        prog="trl report",
-        usage="trl report RUN [RUN ...] [--out FOLDER]",
-        description="Write the report of a run, or of several side by side: one HTML file.",
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
-    parser.add_argument(
-        "--out",
-        metavar="FOLDER",
-        help="where report.html goes, or compare.html if there are several runs, or the name of "
-        "that file; default: the folder of the first run",
-    )
-    options = parser.parse_args(arguments)
+def _report(options: argparse.Namespace, flags: Flags) -> int:
     runs = [_folder(run) for run in options.runs]
     from trl.report import write_report
 
@@ -227,14 +147,8 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
-def _compare(arguments: list[str]) -> int:
-    parser = _Parser(
-        prog="trl compare",
-        usage="trl compare RUN RUN ...",
-        description="Show how runs ended on the held-out prompts, and which settings differ.",
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
-    runs = [_folder(run) for run in parser.parse_args(arguments).runs]
+def _compare(options: argparse.Namespace, flags: Flags) -> int:
+    runs = [_folder(run) for run in options.runs]
     from rich.console import Console
 
     from trl.report import compare
@@ -243,14 +157,113 @@ def _compare(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": _train,
-    "demo": _demo,
-    "sample": _sample,
-    "score": _score,
-    "report": _report,
-    "compare": _compare,
+@dataclass(frozen=True)
+class Command:
+    """A command of `trl`."""
+
+    run: Callable[[argparse.Namespace, Flags], int]
+    """Gets its options, and the settings among its arguments; returns the exit code."""
+    usage: str
+    about: str
+    options: Mapping[str, Mapping[str, Any]]
+    """What `argparse` is told of each."""
+    settings: Callable[[list[str]], type] | None = None
+    """Which dataclass's settings are flags, by the arguments; None: there are none."""
+
+
+def _word(metavar: str | None, text: str, **more: Any) -> dict[str, Any]:
+    return {"metavar": metavar, "help": text} | more
+
+
+def _number(default: float, text: str, shown: str = "%(default)s") -> dict[str, Any]:
+    return _word(None, f"{text} (default: {shown})", type=type(default), default=default)
+
+
+RUN_OPTIONS = {
+    "--print-config": {"action": "store_true", "help": "check and print the settings, no more"},
+    "--resume": _word(
+        "CHECKPOINT",
+        "go on with the run in the folder `out`: from its last checkpoint (auto), or from the "
+        "folder of one",
+        nargs="?",
+        const="auto",
+    ),
 }
+RUNS = {"runs": _word("RUN", "the folder of a run", nargs="+")}
+LINES = {"--out": _word("FILE", "write lines of JSON there; -: to the screen")}
+RECIPE = _word("RECIPE", "a YAML file, the folder of a run, or the name of a recipe")
+
+COMMANDS = {
+    "train": Command(
+        _train,
+        "RECIPE [SETTING ...] [--print-config] [--resume [CHECKPOINT]]",
+        "Run a recipe. Those that ship with trl: {recipes}.",
+        {"recipe": RECIPE} | RUN_OPTIONS,
+        lambda arguments: _kind_of(arguments),
+    ),
+    "demo": Command(
+        _demo,
+        "[SETTING ...] [--print-config] [--resume [CHECKPOINT]]",
+        "Tune a small GPT-2 to write positive film reviews, and show what changed: "
+        "`trl train sentiment --out runs/demo`.",
+        RUN_OPTIONS,
+        lambda arguments: Recipe,
+    ),
+    "sample": Command(
+        _sample,
+        "MODEL [--prompts FILE | --prompt TEXT ...] [OPTION ...]",
+        "Let a policy write: a model's folder or hub name, or the folder of a run.",
+        {
+            "model": _word("MODEL", "a folder, a hub name, or starter"),
+            "--prompt": _word("TEXT", "what to go on from", nargs="+"),
+            "--prompts": _word("FILE", "one prompt a line, or a table with a column of them"),
+            "--n": _number(1, "responses to each prompt"),
+            "--max-new-tokens": _number(48, "most tokens"),
+            "--temperature": _number(1.0, "divides the logits", "1"),
+            "--top-k": _number(0, "among the k likeliest tokens", "all"),
+            "--top-p": _number(1.0, "among those of this share", "all"),
+            "--seed": _number(0, "of the random numbers"),
+            **LINES,
+        },
+    ),
+    "score": Command(
+        _score,
+        "TEXTS [--recipe RECIPE] [--reward.N.SETTING ...] [--out FILE]",
+        "Score texts by the rewards of a recipe; without one, by the sentiment classifier that "
+        "ships with trl.",
+        {
+            "texts": _word(
+                "TEXTS",
+                "a file with one text a line, a table with a column text, or prompt and response; "
+                "-: lines of the standard input",
+            ),
+            "--recipe": RECIPE,
+            **LINES,
+        },
+        lambda arguments: settings.Scoring,
+    ),
+    "report": Command(
+        _report,
+        "RUN [RUN ...] [--out FOLDER]",
+        "Write the report of a run, or of several side by side: one HTML file.",
+        RUNS
+        | {
+            "--out": _word(
+                "FOLDER",
+                "where report.html goes, or compare.html if there are several runs, or the name of "
+                "that file; default: the folder of the first run",
+            )
+        },
+    ),
+    "compare": Command(
+        _compare,
+        "RUN RUN ...",
+        "Show how runs ended on the held-out prompts, and which settings differ.",
+        RUNS,
+    ),
+}
+EITHER = ("--prompt", "--prompts")
+"""Options that do not go together."""
 
 
 # -- recipes -------------------------------------------------------------------------------------
@@ -279,12 +292,16 @@ def find_recipe(name: str) -> Path:
     if name in recipe_names():
         return shipped
     beside = [str(each) for each in path.parent.glob("*.y*ml")]
-    near = difflib.get_close_matches(name, [*recipe_names(), *beside], 1, 0.6)
-    hint = f" Did you mean {near[0]}?" if near else ""
     raise FileNotFoundError(
         f"There is no recipe {name!r}, neither a file nor one that ships with trl "
-        f"({', '.join(recipe_names()) or 'none do'}).{hint}"
+        f"({', '.join(recipe_names()) or 'none do'}).{_near(name, [*recipe_names(), *beside])}"
     )
+
+
+def _near(name: str, there: Iterable[Any]) -> str:
+    """Return ' Did you mean …?' for the closest of some files, or nothing."""
+    near = difflib.get_close_matches(name, [str(each) for each in there], 1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def read_recipe(name: str, flags: Sequence[tuple[str, str]] = ()) -> Recipe | ClassifierRecipe:
@@ -340,11 +357,11 @@ def _beside(rewards: tuple[RewardConfig, ...], recipe: Path) -> tuple[RewardConf
     return tuple(found)
 
 
-def _kind_of(name: str) -> type:
-    """Return which dataclass a recipe is of, for its help."""
+def _kind_of(arguments: list[str]) -> type:
+    """Return which dataclass the recipe among some arguments is of, for its help."""
     try:
-        values = settings.read_yaml(find_recipe(name))
-    except (OSError, SettingsError):
+        values = settings.read_yaml(find_recipe(*arguments[:1]))
+    except (OSError, SettingsError, TypeError):
         return settings.Recipe
     is_classifier = values.get("task") == "classifier"
     return settings.ClassifierRecipe if is_classifier else settings.Recipe
@@ -356,11 +373,8 @@ def _check_resume(recipe: Recipe | ClassifierRecipe, resume: str | None) -> None
         return
     if isinstance(recipe, settings.ClassifierRecipe) and resume != "auto":
         raise ValueError(f"--resume must stand alone for a classifier, got {resume!r}.")
-    checkpoint = Path(resume).expanduser()
-    if resume != "auto" and not checkpoint.is_dir():
-        folder = Path(recipe.out).expanduser() / "checkpoints"
-        near = difflib.get_close_matches(resume, [str(path) for path in folder.glob("*")], 1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+    if resume != "auto" and not Path(resume).expanduser().is_dir():
+        hint = _near(resume, (Path(recipe.out).expanduser() / "checkpoints").glob("*"))
         raise FileNotFoundError(
             f"--resume must be auto or the folder of a checkpoint, got {resume!r}.{hint}"
         )
@@ -370,9 +384,7 @@ def _folder(name: str) -> Path:
     """Return the folder of a run."""
     path = Path(name).expanduser()
     if not path.is_dir():
-        there = [str(each) for each in path.parent.glob("*") if each.is_dir()]
-        near = difflib.get_close_matches(str(path), there, 1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = _near(str(path), filter(Path.is_dir, path.parent.glob("*")))
         raise FileNotFoundError(f"There is no run in {name!r}: name the folder of one.{hint}")
     return path
 
@@ -391,30 +403,24 @@ def _check_beside_runs(name: str) -> None:
 class _Parser(argparse.ArgumentParser):
     """Takes no abbreviations, names the option closest to an unknown one, and leaves settings."""
 
-    def __init__(self, **texts: Any) -> None:
-        super().__init__(allow_abbrev=False, **texts)
-
-    def add_run_options(self) -> None:
-        """Add the options of a command that runs a recipe."""
-        self.add_argument(
-            "--print-config", action="store_true", help="check and print the settings, no more"
+    def __init__(self, name: str) -> None:
+        command = COMMANDS[name]
+        super().__init__(
+            prog=f"trl {name}",
+            usage=f"trl {name} {command.usage}",
+            description=command.about.format(recipes=", ".join(recipe_names())),
+            allow_abbrev=False,
         )
-        self.add_argument(
-            "--resume",
-            nargs="?",
-            const="auto",
-            metavar="CHECKPOINT",
-            help="go on with the run in the folder `out`: from its last checkpoint (auto), or from "
-            "the folder of one",
-        )
+        self.settings = command.settings
+        either = self.add_mutually_exclusive_group()
+        for option, told in command.options.items():
+            (either if option in EITHER else self).add_argument(option, **told)
 
-    def parse(self, arguments: list[str], cls: type) -> tuple[argparse.Namespace, Flags]:
-        """Return the command's own options, and the settings among the arguments.
-
-        Args:
-            arguments: What stands after the command.
-            cls: The dataclass whose settings the help shows.
-        """
+    def parse(self, arguments: list[str]) -> tuple[argparse.Namespace, Flags]:
+        """Return the command's own options, and the settings among what stands after it."""
+        if self.settings is None:
+            return self.parse_args(arguments), []
+        cls = self.settings(arguments)
         if {"-h", "--help"} & set(arguments):
             self.print_help()
             print(_settings_help(cls), end="")

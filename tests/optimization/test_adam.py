@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import properties
 from tests.test_core import close
-from trl.optimization.adam import TensorFlowAdam, gradient_norm, linear_decay
+from trl.optimization.adam import TensorFlowAdam, gradient_norm
 
 
 def steps(
@@ -91,12 +91,6 @@ def test_closure_and_missing_gradients() -> None:
     assert optimizer.step(closure) == 3.0
     assert used.item() < 1
     assert unused.item() == 1
-
-
-def test_linear_decay() -> None:
-    assert [linear_decay(step, 4) for step in range(6)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
-    with pytest.raises(ValueError, match="`total_steps` must be > 0, got 0"):
-        linear_decay(0, 0)
 
 
 def test_the_norm_of_gradients_by_hand():

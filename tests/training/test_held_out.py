@@ -4,13 +4,13 @@ import itertools
 
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.runs import make_parts, tiny_recipe
-from trl.training.folder import RunFolder
 from trl.training.held_out import distinct_n
-from trl.training.run import Run
+from trl.training.parts import Parts
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,12 @@ def test_distinct_n_needs_a_length():
 
 def test_a_measurement_is_the_mean_of_its_samples_and_changes_nothing(tmp_path):
     make_parts(tmp_path)
-    run = Run(tiny_recipe(tmp_path, tmp_path / "run"), RunFolder(tmp_path / "run"))
+    parts = Parts.of_recipe(tiny_recipe(tmp_path, tmp_path / "run"), Accelerator())
     state = torch.get_rng_state()
-    first, second = run.held_out.measure(), run.held_out.measure()
+    first, second = parts.held_out.measure(), parts.held_out.measure()
     assert torch.equal(torch.get_rng_state(), state)
     assert first == second  # the same random numbers, whatever was trained between
-    assert [sample.prompt for sample in first.samples] == run.prompts.held_out
+    assert [sample.prompt for sample in first.samples] == parts.prompts.held_out
     figures = first.figures()
     for sample in first.samples:
         assert sample.kl == pytest.approx(0, abs=1e-4)  # the policy is the reference yet
@@ -59,5 +59,5 @@ def test_a_measurement_is_the_mean_of_its_samples_and_changes_nothing(tmp_path):
         # The reward reads query and response.
         assert sample.reward == (sample.prompt + sample.response).split().count("w7")
     assert figures["held_out/reward/mean"] == sum(s.reward for s in first.samples) / 6
-    run.loop.step()
-    assert run.held_out.measure() != first
+    parts.loop.step()
+    assert parts.held_out.measure() != first

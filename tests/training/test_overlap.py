@@ -15,7 +15,8 @@ from trl.evaluation import FunctionScorer, ScoringError, WeightedSum
 from trl.models.with_value_head import load_policy
 from trl.ppo import PPOTrainer
 from trl.rollout import Sampler
-from trl.training.loop import Loop, train
+from trl.training.loop import Loop
+from trl.training.one_call import train
 from trl.training.overlap import Overlap
 
 PROMPTS = ["w3 w4", "w5", "w6 w9 w10", "w7 w8", "w11"]

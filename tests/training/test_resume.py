@@ -508,20 +508,29 @@ def test_an_early_stop_is_measured(parts):
     assert result.summary["after"]["held_out/kl"] == rows[-1]["held_out/kl"]
 
 
-def test_one_run_at_a_time_in_a_folder(parts, monkeypatch):
+LOCKING = """
+import os, sys
+from pathlib import Path
+from trl.training.folder import RunFolder
+
+with RunFolder(Path(sys.argv[1])).in_use():
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_one_run_at_a_time_in_a_folder_and_a_dead_one_blocks_none(parts, monkeypatch):
     recipe = tiny_recipe(parts, parts / "run", steps=2)
     told = []
 
     def another():
-        code = (
-            "import sys, fcntl; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-        )
-        lock = str(parts / "run" / ".lock")
-        told.append(subprocess.run([sys.executable, "-c", code, lock], capture_output=True).stderr)
+        command = [sys.executable, "-c", LOCKING, str(parts / "run")]
+        told.append(subprocess.run(command, capture_output=True, cwd=ROOT))
 
+    another()  # is killed while it has the lock
+    assert told[0].returncode == -signal.SIGKILL
     stopped_in(1, monkeypatch, another)
     run_recipe(recipe)
-    assert b"BlockingIOError" in told[0]
+    assert b"`out` must be a folder without another run: name another one" in told[1].stderr
 
 
 def test_a_saved_recipe_runs_with_another_seed(parts):

@@ -1,4 +1,4 @@
-"""The optimiser: what it trains, Adam as torch or TensorFlow computes it, and its decay."""
+"""The optimiser: what it trains, and Adam as torch or TensorFlow computes it."""
 
 from __future__ import annotations
 
@@ -102,17 +102,3 @@ def _update(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> 
     v = state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
     alpha = group["lr"] * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
     parameter.addcdiv_(m, v.sqrt().add_(group["eps"]), value=-alpha)
-
-
-def linear_decay(step: int, total_steps: int) -> float:
-    """Factor on the learning rate of update `step` = 0, 1, …: 1 at first, 0 after the last.
-
-        max(0, 1 − step / total_steps)
-
-    Args:
-        step: updates already made.
-        total_steps: updates of the whole run.
-    """
-    if not total_steps > 0:
-        raise ValueError(f"`total_steps` must be > 0, got {total_steps}.")
-    return max(0.0, 1 - step / total_steps)

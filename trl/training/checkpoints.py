@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
+import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d+)")
@@ -30,10 +35,10 @@ class Checkpoints:
 
     Args:
         folder: Made when the first one is written.
-        keep: So many stay, the latest ones.
+        keep: So many stay when one is written, the latest ones.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int = 1) -> None:
         self.folder = folder
         self.keep = keep
 
@@ -104,6 +109,22 @@ def damage(checkpoint: Path) -> str | None:
         if _digest(path) != digest:
             return f"{name} has other content than was written"
     return None
+
+
+def check_readable(states: Mapping[str, Any]) -> None:
+    """Raise a TypeError unless the states of scorers can be read back from a checkpoint."""
+    for name, state in states.items():
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        buffer.seek(0)
+        try:
+            torch.load(buffer, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise TypeError(
+                f"`state_dict()` of the scorer {name} must give plain values and tensors (numbers, "
+                "texts, lists, dicts), or no run could be gone on with; turn numpy arrays into "
+                f"lists or tensors. {str(error).splitlines()[-1]}"
+            ) from None
 
 
 def write_manifest(folder: Path) -> None:

@@ -13,6 +13,7 @@ report.html      all of it to look at
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -21,10 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+from filelock import FileLock, Timeout
 
 from trl.training.checkpoints import disk_full_told
 
@@ -75,33 +73,37 @@ class RunFolder:
         Raises:
             OSError: naming the folder, if it cannot.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / ".lock").touch()
-        except OSError as error:
-            raise type(error)(
-                error.errno,
-                f"`out` must be a folder that can be written ({error.strerror}): name another one",
-                str(self.path),
-            ) from error
+        with self.in_use():
+            pass
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Make the folder, and keep other processes from running in it.
 
+        A process that ends, however it does, leaves no lock.
+
         Raises:
             OSError: naming the folder, if it cannot be written, or another run is in it.
         """
-        self.start()
-        with (self.path / ".lock").open("w") as lock:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    raise OSError(
-                        error.errno, "`out` must be a folder without another run", str(self.path)
-                    ) from error
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            busy = isinstance(error, Timeout)
+            rule = "without another run" if busy else f"that can be written ({error.strerror})"
+            message = f"`out` must be a folder {rule}: name another one"
+            problem = BlockingIOError if busy else type(error)
+            raise problem(error.errno or errno.EAGAIN, message, str(self.path)) from error
+        try:
             yield
+        finally:
+            lock.release()
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of a file of lines, without one that is cut."""
+        text = self.file(name).read_text(encoding="utf-8") if self.file(name).exists() else ""
+        return [json.loads(line) for line in text.split("\n")[:-1]]
 
     def add(self, name: str, *rows: Mapping[str, Any]) -> None:
         """Append rows to a file of lines. What is not a finite number becomes null."""

@@ -1,55 +1,34 @@
-"""The loop: rollout, evaluation, optimisation, again and again; and `train`, all of it in one call.
+"""The loop: rollout, evaluation, optimisation, again and again.
 
-model, history = trl.train(
-    model="gpt2", prompts=["This film was"], reward=lambda texts: [float(len(t)) for t in texts]
-)
+loop = Loop(trainer, Sampler(tokenizer), scorer, prompts)
+for _ in range(100):
+    row = loop.step()
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from torch import Tensor
 
-from trl.anatomy import language_model
 from trl.batch import Rollout
-from trl.config import PPOConfig, closest
-from trl.evaluation.function import as_scorer
+from trl.config.errors import refuse
 from trl.evaluation.scores import Scorer
-from trl.models.checkpoint import hub_arguments
-from trl.models.reference import ReferenceKind
-from trl.models.with_value_head import load_policy
-from trl.optimization.adam import linear_decay
 from trl.ppo import PPOTrainer
 from trl.rollout.queries import Chat, check_list
 from trl.rollout.sampler import Sampler
 from trl.training.overlap import Judged, Overlap, judge
-from trl.training.parts import quiet_transformers, seeded
 from trl.watch.profile import Profile
 
 Row = dict[str, float]
 """Figures of one step, by name."""
-
-
-class Trained(NamedTuple):
-    """What `train` returns."""
-
-    model: nn.Module
-    """The tuned policy; `.save_pretrained` writes a folder that plain transformers loads, with the
-    tokenizer of the training."""
-    history: list[Row]
-    """A row of figures for each step."""
 
 
 class Loop:
@@ -92,22 +71,20 @@ class Loop:
         self.prompts = checked_prompts(prompts)
         config = trainer.config
         if sampler.distribution.temperature != config.temperature:
-            raise ValueError(
-                "`temperature` must be the same for sampler and trainer, got "
-                f"{sampler.distribution.temperature} and {config.temperature}."
-            )
+            both = f"{sampler.distribution.temperature} and {config.temperature}"
+            refuse("temperature", "be the same for sampler and trainer", both)
         if trainer.algorithm.groups and sampler.group_size < 2:
-            raise ValueError(
-                f"`group_size` must be > 1 with algorithm={config.algorithm!r}, which compares the "
-                f"responses to one prompt, got {sampler.group_size}: pass Sampler(group_size=4), "
-                'or to train sampler_kwargs={"group_size": 4}.'
+            refuse(
+                "group_size",
+                f"be > 1 with algorithm={config.algorithm!r}, which compares the responses to one "
+                "prompt",
+                f"{sampler.group_size}",
+                'pass Sampler(group_size=4), or to train sampler_kwargs={"group_size": 4}',
             )
         self.processes = trainer.accelerator.num_processes
         if config.batch_size % (sampler.group_size * self.processes):
-            raise ValueError(
-                f"`batch_size` must be a multiple of group_size × processes, got "
-                f"{config.batch_size} for {sampler.group_size} × {self.processes}."
-            )
+            got = f"{config.batch_size} for {sampler.group_size} × {self.processes}"
+            refuse("batch_size", "be a multiple of group_size × processes", got)
         sampler.check(trainer.model, self.prompts, name="prompts")
         self.prompts_per_step = config.batch_size // sampler.group_size
         check_parts(parts, self.prompts_per_step // self.processes)
@@ -229,131 +206,13 @@ class Loop:
         return [self.prompts[index] for index in share]
 
 
-def train(
-    model: str | os.PathLike[str] | nn.Module,
-    prompts: Sequence[str] | Sequence[Chat] | Sequence[Tensor],
-    reward: Scorer | Callable[[list[str]], Any],
-    *,
-    steps: int = 100,
-    tokenizer: PreTrainedTokenizerBase | str | None = None,
-    config: PPOConfig | None = None,
-    ref_model: nn.Module | ReferenceKind | None = None,
-    peft_config: Any = None,
-    unfrozen_layers: int | None = None,
-    on_step: Callable[[int, Row], Any] | None = None,
-    max_new_tokens: int | tuple[int, int] = 24,
-    decay_learning_rate: bool = True,
-    parts: int = 1,
-    profile: str | os.PathLike[str] | None = None,
-    model_kwargs: dict[str, Any] | None = None,
-    sampler_kwargs: dict[str, Any] | None = None,
-    **ppo_params: Any,
-) -> Trained:
-    """Tune a language model by PPO: sample responses to the prompts, score them, learn, repeat.
-
-    Args:
-        model: Hub name or folder of any causal or encoder-decoder model, or a loaded one.
-        prompts: Texts, chats (lists of messages), or tensors of token ids.
-        reward: A function from the B texts (query and response) to B numbers, or any scorer of
-            `trl.evaluation`.
-        steps: PPO steps, each on `batch_size` responses.
-        tokenizer: The policy's. None: the one beside the model.
-        config: Settings of PPO. None: the defaults, changed by `ppo_params`.
-        ref_model: See `PPOTrainer`.
-        peft_config: Train an adapter (`peft.LoraConfig` and others) rather than the model.
-        unfrozen_layers: Train the top k layers only.
-        on_step: Called as on_step(step, row) after each step, step counting from 1; stops the
-            training if it returns what counts as true.
-        max_new_tokens: Most tokens of a response, or (shortest, longest) for a random limit.
-        decay_learning_rate: Let the learning rate fall linearly to 0.
-        parts: Write each batch in so many parts, and score one while the next is written: for a
-            reward that waits for a server.
-        profile: A folder for where the time goes: a table, and a trace of two steps.
-        model_kwargs: Passed to `from_pretrained`: dtype, device_map, revision, ….
-        sampler_kwargs: Passed to `Sampler`: group_size, stop_strings, add_bos, max_rows, ….
-            Its tokenizer and max_new_tokens have parameters of their own here. `add_bos` is True
-            here, as in recipes, for a tokenizer that has a BOS token.
-        **ppo_params: Fields of `PPOConfig`, also by their names of 2020.
-
-    Returns:
-        The tuned model and a row of figures for each step. The model's `save_pretrained` writes the
-        tokenizer too.
-
-    Raises:
-        TypeError, ValueError: for settings or prompts that cannot work, before anything is
-            trained.
-        ScoringError: if the reward fails; the model is then as after the last whole step.
-
-    Whatever ends the training early, Ctrl-C (KeyboardInterrupt) and what `on_step` raises included,
-    carries what there is so far, a `Trained` like the one returned, as its attribute `trained`:
-
-        try:
-            model, history = trl.train(...)
-        except KeyboardInterrupt as stopped:
-            model, history = stopped.trained
-    """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"`steps` must be a whole number > 0, got {steps!r}.")
-    if on_step is not None and not callable(on_step):
-        raise TypeError(f"`on_step` must be a function of (step, row) or None, got {on_step!r}.")
-    _check_sampler_kwargs(sampler_kwargs)
-    _check_names(ppo_params)
-    if config is not None and ppo_params:
-        raise TypeError(
-            f"pass settings in `config` or as keyword arguments, not both; got "
-            f"{sorted(ppo_params)} beside `config`: use dataclasses.replace(config, ...)."
-        )
-    config = config or PPOConfig.from_kwargs(**ppo_params)
-    scorer = as_scorer(reward)
-    prompts = checked_prompts(prompts)
-    if peft_config is None and unfrozen_layers is None:
-        _warn_of_frozen_weights(model)
-    # An adapter's new weights are random.
-    with seeded(config.seed), quiet_transformers():
-        policy = load_policy(
-            model, peft_config=peft_config, unfrozen_layers=unfrozen_layers, **model_kwargs or {}
-        )
-    trainer = PPOTrainer(policy, ref_model, config)
-    found = _tokenizer(tokenizer, model, policy, prompts, model_kwargs or {})
-    policy.tokenizer = found
-    settings = {
-        "temperature": config.temperature,
-        "seed": config.seed,
-        "add_bos": getattr(found, "bos_token_id", None) is not None,
-    } | dict(sampler_kwargs or {})
-    if isinstance(settings["seed"], int):  # every process draws from its own random numbers
-        settings["seed"] = settings["seed"] * trainer.accelerator.num_processes
-        settings["seed"] += trainer.accelerator.process_index
-    sampler = Sampler(found, max_new_tokens=max_new_tokens, **settings)
-    loop = Loop(
-        trainer,
-        sampler,
-        scorer,
-        prompts,
-        schedule=partial(linear_decay, total_steps=steps) if decay_learning_rate else None,
-        parts=parts,
-        profile=profile,
-    )
-    history: list[Row] = []
-    try:
-        for step in range(1, steps + 1):
-            row = {"step": float(step)} | loop.step()
-            history.append(row)
-            if on_step is not None and on_step(step, row):
-                break
-    except BaseException as error:  # Ctrl-C too: hours of training may lie behind
-        error.trained = Trained(policy, history)
-        raise
-    return Trained(policy, history)
-
-
 def mean_of_each(rows: Sequence[Row]) -> Row:
     """Return the mean of each figure over the rows that have it."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: fmean(row[name] for row in rows if name in row) for name in names}
 
 
-def checked_prompts(prompts: Any) -> list[Any]:
+def checked_prompts(prompts: Any, name: str = "prompts") -> list[Any]:
     """Return the prompts as a list of at least one.
 
     Raises:
@@ -362,112 +221,18 @@ def checked_prompts(prompts: Any) -> list[Any]:
     """
     if isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping):
         prompts = list(prompts)
-    check_list(prompts, "prompts")
+    check_list(prompts, name)
     if not prompts:
-        raise ValueError("`prompts` must have at least one entry, got none.")
+        refuse(name, "have at least one entry", "none")
     return prompts
 
 
 def check_parts(parts: Any, prompts: int) -> None:
     """Raise a ValueError unless so many prompts can be written in so many parts."""
     if isinstance(parts, bool) or not isinstance(parts, int) or not 1 <= parts <= prompts:
-        raise ValueError(
-            f"`parts` must be a whole number from 1 to {prompts}, the prompts of a step on one "
-            f"process (batch_size / group_size / processes), got {parts!r}."
+        refuse(
+            "parts",
+            f"be a whole number from 1 to {prompts}, the prompts of a step on one process "
+            "(batch_size / group_size / processes)",
+            repr(parts),
         )
-
-
-def _check_names(ppo_params: dict[str, Any]) -> None:
-    """Raise a TypeError for what is neither a parameter of `train` nor a field of `PPOConfig`."""
-    fields = PPOConfig.known_names()
-    known = [name for name in inspect.signature(train).parameters if name != "ppo_params"] + fields
-    of_sampler = inspect.signature(Sampler).parameters
-    problems = []
-    for name in [name for name in ppo_params if name not in fields]:
-        ending = (other for other in known if name.endswith(f"_{other}"))  # num_steps
-        hint = closest(next(ending, name), known)
-        if name in of_sampler:
-            hint = f" Pass it as sampler_kwargs={{{name!r}: ...}}."
-        problems.append(f"train has no parameter `{name}`.{hint}")
-    if problems:
-        raise TypeError(" ".join(problems))
-
-
-def _check_sampler_kwargs(settings: Any) -> None:
-    """Raise a TypeError for what is no setting of `Sampler`, or a parameter of `train`."""
-    if settings is None:
-        return
-    if not isinstance(settings, Mapping):
-        raise TypeError(f"`sampler_kwargs` must be a dict or None, got {settings!r}.")
-    known = list(inspect.signature(Sampler).parameters)
-    for name in settings:
-        if name in ("tokenizer", "max_new_tokens"):
-            raise TypeError(
-                f"`sampler_kwargs` must not have `{name}`: pass it as train({name}=...)."
-            )
-        if name not in known:
-            raise TypeError(f"Sampler has no setting `{name}`.{closest(str(name), known)}")
-
-
-def _warn_of_frozen_weights(model: Any) -> None:
-    """Warn if a loaded model has weights that are not trained, and nothing says why."""
-    explained = hasattr(model, "v_head") or hasattr(model, "get_base_model")
-    if not isinstance(model, nn.Module) or explained:
-        return
-    # Positions that are computed once, not learned, are never trained.
-    constant = {
-        id(module.weight)
-        for module in model.modules()
-        if isinstance(module, nn.Embedding) and "Sinusoidal" in type(module).__name__
-    }
-    weights = [weight for weight in model.parameters() if id(weight) not in constant]
-    frozen = sum(not weight.requires_grad for weight in weights)
-    if frozen:
-        warnings.warn(
-            f"`model` must require gradients for what is to be trained, but {frozen} of its "
-            f"{len(weights)} weights do not and stay as they are, perhaps since an earlier run: "
-            "call model.requires_grad_(True) to train all, or pass unfrozen_layers or peft_config.",
-            stacklevel=3,
-        )
-
-
-def _tokenizer(
-    given: PreTrainedTokenizerBase | str | None,
-    model: Any,
-    policy: nn.Module,
-    prompts: list[Any],
-    model_kwargs: dict[str, Any],
-) -> PreTrainedTokenizerBase | None:
-    """Return the policy's tokenizer: the one given, or the one beside the model or its base."""
-    if given is not None and not isinstance(given, (str, os.PathLike)):
-        return given
-    places = _tokenizer_places(given, model, policy, model_kwargs)
-    for name, where in places:
-        try:
-            return AutoTokenizer.from_pretrained(name, **where)
-        except (OSError, ValueError) as error:
-            problem = error
-    if given is None and isinstance(prompts[0], Tensor):
-        return None  # nothing asks for one, unless the reward reads text, and then says so
-    names = " or ".join(repr(name) for name, _ in places)
-    raise ValueError(
-        f"`tokenizer` must be given: there is none beside the model ({names})."
-    ) from problem
-
-
-def _tokenizer_places(
-    given: str | None, model: Any, policy: nn.Module, model_kwargs: dict[str, Any]
-) -> list[tuple[str, dict[str, Any]]]:
-    """Return where a tokenizer may be, best first, with the arguments that lead there."""
-    where = hub_arguments(model_kwargs)
-    trust = {k: model_kwargs[k] for k in ("trust_remote_code",) if k in model_kwargs}
-    # Which revision and which folder are said of the model alone.
-    anywhere = trust | {k: v for k, v in where.items() if k not in ("revision", "subfolder")}
-    if given is not None:
-        return [(os.fspath(given), anywhere)]
-    # An adapter's folder may have none; the model that it was put on comes from another place.
-    loaded_from = (language_model(policy).config.name_or_path, anywhere)
-    if not isinstance(model, (str, os.PathLike)):
-        return [loaded_from]
-    beside = (os.path.expanduser(os.fspath(model)), where | trust)
-    return [beside] if beside[0] == loaded_from[0] else [beside, loaded_from]

@@ -1,84 +1,62 @@
-"""`trl train`: a recipe as a run in a folder, which can be stopped and gone on with at any moment.
+"""A run: steps, measured and watched, in a folder from which it can go on at any moment.
 
     result = run_recipe(Recipe(steps=100, out="runs/mine"))
     result = run_recipe(recipe, resume="auto")  # from the last checkpoint, if there is one
 
 A run that is gone on with ends with the same weights and figures, bit for bit, as one that was
 never stopped (on the same machine and versions; figures of time apart). What a checkpoint holds is
-in `Run.state_dict`.
+in `Run.state_dict`. `trl.train` is a run too, in a folder or without one.
 """
 
 from __future__ import annotations
 
-import errno
-import io
 import json
 import math
-import pickle
-import random
 import shlex
 import time
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
 import trl
 from trl import config as settings
 from trl.compute.precision import make_accelerator
-from trl.config import SettingsError, closest
 from trl.config.recipe import Recipe
-from trl.data.pretraining import PretrainingText
-from trl.data.prompts import load_prompts
-from trl.evaluation.control import ControlScorer
 from trl.evaluation.scores import pairs_of
-from trl.evaluation.weighted_sum import WeightedSum
-from trl.ppo import PPOTrainer
 from trl.report import before_after_tables, read_runs, write_report
 from trl.report.figures import duration
 from trl.training.checkpoints import (
     CheckpointError,
     Checkpoints,
-    damage,
+    check_readable,
     remove,
     replaced_folder,
     step_of,
 )
 from trl.training.folder import FIRST_ROW, RunFolder
-from trl.training.held_out import FIGURES, HeldOut, Measurement
 from trl.training.interrupt import GracefulStop
-from trl.training.loop import Loop, Row
-from trl.training.parts import (
-    load_model,
-    load_scorer,
-    load_tokenizer,
-    make_sampler,
-    make_schedule,
-    quiet_transformers,
-    seeded,
+from trl.training.loop import Row
+from trl.training.parts import Parts, quiet_transformers
+from trl.training.resume import (
+    check_same,
+    opened,
+    random_state,
+    seed_everything,
+    set_random_state,
 )
-from trl.watch.diagnosis import Diagnosis
+from trl.watch.diagnosis import Diagnosis, Finding
 from trl.watch.display import Display
 from trl.watch.tracking import Trackers, check_trackers
 
 STATE = "state.pt"
 TRACKED_SAMPLES = 16
 """Samples of an evaluation that trackers get."""
-
-MAY_CHANGE = (
-    *("out", "quiet", "profile", "tracking", "checkpoints", "steps", "episodes", "stop"),
-    *("ppo.forward_batch_size", "ppo.token_budget", "ppo.keep_freed_memory", "sampling.max_rows"),
-)
-"""Settings that may differ when a run is gone on with: they do not change what a step computes but
-by rounding, unless the learning rate falls over the steps of the whole run."""
 
 FORMAT = 1
 """Of what is in a checkpoint."""
@@ -114,151 +92,49 @@ def run_recipe(recipe: Recipe, resume: str | Path | None = None) -> Result:
         OSError: if the disk is full; the last checkpoint is good then.
     """
     folder = RunFolder(Path(recipe.out).expanduser())
-    # Of several processes the first decides, and the others wait until it has.
     accelerator = make_accelerator(recipe.ppo.precision)
-    with folder.in_use() if accelerator.is_main_process else nullcontext():
-        checkpoint, notes = _find_checkpoint(folder, recipe, resume)
-        accelerator.wait_for_everyone()
+    with opened(folder, resume, accelerator) as (checkpoint, notes):
+        if checkpoint is not None:
+            check_same(folder, recipe)
+        check_trackers(recipe.tracking.to)  # cheap, so it comes first
         with quiet_transformers():
-            run = Run(recipe, folder, accelerator)
+            run = Run(recipe, Parts.of_recipe(recipe, accelerator), folder)
         if checkpoint is not None:
             notes.append(run.go_on_from(checkpoint))
-        with _told_to_resume(run):
-            return run.train(notes)
-
-
-@contextmanager
-def _told_to_resume(run: Run) -> Iterator[None]:
-    """Say on a full disk what is good, and how to go on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        good = [path.name for path in run.checkpoints.all()]
-        raise OSError(
-            error.errno,
-            f"{error.strerror} after step {run.loop.steps_done}. Checkpoints that are good: "
-            f"{', '.join(good) or 'none yet'}. Make room, then go on with --resume",
-            error.filename,
-        ) from error
-
-
-def _find_checkpoint(
-    folder: RunFolder, recipe: Recipe, resume: str | Path | None
-) -> tuple[Path | None, list[str]]:
-    """Return the checkpoint to go on from, and what the user should know of the choice."""
-    if resume is None:
-        if folder.has_run():
-            raise FileExistsError(
-                errno.EEXIST,
-                "`out` must be a folder without a run: add --resume to go on with it, or name "
-                "another one with --out",
-                str(folder.path),
-            )
-        if others := folder.others():
-            raise FileExistsError(
-                errno.EEXIST,
-                f"`out` must be a folder of its own, but there are {', '.join(others)} in it, "
-                "which the run would replace: name another one with --out",
-                str(folder.path),
-            )
-        return None, []
-    checkpoints = Checkpoints(folder.checkpoints, recipe.checkpoints.keep)
-    if resume == "auto":
-        chosen, problems = checkpoints.newest()
-        notes = [f"Left out, since it is not whole: {problem}." for problem in problems]
-    else:
-        chosen, notes = Path(resume).expanduser(), []
-        inside = chosen.resolve().parent == folder.checkpoints.resolve()
-        if step_of(chosen) is None or not inside or not chosen.is_dir():
-            raise ValueError(
-                f"`resume` must be auto or a checkpoint of this run, in {folder.checkpoints}, got "
-                f"{str(resume)!r}: there are {[path.name for path in checkpoints.all()]}."
-            )
-        if problem := damage(chosen):
-            raise CheckpointError(f"{chosen} is not whole: {problem}. Take another one, or auto.")
-    if chosen is None:
-        if folder.others():
-            return _find_checkpoint(folder, recipe, None)
-        return None, [f"There is no checkpoint in {folder.path}: the run starts anew."]
-    if folder.recipe.exists():
-        _check_same(folder, recipe)
-    return chosen, notes
-
-
-def _check_same(folder: RunFolder, recipe: Recipe) -> None:
-    """Raise unless the recipe is that of the run so far, but for what may change."""
-    before = settings.build(Recipe, settings.read_yaml(folder.recipe))
-    changed = {
-        path: pair
-        for path, pair in settings.differences(before, recipe).items()
-        if not any(path == name or path.startswith(f"{name}.") for name in MAY_CHANGE)
-    }
-    if changed:
-        raise SettingsError(
-            "Recipe",
-            [
-                f"`{path}` must be as in the run so far ({folder.recipe}), {old!r}, to go on with "
-                f"it, got {new!r}: set it back, or start another run with --out."
-                for path, (old, new) in changed.items()
-            ],
-        )
+        return run.train(notes)
 
 
 class Run:
-    """Everything that a recipe needs, and where the run stands.
+    """The steps of a training, and what is made of them.
 
     Args:
-        recipe: The settings.
-        folder: Where it writes.
-        accelerator: None: one made for `recipe.ppo.precision`.
+        recipe: How it goes, and what the parts were made of.
+        parts: What it is made of.
+        folder: Where it writes. None: nowhere, and random numbers are not seeded.
+        on_row: Gets each row of figures; the run ends if it returns what counts as true.
+        on_finding: Gets what looks wrong, besides the screen.
     """
 
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, accelerator: Accelerator | None = None
+        self,
+        recipe: Recipe,
+        parts: Parts,
+        folder: RunFolder | None,
+        *,
+        on_row: Callable[[Row], Any] = lambda row: None,
+        on_finding: Callable[[Finding], None] = lambda finding: None,
     ) -> None:
-        self.recipe, self.folder = recipe, folder
-        self.accelerator = accelerator or make_accelerator(recipe.ppo.precision)
-        # What is cheap to check comes first: a tracker that is not installed, say.
-        check_trackers(recipe.tracking.to)
-        self.scorer, self.judge = load_scorer(recipe.reward)
-        _check_best(recipe, self.judge)
-        self.tokenizer = load_tokenizer(recipe.model)
-        with seeded(recipe.seed):  # an adapter's new weights are random
-            self.model = load_model(recipe.model)
-        self.trainer = PPOTrainer(
-            self.model,
-            recipe.model.reference,
-            recipe.seeded_ppo,
-            accelerator=self.accelerator,
-        )
-        self.main = self.accelerator.is_main_process
-        processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
-        own_seed = recipe.seed * processes + self.rank  # each draws other responses and texts
-        self.trainer.pretraining = self.pretraining = self._pretraining(own_seed)
-        prompts = load_prompts(recipe.data, self.tokenizer, seed=recipe.seed, policy=self.model)
-        self.loop = Loop(
-            self.trainer,
-            make_sampler(recipe, self.tokenizer, own_seed),
-            self.scorer,
-            prompts.train,
-            schedule=make_schedule(recipe.schedule, recipe.total_steps),
-            parts=recipe.sampling.parts,
-            profile=recipe.profile,
-        )
-        self.held_out = None
-        if prompts.held_out:
-            sampler = make_sampler(recipe, self.tokenizer, recipe.seed + 1, group_size=1)
-            sampler.check(self.model, prompts.held_out, name="held-out prompts")
-            self.held_out = HeldOut(self.trainer, sampler, self.judge, prompts.held_out)
-        self.prompts = prompts
-        everything = json.dumps([prompts.train, prompts.held_out])
-        self.prompts_checksum = zlib.crc32(everything.encode())
-        self.seed = own_seed
-        self.checkpoints = Checkpoints(folder.checkpoints, recipe.checkpoints.keep)
+        self.recipe, self.parts, self.folder = recipe, parts, folder
+        self.path = Path(recipe.out).expanduser()
+        self.on_row, self.on_finding = on_row, on_finding
+        self.trainer, self.loop = parts.trainer, parts.loop
+        self.accelerator = self.trainer.accelerator
+        self.main = folder is not None and self.accelerator.is_main_process
+        if folder is not None:
+            self.checkpoints = Checkpoints(folder.checkpoints, recipe.checkpoints.keep)
+            check_readable({name: part.state_dict() for name, part in parts.stateful().items()})
         self.diagnosis = Diagnosis(
-            recipe.ppo,
+            self.trainer.config,
             precision=self.trainer.precision,
             compares_groups=self.trainer.algorithm.groups,
         )
@@ -269,117 +145,109 @@ class Run:
         self.best_step = 0
         self.without_gain = 0
         """Evaluations since the best one."""
-        _check_states(self._stateful())
         self.stopped: str | None = None
         """Why the run ended before its last step."""
         self.seconds = 0.0
         """Of earlier sessions."""
-
-    def _pretraining(self, seed: int) -> PretrainingText | None:
-        settings = self.recipe.pretraining
-        return PretrainingText(settings, self.tokenizer, seed=seed) if settings.text else None
+        self.started = time.perf_counter()
 
     # -- the run ---------------------------------------------------------------------------------
 
-    def train(self, notes: list[str]) -> Result:
+    def train(self, notes: Sequence[str] = ()) -> Result:
         """Make the steps that are left, then save the policy, the summary and the report."""
         recipe, loop = self.recipe, self.loop
         total = recipe.total_steps
-        started = time.perf_counter()
+        self.started = time.perf_counter()
         with ExitStack() as stack:
-            display = stack.enter_context(
-                Display(total, first_step=loop.steps_done, quiet=recipe.quiet or not self.main)
-            )
-            for note in notes + self._notes():
-                display.note(note)
-            display.note(self._introduction())
-            self.display = display
+            quiet = recipe.quiet or not self.main
+            display = Display(total, first_step=loop.steps_done, quiet=quiet)
+            self.display = stack.enter_context(display)
             self.trackers = stack.enter_context(closing(self._trackers()))
-            for note in self.trackers.notes:
+            for note in [*notes, *self._introduction(), *self.trackers.notes]:
                 display.note(note)
-            interrupt = stack.enter_context(GracefulStop())
+            interrupt = GracefulStop()
+            if self.folder is not None:
+                stack.enter_context(interrupt)
             if self.resumed_at is None:
                 self._begin()
-            while loop.steps_done < total and self.stopped is None:
-                self._step()
-                self.stopped = self.stopped or self._no_more_gain()
+            enough = asked = False
+            while loop.steps_done < total and not (self.stopped or enough):
+                enough = self._step()
                 asked = self._any(interrupt.asked)
-                last = loop.steps_done == total or self.stopped is not None
+                last = loop.steps_done == total or self.stopped is not None or enough
                 if last or asked or loop.steps_done % recipe.checkpoints.every == 0:
-                    self._write_checkpoint(started)
+                    self._write_checkpoint()
                 if asked and not last:
-                    return self._interrupted(started)
+                    return self._interrupted()
             steps = f"all {loop.steps_done} steps are made"
-            return self._end(self.stopped or steps, started)
+            return self._end(self.stopped or ("`on_step` ended it" if enough else steps))
 
     def _begin(self) -> None:
-        """Write what stands before the first step."""
-        random.seed(self.seed)  # what a reward, or a model, may draw from
-        np.random.seed(self.seed % 2**32)
-        torch.manual_seed(self.seed)
+        """Measure and write what stands before the first step."""
+        if self.folder is not None:
+            seed_everything(self.parts.seed)
         if self.main:
             self.folder.cut({})  # of a start that never came to its first checkpoint
+        parts = self.parts
         self._tell(
-            self.diagnosis.look_at_start(self.model, self.tokenizer, sampler=self.loop.sampler)
+            self.diagnosis.look_at_start(parts.model, parts.tokenizer, sampler=self.loop.sampler)
         )
         row: Row = dict(FIRST_ROW)
-        if self.held_out is not None:
+        if parts.held_out is not None:
             row |= self._evaluate()
-            self.before = self.after = _held_out(row)
+            self.before = self.after
         self.display.row(row)
         if self.main:  # not before: a start whose scorer fails at once is no run
             self.folder.write("recipe.yaml", settings.dump(self.recipe))
         self._write_row(row)
+        self.on_row(row)
         self._tell(self.diagnosis.look(row))
 
-    def _step(self) -> Row:
+    def _step(self) -> bool:
+        """Make a step, and return whether it was enough for `on_row`."""
         loop, recipe = self.loop, self.recipe
         row = loop.step()
         step = loop.steps_done
-        row = {"step": step, "episodes": step * recipe.ppo.batch_size} | row
+        row = {"step": step, "episodes": step * self.trainer.config.batch_size} | row
         self.stopped = self._kl_too_large(row)
         last = step == recipe.total_steps or self.stopped is not None
-        if self.held_out is not None and (step % recipe.eval_every == 0 or last):
+        if self.parts.held_out is not None and (step % recipe.eval_every == 0 or last):
             row |= self._evaluate()
-            self.after = _held_out(row)
         assert loop.rollout is not None
         self._write_row(row, loop.all_scores.tolist())
+        enough = bool(self.on_row(row))
         self._tell(self.diagnosis.look(row, loop.rollout, loop.scores))
         self.display.row(row)
-        for query, response in pairs_of(loop.rollout)[:1]:
-            self.display.sample(query, response, loop.scores[0].item())
-        return row
+        if not self.display.quiet:
+            for query, response in pairs_of(loop.rollout)[:1]:
+                self.display.sample(query, response, loop.scores[0].item())
+        self.stopped = self.stopped or self._no_more_gain()
+        return enough
 
     def _evaluate(self) -> Row:
         """Measure on the held-out prompts; keep the policy if it is the best so far."""
-        assert self.held_out is not None
-        measured = self.held_out.measure()
-        figures = measured.figures()
+        assert self.parts.held_out is not None
+        measured = self.parts.held_out.measure()
+        self.after = figures = measured.figures()
         step = self.loop.steps_done
         if self.main:
             rows = [{"step": step} | sample.row() for sample in measured.samples]
             self.folder.add("samples", *rows)
             self.trackers.log_samples(rows[:TRACKED_SAMPLES], step)
-        self._keep_best(measured, figures)
+        if self.recipe.checkpoints.best is not None:
+            self._keep_best(figures.get(self.recipe.checkpoints.best, math.nan))
         return figures
 
-    def _keep_best(self, measured: Measurement, figures: Row) -> None:
-        wanted = self.recipe.checkpoints
-        if wanted.best is None:
-            return
-        value = figures.get(wanted.best, math.nan)
-        if math.isnan(value):
-            self.without_gain += 1
-            return
+    def _keep_best(self, value: float) -> None:
         gain = 0.0 if self.best is None else value - self.best
-        if wanted.mode == "min":
+        if self.recipe.checkpoints.mode == "min":
             gain = -gain
-        if self.best is not None and not gain > self.recipe.stop.min_gain:
+        if math.isnan(value) or (self.best is not None and not gain > self.recipe.stop.min_gain):
             self.without_gain += 1
             return
         self.best, self.best_step, self.without_gain = value, self.loop.steps_done, 0
         if self.loop.steps_done:  # the policy as it was at first is where it came from
-            self._save_policy(self.folder.best)
+            self._save_policy("best")
 
     def _kl_too_large(self, row: Row) -> str | None:
         """Return why the run ends early, if the policy went too far."""
@@ -400,7 +268,7 @@ class Run:
 
     def _any(self, flag: bool) -> bool:
         """Return whether the flag is set on any process."""
-        if self.accelerator.num_processes == 1:
+        if self.folder is None or self.accelerator.num_processes == 1:
             return flag
         flags = torch.tensor(float(flag), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flags) > 0)
@@ -416,100 +284,110 @@ class Run:
             self.folder.add("scores", {"step": step, "scores": [round(s, 4) for s in scores]})
         self.trackers.log(row, step)
 
-    def _tell(self, findings: list[Any]) -> None:
+    def _tell(self, findings: list[Finding]) -> None:
         """Show what looks wrong, once."""
         for finding in findings:
             self.display.finding(finding)
             if self.main:
                 self.folder.add("warnings", finding.row())
+            if self.accelerator.is_main_process:
+                self.on_finding(finding)
 
     def _trackers(self) -> Trackers:
         tracking = self.recipe.tracking
         return Trackers(
             tracking.to if self.main else (),
-            out=self.folder.path,
+            out=self.path,
             project=tracking.project,
             run_name=tracking.name,
             config=settings.as_mapping(self.recipe),
             resume_step=self.resumed_at,
         )
 
-    def _save_policy(self, target: Path) -> None:
+    def _save_policy(self, name: str) -> None:
         """Write the policy as plain transformers loads it, whole or not at all."""
         if self.main:
-            with replaced_folder(target) as partial, quiet_transformers():
-                self.model.save_pretrained(partial)
-                self.tokenizer.save_pretrained(partial)
-        self.accelerator.wait_for_everyone()
+            with replaced_folder(self.path / name) as partial, quiet_transformers():
+                self.parts.model.save_pretrained(partial)
+                if self.parts.tokenizer is not None:
+                    self.parts.tokenizer.save_pretrained(partial)
+        if self.folder is not None:
+            self.accelerator.wait_for_everyone()
 
-    def _end(self, reason: str, started: float) -> Result:
-        summary = self._summary(reason, started, finished=True)
-        self._save_policy(self.folder.policy)
+    def _end(self, reason: str) -> Result:
+        summary = self._summary(reason, finished=True)
+        self._save_policy("policy")
         if self.main:
-            self.folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
-            report = write_report([self.folder.path], self.folder.path)
+            report = write_report([self.path], self.path)
             if not self.recipe.quiet:
-                tables = before_after_tables(*read_runs([self.folder.path]))
-                self.display.console.print(*tables)
+                self.display.console.print(*before_after_tables(*read_runs([self.path])))
             self.display.note(
                 f"Finished in {duration(summary['seconds'])}: {reason}. The tuned model is in "
                 f"{self.folder.policy}/; look at {report}."
             )
             if self.recipe.profile is not None:
                 self.display.note(f"Where the time went is in {self.recipe.profile}/.")
-        return Result(self.folder.path, self.model, self.loop.steps_done, summary, False)
+        return self._result(summary)
 
-    def _interrupted(self, started: float) -> Result:
-        summary = self._summary("interrupted", started, finished=False)
-        if self.main:
-            self.folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
-            command = f"trl train {shlex.quote(str(self.folder.recipe))} --resume"
-            self.display.note(f"Stopped after step {self.loop.steps_done}. Go on with: {command}")
-        return Result(self.folder.path, self.model, self.loop.steps_done, summary, True)
+    def _interrupted(self) -> Result:
+        summary = self._summary("interrupted", finished=False)
+        command = f"trl train {shlex.quote(str(self.folder.recipe))} --resume"
+        self.display.note(f"Stopped after step {self.loop.steps_done}. Go on with: {command}")
+        return self._result(summary)
 
-    def _summary(self, reason: str, started: float, *, finished: bool) -> dict[str, Any]:
-        return {
+    def _result(self, summary: dict[str, Any]) -> Result:
+        steps = self.loop.steps_done
+        return Result(self.path, self.parts.model, steps, summary, not summary["finished"])
+
+    def _summary(self, reason: str, *, finished: bool) -> dict[str, Any]:
+        """Write how the run ended, and return it."""
+        summary = {
             "before": self.before,
             "after": self.after,
             "best": {"step": self.best_step, self.recipe.checkpoints.best or "": self.best},
             "steps": self.loop.steps_done,
             "total_steps": self.recipe.total_steps,
-            "seconds": self.seconds + time.perf_counter() - started,
+            "seconds": self._seconds(),
             "finished": finished,
             "reason": reason,
-            "parameters": self.model.num_parameters(),
+            "parameters": self.parts.parameters,
             "precision": self.trainer.precision.replace("no", "fp32"),
             "processes": self.accelerator.num_processes,
-            "versions": {"trl": trl.__version__, "torch": str(torch.__version__)},
+            "versions": _versions(),
         }
+        if self.main:
+            self.folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
 
-    def _notes(self) -> list[str]:
-        """Return what the user may not expect of the settings."""
-        episodes, size = self.recipe.episodes, self.recipe.ppo.batch_size
-        if episodes is None or episodes % size == 0:
-            return []
-        return [
-            f"{episodes} episodes are {self.recipe.total_steps} whole steps of {size}: "
-            f"{episodes % size} are left out."
-        ]
+    def _seconds(self) -> float:
+        return self.seconds + time.perf_counter() - self.started
 
-    def _introduction(self) -> str:
-        prompts = self.prompts
+    def _introduction(self) -> list[str]:
+        """Return what the run is, and what the user may not expect of its settings."""
+        recipe, config = self.recipe, self.trainer.config
+        notes = []
+        if recipe.episodes is not None and (rest := recipe.episodes % config.batch_size):
+            notes.append(
+                f"{recipe.episodes} episodes are {recipe.total_steps} whole steps of "
+                f"{config.batch_size}: {rest} are left out."
+            )
         trained = sum(weight.numel() for weight in self.trainer.trainable)
-        return (
-            f"{self.recipe.ppo.algorithm.upper()} on {self.recipe.model.name}: "
-            f"{self.model.num_parameters() / 1e6:.1f}M parameters, {trained / 1e6:.1f}M of them "
+        notes.append(
+            f"{config.algorithm.upper()} on {recipe.model.name}: "
+            f"{self.parts.parameters / 1e6:.1f}M parameters, {trained / 1e6:.1f}M of them "
             f"trained, {self.trainer.precision.replace('no', 'fp32')}; "
-            f"{prompts}; in {self.folder.path}/."
+            f"{self.parts.prompts}; in {self.path}/."
         )
+        return notes
 
     # -- checkpoints -----------------------------------------------------------------------------
 
-    def _write_checkpoint(self, started: float) -> None:
-        own_states = gather_object([self._own_state()])
+    def _write_checkpoint(self) -> None:
+        if self.folder is None:
+            return
+        own_states = gather_object([{"random": random_state()} | self.parts.own_state()])
         if self.main:
             state = self.state_dict(own_states)
-            state["seconds"] = self.seconds + time.perf_counter() - started
             self.checkpoints.write(
                 self.loop.steps_done, lambda folder: torch.save(state, folder / STATE)
             )
@@ -518,34 +396,21 @@ class Run:
     def state_dict(self, own_states: list[dict[str, Any]]) -> dict[str, Any]:
         """Return all that the rest of the run depends on, as plain values and tensors.
 
-        Weights that are not trained are left out: they come from the recipe again.
-
         Args:
             own_states: What differs from process to process.
         """
         return {
             "format": FORMAT,
-            "prompts": self.prompts_checksum,
             "step": self.loop.steps_done,
-            "processes": self.accelerator.num_processes,
-            "weights": self._weights(),
-            "trainer": self.trainer.state_dict(),
-            "loop": self.loop.state_dict(),
+            **self.parts.state_dict(),
             "of_each_process": own_states,
             "diagnosis": self.diagnosis.state_dict(),
             "figures": {"before": self.before, "after": self.after},
             "best": (self.best, self.best_step, self.without_gain, self._best_figure()),
             "stopped": (self.stopped, settings.as_mapping(self.recipe.stop)),
             "files": self.folder.sizes(),
-            "versions": {"trl": trl.__version__, "torch": str(torch.__version__)},
-        }
-
-    def _own_state(self) -> dict[str, Any]:
-        """Return what differs from process to process."""
-        return {
-            "random": _random_state(),
-            "scorers": {name: part.state_dict() for name, part in self._stateful().items()},
-            "pretraining": self.pretraining.state_dict() if self.pretraining else None,
+            "versions": _versions(),
+            "seconds": self._seconds(),
         }
 
     def go_on_from(self, checkpoint: Path) -> str:
@@ -560,34 +425,10 @@ class Run:
                 f"{checkpoint} was written by trl {state['versions']['trl']}, in a format that "
                 "this version does not read."
             )
-        if state["prompts"] != self.prompts_checksum:
-            raise CheckpointError(
-                f"{checkpoint} is of a run on other prompts: the file or dataset of `data.prompts` "
-                "has changed since. Bring it back, or start another run with --out."
-            )
-        if state["processes"] != self.accelerator.num_processes:
-            raise CheckpointError(
-                f"{checkpoint} is of a run on {state['processes']} processes, got "
-                f"{self.accelerator.num_processes}: start as many."
-            )
-        weights = self._weights()
-        if {name: w.shape for name, w in weights.items()} != {
-            name: w.shape for name, w in state["weights"].items()
-        }:
-            raise CheckpointError(
-                f"{checkpoint} has other weights than the model of the recipe: is its folder, or "
-                "its name on the hub, another model now?"
-            )
-        self.trainer.load_state_dict(state["trainer"])
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.copy_(state["weights"][name])
-        self.loop.load_state_dict(state["loop"])
-        own = state["of_each_process"][self.rank]
-        for name, part in self._stateful().items():
-            part.load_state_dict(own["scorers"][name])
-        if self.pretraining is not None:
-            self.pretraining.load_state_dict(own["pretraining"])
+        if problem := self.parts.misfit(state):
+            raise CheckpointError(f"{checkpoint} {problem}")
+        own = state["of_each_process"][self.accelerator.process_index]
+        self.parts.load_state_dict(state, own)
         self.diagnosis.load_state_dict(state["diagnosis"])
         self.before, self.after = state["figures"]["before"], state["figures"]["after"]
         *best, figure = state["best"]
@@ -601,85 +442,18 @@ class Run:
         if self.main:
             self.folder.cut(state["files"])
             self.folder.write("recipe.yaml", settings.dump(self.recipe))
-            (self.folder.path / "summary.json").unlink(missing_ok=True)
+            (self.path / "summary.json").unlink(missing_ok=True)
             remove(self.folder.policy)  # of a later step, if it is there
             for path in self.checkpoints.all():
                 if step_of(path) > state["step"]:  # of steps that are made again, or damaged
                     remove(path)
         self.accelerator.wait_for_everyone()
-        _set_random_state(own["random"])
+        set_random_state(own["random"])
         return f"Going on after step {state['step']}, from {checkpoint}."
 
     def _best_figure(self) -> tuple[str | None, str]:
         return self.recipe.checkpoints.best, self.recipe.checkpoints.mode
 
-    def _weights(self) -> dict[str, torch.Tensor]:
-        """Return the weights that are trained, by name."""
-        named = self.model.named_parameters()
-        return {name: weight.detach() for name, weight in named if weight.requires_grad}
 
-    def _stateful(self) -> dict[str, Any]:
-        """Return the scorers, or their functions, that have a state of their own."""
-        found = {}
-        for name, (scorer, _) in self.judge.parts.items():
-            for place, part in (name, scorer), (f"{name}()", getattr(scorer, "function", None)):
-                if hasattr(part, "load_state_dict") and not isinstance(part, nn.Module):
-                    found[place] = part
-        return found
-
-
-def _check_best(recipe: Recipe, judge: WeightedSum) -> None:
-    """Raise unless `checkpoints.best` is a figure that evaluations will have."""
-    names = [*judge.parts]
-    for scorer, _ in judge.parts.values():
-        if isinstance(scorer, ControlScorer):
-            names += ["hit", *(f"hit/{prefix.strip()}" for prefix in scorer.targets)]
-    known = [f"held_out/{name}" for name in ("reward/mean", "reward/median", *FIGURES)]
-    known += [f"held_out/reward/{name}" for name in names]
-    best = recipe.checkpoints.best
-    if best is not None and best not in known:
-        raise SettingsError(
-            "Recipe",
-            [f"`checkpoints.best` must be one of {known}, got {best!r}.{closest(best, known)}"],
-        )
-
-
-def _check_states(parts: Mapping[str, Any]) -> None:
-    """Raise unless the states of scorers can be read back from a checkpoint."""
-    for name, part in parts.items():
-        buffer = io.BytesIO()
-        torch.save(part.state_dict(), buffer)
-        buffer.seek(0)
-        try:
-            torch.load(buffer, weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise TypeError(
-                f"`state_dict()` of the scorer {name} must give plain values and tensors (numbers, "
-                "texts, lists, dicts), or no run could be gone on with; turn numpy arrays into "
-                f"lists or tensors. {str(error).splitlines()[-1]}"
-            ) from None
-
-
-def _held_out(row: Row) -> Row:
-    return {name: value for name, value in row.items() if name.startswith("held_out/")}
-
-
-def _random_state() -> dict[str, Any]:
-    """Return the state of every source of random numbers of this process."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def _set_random_state(state: Mapping[str, Any]) -> None:
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+def _versions() -> dict[str, str]:
+    return {"trl": trl.__version__, "torch": str(torch.__version__)}

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from trl import config as settings
-from trl.config.errors import refuse
-from trl.config.recipe import ClassifierRecipe
 from trl.compute.memory import keep_freed_memory
 from trl.compute.precision import exit_after_gloo, make_accelerator
+from trl.config.errors import refuse
+from trl.config.recipe import ClassifierRecipe
 from trl.training.checkpoints import remove, replaced_folder
 from trl.training.folder import RunFolder
 from trl.training.interrupt import GracefulStop

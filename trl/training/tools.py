@@ -43,28 +43,14 @@ SHOWN_PROMPTS = 8
 """Of the starter's held-out prompts, if there are no others."""
 
 
-def sample(
-    model: str | Path,
-    prompts: Sequence[str],
-    *,
-    n: int = 1,
-    max_new_tokens: int = 48,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-) -> list[Row]:
+def sample(model: str | Path, prompts: Sequence[str], *, n: int = 1, **sampling: Any) -> list[Row]:
     """Let a policy go on from prompts.
 
     Args:
         model: A model's folder or hub name, starter, or the folder of a run.
         prompts: Texts.
         n: Responses to each.
-        max_new_tokens: Most tokens of a response.
-        temperature: See `Sampler`.
-        top_k: See `Sampler`.
-        top_p: See `Sampler`.
-        seed: See `Sampler`.
+        **sampling: Settings of `Sampler`: max_new_tokens, temperature, top_k, top_p, seed.
 
     Returns:
         n rows for each prompt, side by side: prompt, response, tokens, ended.
@@ -74,32 +60,17 @@ def sample(
     with quiet_transformers():
         policy = load_policy(name).to(device).eval()
         tokenizer = AutoTokenizer.from_pretrained(name)
+    settings = {"group_size": n, "max_rows": AT_ONCE, "add_bos": tokenizer.bos_token_id is not None}
     with warnings.catch_warnings():  # what it warns of matters in training only
         warnings.filterwarnings("ignore", message=".*from a cut distribution")
-        sampler = Sampler(
-            tokenizer,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            group_size=n,
-            seed=seed,
-            max_rows=AT_ONCE,
-            add_bos=tokenizer.bos_token_id is not None,
-        )
+        sampler = Sampler(tokenizer, **settings, **sampling)
     with torch.no_grad():
         rollout = sampler(policy, list(prompts))
-    assert rollout.response_texts is not None
-    assert rollout.ended is not None
-    columns = zip(
-        [prompt for prompt in prompts for _ in range(n)],
-        rollout.response_texts,
-        rollout.response_mask.sum(1).tolist(),
-        rollout.ended.tolist(),
-        strict=True,
-    )
-    names = ("prompt", "response", "tokens", "ended")
-    return [dict(zip(names, row, strict=True)) for row in columns]
+    lengths, ended = rollout.response_mask.sum(1).tolist(), rollout.ended.tolist()
+    return [
+        {"prompt": prompts[row // n], "response": text, "tokens": lengths[row], "ended": ended[row]}
+        for row, text in enumerate(rollout.response_texts)
+    ]
 
 
 def policy_folder(model: str | Path) -> str:

@@ -1,0 +1,152 @@
+"""How a run goes on: which checkpoint, whether it is one of the same run, what is random."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from trl import config as settings
+from trl.config import SettingsError
+from trl.config.errors import refuse
+from trl.config.recipe import Recipe
+from trl.training.checkpoints import CheckpointError, Checkpoints, damage, step_of
+from trl.training.folder import RunFolder
+
+MAY_CHANGE = (
+    *("out", "quiet", "profile", "tracking", "checkpoints", "steps", "episodes", "stop"),
+    *("ppo.forward_batch_size", "ppo.token_budget", "ppo.keep_freed_memory", "sampling.max_rows"),
+)
+"""Settings that may differ when a run is gone on with: they do not change what a step computes but
+by rounding, unless the learning rate falls over the steps of the whole run."""
+
+
+@contextmanager
+def opened(
+    folder: RunFolder, resume: str | Path | None, accelerator: Accelerator
+) -> Iterator[tuple[Path | None, list[str]]]:
+    """Keep a folder for one run; yield the checkpoint to go on from, and notes on its choice.
+
+    Args:
+        folder: That of the run.
+        resume: None: start anew, in a folder without a run. "auto": go on from the last whole
+            checkpoint, or start if there is none. A checkpoint's folder: go on from that one.
+        accelerator: Of several processes the first decides, and the others wait until it has.
+
+    Raises:
+        OSError, ValueError: for a folder in use, or a checkpoint that is not there.
+        CheckpointError: if there are checkpoints, but none is whole.
+    """
+    with folder.in_use() if accelerator.is_main_process else nullcontext():
+        found = _find_checkpoint(folder, resume)
+        accelerator.wait_for_everyone()
+        with _told_to_resume(folder):
+            yield found
+
+
+@contextmanager
+def _told_to_resume(folder: RunFolder) -> Iterator[None]:
+    """Say on a full disk what is good, and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        good = ", ".join(path.name for path in Checkpoints(folder.checkpoints).all())
+        raise OSError(
+            error.errno,
+            f"{error.strerror}. Checkpoints that are good: {good or 'none yet'}. Make room, then "
+            "go on with --resume (in Python resume='auto')",
+            error.filename,
+        ) from error
+
+
+def _find_checkpoint(folder: RunFolder, resume: str | Path | None) -> tuple[Path | None, list[str]]:
+    """Return the checkpoint to go on from, and what the user should know of the choice."""
+    checkpoints = Checkpoints(folder.checkpoints)
+    if resume == "auto":
+        chosen, problems = checkpoints.newest()
+        if chosen is not None:
+            return chosen, [f"Left out, since it is not whole: {problem}." for problem in problems]
+    elif resume is not None:
+        chosen = Path(resume).expanduser()
+        inside = chosen.resolve().parent == folder.checkpoints.resolve()
+        if step_of(chosen) is None or not inside or not chosen.is_dir():
+            there = [path.name for path in checkpoints.all()]
+            rule = f"be auto or a checkpoint of this run, in {folder.checkpoints}"
+            refuse("resume", rule, repr(str(resume)), f"there are {there}")
+        if problem := damage(chosen):
+            raise CheckpointError(f"{chosen} is not whole: {problem}. Take another one, or auto.")
+        return chosen, []
+    others = folder.others()
+    if others or (resume is None and folder.has_run()):
+        problem = "without a run: add --resume (in Python resume='auto') to go on with it, or"
+        if others:
+            there = ", ".join(others)
+            problem = f"of its own, but there are {there} in it, which the run would replace:"
+        message = f"`out` must be a folder {problem} name another one"
+        raise FileExistsError(errno.EEXIST, message, str(folder.path))
+    if resume is None:
+        return None, []
+    return None, [f"There is no checkpoint in {folder.path}: the run starts anew."]
+
+
+def check_same(folder: RunFolder, recipe: Recipe) -> None:
+    """Raise unless the recipe is that of the run so far, but for what may change.
+
+    Raises:
+        SettingsError: naming every setting that is another one.
+    """
+    if not folder.recipe.exists():
+        return
+    before = settings.build(Recipe, settings.read_yaml(folder.recipe))
+    changed = {
+        path: pair
+        for path, pair in settings.differences(before, recipe).items()
+        if not any(path == name or path.startswith(f"{name}.") for name in MAY_CHANGE)
+    }
+    if changed:
+        raise SettingsError(
+            "Recipe",
+            [
+                f"`{path}` must be as in the run so far ({folder.recipe}), {old!r}, to go on with "
+                f"it, got {new!r}: set it back, or start another run in another folder."
+                for path, (old, new) in changed.items()
+            ],
+        )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what a reward, or a model, may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of every source of random numbers of this process."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Go on from `random_state()`."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
