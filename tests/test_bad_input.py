@@ -103,7 +103,7 @@ CASES = {
     "too long": (
         with_part(0, ragged([3, 62])),
         ValueError,
-        "must fit the model's 64 positions, got 65 tokens in row 1: shorten",
+        "must fit the model's 64 positions, got 62 . 3 tokens in row 1 of `query`: shorten",
     ),
     "float tokens": (
         with_part(0, [torch.tensor([1.0]), torch.tensor([2.0])]),
