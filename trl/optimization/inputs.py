@@ -90,7 +90,7 @@ def _check_groups(rollout: Rollout, config: PPOConfig) -> None:
         "sample several responses to each query with Sampler(group_size=4), or name the groups "
         "in Rollout.from_lists(group_ids=...)"
     )
-    rule = f"have 2 responses or more in each group with algorithm={config.algorithm!r}"
+    rule = f"have at least 2 responses in each group with algorithm={config.algorithm!r}"
     if rollout.group_ids is None:
         refuse("group_ids", rule, "None", fix)
     names, sizes = rollout.group_ids.unique(return_counts=True)
