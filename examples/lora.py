@@ -49,7 +49,7 @@ def main():
     for step in range(steps):
         with trainer.sampling():
             rollout = sampler(model, prompts[64 * step : 64 * (step + 1)])
-        scores = scorer(rollout)
+        scores = scorer(rollout).scores
         stats = trainer.step(rollout, scores)
         rewards.append(scores.mean().item())
         print(f"step {step + 1}: reward {rewards[-1]:+.2f}, KL {stats['objective/kl']:.1f} nats")

@@ -42,7 +42,7 @@ def main():
     for step in range(steps):
         with trainer.sampling():
             rollout = sampler(model, prompts[PROMPTS * step : PROMPTS * (step + 1)])
-        scores = scorer(rollout)
+        scores = scorer(rollout).scores
         stats = trainer.step(rollout, scores)
         rewards.append(scores.mean().item())
         best = scores.view(PROMPTS, GROUP).argmax(1)[0].item()  # groups stand side by side

@@ -495,9 +495,8 @@ def test_an_algorithm_of_ones_own():
 def test_groups_must_be_given(name):
     ppo = trainer_of(name)
     before = weights(ppo.model), ppo.shuffle.get_state()
-    message = (
-        r"`group_ids` of the rollout must be given.*Sampler\(group_size=4\).*from_lists\(group"
-    )
+    rule = "`group_ids` must have at least 2 responses in each group with algorithm="
+    message = rule + r".*got None.*Sampler\(group_size=4\).*from_lists\(group"
     with pytest.raises(ValueError, match=message):
         ppo.step(replace(grouped_rollout(), group_ids=None), SCORES)
     with pytest.raises(ValueError, match=message):

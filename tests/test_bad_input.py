@@ -54,9 +54,9 @@ CASES = {
     "fewer scores": (
         with_part(2, torch.tensor([1.0])),
         ValueError,
-        "`scores` must have one number for each of the 2 rows of query and response, got 1",
+        r"`scores` must be real numbers of the shape \[2\], .*, got torch.float32 \[1\]",
     ),
-    "more scores": (with_part(2, [1.0, 2.0, 3.0]), ValueError, "2 rows of query and resp.*, got 3"),
+    "more scores": (with_part(2, [1.0, 2.0, 3.0]), ValueError, "2 responses, got a list of 3"),
     "empty response": (
         with_part(1, [torch.tensor([], dtype=torch.long), torch.tensor([1])]),
         ValueError,
@@ -71,19 +71,23 @@ CASES = {
     "nan score": (
         with_part(2, torch.tensor([1.0, float("nan")])),
         ValueError,
-        "`scores` must be finite, got nan at row 1: check the reward function",
+        "`scores` must be finite numbers, got nan for 1 of 2 responses, in row 1",
     ),
     "infinite score": (
         with_part(2, [float("-inf"), 1.0]),
         ValueError,
-        "must be finite, got -inf at row 0",
+        "must be finite numbers, got -inf for 1 of 2 responses, in row 0",
     ),
     "2-D scores": (
         with_part(2, torch.ones(2, 1)),
         ValueError,
-        r"`scores` must be 1-D.*\[2, 1\]: use scores.squeeze",
+        r"`scores` must be real numbers of the shape \[2\].*\[2, 1\]: use scores.squeeze",
     ),
-    "scores that are text": (with_part(2, ["good", "bad"]), TypeError, "`scores` must be a tensor"),
+    "scores that are text": (
+        with_part(2, ["good", "bad"]),
+        ValueError,
+        "`scores` must be one number .*, got 'good'",
+    ),
     "no response": ((GOOD[0],), TypeError, "`query` and `response` must be tensors"),
     "no scores": (GOOD[:2], TypeError, "`scores` must be given"),
     "token beyond the vocabulary": (
@@ -99,7 +103,7 @@ CASES = {
     "too long": (
         with_part(0, ragged([3, 62])),
         ValueError,
-        "must fit the model's 64 positions, got 65 tokens in row 1: shorten",
+        "must fit the model's 64 positions, got 62 . 3 tokens in row 1 of `query`: shorten",
     ),
     "float tokens": (
         with_part(0, [torch.tensor([1.0]), torch.tensor([2.0])]),
@@ -151,7 +155,10 @@ ROLLOUT = Rollout.from_lists(*GOOD[:2])
             {"query_mask": torch.tensor([[True, True, True, False], [True] * 4])},
             "`query_mask` must have its padding on the left, got padding after a token in row 0",
         ),
-        ({"responses": ROLLOUT.responses.float()}, "response tokens of a Rollout must be integers"),
+        (
+            {"responses": ROLLOUT.responses.float()},
+            r"`responses` must be integers \[batch, length\]",
+        ),
     ],
 )
 def test_a_rollout_made_by_hand_is_checked(ppo, change, message):

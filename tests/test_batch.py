@@ -1,12 +1,28 @@
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from tests.conftest import ragged
-from trl.batch import Rollout, pad_rows, score_tensor
+from trl.batch import (
+    ONE_FOR_ALL,
+    QUERY_TOKENS,
+    RESPONSE_TOKENS,
+    ROWS,
+    TUPLE,
+    TUPLES,
+    Axes,
+    Rollout,
+    axes_of,
+    pad_rows,
+)
+
+DATA = Path(__file__).parent / "data"
 
 
 def test_layout_of_a_ragged_rollout():
@@ -89,13 +105,6 @@ def test_pad_rows_on_both_sides():
     assert mask.tolist() == [[True, True], [True, False]]
 
 
-@pytest.mark.parametrize("scores", [torch.tensor([1, 2]), [1, 2.0], [torch.tensor(1.0), 2]])
-def test_scores_may_be_a_tensor_or_numbers(scores):
-    rollout = Rollout.from_lists(ragged([1, 2]), ragged([2, 1]))
-    assert score_tensor(scores, rollout).tolist() == [1.0, 2.0]
-    assert score_tensor(scores, rollout).dtype == torch.float32
-
-
 def recorded() -> Rollout:
     """Three ragged rows with everything that a sampler may add; row 1 has a hole."""
     rollout = Rollout.from_lists(
@@ -112,6 +121,167 @@ def recorded() -> Rollout:
         query_texts=("a", "b", "c"),
         response_texts=("d", "e", "f"),
     )
+
+
+# --- every field -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Longer(Rollout):
+    """A rollout with another field of each kind: each is one line."""
+
+    of_queries: Annotated[torch.Tensor | None, QUERY_TOKENS] = None
+    of_responses: Annotated[torch.Tensor | None, RESPONSE_TOKENS] = None
+    of_rows: Annotated[torch.Tensor | None, ROWS] = None
+    names: Annotated[tuple[str, ...] | None, TUPLE] = None
+    table: Annotated[dict[str, tuple] | None, TUPLES] = None
+    unit: Annotated[str | None, ONE_FOR_ALL] = None
+
+
+def full() -> Longer:
+    """Three ragged rows with a value in every field; each row's value names its row."""
+    base = recorded()
+    values = {entry.name: getattr(base, entry.name) for entry in fields(Rollout)}
+    columns = base.input_ids.shape[1]
+    values |= {
+        "temperature": 0.7,
+        "texts_apart": True,
+        "query_messages": tuple([{"role": "user", "content": text}] for text in "abc"),
+        "columns": {"answer": (1, [2, "two"], None), "level": ("easy", "hard", "easy")},
+        "trunk_states": torch.arange(3.0 * (columns - 1) * 2).view(3, columns - 1, 2),
+        "of_queries": base.queries * 2,
+        "of_responses": base.responses * 2.0,
+        "of_rows": torch.tensor([7, 8, 9]),
+        "names": ("x", "y", "z"),
+        "table": {"left": (1, 2, 3)},
+        "unit": "nats",
+    }
+    return Longer(**values)
+
+
+EVERY = [entry.name for entry in fields(Longer)]
+
+
+def plain(value):
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
+def row_of(value, row, axes):
+    """What a field says of one row."""
+    if not axes.names:
+        return value
+    if isinstance(value, dict):
+        return {name: column[row] for name, column in value.items()}
+    return plain(value[row])
+
+
+def test_every_field_says_what_it_is_and_the_full_rollout_has_it():
+    assert all(isinstance(axes_of(Longer)[name], Axes) for name in EVERY)
+    whole = full()
+    whole.check()
+    assert not [name for name in EVERY if getattr(whole, name) is None]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_field_survives_select(name):
+    whole, axes = full(), axes_of(Longer)[name]
+    # All rows: the widths stay.
+    part = whole.select(torch.tensor([2, 0, 1]))
+    part.check()
+    for place, row in enumerate((2, 0, 1)):
+        assert row_of(getattr(part, name), place, axes) == row_of(getattr(whole, name), row, axes)
+    # The last row alone has two tokens in its query, and two in its response.
+    alone = getattr(whole.select(torch.tensor([2])), name)
+    both = slice(1, whole.queries.shape[1] + 2 - 1)
+    window = {"Q": slice(1, None), "R": slice(2), "T−1": both}
+    expected = getattr(whole, name)
+    if isinstance(expected, torch.Tensor):
+        expected = expected[2:]
+        if len(axes.names) > 1:
+            expected = expected[:, window[axes.names[1]]]
+        assert torch.equal(alone, expected)
+    else:
+        assert row_of(alone, 0, axes) == row_of(expected, 2, axes)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_field_survives_concat(name):
+    whole = full()
+    joined = Longer.concat([whole.select(torch.tensor([row])) for row in range(3)])
+    joined.check()
+    if name == "trunk_states":  # of columns that are other columns now
+        assert joined.trunk_states is None
+    elif name == "group_ids":  # groups of different parts stay apart
+        assert joined.group_ids.tolist() == [0, 1, 2]
+    else:
+        assert plain(getattr(joined, name)) == plain(getattr(whole, name))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_field_moves_to_another_device(name):
+    whole = full()
+    moved, before = getattr(whole.to("meta"), name), getattr(whole, name)
+    if isinstance(before, torch.Tensor):
+        assert moved.device.type == "meta"
+        assert moved.shape == before.shape
+    else:
+        assert moved == before
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_field_survives_save_and_load(name, tmp_path):
+    whole = full()
+    whole.save(tmp_path / "rollout")
+    loaded, before = getattr(Longer.load(tmp_path / "rollout"), name), getattr(whole, name)
+    assert type(loaded) is type(before)
+    assert plain(loaded) == plain(before)
+    if isinstance(before, torch.Tensor):
+        assert loaded.dtype == before.dtype
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if axes_of(Longer)[name].names])
+def test_a_field_of_another_size_is_named(name):
+    whole = full()
+    value = getattr(whole, name)
+    if isinstance(value, dict):
+        value = {column: entries[:2] for column, entries in value.items()}
+    else:
+        value = value[:2]
+    # Of tokens that do not fit their mask, the mask is named.
+    named = {"queries": "query_mask", "responses": "response_mask"}.get(name, name)
+    with pytest.raises(ValueError, match=f"^`{named}` must "):
+        replace(whole, **{name: value}).check()
+
+
+def test_columns_of_other_names_are_not_joined():
+    one = replace(full(), columns={"answer": (1, 2, 3)})
+    with pytest.raises(ValueError, match=r"the same `columns`, got \[\['answer'\], \['level'\]\]"):
+        Longer.concat([one, replace(one, columns={"level": (1, 2, 3)})])
+
+
+def test_a_file_of_an_older_version_has_the_log_probs_by_their_name_of_today():
+    """It was written when `behaviour_logprobs` was `logprobs`."""
+    rollout = Rollout.load(DATA / "rollout-0.1.safetensors")
+    rollout.check()
+    assert rollout.queries.tolist() == [[0, 0, 5], [6, 7, 8]]
+    assert rollout.responses.tolist() == [[1, 2], [3, 0]]
+    assert rollout.behaviour_logprobs.tolist() == [[-1.5, -0.25], [-2.0, 0.0]]
+    assert rollout.values.tolist() == [[0.5, 1.0], [-1.0, 0.0]]
+    assert rollout.group_ids.tolist() == [0, 0]
+    assert rollout.ended.tolist() == [True, False]
+    assert rollout.temperature == 0.7
+    assert rollout.texts == ("ae f", "b c dg")
+    assert rollout.query_messages[0] == [{"role": "user", "content": "a"}]
+    assert rollout.columns is None
+
+
+def test_a_file_of_something_else_is_no_rollout(tmp_path):
+    save_file({"queries": torch.zeros(1, 1)}, tmp_path / "other")
+    with pytest.raises(ValueError, match="other` must hold a Rollout, got other tensors"):
+        Rollout.load(tmp_path / "other")
+
+
+# --- what is done with it ------------------------------------------------------------------------
 
 
 def test_select_takes_what_was_recorded_along():
@@ -152,10 +322,10 @@ def test_save_and_load_give_the_same_rollout(whole, tmp_path):
     [
         (
             {"behaviour_logprobs": torch.zeros(3, 4)},
-            r"`behaviour_logprobs` .* \[3, 5\], got \[3, 4\]",
+            r"`behaviour_logprobs` .* \[3, 5\] .*, got \[3, 4\]",
         ),
-        ({"group_ids": torch.zeros(2)}, r"`group_ids` .* \[3\], got \[2\]"),
-        ({"response_texts": ("a",)}, r"`response_texts` .* 3 rows, got 1"),
+        ({"group_ids": torch.zeros(2)}, r"`group_ids` .* \[3\] .*, got \[2\]"),
+        ({"response_texts": ("a",)}, r"`response_texts` .* 3 rows .*, got 1"),
     ],
 )
 def test_check_names_a_recorded_field_that_does_not_fit(changes, message):
@@ -175,36 +345,6 @@ def test_check_names_a_recorded_field_that_does_not_fit(changes, message):
 def test_bad_response_masks_are_named(masks, message):
     with pytest.raises(ValueError, match=message):
         Rollout.from_lists(ragged([1, 2]), ragged([2, 2]), response_masks=masks)
-
-
-@pytest.mark.parametrize(
-    "scores",
-    [
-        [[1, 2, 3, 4, 5], [6, 7, 8], [9, 10]],  # one for each token, those in the hole left out
-        [[1, 2, 3, 4, 5], [6, 8], [9, 10]],  # one for each counted token
-        torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 99, 99], [9, 10, 99, 99, 99]]),
-    ],
-)
-def test_scores_of_tokens_come_to_their_places(scores):
-    assert score_tensor(scores, recorded()).tolist() == [
-        [1, 2, 3, 4, 5],
-        [6, 0, 8, 0, 0],
-        [9, 10, 0, 0, 0],
-    ]
-
-
-@pytest.mark.parametrize(
-    ("scores", "message"),
-    [
-        ([[1.0] * 5, [1.0], [1.0] * 2], r"`scores\[1\]` must be .* 3 tokens .* shape \[1\]"),
-        ([[1.0] * 5, [1.0] * 3], r"3 rows .* got 2"),
-        (torch.zeros(3, 4), r"\[3, 5\] of the responses, got shape \[3, 4\]"),
-        ([[1.0] * 5, [1.0, 2.0, float("nan")], [1.0] * 2], "finite, got nan at row 1"),
-    ],
-)
-def test_bad_scores_of_tokens_are_named(scores, message):
-    with pytest.raises(ValueError, match=message):
-        score_tensor(scores, recorded())
 
 
 def test_any_of_several_ends_ends_a_response():
@@ -269,7 +409,7 @@ def test_messages_stay_with_their_rows(tmp_path):
     loaded = Rollout.load(tmp_path / "rollout")
     assert loaded.query_messages == part.query_messages
     assert loaded.texts_apart
-    with pytest.raises(ValueError, match="`query_messages` .* one entry for each of its 3 rows"):
+    with pytest.raises(ValueError, match="`query_messages` .* one entry for each of the 3 rows"):
         replace(whole, query_messages=chats[:2]).check()
 
 
@@ -282,7 +422,7 @@ def test_tensors_that_share_memory_can_be_saved(tmp_path):
 
 def test_a_rollout_without_rows_is_named():
     tokens, mask = torch.ones(0, 3, dtype=torch.long), torch.ones(0, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match="a Rollout must have at least one row, got none"):
+    with pytest.raises(ValueError, match="`queries` must have at least one row, got none"):
         Rollout(tokens, mask, tokens, mask).check()
 
 

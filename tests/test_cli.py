@@ -15,9 +15,10 @@ import yaml
 import trl
 from trl import cli
 from trl import config as settings
-from trl.batch import Rollout, score_tensor
+from trl.batch import Rollout
 from trl.config import PPOConfig, SettingsError
 from trl.config.recipe import ClassifierRecipe, LoRAConfig, ModelConfig, Recipe, RewardConfig
+from trl.scored import score_tensor
 
 DEMO = "{steps: 190, ppo: {learning_rate: 2.0e-4, init_kl_coef: 0.052}}"
 
@@ -323,7 +324,7 @@ def test_an_error_that_trl_raised_on_purpose_is_one_line(runs, monkeypatch, caps
 
     monkeypatch.setattr(sys.modules["trl.training.run"], "run_recipe", diverge)
     assert cli.main(["demo"]) == 2
-    assert "`scores` must be finite" in told(capsys)
+    assert "`scores` must be finite numbers" in told(capsys)
 
 
 def test_a_package_that_is_missing_is_one_line(monkeypatch, capsys):

@@ -152,7 +152,9 @@ def test_a_response_without_an_end_is_punished(settings, expected):
 def test_the_penalty_needs_to_know_what_ended():
     ppo = trainer_of(missing_eos_penalty=1.0)
     before = weights(ppo.model)
-    with pytest.raises(ValueError, match="`missing_eos_penalty` needs.*`ended`, got.*use Sampler"):
+    with pytest.raises(
+        ValueError, match="`missing_eos_penalty` must be None for .*`ended`: use Sampler"
+    ):
         ppo.step(rollout(), SCORES)
     known = replace(rollout(), ended=ENDED)
     with pytest.raises(ValueError, match="`missing_eos_penalty` must be None with scores for sin"):
@@ -322,9 +324,7 @@ def test_responses_of_another_temperature_are_refused():
         batch = sampler(model, queries)
         assert batch.temperature == 0.93, name
         before = weights(model)
-        with pytest.raises(
-            ValueError, match=r"`temperature` of the trainer must be the 0.93 .*1.0"
-        ):
+        with pytest.raises(ValueError, match=r"`temperature` must be the 0.93 .*1.0"):
             trainer_of(model, precision="bf16").step(batch, SCORES)
         assert not changed(before, model)
         stats = trainer_of(model, temperature=0.93).step(batch, SCORES)

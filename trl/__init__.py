@@ -25,6 +25,7 @@ __all__ = [
     "RewardModelScorer",
     "Rollout",
     "Sampler",
+    "Scored",
     "ScoringError",
     "Seq2SeqLMWithValueHead",
     "WeightedSum",
@@ -52,6 +53,7 @@ _HOME = {
     "RewardModelScorer": "trl.evaluation",
     "Rollout": "trl.batch",
     "Sampler": "trl.rollout",
+    "Scored": "trl.scored",
     "ScoringError": "trl.evaluation",
     "Seq2SeqLMWithValueHead": "trl.models.with_value_head",
     "WeightedSum": "trl.evaluation",
@@ -81,6 +83,7 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
     from trl.models.with_value_head import CausalLMWithValueHead, Seq2SeqLMWithValueHead
     from trl.ppo import AdaptiveKLController, FixedKLController, PPOTrainer
     from trl.rollout import Sampler
+    from trl.scored import Scored
     from trl.training.loop import Loop
     from trl.training.one_call import train
     from trl.training.run import run_recipe

@@ -15,9 +15,9 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -25,15 +25,64 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trl.config.errors import refuse
 from trl.core import position_ids_from_mask
 
 TokenLists = Tensor | Sequence[Tensor]
 
-RECORDED = ("behaviour_logprobs", "values", "group_ids", "ended")
-"""Tensors that a sampler may add to a rollout."""
 
-OF_EACH_ROW = ("query_texts", "response_texts", "query_messages")
-"""What else it may add, one entry for each row."""
+def pad_and_cat(columns: Sequence[Tensor], *, left: bool = False) -> Tensor:
+    """Join tensors [b, L] below each other, padded with 0 to the longest."""
+    longest = max(column.shape[1] for column in columns)
+    room = [longest - column.shape[1] for column in columns]
+    return torch.cat(
+        [F.pad(x, (more, 0) if left else (0, more)) for x, more in zip(columns, room, strict=True)]
+    )
+
+
+def _groups_apart(columns: Sequence[Tensor]) -> Tensor:
+    """Join group numbers [b] so that no two parts share one."""
+    joined, first = [], 0
+    for column in columns:
+        joined.append(column - column.min() + first)
+        first = int(joined[-1].max()) + 1
+    return torch.cat(joined)
+
+
+def _one_after_another(columns: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return tuple(entry for column in columns for entry in column)
+
+
+def _name_by_name(columns: Sequence[Mapping[str, tuple[Any, ...]]]) -> dict[str, tuple[Any, ...]]:
+    if any(column.keys() != columns[0].keys() for column in columns):
+        names = [sorted(column) for column in columns]
+        refuse("parts", "have the same `columns`", str(names))
+    return {name: _one_after_another([c[name] for c in columns]) for name in columns[0]}
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What a field of a `Rollout` is: how its value stands in the batch, and how parts are joined.
+
+    Args:
+        names: B: a row of the batch. Q: a column of the queries, padded on the left. R: one of the
+            responses, padded on the right. T−1: of both together, without the last. No name at
+            all: one value for the whole batch.
+        join: From the values of several parts to the one of the whole. None: left out.
+    """
+
+    names: tuple[str, ...]
+    join: Callable[[Any], Any] | None
+
+
+QUERY_TOKENS = Axes(("B", "Q"), partial(pad_and_cat, left=True))
+RESPONSE_TOKENS = Axes(("B", "R"), pad_and_cat)
+ALL_BUT_THE_LAST = Axes(("B", "T−1", "d"), None)  # of columns that are other columns when joined
+ROWS = Axes(("B",), torch.cat)
+GROUPS = Axes(("B",), _groups_apart)
+TUPLE = Axes(("B",), _one_after_another)
+TUPLES = Axes(("B",), _name_by_name)
+ONE_FOR_ALL = Axes((), lambda values: values[0])
 
 
 class ResponseOutput(NamedTuple):
@@ -49,41 +98,48 @@ class ResponseOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A batch of queries and responses. All masks are bool, True = a token that counts."""
+    """A batch of queries and responses. All masks are bool, True = a token that counts.
 
-    queries: Tensor
+    `select`, `concat`, `to`, `save`, `load` and `check` know a field by its `Axes` alone: another
+    field is one line here.
+    """
+
+    queries: Annotated[Tensor, QUERY_TOKENS]
     """[B, Q] token ids, left-padded."""
-    query_mask: Tensor
+    query_mask: Annotated[Tensor, QUERY_TOKENS]
     """[B, Q]."""
-    responses: Tensor
+    responses: Annotated[Tensor, RESPONSE_TOKENS]
     """[B, R] token ids, right-padded."""
-    response_mask: Tensor
+    response_mask: Annotated[Tensor, RESPONSE_TOKENS]
     """[B, R]; the first EOS, if any, is inside. May have holes: tokens that the policy saw but
     did not write (the output of a tool, another speaker); the tokens after the last counted one
     are padding."""
 
     # What a sampler may add. None: not recorded.
-    behaviour_logprobs: Tensor | None = None
+    behaviour_logprobs: Annotated[Tensor | None, RESPONSE_TOKENS] = None
     """[B, R] float32, log π(token) at the temperature of sampling, over the whole vocabulary; 0
     outside the mask."""
-    values: Tensor | None = None
+    values: Annotated[Tensor | None, RESPONSE_TOKENS] = None
     """[B, R] float32, the value head's, before the token was written; 0 outside the mask."""
-    group_ids: Tensor | None = None
+    group_ids: Annotated[Tensor | None, GROUPS] = None
     """[B] equal for the responses to one query."""
-    ended: Tensor | None = None
+    ended: Annotated[Tensor | None, ROWS] = None
     """[B] bool, whether the response ended by itself, rather than at the limit of its length."""
-    temperature: float | None = None
+    temperature: Annotated[float | None, ONE_FOR_ALL] = None
     """What the logits were divided by while sampling."""
-    query_texts: tuple[str, ...] | None = None
+    query_texts: Annotated[tuple[str, ...] | None, TUPLE] = None
     """B texts."""
-    response_texts: tuple[str, ...] | None = None
+    response_texts: Annotated[tuple[str, ...] | None, TUPLE] = None
     """B texts; see `texts` for query and response as one."""
-    texts_apart: bool = False
+    texts_apart: Annotated[bool, ONE_FOR_ALL] = False
     """Whether the texts of query and response stand apart, as an encoder-decoder's do; else the
     response goes on where the query ends, in the middle of a word if need be."""
-    query_messages: tuple[Sequence[Mapping[str, Any]], ...] | None = None
+    query_messages: Annotated[tuple[Sequence[Mapping[str, Any]], ...] | None, TUPLE] = None
     """B chats, for queries that were chats: {"role": …, "content": …} for each message."""
-    trunk_states: Tensor | None = None
+    columns: Annotated[Mapping[str, tuple[Any, ...]] | None, TUPLES] = None
+    """What else is known of each row, such as the right answer: B values for each name, which JSON
+    can hold."""
+    trunk_states: Annotated[Tensor | None, ALL_BUT_THE_LAST] = None
     """[B, T − 1, d] what the frozen lower layers of a policy make of all tokens but the last."""
 
     @classmethod
@@ -114,63 +170,57 @@ class Rollout:
         query_rows = token_rows("query", queries)
         response_rows = token_rows("response", responses)
         if len(query_rows) != len(response_rows):
-            raise ValueError(
-                f"`query` and `response` must have the same number of rows, got {len(query_rows)} "
-                f"and {len(response_rows)}: pass one response for each query."
+            got, fix = (
+                f"{len(query_rows)} and {len(response_rows)}",
+                "pass one response for each query",
             )
+            refuse("query` and `response", "have the same number of rows", got, fix)
         padded_queries, query_mask = pad_rows(query_rows, left=True)
         padded_responses, response_mask = pad_rows(response_rows, left=False)
         if eos_token_id is not None:
-            response_mask &= _until_end(padded_responses, _end_ids(eos_token_id))
+            response_mask &= _until_end(padded_responses, eos_token_id)
             padded_responses = padded_responses.masked_fill(~response_mask, 0)
         if response_masks is not None:
-            masks = _padded_masks(response_masks, response_rows)
-            response_mask &= masks.to(response_mask.device)
-        groups = None
+            response_mask &= _padded_masks(response_masks, response_rows).to(response_mask.device)
         if group_ids is not None:
-            groups = _group_numbers(group_ids, len(response_rows)).to(padded_responses.device)
-        return cls(padded_queries, query_mask, padded_responses, response_mask, group_ids=groups)
+            group_ids = _group_numbers(group_ids, len(response_rows)).to(response_mask.device)
+        return cls(padded_queries, query_mask, padded_responses, response_mask, group_ids=group_ids)
 
     def check(self) -> None:
         """Raise a ValueError unless the tensors have the layout that the class promises."""
-        for name, tokens, mask in (
-            ("query", self.queries, self.query_mask),
-            ("response", self.responses, self.response_mask),
-        ):
+        for name, tokens in (("queries", self.queries), ("responses", self.responses)):
             if tokens.is_floating_point() or tokens.ndim != 2:
-                raise ValueError(
-                    f"the {name} tokens of a Rollout must be integers [batch, length], got "
-                    f"{tokens.dtype} {list(tokens.shape)}."
-                )
-            check_token_mask(f"{name}_mask", mask, tokens)
-        check_left_padded("query_mask", self.query_mask)
-        if len(self.queries) != len(self.responses):
-            raise ValueError(
-                f"a Rollout must have one response for each query, got {len(self.queries)} "
-                f"queries and {len(self.responses)} responses."
-            )
+                got = f"{tokens.dtype} {list(tokens.shape)}"
+                refuse(name, "be integers [batch, length]", got)
         if len(self) == 0:
-            raise ValueError("a Rollout must have at least one row, got none.")
-        rows, width = self.responses.shape
-        for name, tensor in self._tensors().items():
-            shape = [rows, width] if name in ("behaviour_logprobs", "values") else [rows]
-            if name in RECORDED and list(tensor.shape) != shape:
-                raise ValueError(
-                    f"`{name}` of a Rollout must have the shape {shape}, got {list(tensor.shape)}."
-                )
-        for name in OF_EACH_ROW:
-            entries = getattr(self, name)
-            if entries is not None and len(entries) != rows:
-                raise ValueError(
-                    f"`{name}` of a Rollout must have one entry for each of its {rows} rows, got "
-                    f"{len(entries)}."
-                )
+            refuse("queries", "have at least one row", "none")
+        check_token_mask("query_mask", self.query_mask, self.queries)
+        check_token_mask("response_mask", self.response_mask, self.responses)
+        check_left_padded("query_mask", self.query_mask)
+        (rows, before), after = self.queries.shape, self.responses.shape[1]
+        sizes = {"B": rows, "Q": before, "R": after, "T−1": before + after - 1}
+        for name, (axes, value) in self._known().items():
+            if isinstance(value, Tensor):
+                found = list(value.shape)
+                shape = [sizes[axis] for axis in axes.names if axis in sizes]
+                if found[: len(shape)] != shape or len(found) != len(axes.names):
+                    refuse(name, f"have the shape {shape} in this Rollout", str(found))
+            elif axes.names:
+                for column in value.values() if isinstance(value, Mapping) else [value]:
+                    if len(column) != rows:
+                        rule = f"have one entry for each of the {rows} rows of this Rollout"
+                        refuse(name, rule, str(len(column)))
+
+    def _known(self) -> dict[str, tuple[Axes, Any]]:
+        """Return the fields that are not None, each with its axes."""
+        named = {name: (axes, getattr(self, name)) for name, axes in axes_of(type(self)).items()}
+        return {name: pair for name, pair in named.items() if pair[1] is not None}
 
     def __len__(self) -> int:
         return self.queries.shape[0]
 
     def __repr__(self) -> str:
-        recorded = [name for name in RECORDED if getattr(self, name) is not None]
+        recorded = list(self._tensors())[4:]  # tokens and masks are always there
         shown = f"Rollout of {len(self)}: queries {list(self.queries.shape)}"
         shown += f", responses {list(self.responses.shape)}"
         if recorded:
@@ -223,32 +273,25 @@ class Rollout:
         """
         rows = self._indices(rows)
         first, last = self.window(rows)
-        kept: dict[str, Any] = {name: tensor[rows] for name, tensor in self._tensors().items()}
-        for name in ("queries", "query_mask"):
-            kept[name] = kept[name][:, first:]
-        for name in ("responses", "response_mask", "behaviour_logprobs", "values"):
-            if name in kept:
-                kept[name] = kept[name][:, :last]
-        if "trunk_states" in kept:
-            kept["trunk_states"] = kept["trunk_states"][:, first : self.queries.shape[1] + last - 1]
-        others: dict[str, Any] = {
-            name: tuple(entries[row] for row in rows.tolist())
-            for name in OF_EACH_ROW
-            if (entries := getattr(self, name)) is not None
-        }
-        return replace(self, **kept, **others)
+        both = slice(first, self.queries.shape[1] + last - 1)
+        columns = {"Q": slice(first, None), "R": slice(last), "T−1": both}
+        kept: dict[str, Any] = {}
+        for name, (axes, value) in self._known().items():
+            if axes.names:
+                kept[name] = _chosen(value, rows)
+            if len(axes.names) > 1:
+                kept[name] = kept[name][:, columns[axes.names[1]]]
+        return replace(self, **kept)
 
     def _indices(self, rows: Tensor) -> Tensor:
         """Return the indices of the chosen rows, of which there must be some."""
         if rows.dtype == torch.bool:
             if list(rows.shape) != [len(self)]:
-                raise ValueError(
-                    f"`rows` must be indices, or a mask of the shape {[len(self)]} of the rows, "
-                    f"got a mask {list(rows.shape)}."
-                )
+                rule = f"be indices, or a mask of the shape {[len(self)]} of the rows"
+                refuse("rows", rule, f"a mask {list(rows.shape)}")
             rows = rows.nonzero()[:, 0]
         if rows.numel() == 0:
-            raise ValueError("`rows` must choose at least one row, got none.")
+            refuse("rows", "choose at least one row", "none")
         return rows
 
     def window(self, rows: Tensor) -> tuple[int, int]:
@@ -270,23 +313,17 @@ class Rollout:
                 temperature, or in how query and response stand to each other.
         """
         if not parts:
-            raise ValueError("`parts` must have at least one rollout, got none.")
-        for name in ("temperature", "texts_apart"):
-            if len(found := {getattr(part, name) for part in parts}) > 1:
-                raise ValueError(
-                    f"`parts` must have the same `{name}`, got {sorted(found, key=str)}."
-                )
+            refuse("parts", "have at least one rollout", "none")
         joined: dict[str, Any] = {}
-        # The states of a trunk are left out: they are of columns that are other columns now.
-        for name in (entry.name for entry in fields(cls) if entry.name != "trunk_states"):
-            columns = [getattr(part, name) for part in parts]
-            missing = [index for index, column in enumerate(columns) if column is None]
-            if missing and len(missing) < len(parts):
-                raise ValueError(
-                    f"`parts` must all have `{name}` or none, but parts {missing} have none."
-                )
-            if not missing:
-                joined[name] = _JOINED[name](columns) if name in _JOINED else columns[0]
+        for name, axes in axes_of(cls).items():
+            values = [getattr(part, name) for part in parts]
+            missing = [index for index, value in enumerate(values) if value is None]
+            if not axes.names and len(found := set(values)) > 1:
+                refuse("parts", f"have the same `{name}`", str(sorted(found, key=str)))
+            if 0 < len(missing) < len(parts):
+                refuse("parts", f"all have `{name}` or none, but parts {missing} have none")
+            if not missing and axes.join is not None:
+                joined[name] = axes.join(values)
         return cls(**joined)
 
     def split(self, rows: int) -> Iterator[Rollout]:
@@ -349,38 +386,28 @@ class Rollout:
         return replace(self, **moved)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the rollout to one safetensors file, its texts and messages included."""
-        others = (*OF_EACH_ROW, "texts_apart", "temperature")
-        texts = {name: getattr(self, name) for name in others}
+        """Write the rollout to one safetensors file, its texts and other columns included."""
+        tensors = self._tensors()
+        others = {k: value for k, (_, value) in self._known().items() if k not in tensors}
         # Copies: the format has no place for two tensors that share their memory.
-        tensors = {
-            name: tensor.detach().cpu().contiguous().clone()
-            for name, tensor in self._tensors().items()
-        }
-        save_file(tensors, path, metadata={"texts": json.dumps(texts)})
+        copies = {k: tensor.detach().cpu().contiguous().clone() for k, tensor in tensors.items()}
+        save_file(copies, path, metadata={"texts": json.dumps(others)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Rollout:
         """Read what `save` has written, on the CPU."""
         with safe_open(path, framework="pt") as file:
-            names = {entry.name for entry in fields(cls)}
-            if not {"queries", "query_mask", "responses", "response_mask"} <= set(file.keys()):
-                raise ValueError(f"{os.fspath(path)!r} must hold a Rollout, got other tensors.")
-            tensors: dict[str, Any] = {
-                name: file.get_tensor(name) for name in names & set(file.keys())
-            }
-            texts = json.loads((file.metadata() or {}).get("texts", "{}"))
-        others: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in texts.items()
-            if value is not None
-        }
-        return cls(**tensors, **others)
+            found: dict[str, Any] = {name: file.get_tensor(name) for name in list(file.keys())}
+            found |= json.loads((file.metadata() or {}).get("texts", "{}"))
+        known = {_FORMER_NAMES.get(name, name): value for name, value in found.items()}
+        known = {name: known[name] for name in axes_of(cls) if known.get(name) is not None}
+        if not {"queries", "query_mask", "responses", "response_mask"} <= known.keys():
+            refuse(os.fspath(path), "hold a Rollout", "other tensors")
+        return cls(**{name: _with_tuples(value) for name, value in known.items()})
 
     def _tensors(self) -> dict[str, Tensor]:
         """Return the fields that are tensors, by name."""
-        named = ((entry.name, getattr(self, entry.name)) for entry in fields(self))
-        return {name: value for name, value in named if isinstance(value, Tensor)}
+        return {k: value for k, (_, value) in self._known().items() if isinstance(value, Tensor)}
 
     def response_lists(self) -> list[list[int]]:
         """Return the counted tokens of each response."""
@@ -397,36 +424,31 @@ def _counted(tokens: Tensor, mask: Tensor) -> list[list[int]]:
     return [row[counts].tolist() for row, counts in pairs]
 
 
-def _side_by_side(columns: Sequence[Tensor], *, left: bool = False) -> Tensor:
-    """Join tensors [b, L] below each other, padded with 0 to the longest."""
-    longest = max(column.shape[1] for column in columns)
-    room = [longest - column.shape[1] for column in columns]
-    return torch.cat(
-        [F.pad(x, (more, 0) if left else (0, more)) for x, more in zip(columns, room, strict=True)]
-    )
+def _read_axes(cls: type[Rollout]) -> dict[str, Axes]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {entry.name: hints[entry.name].__metadata__[0] for entry in fields(cls)}
 
 
-def _groups_apart(columns: Sequence[Tensor]) -> Tensor:
-    """Join group numbers [b] so that no two parts share one."""
-    joined, first = [], 0
-    for column in columns:
-        joined.append(column - column.min() + first)
-        first = int(joined[-1].max()) + 1
-    return torch.cat(joined)
+axes_of: Callable[[Any], dict[str, Axes]] = cache(_read_axes)
+"""From `Rollout`, or a class made of it, to what each of its fields is."""
 
 
-def _one_after_another(columns: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
-    return tuple(entry for column in columns for entry in column)
+_FORMER_NAMES = {"logprobs": "behaviour_logprobs"}
+"""Names of fields in files that older versions wrote."""
 
 
-_JOINED: dict[str, Callable[[list[Any]], Any]] = {
-    **dict.fromkeys(("queries", "query_mask"), partial(_side_by_side, left=True)),
-    **dict.fromkeys(("responses", "response_mask", "behaviour_logprobs", "values"), _side_by_side),
-    "group_ids": _groups_apart,
-    "ended": torch.cat,
-    **dict.fromkeys(OF_EACH_ROW, _one_after_another),
-}
-"""How `Rollout.concat` joins a field; any other is the same in all parts."""
+def _chosen(values: Any, rows: Tensor) -> Any:
+    """Return the given rows of a tensor, of a tuple, or of each tuple of a mapping."""
+    if isinstance(values, Mapping):
+        return {name: _chosen(column, rows) for name, column in values.items()}
+    return values[rows] if isinstance(values, Tensor) else tuple(values[r] for r in rows.tolist())
+
+
+def _with_tuples(value: Any) -> Any:
+    """Return what JSON made lists of as tuples, one entry for each row."""
+    if isinstance(value, dict):
+        return {name: tuple(column) for name, column in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _with_space(query: str, response: str) -> str:
@@ -436,55 +458,43 @@ def _with_space(query: str, response: str) -> str:
     return f"{query} {response}" if apart else query + response
 
 
-def _end_ids(eos_token_id: int | Sequence[int]) -> list[int]:
-    """Return one or several token ids as a list."""
-    ids = [eos_token_id] if isinstance(eos_token_id, Integral) else eos_token_id
-    if not isinstance(ids, Sequence) or not all(
-        isinstance(token, Integral) and not isinstance(token, bool) for token in ids
-    ):
-        raise TypeError(
-            f"`eos_token_id` must be a token id, a list of token ids or None, got {eos_token_id!r}."
-        )
-    return [int(token) for token in ids]
-
-
 def _group_numbers(group_ids: Tensor | Sequence[int], rows: int) -> Tensor:
     """Return the groups of so many responses as integers [B]."""
     numbers = torch.as_tensor(group_ids)
     if list(numbers.shape) != [rows] or numbers.is_floating_point() or numbers.is_complex():
-        raise ValueError(
-            f"`group_ids` must be one whole number for each of the {rows} responses, got "
-            f"{numbers.dtype} {list(numbers.shape)}."
-        )
+        rule = f"be one whole number for each of the {rows} responses"
+        refuse("group_ids", rule, f"{numbers.dtype} {list(numbers.shape)}")
     return numbers.long()
 
 
-def _until_end(tokens: Tensor, ids: list[int]) -> Tensor:
-    """Return the mask [B, R] of the tokens up to the first one of `ids`, that one included."""
-    ends = torch.isin(tokens, torch.tensor(ids, dtype=tokens.dtype, device=tokens.device)).long()
+def _until_end(tokens: Tensor, eos_token_id: int | Sequence[int]) -> Tensor:
+    """Return the mask [B, R] of the tokens up to the first one that is an end, that included."""
+    ids = [eos_token_id] if isinstance(eos_token_id, Integral) else eos_token_id
+    if not isinstance(ids, Sequence) or not all(
+        type(token) is not bool and isinstance(token, Integral) for token in ids
+    ):
+        rule = "be a token id, a list of token ids or None"
+        refuse("eos_token_id", rule, repr(eos_token_id), error=TypeError)
+    ends = torch.isin(tokens, tokens.new_tensor([int(token) for token in ids])).long()
     return ends.cumsum(1) - ends == 0
 
 
 def check_token_mask(name: str, mask: Tensor, tokens: Tensor) -> None:
     """Raise unless `mask` is bool, shaped like `tokens` [B, L], and counts a token in each row."""
     if mask.dtype != torch.bool or mask.shape != tokens.shape:
-        raise ValueError(
-            f"`{name}` must be bool and of the shape {list(tokens.shape)} of its tokens, got "
-            f"{mask.dtype} {list(mask.shape)}: use {name}.bool()."
-        )
+        rule = f"be bool and of the shape {list(tokens.shape)} of its tokens"
+        refuse(name, rule, f"{mask.dtype} {list(mask.shape)}", f"use {name}.bool()")
     if not mask.any(1).all():
         row = int((~mask.any(1)).nonzero()[0])
-        raise ValueError(f"`{name}` must count a token in every row, got none in row {row}.")
+        refuse(name, "count a token in every row", f"none in row {row}")
 
 
 def check_left_padded(name: str, mask: Tensor) -> None:
     """Raise unless in every row of `mask` [B, L] the padding comes first."""
     if (mask[:, :-1] & ~mask[:, 1:]).any():
         row = int((mask[:, :-1] & ~mask[:, 1:]).any(1).nonzero()[0])
-        raise ValueError(
-            f"`{name}` must have its padding on the left, got padding after a token in row {row}: "
-            "set tokenizer.padding_side = 'left'."
-        )
+        got, fix = f"padding after a token in row {row}", "set tokenizer.padding_side = 'left'"
+        refuse(name, "have its padding on the left", got, fix)
 
 
 def token_rows(name: str, tokens: TokenLists) -> list[Tensor]:
@@ -495,33 +505,25 @@ def token_rows(name: str, tokens: TokenLists) -> list[Tensor]:
         ValueError: if there are no rows, a row is not 1-D, or a row is empty.
     """
     if isinstance(tokens, Tensor) and tokens.ndim != 2:
-        raise ValueError(
-            f"`{name}` must be a tensor [batch, length] or a list of 1-D tensors, got a tensor of "
-            f"shape {list(tokens.shape)}: use {name}.unsqueeze(0) for a single row."
-        )
+        got = f"a tensor of shape {list(tokens.shape)}"
+        fix = f"use {name}.unsqueeze(0) for a single row"
+        refuse(name, "be a tensor [batch, length] or a list of 1-D tensors", got, fix)
     rows = list(tokens)
     if not rows:
-        raise ValueError(f"`{name}` must have at least one row, got none.")
+        refuse(name, "have at least one row", "none")
     for index, row in enumerate(rows):
+        where = f"{name}[{index}]"
         if not isinstance(row, Tensor):
-            raise TypeError(
-                f"`{name}[{index}]` must be a 1-D tensor of token ids, got {type(row).__name__}: "
-                "wrap it in torch.tensor(...)."
-            )
+            got, fix = type(row).__name__, "wrap it in torch.tensor(...)"
+            refuse(where, "be a 1-D tensor of token ids", got, fix, error=TypeError)
         if row.is_floating_point() or row.is_complex() or row.dtype == torch.bool:
-            raise TypeError(
-                f"`{name}[{index}]` must hold token ids of an integer dtype, got {row.dtype}: "
-                "convert it with .long()."
-            )
+            got, fix = str(row.dtype), "convert it with .long()"
+            refuse(where, "hold token ids of an integer dtype", got, fix, error=TypeError)
         if row.ndim != 1:
-            raise ValueError(
-                f"`{name}[{index}]` must be 1-D, got shape {list(row.shape)}: "
-                "pass one tensor of token ids for each row."
-            )
+            fix = "pass one tensor of token ids for each row"
+            refuse(where, "be 1-D", f"shape {list(row.shape)}", fix)
         if row.numel() == 0:
-            raise ValueError(
-                f"`{name}[{index}]` must have at least one token, got none: leave the row out."
-            )
+            refuse(where, "have at least one token", "none", "leave the row out")
     return rows
 
 
@@ -541,96 +543,14 @@ def _padded_masks(masks: Sequence[Tensor] | Tensor, responses: list[Tensor]) -> 
     """Pad one mask for each response to [B, R], after checking them."""
     rows = list(masks)
     if len(rows) != len(responses):
-        raise ValueError(
-            f"`response_masks` must have one mask for each of the {len(responses)} responses, got "
-            f"{len(rows)}."
-        )
+        rule = f"have one mask for each of the {len(responses)} responses"
+        refuse("response_masks", rule, str(len(rows)))
     for index, (mask, response) in enumerate(zip(rows, responses, strict=True)):
+        name = f"response_masks[{index}]"
         if not isinstance(mask, Tensor) or mask.shape != response.shape:
-            shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-            raise ValueError(
-                f"`response_masks[{index}]` must be a tensor of the shape {list(response.shape)} "
-                f"of its response, got {shape}."
-            )
+            got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+            rule = f"be a tensor of the shape {list(response.shape)} of its response"
+            refuse(name, rule, str(got))
         if not mask.bool().any():
-            raise ValueError(
-                f"`response_masks[{index}]` must count a token, got none: leave the row out."
-            )
+            refuse(name, "count a token", "none", "leave the row out")
     return pad_rows(rows, left=False)[0].bool()
-
-
-def score_tensor(
-    scores: Tensor | Sequence[float | Tensor | Sequence[float]], rollout: Rollout
-) -> Tensor:
-    """Return finite float32 scores of a rollout: [B] of its responses, or [B, R] of their tokens.
-
-    Args:
-        scores: One number for each response; or, for each token, a tensor [B, R] or B sequences
-            as long as the responses, or as their counted tokens.
-        rollout: B rows.
-
-    Raises:
-        TypeError: if they are not numbers.
-        ValueError: if there is not one for each row, or for each token, or one is not finite.
-    """
-    rows = len(rollout)
-    if not isinstance(scores, Tensor):
-        try:
-            entries = [torch.as_tensor(score, dtype=torch.float32).cpu() for score in scores]
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(
-                f"`scores` must be a tensor [batch] or a list of numbers, one for each response, "
-                f"or for each token ({error})."
-            ) from error
-        if all(entry.shape in ((), (1,)) for entry in entries):
-            scores = torch.tensor([entry.item() for entry in entries])
-        else:
-            scores = _token_scores(entries, rollout)
-    if scores.is_complex():
-        raise TypeError(f"`scores` must be real numbers, got {scores.dtype}.")
-    if scores.ndim != 1 and scores.shape != rollout.response_mask.shape:
-        raise ValueError(
-            f"`scores` must be 1-D, one number for each response, or of the shape "
-            f"{list(rollout.response_mask.shape)} of the responses, got shape "
-            f"{list(scores.shape)}: use scores.squeeze(-1) or take one column."
-        )
-    if len(scores) != rows:
-        raise ValueError(
-            f"`scores` must have one number for each of the {rows} rows of query and response, "
-            f"got {len(scores)}."
-        )
-    scores = scores.detach().float()
-    if scores.ndim == 2:
-        scores = scores.masked_fill(~rollout.response_mask.to(scores.device), 0.0)
-    if not scores.isfinite().all():
-        row = int((~scores.isfinite()).nonzero()[0, 0])
-        bad = scores[row][~scores[row].isfinite()].flatten()[0].item()
-        raise ValueError(
-            f"`scores` must be finite, got {bad} at row {row}: check the reward function on that "
-            "response."
-        )
-    return scores
-
-
-def _token_scores(scores: Sequence[Tensor], rollout: Rollout) -> Tensor:
-    """Put the scores of each response's tokens to their places in [B, R]."""
-    if len(scores) != len(rollout):
-        raise ValueError(
-            f"`scores` must have one entry for each of the {len(rollout)} rows of query and "
-            f"response, got {len(scores)}."
-        )
-    mask = rollout.response_mask.cpu()
-    placed = torch.zeros(mask.shape)
-    for row, score in enumerate(scores):
-        counted = mask[row].nonzero().flatten()
-        length = int(counted[-1]) + 1
-        if score.ndim != 1 or len(score) not in (length, len(counted)):
-            raise ValueError(
-                f"`scores[{row}]` must be one number, or one for each of the {length} tokens of "
-                f"its response, got shape {list(score.shape)}."
-            )
-        if len(score) == length:
-            placed[row, :length] = score.masked_fill(~mask[row, :length], 0.0)
-        else:
-            placed[row, counted] = score
-    return placed

@@ -152,7 +152,7 @@ def test_long_texts_are_cut_to_what_the_model_can_take():
 def test_a_rollout_is_scored_by_its_texts_whatever_its_tokens():
     scorer = ClassifierScorer(make_model(), make_tokenizer())
     rollout = make_rollout(("a ", "good film"), ("the story ", "was bad"))
-    scores = score(scorer, rollout)
+    scores = score(scorer, rollout).scores
     assert torch.equal(scores, scorer(["a good film", "the story was bad"]))
     with pytest.raises(ScoringError, match="the rollout must have texts"):
         scorer(without_texts(rollout))
@@ -180,9 +180,9 @@ def test_no_texts_give_no_scores():
     ("texts", "message"),
     [
         ("a film", r"got one string: pass \[text\]"),
-        (torch.tensor([[1, 2]]), "got a tensor: decode"),
-        (["a film", [1, 2]], r"texts\[1\] is a list: decode"),
-        ([None], r"texts\[0\] is a NoneType"),
+        (torch.tensor([[1, 2]]), "got a Tensor: decode"),
+        (["a film", [1, 2]], "got a list: decode"),
+        ([None], "got a NoneType: decode"),
     ],
 )
 def test_wrong_types_say_what_to_pass(texts, message):
@@ -284,7 +284,7 @@ def test_a_long_rollout_loses_its_beginning_and_keeps_its_response():
     scorer = ClassifierScorer(make_model(), make_tokenizer())
     rollout = make_rollout(("good " * 9, "bad story with a film"))
     kept = ["good " * 5 + "bad story with a film"]  # 10 words and the two special tokens
-    torch.testing.assert_close(scorer(rollout), scorer(kept), rtol=0, atol=0)
+    torch.testing.assert_close(scorer(rollout).scores, scorer(kept), rtol=0, atol=0)
     assert scorer.tokenizer.truncation_side == "right"
     # Plain texts keep the side of the tokenizer.
     whole = ["good " * 9 + "bad story with a film"]

@@ -50,7 +50,7 @@ def test_rewards_by_hand(log_odds, negative, neutral, positive):
     rewards = range_reward(torch.full((3,), log_odds), low, high, best=3.0, worst=-4.0)
     torch.testing.assert_close(rewards, expected, rtol=1e-6, atol=1e-6)
     scorer = saying(log_odds, best=3.0, worst=-4.0, scale=2.0)
-    found = score(scorer, make_rollout(*PAIRS))
+    found = score(scorer, make_rollout(*PAIRS)).scores
     torch.testing.assert_close(found, 2 * expected, rtol=1e-6, atol=1e-6)
 
 
@@ -92,7 +92,7 @@ def test_the_classifier_reads_the_text_without_the_prefix():
     x = classifier_of(make_model(), output="log_odds")(texts)
     # 3/7 and 3/2 are the odds of 0.3 and 0.6.
     expected = torch.stack([math.log(3 / 7) - x[0], x[1] - math.log(3 / 2)])
-    found = ControlScorer(classifier, targets, best=99.0, worst=-99.0)(rollout)
+    found = ControlScorer(classifier, targets, best=99.0, worst=-99.0)(rollout).scores
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert classifier.output == "logit"
     seen = classifier_of(make_model(), output="log_odds")(list(rollout.texts))
@@ -102,7 +102,7 @@ def test_the_classifier_reads_the_text_without_the_prefix():
 def test_only_the_prefix_at_the_start_goes_and_it_goes_once():
     classifier = classifier_of(make_model(), output="log_odds")
     rollout = make_rollout(("bad bad film bad ", "bad "))
-    found = ControlScorer(classifier, {"bad ": (0.5, 1.0)}, best=99.0, worst=-99.0)(rollout)
+    found = ControlScorer(classifier, {"bad ": (0.5, 1.0)}, best=99.0, worst=-99.0)(rollout).scores
     # The odds of 1/2 are 1: the reward is x itself.
     torch.testing.assert_close(found, classifier(["bad film bad bad "]), rtol=1e-5, atol=1e-6)
 
@@ -112,33 +112,36 @@ def test_the_longest_prefix_counts():
     for order in (targets, dict(reversed(targets.items()))):
         scorer = ControlScorer(classifier_of(with_logits([0.0, 5.0])), order, worst=-1.0, best=0.5)
         rollout = make_rollout(("very good ", "film"), ("very very good ", "film"))
-        assert scorer(rollout).tolist() == [-1.0, 0.5]
+        assert scorer(rollout).scores.tolist() == [-1.0, 0.5]
 
 
 def test_the_shares_of_hits():
     scorer = saying(0.5, best=1.0)
     pairs = [PAIRS[1], PAIRS[0], PAIRS[1], PAIRS[1], PAIRS[2]]
-    assert scorer.means == {}
-    scorer(make_rollout(*pairs))
+    found = scorer(make_rollout(*pairs))
     # P = 0.62 is inside 0.35 … 0.65 and nowhere else.
-    assert scorer.means == {"hit": 0.6, "hit/[0]": 1.0, "hit/[-]": 0.0, "hit/[+]": 0.0}
-    scorer(make_rollout(PAIRS[2]))
-    assert scorer.means == {"hit": 0.0, "hit/[+]": 0.0}
+    assert found.means() == {"hit": 0.6, "hit/[0]": 1.0, "hit/[-]": 0.0, "hit/[+]": 0.0}
+    assert found.figures["hit"].tolist() == [1, 0, 1, 1, 0]
+    torch.testing.assert_close(
+        found.figures["hit/[0]"], torch.tensor([1, math.nan, 1, 1, math.nan]), equal_nan=True
+    )
+    assert scorer(make_rollout(PAIRS[2])).means() == {"hit": 0.0, "hit/[+]": 0.0}
 
 
 def test_just_outside_is_no_hit():
     scorer = saying(1.0)
     # P = 0.731 lies between 0.65 and 0.75.
-    assert scorer(make_rollout(*PAIRS)).tolist() == pytest.approx([-1.0, -0.3809608, -0.0986123])
-    assert set(scorer.means.values()) == {0.0}
+    found = scorer(make_rollout(*PAIRS))
+    assert found.scores.tolist() == pytest.approx([-1.0, -0.3809608, -0.0986123])
+    assert set(found.means().values()) == {0.0}
 
 
 def test_a_short_response_misses():
     scorer = saying(0.0, min_tokens=3, worst=-1.5, scale=2.0)
     rollout = make_rollout(*[PAIRS[1]] * 3, lengths=[2, 3, 4], holes=[(2, 0), (2, 1)])
     # The third has four tokens, of which two count.
-    assert scorer(rollout).tolist() == pytest.approx([-3.0, 2 * LOG_13_7, -3.0], rel=1e-6)
-    assert scorer.means == {"hit": 1 / 3, "hit/[0]": 1 / 3}
+    assert scorer(rollout).scores.tolist() == pytest.approx([-3.0, 2 * LOG_13_7, -3.0], rel=1e-6)
+    assert scorer(rollout).means() == {"hit": 1 / 3, "hit/[0]": 1 / 3}
 
 
 def test_the_classifiers_own_settings_hold():
@@ -148,7 +151,7 @@ def test_the_classifiers_own_settings_hold():
     # [CLS] and [SEP] leave room for the last three words of the eight.
     expected = classifier_of(make_model(), output="log_odds")(["a good film"])
     targets = {"[0] ": (0.5, 1.0)}
-    found = ControlScorer(cut, targets, best=99.0, worst=-99.0)(rollout)
+    found = ControlScorer(cut, targets, best=99.0, worst=-99.0)(rollout).scores
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert (found - classifier_of(make_model(), output="log_odds")([long])).abs().min() > 0.01
 
@@ -158,17 +161,18 @@ def test_the_order_of_rows_does_not_matter():
     rollout = make_rollout(*PAIRS, ("[0] a ", "bad story"), lengths=[2, 2, 2, 2])
     scorer = ControlScorer(classifier, TARGETS)
     order = torch.tensor([2, 0, 3, 1])
-    expected = scorer(rollout)[order]
-    means = dict(scorer.means)
-    torch.testing.assert_close(scorer(rollout.select(order)), expected, rtol=1e-5, atol=1e-6)
-    assert scorer.means == means
+    before, after = scorer(rollout), scorer(rollout.select(order))
+    torch.testing.assert_close(after.scores, before.scores[order], rtol=1e-5, atol=1e-6)
+    assert after.means() == before.means()
 
 
 def test_a_part_of_a_sum():
     scorer = saying(0.0, name="sentiment")
     total = WeightedSum([(scorer, 2.0)])
-    assert total(make_rollout(PAIRS[1])).tolist() == pytest.approx([2 * LOG_13_7], rel=1e-6)
-    assert total.means["sentiment"] == pytest.approx(LOG_13_7, rel=1e-6)
+    found = total(make_rollout(PAIRS[1]))
+    assert found.scores.tolist() == pytest.approx([2 * LOG_13_7], rel=1e-6)
+    assert found.parts["sentiment"].tolist() == pytest.approx([LOG_13_7], rel=1e-6)
+    assert list(found.means()) == ["sentiment", "hit", "hit/[0]"]
     assert saying(0.0).name == "control"
 
 
@@ -190,14 +194,16 @@ def test_a_rollout_without_texts():
     ("targets", "message"),
     [
         ({}, "`targets` must have at least one prefix"),
-        ({"  ": (0.0, 1.0)}, "the prefixes of `targets` must not be blank, got '  '"),
-        ({"a": (0.5, 0.5)}, r"the range of 'a' must be .* low < high <= 1, got \(0.5, 0.5\)"),
-        ({"a": (0.9, 0.1)}, "the range of 'a' must be"),
-        ({"a": (-0.1, 0.1)}, "the range of 'a' must be"),
-        ({"a": (0.1, 1.1)}, "the range of 'a' must be"),
-        ({"a": (0.1, math.nan)}, "the range of 'a' must be"),
-        ({"a": ("0", 1.0)}, "the range of 'a' must be"),
-        ({"a": (False, True)}, "the range of 'a' must be"),
+        ({"  ": (0.0, 1.0)}, "`targets` must have prefixes that are not blank, got '  '"),
+        ({"a": (0.5, 0.5)}, r"`targets\['a'\]` must be .* low < high <= 1, got \(0.5, 0.5\)"),
+        ({"a": (0.9, 0.1)}, r"`targets\['a'\]` must be a pair"),
+        ({"a": (-0.1, 0.1)}, r"`targets\['a'\]` must be a pair"),
+        ({"a": (0.1, 1.1)}, r"`targets\['a'\]` must be a pair"),
+        ({"a": (0.1, math.nan)}, r"`targets\['a'\]` must be a pair"),
+        ({"a": ("0", 1.0)}, r"`targets\['a'\]` must be a pair"),
+        ({"a": 0.5}, r"`targets\['a'\]` must be a pair \(low, high\) of .*, got 0.5"),
+        ({"a": (0.0, 0.5, 1.0)}, r"`targets\['a'\]` must be a pair"),
+        ({"a": (False, True)}, r"`targets\['a'\]` must be a pair"),
     ],
 )
 def test_bad_targets(targets, message):
@@ -209,9 +215,7 @@ def test_bad_targets(targets, message):
     ("targets", "message"),
     [
         ([("a", (0.0, 1.0))], "`targets` must be a dict"),
-        ({1: (0.0, 1.0)}, "the prefixes of `targets` must be texts, got 1"),
-        ({"a": 0.5}, r"the range of 'a' must be a pair \(low, high\), got 0.5"),
-        ({"a": (0.0, 0.5, 1.0)}, "the range of 'a' must be a pair"),
+        ({1: (0.0, 1.0)}, "`targets` must have texts as prefixes, got 1"),
     ],
 )
 def test_targets_of_another_kind(targets, message):
@@ -232,9 +236,10 @@ def test_a_weight_multiplies_the_reward_of_its_prefix():
     plain = saying(0.0, best=3.0, worst=-4.0)
     weighted = saying(0.0, best=3.0, worst=-4.0, weights={"[0] ": 2.0})
     rollout = make_rollout(*PAIRS)
-    assert torch.equal(score(weighted, rollout), score(plain, rollout) * torch.tensor([1, 2.0, 1]))
-    assert weighted.means == plain.means
-    with pytest.raises(ValueError, match=r"`weights` must name prefixes .*'\[neutral\]'"):
+    more, usual = score(weighted, rollout), score(plain, rollout)
+    assert torch.equal(more.scores, usual.scores * torch.tensor([1, 2.0, 1]))
+    assert more.means() == usual.means()
+    with pytest.raises(ValueError, match=r"`weights` must be one of .*'\[neutral\]'"):
         saying(0.0, weights={"[neutral]": 2.0})
     with pytest.raises(
         ValueError, match=r"`weights` must be a mapping of prefix: number > 0, got .*0"

@@ -107,7 +107,7 @@ def scorer_of(server, **settings):
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
 def test_scores_come_in_order_whatever_the_batches(batch_size):
     with serving(lengths) as server:
-        scores = score(scorer_of(server, batch_size=batch_size), ROLLOUT)
+        scores = score(scorer_of(server, batch_size=batch_size), ROLLOUT).scores
     assert scores.tolist() == LENGTHS
     asked = sorted(len(question["texts"]) for question in server.questions)
     assert asked == {1: [1] * 5, 2: [1, 2, 2], 5: [5], 64: [5]}[batch_size]
@@ -140,21 +140,21 @@ def test_another_form_of_question_and_answer():
             server,
             request=lambda pairs: {"items": [{"input": q, "output": r} for q, r in pairs]},
             parse=lambda answer: [item["reward"] for item in answer],
-        )(ROLLOUT)
+        )(ROLLOUT).scores
     assert scores.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
 def test_rewards_for_each_token():
     rollout = make_rollout(("a", "b"), ("c", "d"))
     with serving((200, {"scores": [[1.0], [2.0, 3.0]]})) as server:
-        assert scorer_of(server)(rollout).tolist() == [[1.0, 0.0], [2.0, 3.0]]
+        assert scorer_of(server)(rollout).scores.tolist() == [[1.0, 0.0], [2.0, 3.0]]
 
 
 @pytest.mark.parametrize("failure", [(500, {}), (503, b"busy"), (429, {}), "hang up", "hang"])
 def test_what_may_pass_is_tried_again(failure):
     with serving(failure, failure, lengths) as server:
         scorer = scorer_of(server, retries=2, timeout=0.5 if failure == "hang" else 5.0)
-        assert scorer(ROLLOUT).tolist() == LENGTHS
+        assert scorer(ROLLOUT).scores.tolist() == LENGTHS
     assert len(server.questions) == 3
 
 
@@ -164,7 +164,7 @@ def test_a_server_that_breaks_off_its_answer_is_asked_again():
             return 100
 
     with serving((200, Short(b'{"scores": [')), lengths) as server:
-        assert scorer_of(server)(ROLLOUT).tolist() == LENGTHS
+        assert scorer_of(server)(ROLLOUT).scores.tolist() == LENGTHS
     assert len(server.questions) == 2
 
 
@@ -184,8 +184,8 @@ def test_each_wait_is_twice_as_long_as_the_one_before():
             3,
             "attempt 3 of at most 3, .* ended with status 500 and 'out of memory'",
         ),
-        ("hang", 3, "attempt 3 of at most 3, with a timeout of 0.5 s, ended with TimeoutError"),
-        ("hang up", 3, "attempt 3 of at most 3, .* RemoteDisconnected"),
+        ("hang", 3, "attempt 3 of at most 3, with a timeout of 0.5 s, ended with ReadTimeout"),
+        ("hang up", 3, "attempt 3 of at most 3, .* RemoteProtocolError"),
         ((400, b"no such model"), 1, "attempt 1 of at most 3, .* status 400 and 'no such model'"),
         ((404, b""), 1, "attempt 1 of at most 3, .* status 404"),
         ((302, b""), 1, "attempt 1 of at most 3, .* status 302"),
@@ -216,9 +216,9 @@ def test_a_server_that_is_not_there():
         (b"\xff\xfe\x00", "cannot be read .UnicodeDecodeError"),
         ([1, 2, 3, 4, 5], r'the answer must be {"scores": .*: .\[1, 2, 3, 4, 5\]'),
         ({"score": [1, 2, 3, 4, 5]}, r'the answer must be {"scores": .*"score"'),
-        ({"scores": [1, 2, 3, 4]}, "one number for each of its 5 responses, got a list of 4"),
-        ({"scores": 1}, "one number for each of its 5 responses, got the number 1, not a list"),
-        ({"scores": None}, "one number for each of its 5 responses, got None"),
+        ({"scores": [1, 2, 3, 4]}, "one number for each of the 5 responses, got a list of 4"),
+        ({"scores": 1}, "one number for each of the 5 responses, got the number 1, not a list"),
+        ({"scores": None}, "one number for each of the 5 responses, got None"),
         ({"scores": [1, 2, "3", 4, 5]}, "responses, got '3'. At fault: row 2: 'say xxx'"),
         ({"scores": [1, 2, 3, None, 5]}, "responses, got None. At fault: row 3: 'say xxxx'"),
         (b'{"scores": [1, NaN, 3, 4, 5]}', "got nan for 1 of 5 responses. At fault: row 1:"),
@@ -276,7 +276,7 @@ def test_a_server_that_asks_for_a_pause_gets_it(status, monkeypatch):
     )
     answers = [(status, {}, {"Retry-After": text}) for text in ("2", "3600", "-1", "Fri, 31 Dec")]
     with serving(*answers, lengths) as server:
-        assert scorer_of(server, retries=4)(ROLLOUT).tolist() == LENGTHS
+        assert scorer_of(server, retries=4)(ROLLOUT).scores.tolist() == LENGTHS
     assert pauses == [2.0, 60.0, 0.04, 0.08]
 
 
@@ -285,7 +285,7 @@ def test_a_pause_is_for_those_statuses_only():
     assert [scorer._pause(attempt, 0.0) for attempt in (1, 2, 3, 9, 9999)] == [0.5, 1, 2, 60, 60]
     with serving((500, {}, {"Retry-After": "9"}), lengths) as server:
         started = time.monotonic()
-        assert scorer_of(server)(ROLLOUT).tolist() == LENGTHS
+        assert scorer_of(server)(ROLLOUT).scores.tolist() == LENGTHS
         assert time.monotonic() - started < 5
 
 
@@ -293,7 +293,10 @@ def test_a_pause_is_for_those_statuses_only():
     ("settings", "message"),
     [
         ({"headers": {"Name": "ключ"}}, "attempt 1 of at most 4, .* UnicodeEncodeError"),
-        ({"headers": {"Name": "a\nb"}}, "attempt 1 of at most 4, .* ValueError: Invalid header"),
+        (
+            {"headers": {"Name": "a\nb"}},
+            "attempt 1 of at most 4, .* LocalProtocolError: Illegal header",
+        ),
     ],
 )
 def test_what_cannot_be_sent_is_named_and_not_tried_again(settings, message):
@@ -308,9 +311,9 @@ def test_what_cannot_be_sent_is_named_and_not_tried_again(settings, message):
         (b"http://host", TypeError, "`url` must be a text such as"),
         ("http://", ValueError, "`url` must name a host, got 'http://'"),
         ("http://:80/score", ValueError, "`url` must name a host"),
-        ("http://host:99999", ValueError, "`url` must be a URL with a port from 0 to 65535"),
-        ("http://host:port", ValueError, "`url` must be a URL with a port"),
-        ("http://host/a b", ValueError, "`url` must have no white space"),
+        ("http://host:99999", ValueError, "`url` must have a port from 0 to 65535"),
+        ("http://host:port", ValueError, "`url` must be a URL .Invalid port"),
+        ("http://host/a\n", ValueError, "`url` must be a URL .*non-printable"),
         ("http://[::1", ValueError, "`url` must be a URL"),
     ],
 )

@@ -12,7 +12,7 @@ from trl.batch import Rollout
 from trl.evaluation import FunctionScorer, ScoringError, as_scorer
 
 NAN = float("nan")
-NOT_A_LIST = "not a list: the function is called once, with the list of all texts"
+NOT_A_LIST = "not a list: a reward is called once for all responses, and returns a list of"
 ROLLOUT = make_rollout(("a ", "red"), ("a ", "green"), ("the ", "blue"))  # 1, 2 and 3 tokens
 
 
@@ -41,7 +41,7 @@ def test_what_the_function_sees():
     "kind", [list, tuple, numpy.array, torch.tensor, iter, lambda x: [torch.tensor(v) for v in x]]
 )
 def test_one_number_for_each_response(kind):
-    scores = FunctionScorer(lambda texts: kind([0.5, -1.0, 2.0]))(ROLLOUT)
+    scores = FunctionScorer(lambda texts: kind([0.5, -1.0, 2.0]))(ROLLOUT).scores
     assert torch.equal(scores, torch.tensor([0.5, -1.0, 2.0]))
     assert scores.dtype == torch.float32
 
@@ -51,12 +51,12 @@ def test_one_reward_for_each_counted_token(kind):
     rollout = make_rollout(("q", "r"), ("q", "s"), lengths=[2, 4], holes=[(1, 1)])
     found = FunctionScorer(lambda tokens: [kind([1.0, 2.0]), kind([3.0, 4.0, 5.0])], on="tokens")
     expected = [[1.0, 2.0, 0.0, 0.0], [3.0, 0.0, 4.0, 5.0]]  # 0 at padding and at the hole
-    assert found(rollout).tolist() == expected
+    assert found(rollout).scores.tolist() == expected
 
 
 def test_tokens_need_no_texts():
     scorer = FunctionScorer(lengths, on="tokens")
-    assert scorer(without_texts(ROLLOUT)).tolist() == [1.0, 2.0, 3.0]
+    assert scorer(without_texts(ROLLOUT)).scores.tolist() == [1.0, 2.0, 3.0]
     with pytest.raises(ScoringError, match="the rollout must have texts"):
         FunctionScorer(lengths)(without_texts(ROLLOUT))
 
@@ -81,12 +81,12 @@ async def in_parallel(texts, extra=0):
 )
 def test_async_functions(function):
     scorer = FunctionScorer(function)
-    assert scorer(ROLLOUT).tolist() == [5.0, 7.0, 8.0]
+    assert scorer(ROLLOUT).scores.tolist() == [5.0, 7.0, 8.0]
 
     async def notebook():  # where an event loop is running already
         return scorer(ROLLOUT)
 
-    assert asyncio.run(notebook()).tolist() == [5.0, 7.0, 8.0]
+    assert asyncio.run(notebook()).scores.tolist() == [5.0, 7.0, 8.0]
 
 
 async def fails_late(texts):
@@ -128,20 +128,21 @@ def test_a_function_that_raises_is_named_with_its_texts(function, cause, message
 @pytest.mark.parametrize(
     ("found", "message", "rows"),
     [
-        ([1.0, 2.0], "each of its 3 responses, got a list of 2.$", ()),
-        ([], "each of its 3 responses, got a list of 0.$", ()),
+        ([1.0, 2.0], "each of the 3 responses, got a list of 2.$", ()),
+        ([], "each of the 3 responses, got a list of 0.$", ()),
         (1.0, f"got the number 1.0, {NOT_A_LIST}", ()),
-        (torch.tensor(1.0), f"got the number 1.0, {NOT_A_LIST}", ()),
-        ({"a": 1, "b": 2, "c": 3}, "each of its 3 responses, got {'a': 1", ()),
-        ({1.0, 2.0, 3.0}, "each of its 3 responses, got {1.0", ()),
-        ("123", "each of its 3 responses, got '123', not a list", ()),
-        ([1.0, "2", 3.0], "each of its 3 responses, got '2'", (1,)),
-        ([{"score": 1.0}] * 3, "each of its 3 responses, got {'score': 1.0}", (0, 1, 2)),
-        ([1.0, 2j, 3.0], "each of its 3 responses, got 2j", (1,)),
+        (numpy.array(1.0), f"got the number 1.0, {NOT_A_LIST}", ()),
+        (torch.tensor(1.0), r"got torch.float32 \[\]", ()),
+        ({"a": 1, "b": 2, "c": 3}, "each of the 3 responses, got {'a': 1", ()),
+        ({1.0, 2.0, 3.0}, "each of the 3 responses, got {1.0", ()),
+        ("123", "each of the 3 responses, got '123', not a list", ()),
+        ([1.0, "2", 3.0], "each of the 3 responses, got '2'", (1,)),
+        ([{"score": 1.0}] * 3, "each of the 3 responses, got {'score': 1.0}", (0, 1, 2)),
+        ([1.0, 2j, 3.0], "each of the 3 responses, got 2j", (1,)),
         ([1.0, NAN, NAN], "finite numbers, got nan for 2 of 3 responses", (1, 2)),
         ([[1.0], [2.0, NAN], [3.0] * 3], "finite numbers, got nan for 1 of 3", (1,)),
         ([1.0, [2.0, 3.0], 4.0], "got both: lists for 1 of 3", (1,)),
-        ([[1.0], [2.0], [3.0]], "2 in row 1, got 1; or one plain number", (1, 2)),
+        ([[1.0], [2.0], [3.0] * 3], "got 1 for the 2 tokens of row 1", (1,)),
         ([[1.0], [2.0, [3.0]], [4.0] * 3], r"got \[2.0, \[3.0\]\]", (1,)),
     ],
 )
@@ -206,7 +207,7 @@ def test_bad_settings():
 
 
 def test_a_function_of_texts_becomes_a_scorer():
-    assert as_scorer(lengths)(ROLLOUT).tolist() == [5.0, 7.0, 8.0]
+    assert as_scorer(lengths)(ROLLOUT).scores.tolist() == [5.0, 7.0, 8.0]
     assert as_scorer(len).function is len  # which tells no name of its parameter that we know
 
 

@@ -114,7 +114,7 @@ def test_batches_score_as_one_by_one(chat_template, padding_side, batch_size):
 
 def test_a_rollout_is_scored_by_its_texts_whatever_its_tokens():
     scorer = RewardModelScorer(make_model(), make_tokenizer())
-    scores = score(scorer, ROLLOUT)
+    scores = score(scorer, ROLLOUT).scores
     assert torch.equal(scores, scorer(PAIRS))
     assert scores.dtype == torch.float32
     with pytest.raises(ScoringError, match="the rollout must have texts"):
@@ -200,7 +200,9 @@ def test_a_missing_padding_token_is_named():
 
 @pytest.mark.parametrize("pairs", [["is four ?"], ["ab"], [("a", 1)], [("a", "b", "c")]])
 def test_wrong_types_say_what_to_pass(pairs):
-    with pytest.raises(TypeError, match=r"`pairs` must hold .* but pairs\[0\] is"):
+    with pytest.raises(
+        TypeError, match=r"`pairs\[0\]` must be a .query, response. pair of strings, got"
+    ):
         RewardModelScorer(make_model(), make_tokenizer())(pairs)
 
 
@@ -218,7 +220,7 @@ def test_the_messages_of_a_chat_are_rendered_once():
         ids("<s> <user> what is two ? <end> <assistant> four <end>"),
         ids(f"<s>{' <user> is <end> <assistant> no <end>' * 2} <assistant> yes <end>"),
     ]
-    found = RewardModelScorer(make_model(), make_tokenizer())(rollout)
+    found = RewardModelScorer(make_model(), make_tokenizer())(rollout).scores
     torch.testing.assert_close(found, one_by_one(make_model(), expected), rtol=1e-5, atol=1e-5)
 
 
@@ -227,7 +229,7 @@ def test_a_rendered_query_gets_no_second_bos():
     expected = [ids("<s> <user> what ? <assistant> yes"), ids("<s> what ? no")]
     scorer = RewardModelScorer(make_model(), make_tokenizer(chat_template=None))
     torch.testing.assert_close(
-        scorer(rollout), one_by_one(make_model(), expected), rtol=1e-5, atol=1e-5
+        scorer(rollout).scores, one_by_one(make_model(), expected), rtol=1e-5, atol=1e-5
     )
 
 
@@ -236,5 +238,5 @@ def test_texts_that_stand_apart_are_read_with_a_space():
     expected = [ids("<s> what ? yes"), ids("<s> is four")]
     scorer = RewardModelScorer(make_model(), make_tokenizer(), chat_template=False)
     torch.testing.assert_close(
-        scorer(rollout), one_by_one(make_model(), expected), rtol=1e-5, atol=1e-5
+        scorer(rollout).scores, one_by_one(make_model(), expected), rtol=1e-5, atol=1e-5
     )

@@ -22,32 +22,32 @@ def gives(found):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64, torch.bool])
 def test_scores_become_float32_on_the_cpu(dtype):
-    scores = score(gives(torch.tensor([1, 0, 1], dtype=dtype)), ROLLOUT)
+    scores = score(gives(torch.tensor([1, 0, 1], dtype=dtype)), ROLLOUT).scores
     assert torch.equal(scores, torch.tensor([1.0, 0.0, 1.0]))
     assert scores.dtype == torch.float32
 
 
 def test_what_a_scorer_gives_is_copied_and_leaves_its_graph():
     kept = torch.zeros(3, requires_grad=True)
-    scores = score(gives(kept), ROLLOUT)
+    scores = score(gives(kept), ROLLOUT).scores
     scores += 1
     assert torch.equal(kept, torch.zeros(3))
     with torch.inference_mode():
         inferred = torch.ones(3)
-    scores = score(gives(inferred), ROLLOUT)
+    scores = score(gives(inferred), ROLLOUT).scores
     (torch.ones((), requires_grad=True) * scores).sum().backward()
 
 
 def test_rewards_for_each_token_keep_their_places():
     rewards = torch.tensor([[1.0, 0.0, 0.0], [2.0, 3.0, 0.0], [4.0, 5.0, 6.0]])
-    assert torch.equal(score(gives(rewards), ROLLOUT), rewards)
+    assert torch.equal(score(gives(rewards), ROLLOUT).scores, rewards)
 
 
 def test_a_scorer_may_be_async_and_return_a_list():
     async def scorer(rollout):
         return [1, 2.5, True]
 
-    assert score(scorer, ROLLOUT).tolist() == [1.0, 2.5, 1.0]
+    assert score(scorer, ROLLOUT).scores.tolist() == [1.0, 2.5, 1.0]
 
 
 def test_the_texts_of_a_rollout():
@@ -60,9 +60,9 @@ def test_the_texts_of_a_rollout():
 @pytest.mark.parametrize(
     ("found", "message", "rows"),
     [
-        (torch.zeros(2), r"real numbers of the shape \[3\].*got torch.float32 \[2\]", (0, 1, 2)),
-        (torch.zeros(3, 1), r"or \[3, 3\].*got torch.float32 \[3, 1\]", (0, 1, 2)),
-        (torch.zeros(3, dtype=torch.complex64), r"got torch.complex64 \[3\]", (0, 1, 2)),
+        (torch.zeros(2), r"real numbers of the shape \[3\].*got torch.float32 \[2\]", ()),
+        (torch.zeros(3, 1), r"or \[3, 3\].*got torch.float32 \[3, 1\]", ()),
+        (torch.zeros(3, dtype=torch.complex64), r"got torch.complex64 \[3\]", ()),
         (torch.tensor([0.0, NAN, 0.0]), "finite numbers, got nan for 1 of 3", (1,)),
         (torch.tensor([-INF, 0.0, NAN]), "finite numbers, got -inf for 2 of 3", (0, 2)),
         # too large for float32
@@ -73,9 +73,9 @@ def test_the_texts_of_a_rollout():
             (1,),
         ),
         (torch.ones(3, 3), "0 where no token counts, got 1.0 at token 1 of row 0", (0, 1)),
-        ([1.0, 2.0], "one number for each of its 3 responses, got a list of 2", ()),
-        (None, "one number for each of its 3 responses, got None, not a list", ()),
-        ([1.0, None, "2"], "one number for each of its 3 responses, got None", (1, 2)),
+        ([1.0, 2.0], "one number for each of the 3 responses, got a list of 2", ()),
+        (None, "one number for each of the 3 responses, got None, not a list", ()),
+        ([1.0, None, "2"], "one number for each of the 3 responses, got None", (1, 2)),
     ],
 )
 def test_what_is_no_score_is_refused_and_the_texts_named(found, message, rows):
@@ -148,8 +148,8 @@ def test_whatever_ends_a_scorer_is_named(kind):
 def test_a_column_of_scores_says_how_to_make_it_flat():
     with pytest.raises(ScoringError, match=r"got torch.float32 \[3, 1\]: use scores.squeeze\(-1\)"):
         score(gives(torch.zeros(3, 1)), ROLLOUT)
-    with pytest.raises(ScoringError, match=r"as scores.squeeze\(-1\) makes of \[batch, 1\]"):
-        score(gives([[0.0], [0.0], [0.0]]), ROLLOUT)
+    # A list of lists of one says no less: it is one number for each response.
+    assert score(gives([[0.0], [1.0], [2.0]]), ROLLOUT).scores.tolist() == [0.0, 1.0, 2.0]
 
 
 def test_texts_that_stand_apart_are_read_and_shown_with_a_space():

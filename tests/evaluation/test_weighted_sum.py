@@ -3,6 +3,7 @@ import torch
 
 from tests.evaluation.rollouts import make_rollout
 from trl.evaluation import FunctionScorer, ScoringError, WeightedSum, score
+from trl.scored import Scored
 
 ROLLOUT = make_rollout(("a ", "red"), ("a ", "green"), lengths=[3, 4], holes=[(0, 1), (1, 3)])
 
@@ -22,43 +23,52 @@ def by_token(tokens):
 def test_scores_by_hand():
     total = WeightedSum([(lengths, 2.0), (FunctionScorer(ones), -0.5)])
     # 2·5 − 0.5 and 2·7 − 0.5
-    assert score(total, ROLLOUT).tolist() == [9.5, 13.5]
-    assert total.means == {"lengths": 6.0, "ones": 1.0}
+    found = score(total, ROLLOUT)
+    assert found.scores.tolist() == [9.5, 13.5]
+    assert {name: part.tolist() for name, part in found.parts.items()} == {
+        "lengths": [5.0, 7.0],
+        "ones": [1.0, 1.0],
+    }
+    assert found.means() == {"lengths": 6.0, "ones": 1.0}
 
 
 def test_a_dictionary_of_scorers():
-    assert WeightedSum({lengths: 1.0, ones: 1.0})(ROLLOUT).tolist() == [6.0, 8.0]
+    assert WeightedSum({lengths: 1.0, ones: 1.0})(ROLLOUT).scores.tolist() == [6.0, 8.0]
 
 
 def test_a_score_joins_rewards_at_the_last_counted_token():
     total = WeightedSum([(ones, 10.0), (FunctionScorer(by_token, on="tokens"), 2.0)])
     # counted: tokens 0 and 2 of the first response, 0 … 2 of the second; each has 2·0.5
-    assert score(total, ROLLOUT).tolist() == [[1.0, 0.0, 11.0, 0.0], [1.0, 1.0, 11.0, 0.0]]
+    found = score(total, ROLLOUT)
+    assert found.scores.tolist() == [[1.0, 0.0, 11.0, 0.0], [1.0, 1.0, 11.0, 0.0]]
     # two and three tokens of 0.5 each
-    assert total.means == {"ones": 1.0, "by_token": 1.25}
+    assert found.means() == {"ones": 1.0, "by_token": 1.25}
 
 
 def test_rewards_alone():
     part = FunctionScorer(by_token, on="tokens")
     total = WeightedSum([(part, 1.0), (part, 1.0)])
-    assert total(ROLLOUT).tolist() == [[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]]
-    assert total.means == {"by_token": 1.25, "by_token 2": 1.25}
+    found = total(ROLLOUT)
+    assert found.scores.tolist() == [[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]]
+    assert found.means() == {"by_token": 1.25, "by_token 2": 1.25}
 
 
 def test_sums_of_sums():
     total = WeightedSum([(WeightedSum([(lengths, 1.0)]), 3.0)])
-    assert total(ROLLOUT).tolist() == [15.0, 21.0]
+    found = total(ROLLOUT)
+    assert found.scores.tolist() == [15.0, 21.0]
+    assert found.means() == {"WeightedSum": 6.0, "lengths": 6.0}  # what the parts tell stays
+    figure = {"long": torch.tensor([0.0, 1.0])}
+    total = WeightedSum([(lambda rollout: Scored([1.0, 2.0], figures=figure), 2.0), (ones, 1.0)])
+    assert total(ROLLOUT).scores.tolist() == [3.0, 5.0]
+    assert total(ROLLOUT).means() == {"<lambda>": 1.5, "ones": 1.0, "long": 0.5}
 
 
-def test_a_part_that_fails_is_named_and_the_means_stay():
-    found = [1.0, 2.0]
-    total = WeightedSum([(lengths, 1.0), (FunctionScorer(lambda texts: found, name="part"), 1.0)])
-    total(ROLLOUT)
-    before = dict(total.means)
-    found[1] = float("nan")
+def test_a_part_that_fails_is_named():
+    part = FunctionScorer(lambda texts: [1.0, float("nan")], name="part")
+    total = WeightedSum([(lengths, 1.0), (part, 1.0)])
     with pytest.raises(ScoringError, match="^part must give finite numbers.*row 1: 'a green'"):
         total(make_rollout(("b ", "blue"), ("a ", "green")))
-    assert total.means == before
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), "1", None])
@@ -80,8 +90,9 @@ def test_rewards_are_not_the_parts_own_tensors():
     def scorer(rollout):
         return kept
 
-    total = WeightedSum([(scorer, 1.0)])(ROLLOUT)
-    total += 1
+    found = WeightedSum([(scorer, 1.0)])(ROLLOUT)
+    found.scores.add_(1)
+    found.parts["scorer"].add_(1)
     assert torch.equal(kept, torch.zeros(2))
 
 

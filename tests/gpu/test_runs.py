@@ -114,7 +114,7 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(family, precision, tmp_path, mon
     changes = {"ppo": {"precision": precision}}
     run.run_recipe(tiny_recipe(tmp_path, tmp_path / "whole", **changes))
 
-    calls, score = 0, loop.judge
+    calls, score = 0, loop.score
 
     def score_and_stop(scorer, rollout):
         nonlocal calls
@@ -125,7 +125,7 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(family, precision, tmp_path, mon
 
     recipe = tiny_recipe(tmp_path, tmp_path / "stopped", **changes)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "judge", score_and_stop)
+        patch.setattr(loop, "score", score_and_stop)
         assert run.run_recipe(recipe).interrupted
     result = run.run_recipe(recipe, resume="auto")
     assert result.model.device.type == device.type

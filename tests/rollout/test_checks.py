@@ -44,7 +44,7 @@ def test_all_queries_are_checked_by_the_callers_name_and_index():
         sampler.check(model, ["ab", "c", ""], name="prompts")
     with pytest.raises(ValueError, match=r"got 61 \+ 4 tokens in row 1 of `prompts`"):
         sampler.check(model, ragged([3, 61]), name="prompts")
-    with pytest.raises(ValueError, match=r"`prompts` must hold ids .* got 97 to 98 in row 1"):
+    with pytest.raises(ValueError, match=r"`prompts\[1\]` must hold token ids .* got 97 to 98"):
         sampler.check(model, [torch.tensor([1]), torch.tensor([97, 98])], name="prompts")
     with pytest.raises(TypeError, match=r"`prompts` must be a list, got one str: pass \[prompt\]"):
         sampler.check(model, "ab", name="prompts")

@@ -15,6 +15,7 @@ from trl.evaluation import FunctionScorer, ScoringError, WeightedSum
 from trl.models.with_value_head import load_policy
 from trl.ppo import PPOTrainer
 from trl.rollout import Sampler
+from trl.scored import Scored
 from trl.training.loop import Loop
 from trl.training.one_call import train
 from trl.training.overlap import Overlap
@@ -50,12 +51,12 @@ def judged(scorer, parts):
 def test_parts_together_are_the_whole(group_size):
     rollout = sampled(group_size)
     size = 2 * group_size
-    whole, (scores, means) = judged(
-        WeightedSum({count_w7: 1.0, length_of_each: 0.1}), parts_of(rollout, size)
-    )
-    expected = WeightedSum({count_w7: 1.0, length_of_each: 0.1})
-    torch.testing.assert_close(scores, expected(rollout))
-    assert means == pytest.approx(expected.means)
+    scorer = WeightedSum({count_w7: 1.0, length_of_each: 0.1})
+    whole, scored = judged(scorer, parts_of(rollout, size))
+    expected = scorer(rollout)
+    torch.testing.assert_close(scored.scores, expected.scores)
+    torch.testing.assert_close(scored.parts, expected.parts)
+    assert scored.means() == expected.means()
     assert whole.texts == rollout.texts
     for name in (
         "queries",
@@ -71,32 +72,27 @@ def test_parts_together_are_the_whole(group_size):
 def test_scores_of_single_tokens_are_as_wide_as_the_whole():
     rollout = sampled()
     scorer = FunctionScorer(lambda rows: [[float(t) for t in row] for row in rows], on="tokens")
-    _, (scores, _) = judged(scorer, parts_of(rollout, 2))
-    torch.testing.assert_close(scores, rollout.responses.float() * rollout.response_mask)
+    _, scored = judged(scorer, parts_of(rollout, 2))
+    torch.testing.assert_close(scored.scores, rollout.responses.float() * rollout.response_mask)
 
 
-class OfSomeRows:
-    """Keeps a figure of every other row, as scorers of controls do, and a mean without rows."""
-
-    def __call__(self, rollout: Rollout):
-        length = rollout.response_mask.sum(1).float()
-        chosen = torch.tensor(["w7" in text for text in rollout.texts])
-        self.rows = {"chosen": torch.where(chosen, length, math.nan)}
-        known = self.rows["chosen"]
-        self.means = {"alone": float(length.mean())}
-        if chosen.any():
-            self.means["chosen"] = float(known.nanmean())
-        return length
+def of_some_rows(rollout: Rollout):
+    """Has a figure of some rows, as scorers of controls do, and one that parts may lack."""
+    length = rollout.response_mask.sum(1).float()
+    chosen = torch.tensor(["w7" in text for text in rollout.texts])
+    figures = {"chosen": torch.where(chosen, length, math.nan)}
+    if chosen.all():
+        figures["all"] = length
+    return Scored(length, figures=figures)
 
 
 def test_means_are_those_of_the_rows_not_of_the_parts():
     rollout = sampled(group_size=3)
-    scorer = OfSomeRows()
-    scorer(rollout)
-    expected = dict(scorer.means)
-    assert "chosen" in expected
-    _, (_, means) = judged(OfSomeRows(), parts_of(rollout, 4))
-    assert means == pytest.approx(expected)
+    expected = of_some_rows(rollout).means()
+    assert list(expected) == ["chosen"]
+    _, scored = judged(of_some_rows, parts_of(rollout, 1))
+    means = scored.means()
+    assert means["chosen"] == expected["chosen"] == means["all"]
 
 
 def test_an_error_names_the_rows_of_the_whole_and_ends_the_writing():

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl.batch import Rollout
 from trl.config import closest
-from trl.evaluation.scores import check_scores, failures_named, texts_of
+from trl.config.errors import refuse
+from trl.evaluation.scores import failures_named, texts_of
 from trl.evaluation.sequence_model import (
     check_sizes,
     load,
@@ -23,6 +24,7 @@ from trl.evaluation.sequence_model import (
     token_limit,
     tokenize,
 )
+from trl.scored import Scored
 
 __all__ = ["ClassifierScorer"]
 
@@ -36,8 +38,8 @@ class ClassifierScorer:
     share a vocabulary with the language model.
 
         scorer = ClassifierScorer("path/to/classifier", label="POSITIVE")
-        scores = scorer(["A wonderful film.", "A waste of time."])  # [2]
-        scores = scorer(rollout)  # [B], of each query and its response as one text
+        scores = scorer(["A wonderful film.", "A waste of time."])  # a tensor [2]
+        scored = scorer(rollout)  # a Scored, of each query and its response as one text
 
     With logits z and label c the score is
 
@@ -75,7 +77,7 @@ class ClassifierScorer:
         device: str | torch.device | None = None,
     ) -> None:
         if output not in get_args(Output):
-            raise ValueError(f"`output` must be one of {get_args(Output)}, got {output!r}.")
+            refuse("output", f"be one of {get_args(Output)}", repr(output))
         check_sizes(batch_size=batch_size, max_length=max_length)
         self.model, self.tokenizer = load(model, tokenizer, device)
         self.output = output
@@ -90,25 +92,21 @@ class ClassifierScorer:
         self._keeping_the_end.truncation_side = "left"
         self._unpadded = padding_changes(self.model, self.tokenizer, self.max_length)
         if self.model.config.problem_type == "regression" and output != "logit":
-            raise ValueError(
-                f'`output` must be "logit" for a regression head, which has no probability, got '
-                f"{output!r}."
-            )
+            rule = 'be "logit" for a regression head, which has no probability'
+            refuse("output", rule, repr(output))
 
-    def __call__(self, texts: Sequence[str] | Rollout) -> Tensor:
+    def __call__(self, texts: Sequence[str] | Rollout) -> Tensor | Scored:
         """Score texts, or the responses of a rollout that has its texts.
 
         Args:
             texts: Any number of texts (B); the order and the batch size do not change the scores.
 
         Returns:
-            [B] scores, float32, on the CPU.
+            [B] scores, float32, on the CPU; of a rollout as a `Scored`.
         """
         if isinstance(texts, Rollout):
-            name = type(self).__name__
-            with failures_named(name, texts):
-                scores = self._scores(texts_of(texts), self._keeping_the_end)
-            return check_scores(scores, texts, name)
+            with failures_named(type(self).__name__, texts):
+                return Scored.of(self._scores(texts_of(texts), self._keeping_the_end), texts)
         return self._scores(_checked(texts), self.tokenizer)
 
     def _scores(self, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:  # [B]
@@ -126,26 +124,19 @@ class ClassifierScorer:
 
 
 def _checked(texts: Sequence[str]) -> list[str]:
+    rule = "be a list of strings"
     if isinstance(texts, str):
-        raise TypeError("`texts` must be a list of strings, got one string: pass [text].")
-    if isinstance(texts, Tensor):
-        raise TypeError(
-            "`texts` must be a list of strings, got a tensor: decode token ids first, with "
-            "tokenizer.batch_decode(ids, skip_special_tokens=True)."
-        )
-    texts = list(texts)
-    for row, text in enumerate(texts):
+        refuse("texts", rule, "one string", "pass [text]", error=TypeError)
+    for text in [texts] if isinstance(texts, Tensor) else texts:
         if not isinstance(text, str):
-            raise TypeError(
-                f"`texts` must be a list of strings, but texts[{row}] is a "
-                f"{type(text).__name__}: decode token ids first, with tokenizer.batch_decode(ids)."
-            )
-    return texts
+            fix = "decode token ids first, with tokenizer.batch_decode(ids)"
+            refuse("texts", rule, f"a {type(text).__name__}", fix, error=TypeError)
+    return list(texts)
 
 
 def _label_index(model: PreTrainedModel, label: str | int) -> int:
     if isinstance(label, bool) or not isinstance(label, str | Integral):
-        raise TypeError(f"`label` must be the name of a label or its index, got {label!r}.")
+        refuse("label", "be the name of a label or its index", repr(label), error=TypeError)
     names = [str(model.config.id2label.get(i, i)) for i in range(model.config.num_labels)]
     if isinstance(label, Integral):
         if 0 <= label < len(names):
@@ -157,7 +148,5 @@ def _label_index(model: PreTrainedModel, label: str | int) -> int:
         if len(names) == 1 and label == "POSITIVE":  # the default: one output needs no label
             return 0
     known = ", ".join(f"{index} = {name!r}" for index, name in enumerate(names))
-    raise ValueError(
-        f"`label` must be a label of the classifier ({known}), got {label!r}."
-        + closest(str(label).upper(), names)
-    )
+    hint = closest(str(label).upper(), names)
+    raise ValueError(f"`label` must be a label of the classifier ({known}), got {label!r}.{hint}")

@@ -17,7 +17,8 @@ from trl.config import check_values
 from trl.config.errors import refuse
 from trl.config.types import Count, Positive, WeightOfEach
 from trl.evaluation.classifier import ClassifierScorer
-from trl.evaluation.scores import pairs_of, shorten
+from trl.evaluation.scores import pairs_of
+from trl.scored import Scored, shorten
 
 __all__ = ["ControlScorer", "range_reward"]
 
@@ -78,13 +79,6 @@ class ControlScorer:
         min_tokens: Shortest response that can hit its target.
         name: What messages and metrics call the scorer.
 
-    Attributes:
-        rows: Of the last rollout, [B] 1 for each response that hit its target and 0 for the others,
-            NaN for those of another prefix: the names are those of `means`.
-        means: Of the last rollout, the share of responses that hit their targets (the text is
-            inside the range, the ends do not count): {"hit": all, "hit/[neutral]": of one prefix,
-            without the space around it}.
-
     Raises:
         ValueError, TypeError: if a setting cannot work.
     """
@@ -102,9 +96,8 @@ class ControlScorer:
         name: str = "control",
     ) -> None:
         if not isinstance(classifier, ClassifierScorer):
-            raise TypeError(
-                f"`classifier` must be a ClassifierScorer, got {type(classifier).__name__}."
-            )
+            got = type(classifier).__name__
+            refuse("classifier", "be a ClassifierScorer", got, error=TypeError)
         self.classifier = ClassifierScorer(
             classifier.model,
             classifier.tokenizer,
@@ -129,14 +122,14 @@ class ControlScorer:
         self.scale, self.best, self.worst = scale, best, worst
         self.min_tokens = min_tokens
         self.name = name
-        self.rows: dict[str, Tensor] = {}
-        self.means: dict[str, float] = {}
 
-    def __call__(self, rollout: Rollout) -> Tensor:
+    def __call__(self, rollout: Rollout) -> Scored:
         """Score each response by the target that its query names.
 
         Returns:
-            [B] float32, on the CPU.
+            The scores, and as figures whether a response hit its target (1; the text is inside the
+            range, the ends do not count) or not (0): "hit" of all, "hit/[neutral]" of one prefix,
+            without the space around it, NaN for those of another one.
         Raises:
             ValueError: if a query begins with none of the prefixes.
             ScoringError: if the rollout has no texts, or the classifier fails.
@@ -146,18 +139,14 @@ class ControlScorer:
         plain = tuple(
             query.removeprefix(prefix) for query, prefix in zip(queries, prefixes, strict=True)
         )
-        log_odds = self.classifier(replace(rollout, query_texts=plain))
+        log_odds = self.classifier(replace(rollout, query_texts=plain)).scores
         low, high = torch.tensor([self.targets[prefix] for prefix in prefixes]).double().T
         rewards = range_reward(log_odds, low, high, best=self.best, worst=self.worst)
         long_enough = rollout.response_mask.sum(1).cpu() >= self.min_tokens
         rewards = torch.where(long_enough, rewards, self.worst)
-        self.rows = _hits(prefixes, rewards > 0, list(self.targets))
-        self.means = {
-            name: row.double().nanmean().item()
-            for name, row in self.rows.items()
-            if not row.isnan().all()
-        }
-        return self.scale * rewards * torch.tensor([self.weights[prefix] for prefix in prefixes])
+        weights = torch.tensor([self.weights[prefix] for prefix in prefixes])
+        hits = _hits(prefixes, rewards > 0, list(self.targets))
+        return Scored(self.scale * rewards * weights, figures=hits)
 
     def _prefix_of(self, query: str) -> str:
         """Return the longest of the prefixes that the query begins with."""
@@ -183,29 +172,19 @@ def _hits(prefixes: list[str], hits: Tensor, known: list[str]) -> dict[str, Tens
 
 def _checked(targets: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
     """Return the targets as a dict of their own, or raise."""
-    advice = '{"[positive] ": (0.75, 1.0)}'
+    fix = '{"[positive] ": (0.75, 1.0)}'
     if not isinstance(targets, Mapping):
-        raise TypeError(
-            f"`targets` must be a dict {{prefix: (low, high)}}, got {targets!r}: {advice}."
-        )
+        refuse("targets", "be a dict {prefix: (low, high)}", repr(targets), fix, error=TypeError)
     if not targets:
-        raise ValueError(f"`targets` must have at least one prefix, got none: {advice}.")
-    checked = {}
+        refuse("targets", "have at least one prefix", "none", fix)
     for prefix, ends in targets.items():
         if not isinstance(prefix, str):
-            raise TypeError(f"the prefixes of `targets` must be texts, got {prefix!r}: {advice}.")
+            refuse("targets", "have texts as prefixes", repr(prefix), fix, error=TypeError)
         if not prefix.strip():
-            raise ValueError(f"the prefixes of `targets` must not be blank, got {prefix!r}.")
-        if not isinstance(ends, tuple | list) or len(ends) != 2:
-            raise TypeError(
-                f"the range of {prefix!r} must be a pair (low, high), got {ends!r}: {advice}."
-            )
-        if any(isinstance(end, bool) or not isinstance(end, Real) for end in ends) or not (
-            0 <= ends[0] < ends[1] <= 1
-        ):
-            raise ValueError(
-                f"the range of {prefix!r} must be probabilities 0 <= low < high <= 1, got "
-                f"{tuple(ends)!r}."
-            )
-        checked[prefix] = (float(ends[0]), float(ends[1]))
-    return checked
+            refuse("targets", "have prefixes that are not blank", repr(prefix), fix)
+        pair = isinstance(ends, tuple | list) and len(ends) == 2
+        numbers = pair and all(isinstance(x, Real) and not isinstance(x, bool) for x in ends)
+        if not numbers or not 0 <= ends[0] < ends[1] <= 1:
+            rule = "be a pair (low, high) of probabilities, 0 <= low < high <= 1"
+            refuse(f"targets[{prefix!r}]", rule, repr(ends), fix)
+    return {prefix: (float(low), float(high)) for prefix, (low, high) in targets.items()}

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import threading
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from threading import Event
 from typing import Annotated, Any
 
+import httpx
 from pydantic import Field
-from torch import Tensor
 
 from trl.batch import Rollout
 from trl.config import check_values
-from trl.config.errors import problem
+from trl.config.errors import problem, refuse
 from trl.config.types import Count, NotNegative, Whole
 from trl.evaluation.scores import (
-    check_scores,
+    ScoringError,
     described,
     failures_named,
-    lay_out,
     pairs_of,
-    read_entries,
     scoring_error,
-    shorten,
     texts_of,
 )
+from trl.scored import Scored, number_entries, shorten
 
 __all__ = ["EndpointScorer"]
 
@@ -37,6 +31,9 @@ Pairs = Sequence[tuple[str, str]]
 
 LONGEST_WAIT = 60.0
 """Seconds between two attempts, however many there were."""
+
+MAY_PASS = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError)
+"""What is tried again: of what cannot even be sent, no new try mends anything."""
 
 A_DAY = 86_400
 """Seconds; the system's clocks cannot wait for any number of them."""
@@ -110,133 +107,106 @@ class EndpointScorer:
         self.headers = {"Content-Type": "application/json", **(headers or {})}
         self.request = request
         self.parse = parse
-        self._opener = urllib.request.build_opener(_NoRedirection)
 
-    def __call__(self, rollout: Rollout) -> Tensor:
+    def __call__(self, rollout: Rollout) -> Scored:
         """Score each response of a rollout that has its texts.
 
-        Returns:
-            scores [B], or rewards [B, R] that are 0 outside the response mask; float32, CPU.
         Raises:
             ScoringError: naming the texts of the first request that failed for good.
         """
         questions = texts_of(rollout) if self.request is None else pairs_of(rollout)
-        every = range(len(rollout))
-        batches = [every[start : start + self.batch_size] for start in every[:: self.batch_size]]
-        stop = threading.Event()
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            asked = [pool.submit(self._ask, rollout, questions, rows, stop) for rows in batches]
+        every, size = range(len(rollout)), self.batch_size
+        batches = [(every[i : i + size], questions[i : i + size]) for i in every[::size]]
+        stop = Event()
+        client = httpx.Client(timeout=self.timeout, limits=httpx.Limits(max_connections=None))
+        with ThreadPoolExecutor(self.concurrency) as pool, client:
+            asked = [pool.submit(self._ask, client, stop, rollout, *pair) for pair in batches]
             try:
                 ready = wait(asked, return_when=FIRST_EXCEPTION).done
                 entries = [entry for one in asked if one in ready for entry in one.result()]
             finally:  # after a failure or Ctrl-C nothing more is asked
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
-        return check_scores(lay_out(entries, rollout, self.name), rollout, self.name)
+        with failures_named(self.name, rollout):
+            return Scored.of(entries, rollout)
 
     def _ask(
-        self, rollout: Rollout, questions: Sequence[Any], rows: range, stop: threading.Event
+        self, client: httpx.Client, stop: Event, rollout: Rollout, rows: range, part: list[Any]
     ) -> list[float | list[float]]:
         """Ask for some rows until there is an answer; return one entry for each."""
         with failures_named(self.name, rollout, rows):
-            part = [questions[row] for row in rows]
             question = {"texts": part} if self.request is None else self.request(part)
             body = json.dumps(question, allow_nan=False).encode()
         asked_for = 0.0
         for attempt in range(1 + self.retries):
             if attempt and stop.wait(self._pause(attempt, asked_for)):
                 break
-            cause: Exception | None = None
             asked_for = 0.0
             try:
-                status, answer, asked_for = self._post(body)
-            except (OSError, http.client.HTTPException) as error:
+                answer = client.post(self.url, content=body, headers=self.headers)
+            except Exception as error:
                 cause, problem = error, described(error)
-                continue
-            except Exception as error:  # a header that HTTP cannot send: no new try mends it
-                cause, problem = error, described(error)
+                if isinstance(error, MAY_PASS):
+                    continue
                 break
-            if 200 <= status < 300:
+            if answer.is_success:
                 return self._read(answer, rollout, rows)
-            problem = f"status {status} and {shorten(answer.decode(errors='replace'))}"
-            if status < 500 and status != 429:
+            cause, problem = None, f"status {answer.status_code} and {shorten(answer.text)}"
+            if answer.status_code < 500 and answer.status_code != 429:
                 break
-        raise scoring_error(
-            f"{self.name} gave no scores: attempt {attempt + 1} of at most {1 + self.retries}, "
-            f"with a timeout of {self.timeout} s, ended with {problem}.",
-            rollout,
-            rows,
-            suspects=False,
-        ) from cause
+            asked_for = _seconds_asked_for(answer)
+        tries = f"attempt {attempt + 1} of at most {1 + self.retries}"
+        ended = f"with a timeout of {self.timeout} s, ended with {problem}"
+        raise self._error(f"no scores: {tries}, {ended}", rollout, rows) from cause
 
     def _pause(self, attempt: int, asked_for: float) -> float:
         """Return the seconds to wait before a new attempt, the first of which is 1."""
         own = self.backoff * 2.0 ** min(attempt - 1, 99)
         return min(max(own, asked_for), LONGEST_WAIT)
 
-    def _post(self, body: bytes) -> tuple[int, bytes, float]:
-        """Return the status, the answer, and the seconds to wait that it asks for."""
-        request = urllib.request.Request(self.url, data=body, headers=self.headers, method="POST")
+    def _read(self, answer: httpx.Response, rollout: Rollout, rows: range) -> list[Any]:
         try:
-            response = self._opener.open(request, timeout=self.timeout)
-        except urllib.error.HTTPError as error:
-            response = error  # an answer like others, with its status
-        with response:
-            return response.status, response.read(), _seconds_asked_for(response)
-
-    def _read(self, answer: bytes, rollout: Rollout, rows: range) -> list[float | list[float]]:
-        try:
-            found = self.parse(json.loads(answer))
+            found = self.parse(answer.json())
         except Exception as error:  # JSONDecodeError, and whatever `parse` raises
-            raise scoring_error(
-                f"{self.name} gave an answer that cannot be read ({described(error)}): "
-                f"{shorten(answer.decode(errors='replace'))}.",
-                rollout,
-                rows,
-                suspects=False,
-            ) from error
-        return read_entries(found, rollout, rows, self.name)
+            problem = f"an answer that cannot be read ({described(error)}): {shorten(answer.text)}"
+            raise self._error(problem, rollout, rows) from error
+        with failures_named(self.name, rollout, rows):
+            return number_entries(found, len(rows))
+
+    def _error(self, problem: str, rollout: Rollout, rows: range) -> ScoringError:
+        return scoring_error(f"{self.name} gave {problem}.", rollout, rows, suspects=False)
 
 
 def _check_kinds(url: Any, headers: Any, request: Any, parse: Any) -> None:
     """Raise a TypeError for what is not even of the right kind."""
     if not isinstance(url, str):
-        raise TypeError(f"`url` must be a text such as 'http://host:8000/score', got {url!r}.")
-    pairs = headers.items() if isinstance(headers, Mapping) else ()
-    texts = all(isinstance(text, str) for pair in pairs for text in pair)
-    if headers is not None and not (isinstance(headers, Mapping) and texts):
+        refuse("url", "be a text such as 'http://host:8000/score'", repr(url), error=TypeError)
+    pairs = headers.items() if isinstance(headers, Mapping) else [] if headers is None else [(0, 0)]
+    if not all(isinstance(text, str) for pair in pairs for text in pair):
         # Its values may be keys: not shown.
-        raise TypeError("`headers` must be a dict of texts, {name: value}, or None.")
+        refuse("headers", "be a dict of texts, {name: value}, or None", error=TypeError)
     for name, function in (("request", request), ("parse", parse)):
         if not callable(function) and not (name == "request" and function is None):
-            raise TypeError(f"`{name}` must be a function, got {function!r}.")
+            refuse(name, "be a function", repr(function), error=TypeError)
 
 
 def _problem_of(url: str) -> str | None:
     """Return what the URL must do and does not."""
-    if not url.startswith(("http://", "https://")):
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        return f"be a URL ({error})"
+    if parts.scheme not in ("http", "https"):
         return "begin with http:// or https://"
-    if any(character.isspace() or not character.isprintable() for character in url):
-        return "have no white space"
-    try:
-        parts = urllib.parse.urlsplit(url)
-        _ = parts.port  # read here, since it is only then looked at
-    except ValueError as error:
-        return f"be a URL with a port from 0 to 65535, if any ({error})"
-    return None if parts.hostname else "name a host"
+    if (parts.port or 0) > 65535:
+        return "have a port from 0 to 65535, if any"
+    return None if parts.host else "name a host"
 
 
-def _seconds_asked_for(response: Any) -> float:
+def _seconds_asked_for(answer: httpx.Response) -> float:
     """Return the Retry-After of a refusal in seconds; 0 for none, or for a date."""
-    if response.status not in (429, 503):
-        return 0.0
     try:
-        seconds = float(response.headers.get("Retry-After", 0))
+        seconds = float(answer.headers.get("Retry-After", 0))
     except ValueError:
         return 0.0
-    return seconds if seconds > 0 else 0.0  # a NaN is not
-
-
-class _NoRedirection(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
+    return seconds if seconds > 0 and answer.status_code in (429, 503) else 0.0  # a NaN is not

@@ -8,20 +8,18 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from trl.batch import Rollout
+from trl.config.errors import refuse
 from trl.evaluation.scores import (
     Scorer,
-    check_scores,
     failures_named,
-    lay_out,
     name_of,
     pairs_of,
-    read_entries,
     result_of,
     texts_of,
 )
+from trl.scored import Scored
 
 __all__ = ["FunctionScorer", "as_scorer"]
 
@@ -40,7 +38,8 @@ class FunctionScorer:
         on="tokens"  list[int]          the counted token ids of the response: with its EOS, without
                                         padding and without what the policy did not write itself
 
-    A function of anything else in a rollout is a scorer already: `def mine(rollout) -> Tensor`.
+    A function of anything else in a rollout is a scorer already: `def mine(rollout) -> Tensor`, or
+    `-> Scored` if it has more to tell.
 
     What it returns: B numbers, or B lists of numbers, one for each counted token of the response. A
     list, a tensor or an array will do.
@@ -58,34 +57,24 @@ class FunctionScorer:
         self, function: Callable[[list[Any]], Any], *, on: On = "texts", name: str | None = None
     ) -> None:
         if not callable(function):
-            raise TypeError(f"`function` must be callable, got {type(function).__name__}.")
+            refuse("function", "be callable", type(function).__name__, error=TypeError)
         if on not in get_args(On):
-            raise ValueError(f"`on` must be one of {get_args(On)}, got {on!r}.")
+            refuse("on", f"be one of {get_args(On)}", repr(on))
         self.function = function
         self.on = on
         self.name = name or name_of(function)
         _check_takes_one(function, on)
 
-    def __call__(self, rollout: Rollout) -> Tensor:
-        """Score each response.
+    def __call__(self, rollout: Rollout) -> Scored:
+        """Score each response, or each of its tokens.
 
-        Returns:
-            scores [B], or rewards [B, R] that are 0 outside the response mask; float32, CPU.
         Raises:
             ScoringError: if the function raises or does not return what it should.
         """
-        batch: list[Any]
-        if self.on == "texts":
-            batch = texts_of(rollout)
-        elif self.on == "pairs":
-            batch = pairs_of(rollout)
-        else:
-            batch = rollout.response_lists()
+        read = {"texts": texts_of, "pairs": pairs_of, "tokens": Rollout.response_lists}[self.on]
+        batch = read(rollout)
         with failures_named(self.name, rollout):
-            found = result_of(self.function(batch))
-            entries = read_entries(found, rollout, range(len(rollout)), self.name, of=self.on)
-            scores = lay_out(entries, rollout, self.name)
-        return check_scores(scores, rollout, self.name)
+            return Scored.of(result_of(self.function(batch)), rollout)
 
 
 def as_scorer(reward: Scorer | Callable[[list[str]], Any]) -> Scorer:
@@ -93,20 +82,20 @@ def as_scorer(reward: Scorer | Callable[[list[str]], Any]) -> Scorer:
 
     A scorer is known by its first parameter: it is called `rollout`, or its type is `Rollout`.
     """
-    choices = (
-        "pass a function of a list of texts, FunctionScorer(function, on=...), "
-        "ClassifierScorer(model, label=...), RewardModelScorer(model), EndpointScorer(url), or a "
-        "function of a `rollout`"
-    )
+    got = None
     if isinstance(reward, (str, os.PathLike)):
-        raise TypeError(
-            f"`reward` must be a scorer or a function, got {os.fspath(reward)!r}, which does not "
-            f"say what to do with it: {choices}."
+        got = f"{os.fspath(reward)!r}, which does not say what to do with it"
+    elif isinstance(reward, type):
+        got = f"the class {reward.__name__}"
+    elif not callable(reward) or isinstance(reward, torch.nn.Module):
+        got = f"an object of the class {type(reward).__name__}"
+    if got is not None:
+        fix = (
+            "pass a function of a list of texts, FunctionScorer(function, on=...), "
+            "ClassifierScorer(model, label=...), RewardModelScorer(model), EndpointScorer(url), "
+            "or a function of a `rollout`"
         )
-    if not callable(reward) or isinstance(reward, (type, torch.nn.Module)):
-        what = reward.__name__ if isinstance(reward, type) else type(reward).__name__
-        kind = "the class" if isinstance(reward, type) else "an object of the class"
-        raise TypeError(f"`reward` must be a scorer or a function, got {kind} {what}: {choices}.")
+        refuse("reward", "be a scorer or a function", got, fix, error=TypeError)
     return reward if _takes_a_rollout(reward) else FunctionScorer(reward)
 
 
@@ -118,16 +107,13 @@ def _check_takes_one(function: Callable[..., Any], on: On) -> None:
         return
     try:
         signature.bind([])
-    except TypeError as error:
+    except TypeError:
         name = name_of(function)
         what = {"texts": "texts", "pairs": "(query, response) pairs", "tokens": "token lists"}[on]
-        fix = ""
+        fix = f"it gets one list of {what}"
         if on == "texts":
-            fix = f"; for (query, response) pairs use FunctionScorer({name}, on='pairs')"
-        raise TypeError(
-            f"`function` must take one argument, got {name}{signature}: it gets one list of "
-            f"{what}{fix}."
-        ) from error
+            fix += f"; for (query, response) pairs use FunctionScorer({name}, on='pairs')"
+        refuse("function", "take one argument", f"{name}{signature}", fix, error=TypeError)
 
 
 def _takes_a_rollout(function: Callable[..., Any]) -> bool:

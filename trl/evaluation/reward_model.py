@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl.batch import Rollout
-from trl.evaluation.scores import check_scores, failures_named, pairs_of, shorten, texts_of
+from trl.config.errors import refuse
+from trl.evaluation.scores import failures_named, pairs_of, texts_of
 from trl.evaluation.sequence_model import (
     check_sizes,
     load,
@@ -21,6 +22,7 @@ from trl.evaluation.sequence_model import (
     token_limit,
     tokenize,
 )
+from trl.scored import Scored, shorten
 
 __all__ = ["RewardModelScorer"]
 
@@ -32,8 +34,8 @@ class RewardModelScorer:
     with the language model.
 
         scorer = RewardModelScorer("path/to/reward-model")
-        scores = scorer(rollout)  # [B]
-        scores = scorer([("What is 2 + 2?", "4"), ("What is 2 + 2?", "5")])  # [2]
+        scored = scorer(rollout)  # a Scored
+        scores = scorer([("What is 2 + 2?", "4"), ("What is 2 + 2?", "5")])  # a tensor [2]
 
     With a chat template the response becomes the assistant's message, after the messages of the
     query if that was a chat, or else after its text as the user's message. Without one the model
@@ -66,15 +68,13 @@ class RewardModelScorer:
         check_sizes(batch_size=batch_size, max_length=max_length)
         self.model, tokenizer = load(model, tokenizer, device)
         if self.model.config.num_labels != 1:
-            raise ValueError(
-                "`model` must be a reward model, with one output, got "
-                f"{self.model.config.num_labels} labels: use ClassifierScorer(model, label=...)."
-            )
+            got = f"{self.model.config.num_labels} labels"
+            fix = "use ClassifierScorer(model, label=...)"
+            refuse("model", "be a reward model, with one output", got, fix)
         if chat_template and tokenizer.chat_template is None:
-            raise ValueError(
-                "`chat_template` must be None or False for a tokenizer without a chat template, "
-                f"got {chat_template!r}: set tokenizer.chat_template, or leave the setting out."
-            )
+            rule = "be None or False for a tokenizer without a chat template"
+            fix = "set tokenizer.chat_template, or leave the setting out"
+            refuse("chat_template", rule, repr(chat_template), fix)
         self.tokenizer = copy.deepcopy(tokenizer)  # the caller's keeps its own side
         self.tokenizer.truncation_side = "left"
         self.chat_template = (
@@ -84,26 +84,22 @@ class RewardModelScorer:
         self.max_length = token_limit(self.model, self.tokenizer, max_length)
         self._unpadded = padding_changes(self.model, self.tokenizer, self.max_length)
 
-    def __call__(self, pairs: Sequence[tuple[str, str]] | Rollout) -> Tensor:
+    def __call__(self, pairs: Sequence[tuple[str, str]] | Rollout) -> Tensor | Scored:
         """Score pairs of query and response, or the rows of a rollout that has its texts.
 
         Args:
             pairs: Any number of them (B); the order and the batch size do not change the scores.
 
         Returns:
-            [B] scores, float32, on the CPU.
+            [B] scores, float32, on the CPU; of a rollout as a `Scored`.
         """
         if isinstance(pairs, Rollout):
-            name = type(self).__name__
-            with failures_named(name, pairs):
-                scores = self._scores(self._texts_of(pairs))
-            return check_scores(scores, pairs, name)
+            with failures_named(type(self).__name__, pairs):
+                return Scored.of(self._scores(self._texts_of(pairs)), pairs)
         for row, pair in enumerate(pairs):
             if isinstance(pair, str) or [type(text) for text in pair] != [str, str]:
-                raise TypeError(
-                    f"`pairs` must hold (query, response) pairs of strings, but pairs[{row}] is "
-                    f"{shorten(pair)}."
-                )
+                rule = "be a (query, response) pair of strings"
+                refuse(f"pairs[{row}]", rule, shorten(pair), error=TypeError)
         if not self.chat_template:
             return self._scores([query + response for query, response in pairs])
         return self._scores([self._rendered([_said_by_user(q)], r) for q, r in pairs])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from trl.anatomy import accepts, without_dropout
+from trl.config.errors import refuse
 
 __all__ = ["check_sizes", "load", "logits_of", "padding_changes", "token_limit", "tokenize"]
 
@@ -29,13 +31,14 @@ NO_LIMIT = 10**9
 
 def check_sizes(*, batch_size: int, max_length: int | None) -> None:
     """Raise unless both are whole numbers of at least 1; `max_length` may be None."""
-    for name, value in (("batch_size", batch_size), ("max_length", max_length)):
-        if value is None and name == "max_length":
-            continue
+    for name, value in (
+        ("batch_size", batch_size),
+        ("max_length", 1 if max_length is None else max_length),
+    ):
         if isinstance(value, bool) or not isinstance(value, Integral):
-            raise TypeError(f"`{name}` must be a whole number, got {value!r}.")
+            refuse(name, "be a whole number", repr(value), error=TypeError)
         if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+            refuse(name, "be at least 1", str(value))
 
 
 def load(
@@ -55,10 +58,8 @@ def load(
         loaded = _load_model(model)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     elif tokenizer is None:
-        raise ValueError(
-            "`tokenizer` must be given with a loaded model: pass the tokenizer that the model was "
-            "trained with, or its folder."
-        )
+        fix = "pass the tokenizer that the model was trained with, or its folder"
+        refuse("tokenizer", "be given with a loaded model", fix=fix)
     else:
         loaded_tokenizer = _load_tokenizer(tokenizer)
         loaded = model
@@ -82,9 +83,7 @@ def token_limit(
     if positions:
         limit = min(limit, positions - _first_position(model, positions))
     if max_length is not None and max_length > limit:
-        raise ValueError(
-            f"`max_length` must be at most {limit}, what the model can take, got {max_length}."
-        )
+        refuse("max_length", f"be at most {limit}, what the model can take", str(max_length))
     limit = limit if max_length is None else max_length
     return limit if limit < NO_LIMIT else None
 
@@ -125,9 +124,7 @@ def tokenize(
         token_ids = [ids[1:] if ids[:2] == [bos, bos] else ids for ids in token_ids]
     for row, ids in enumerate(token_ids):
         if not ids:
-            raise ValueError(
-                f"`texts` must have at least one token each, but texts[{row}] is {texts[row]!r}."
-            )
+            refuse(f"texts[{row}]", "have at least one token", repr(texts[row]))
     return token_ids
 
 
@@ -192,13 +189,9 @@ def _pad(token_ids: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]
     On the right, where it moves no position; and with the token of the model, not with that of the
     tokenizer: causal models read the score at the last token that is not theirs for padding.
     """
-    width = max(len(ids) for ids in token_ids)
-    padded = torch.full((len(token_ids), width), pad_token_id)
-    mask = torch.zeros_like(padded)
-    for row, ids in enumerate(token_ids):
-        padded[row, : len(ids)] = torch.tensor(ids)
-        mask[row, : len(ids)] = 1
-    return padded, mask
+    rows = [torch.tensor(ids) for ids in token_ids]
+    padded = pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+    return padded, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
 
 
 def _pad_token_id(model: PreTrainedModel) -> int | None:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from trl.batch import Rollout
+from trl.config.errors import refuse
 from trl.evaluation.function import as_scorer
 from trl.evaluation.scores import Scorer, name_of, score
+from trl.scored import Scored
 
 __all__ = ["WeightedSum"]
 
@@ -29,19 +31,13 @@ class WeightedSum:
 
     Args:
         parts: (scorer, weight) pairs, or a dict {scorer: weight}. A scorer may be a function of
-            texts.
-
-    Attributes:
-        scores: [B] of each part in the last rollout, by its name and without its weight; for
-            rewards per token, their sums over the responses. Parts of the same name are numbered.
-        means: of these; and the `means` that a part keeps of its own.
-        rows: the figures [B] that parts keep of their own, by name, as `ControlScorer` does.
+            texts. Parts of the same name are numbered.
     """
 
     def __init__(self, parts: Mapping[Part, float] | Sequence[tuple[Part, float]]) -> None:
         pairs = _pairs(parts)
         if not pairs:
-            raise ValueError("`parts` must have at least one scorer, got none.")
+            refuse("parts", "have at least one scorer", "none")
         self.parts: dict[str, tuple[Scorer, float]] = {}
         for part, weight in pairs:
             scorer = as_scorer(part)
@@ -50,74 +46,45 @@ class WeightedSum:
             while name in self.parts:
                 count += 1
                 name = f"{unnumbered} {count}"
-            if (
-                isinstance(weight, bool)
-                or not isinstance(weight, Real)
-                or not math.isfinite(weight)
-            ):
+            is_number = isinstance(weight, Real) and not isinstance(weight, bool)
+            if not is_number or not math.isfinite(weight):
                 raise ValueError(f"the weight of {name} must be a finite number, got {weight!r}.")
             self.parts[name] = scorer, float(weight)
-        self.scores: dict[str, Tensor] = {}
-        self.rows: dict[str, Tensor] = {}
-        self.means: dict[str, float] = {}
 
-    def __call__(self, rollout: Rollout) -> Tensor:
+    def __call__(self, rollout: Rollout) -> Scored:
         """Score each response by all parts.
 
         Returns:
-            scores [B], or rewards [B, R] if a part gives rewards; float32, CPU.
+            The sums; the scores of each part (for rewards per token, their sums over the
+            responses), and the parts and figures that it has itself.
         Raises:
             ScoringError: if a part fails; it is named.
         """
         found = {name: score(scorer, rollout) for name, (scorer, _) in self.parts.items()}
-        per_token = any(scores.ndim == 2 for scores in found.values())
+        per_token = any(scored.scores.ndim == 2 for scored in found.values())
         total = torch.zeros(rollout.response_mask.shape if per_token else len(rollout))
-        for name, (_, weight) in self.parts.items():
-            scores = found[name]
+        parts = {name: scored.totals for name, scored in found.items()}
+        figures: dict[str, Tensor] = {}
+        for name, scored in found.items():
+            scores = scored.scores
             if per_token and scores.ndim == 1:
                 scores = at_last_token(scores, rollout.response_mask.cpu())
-            total += weight * scores
-        self.scores = {
-            name: scores.sum(1) if scores.ndim == 2 else scores for name, scores in found.items()
-        }
-        self.means = {name: float(scores.mean()) for name, scores in self.scores.items()}
-        self.rows = {}
-        for scorer, _ in self.parts.values():
-            self.means |= means_of(scorer)
-            rows = getattr(scorer, "rows", None)
-            self.rows |= rows if isinstance(rows, dict) else {}
-        return total
+            total += self.parts[name][1] * scores
+            parts |= scored.parts
+            figures |= scored.figures
+        return Scored(total, parts, figures)
 
 
 def _pairs(parts: Any) -> list[tuple[Any, Any]]:
-    """Return the parts as (scorer, weight) pairs.
-
-    Raises:
-        TypeError: if they are something else.
-    """
-    entries = list(parts.items() if isinstance(parts, Mapping) else _listed(parts))
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, tuple | list) or len(entry) != 2:
-            raise TypeError(
-                f"`parts` must be (scorer, weight) pairs, but parts[{index}] is {entry!r}: "
-                "WeightedSum([(scorer, 1.0), (another, -0.1)])."
-            )
-    return entries
-
-
-def _listed(parts: Any) -> list[Any]:
+    """Return the parts as (scorer, weight) pairs, after checking that they are such."""
+    rule, fix = "be (scorer, weight) pairs", "WeightedSum([(scorer, 1.0), (another, -0.1)])"
     if isinstance(parts, str | bytes) or not isinstance(parts, Iterable):
-        raise TypeError(
-            f"`parts` must be a list of (scorer, weight) pairs or a dict, got {parts!r}: "
-            "WeightedSum([(scorer, 1.0), (another, -0.1)])."
-        )
-    return list(parts)
-
-
-def means_of(scorer: Any) -> dict[str, float]:
-    """Return the means by name that a scorer keeps of its last rollout, if it is of that kind."""
-    means = getattr(scorer, "means", None)
-    return means if isinstance(means, dict) else {}
+        refuse("parts", rule, repr(parts), fix, error=TypeError)
+    entries = list(parts.items() if isinstance(parts, Mapping) else parts)
+    for entry in entries:
+        if not isinstance(entry, tuple | list) or len(entry) != 2:
+            refuse("parts", rule, repr(entry), fix, error=TypeError)
+    return entries
 
 
 def at_last_token(scores: Tensor, mask: Tensor) -> Tensor:

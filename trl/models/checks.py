@@ -9,16 +9,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trl.anatomy import (
-    is_encoder_decoder,
     keep_hidden_states,
     language_model,
     low_precision_of,
-    text_config,
     vocabulary_size,
     without_dropout,
 )
 from trl.batch import Rollout
 from trl.config.errors import refuse
+from trl.fit import check_ids, check_positions
 from trl.models.response import ResponseModel
 
 # How far the hidden states of a token may be, in relation to their size, from those of the same
@@ -164,20 +163,7 @@ def _no_left_padding(plain: PreTrainedModel, symptom: str) -> ValueError:
 
 def check_fits(model: nn.Module, rollout: Rollout) -> None:
     """Raise if the model does not know a token of the rollout, or has too few positions for it."""
-    vocabulary = vocabulary_size(model)
-    for name, tokens in (("query", rollout.queries), ("response", rollout.responses)):
-        if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
-            row = int(((tokens < 0) | (tokens >= vocabulary)).any(1).nonzero()[0])
-            rule = f"hold token ids from 0 to {vocabulary - 1}"
-            got = f"{int(tokens[row].min())} to {int(tokens[row].max())}"
-            refuse(f"{name}[{row}]", rule, got, "encode with the model's own tokenizer")
-    limit = getattr(text_config(model), "max_position_embeddings", None)
-    lengths = rollout.lengths
-    if is_encoder_decoder(model):  # each has positions of its own
-        queries = rollout.query_mask.sum(1)
-        lengths = torch.maximum(queries, lengths - queries)
-    longest = int(lengths.max())
-    if limit is not None and longest > limit:
-        got = f"{longest} tokens in row {int(lengths.argmax())}"
-        fix = "shorten the query or the response"
-        refuse("query` + `response", f"fit the model's {limit} positions", got, fix)
+    check_ids(model, rollout.queries, "query")
+    check_ids(model, rollout.responses, "response")
+    queries = rollout.query_mask.sum(1)
+    check_positions(model, queries, rollout.lengths - queries, "query")

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from trl.batch import Rollout, TokenLists, score_tensor, token_rows
+from trl.batch import Rollout, TokenLists, token_rows
 from trl.config import PPOConfig
+from trl.config.errors import refuse
 from trl.optimization.algorithms import Algorithm
+from trl.scored import Scored, score_tensor
 
 Pretraining = Callable[[int], Sequence[Tensor]]
 """Given a number of rows, returns so many 1-D tensors of token ids, of two tokens or more."""
@@ -25,7 +27,7 @@ def rollout_and_scores(
     config: PPOConfig,
     algorithm: Algorithm,
 ) -> tuple[Rollout, Tensor]:
-    """Return a rollout and its scores [B] or [B, R].
+    """Return a rollout and its scores [B] or [B, R], 0 where no token counts.
 
     Raises:
         TypeError, ValueError: if they are not such, or not what settings and algorithm need.
@@ -34,25 +36,26 @@ def rollout_and_scores(
         if response is not None and scores is not None:
             raise TypeError("`step(rollout, scores)` takes two arguments, got a third.")
         if response_masks is not None:
-            raise TypeError("`response_masks` must be None beside a Rollout, which has a mask.")
+            refuse("response_masks", "be None beside a Rollout, which has a mask", error=TypeError)
         rollout, scores = query, response if scores is None else scores
         rollout.check()
     elif query is None or response is None:
-        raise TypeError(
-            "`query` and `response` must be tensors, or lists of tensors, of token ids: "
-            "step(query, response, scores) or step(rollout, scores)."
-        )
+        rule = "be tensors, or lists of tensors, of token ids"
+        fix = "step(query, response, scores) or step(rollout, scores)"
+        refuse("query` and `response", rule, fix=fix, error=TypeError)
     else:
         rollout = Rollout.from_lists(query, response, response_masks=response_masks)
     if scores is None:
-        raise TypeError("`scores` must be given: one number for each response.")
+        refuse("scores", "be given", fix="one number for each response", error=TypeError)
+    scores = scores.scores if isinstance(scores, Scored) else scores
+    mask = rollout.response_mask
+    if isinstance(scores, Tensor) and scores.shape == mask.shape:
+        scores = scores.masked_fill(~mask.to(scores.device), 0)
     scores = score_tensor(scores, rollout)
     _check_temperature(rollout, config)
     if scores.ndim == 2 and config.center_scores:
-        raise ValueError(
-            "`center_scores` must be False with scores for single tokens: every token would "
-            "get the same constant. Set it to False, or give one score for each response."
-        )
+        fix = "every token would get the same constant; give one score for each response"
+        refuse("center_scores", "be False with scores for single tokens", fix=fix)
     if config.missing_eos_penalty is not None:
         _check_ended(rollout, scores)
     if algorithm.groups:
@@ -64,25 +67,21 @@ def _check_temperature(rollout: Rollout, config: PPOConfig) -> None:
     """Raise if the responses are known to be sampled at another temperature than is scored at."""
     sampled = rollout.temperature
     if sampled is not None and not math.isclose(sampled, config.temperature, rel_tol=1e-6):
-        raise ValueError(
-            f"`temperature` of the trainer must be the {sampled} that the responses were sampled "
-            f"with, got {config.temperature}: every importance ratio would be wrong. Give "
-            "Sampler and PPOConfig the same number."
-        )
+        rule = f"be the {sampled} that the responses were sampled with"
+        fix = "every importance ratio would be wrong; give Sampler and PPOConfig the same number"
+        refuse("temperature", rule, str(config.temperature), fix)
 
 
 def _check_ended(rollout: Rollout, scores: Tensor) -> None:
     """Raise unless it is known of every response whether it ended, and it has one score."""
     if rollout.ended is None:
-        raise ValueError(
-            "`missing_eos_penalty` needs a rollout that says which responses `ended`, got one "
-            "without: use Sampler, or dataclasses.replace(rollout, ended=...), [batch] bool."
-        )
+        rule = "be None for a rollout that does not say which responses `ended`"
+        fix = "use Sampler, or dataclasses.replace(rollout, ended=...), [batch] bool"
+        refuse("missing_eos_penalty", rule, fix=fix)
     if scores.ndim == 2:
-        raise ValueError(
-            "`missing_eos_penalty` must be None with scores for single tokens: put the penalty "
-            "on the last token of a response yourself, or give one score for each response."
-        )
+        rule = "be None with scores for single tokens"
+        fix = "put it on the last token of a response, or give one score for each response"
+        refuse("missing_eos_penalty", rule, fix=fix)
 
 
 def _check_groups(rollout: Rollout, config: PPOConfig) -> None:
@@ -91,18 +90,12 @@ def _check_groups(rollout: Rollout, config: PPOConfig) -> None:
         "sample several responses to each query with Sampler(group_size=4), or name the groups "
         "in Rollout.from_lists(group_ids=...)"
     )
+    rule = f"have at least 2 responses in each group with algorithm={config.algorithm!r}"
     if rollout.group_ids is None:
-        raise ValueError(
-            f"`group_ids` of the rollout must be given with algorithm={config.algorithm!r}, which "
-            f"compares the responses to one query, got None: {fix}."
-        )
+        refuse("group_ids", rule, "None", fix)
     names, sizes = rollout.group_ids.unique(return_counts=True)
     if bool((sizes < 2).any()):
-        raise ValueError(
-            f"`group_ids` must have at least 2 responses in each group with "
-            f"algorithm={config.algorithm!r}, got 1 in group(s) {names[sizes < 2].tolist()[:8]}: "
-            f"{fix}."
-        )
+        refuse("group_ids", rule, f"1 in group(s) {names[sizes < 2].tolist()[:8]}", fix)
 
 
 def pretraining_rollout(pretraining: Pretraining, rows: int) -> Rollout:
@@ -113,14 +106,10 @@ def pretraining_rollout(pretraining: Pretraining, rows: int) -> Rollout:
     """
     texts = token_rows("pretraining", pretraining(rows))
     if len(texts) != rows:
-        raise ValueError(
-            f"`pretraining` must return as many rows as it is asked for, got {len(texts)} for "
-            f"{rows}."
-        )
+        got = f"{len(texts)} for {rows}"
+        refuse("pretraining", "return as many rows as it is asked for", got)
     for index, text in enumerate(texts):
         if len(text) < 2:
-            raise ValueError(
-                f"`pretraining[{index}]` must have at least two tokens, one to predict another "
-                f"from, got {len(text)}: leave the row out."
-            )
+            rule = "have at least two tokens, one to predict another from"
+            refuse(f"pretraining[{index}]", rule, str(len(text)), "leave the row out")
     return Rollout.from_lists([text[:1] for text in texts], [text[1:] for text in texts])

@@ -14,14 +14,10 @@ from trl.core import masked_mean, masked_var
 from trl.optimization.losses import explained_variance
 from trl.optimization.objective import Targets
 from trl.optimization.update import Update
+from trl.scored import totals
 
 # Means of an update that have a place of their own, or none, in the statistics of a step.
 _NOT_AVERAGED = ("policy/abs_log_ratio", "policy/mean_ratio")
-
-
-def totals(scores: Tensor) -> Tensor:
-    """Return the score of each response [B], given that or the scores of its tokens [B, R]."""
-    return scores if scores.ndim == 1 else scores.sum(1)
 
 
 def step_statistics(

@@ -10,7 +10,7 @@
   EOS; do not add one. `Rollout.from_lists` pads and masks.
 * Tokens are drawn from the policy's own distribution at `PPOConfig.temperature`: no top-k, no
   top-p, no penalties, no forced tokens, no dropout.
-* The rest may be left out. `logprobs` [B, R] are those of the drawn tokens in that whole
+* The rest may be left out. `behaviour_logprobs` [B, R] are those of the drawn tokens in that whole
   distribution, 0 outside the mask; leave them out if the engine's numbers are not close to those
   of the policy that is trained. `values` [B, R] are the value head's before each token.
   `group_ids` [B] tell which rows answer the same query; `ended` [B], which stopped by themselves.

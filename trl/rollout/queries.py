@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trl.batch import token_rows
+from trl.config.errors import refuse
 
 Chat = Sequence[Mapping[str, Any]]
 """Messages: {"role": "user", "content": "…"}."""
@@ -57,10 +58,8 @@ def encode_queries(
         return Encoded([row.long() for row in token_rows(name, queries)], None, None)
     _check_kinds(queries, name)
     if tokenizer is None:
-        raise ValueError(
-            f"`{name}` must be tensors of token ids for a sampler without tokenizer, got "
-            f"{type(queries[0]).__name__}: make it with Sampler(tokenizer)."
-        )
+        rule, fix = "be tensors of token ids for a sampler without tokenizer", "Sampler(tokenizer)"
+        refuse(name, rule, type(queries[0]).__name__, f"make it with {fix}")
     messages = None
     if isinstance(queries[0], str):
         texts = list(queries)
@@ -71,10 +70,8 @@ def encode_queries(
         rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
     for index, tokens in enumerate(rows):
         if not tokens:
-            raise ValueError(
-                f"`{name}[{index}]` must have at least one token, got {texts[index]!r}: leave it "
-                "out, or set add_bos=True to let the model begin a text."
-            )
+            fix = "leave it out, or set add_bos=True to let the model begin a text"
+            refuse(f"{name}[{index}]", "have at least one token", repr(texts[index]), fix)
     return Encoded([torch.tensor(tokens, dtype=torch.long) for tokens in rows], texts, messages)
 
 
@@ -84,33 +81,25 @@ def check_list(queries: Any, name: str) -> None:
     Raises:
         TypeError: naming what they are.
     """
+    got, one = type(queries).__name__, {"queries": "query", "prompts": "prompt"}.get(name, name)
     if isinstance(queries, str | bytes | Mapping):
-        raise TypeError(
-            f"`{name}` must be a list, got one {type(queries).__name__}: pass [{_singular(name)}]."
-        )
+        refuse(name, "be a list", f"one {got}", f"pass [{one}]", error=TypeError)
     if isinstance(queries, Tensor):
         return
     if not isinstance(queries, Sequence) and not hasattr(queries, "__getitem__"):
-        raise TypeError(
-            f"`{name}` must be a list of texts, of chats, or of tensors of token ids, got "
-            f"{type(queries).__name__}: pass [{_singular(name)}]."
-        )
+        rule = "be a list of texts, of chats, or of tensors of token ids"
+        refuse(name, rule, got, f"pass [{one}]", error=TypeError)
     if len(queries) > 0 and isinstance(queries[0], Mapping):
-        raise TypeError(f"`{name}` must be a list of chats, got the messages of one: pass [chat].")
-
-
-def _singular(name: str) -> str:
-    return {"queries": "query", "prompts": "prompt"}.get(name, name)
+        got = "the messages of one"
+        refuse(name, "be a list of chats", got, "pass [chat]", error=TypeError)
 
 
 def _check_kinds(queries: Sequence[Any], name: str) -> None:
     """Raise unless all queries are of one kind."""
     for index, query in enumerate(queries):
         if type(query) is not type(queries[0]):
-            raise TypeError(
-                f"`{name}[{index}]` must be of the same kind as the first query, "
-                f"{type(queries[0]).__name__}, got {type(query).__name__}."
-            )
+            rule = f"be of the same kind as the first query, {type(queries[0]).__name__}"
+            refuse(f"{name}[{index}]", rule, type(query).__name__, error=TypeError)
 
 
 def _encode_texts(
@@ -118,10 +107,8 @@ def _encode_texts(
 ) -> list[list[int]]:
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
     if add_bos and bos is None:
-        raise ValueError(
-            "`add_bos` must be False for a tokenizer without a BOS token: set "
-            "tokenizer.bos_token, or leave add_bos out."
-        )
+        fix = "set tokenizer.bos_token, or leave add_bos out"
+        refuse("add_bos", "be False for a tokenizer without a BOS token", fix=fix)
     rows: list[list[int]] = tokenizer(texts)["input_ids"]  # all at once: much faster
     if not any(rows) and (text := next(filter(str.strip, texts), None)):
         raise ValueError(
@@ -141,10 +128,9 @@ def _messages(chat: Any, name: str) -> list[dict[str, Any]]:
     """Return the messages of one chat as plain dicts."""
     messages = list(chat) if isinstance(chat, Sequence) else []
     if not messages or not all(isinstance(m, Mapping) and "role" in m for m in messages):
-        raise TypeError(
-            f"`{name}` must be a text, a tensor of token ids or a list of messages "
-            f"{{'role': ..., 'content': ...}}, got {chat!r}."
-        )
+        messages_are = "a list of messages {'role': ..., 'content': ...}"
+        rule = f"be a text, a tensor of token ids or {messages_are}"
+        refuse(name, rule, repr(chat), error=TypeError)
     return [dict(message) for message in messages]
 
 
@@ -153,10 +139,8 @@ def _rendered(
 ) -> list[str]:
     """Return the text of each chat, up to where the assistant begins to speak."""
     if tokenizer.chat_template is None:
-        raise ValueError(
-            f"`{name}` must be texts for a tokenizer without chat template, got chats: set "
-            "tokenizer.chat_template, or use the tokenizer of an instruction-tuned model."
-        )
+        fix = "set tokenizer.chat_template, or use the tokenizer of an instruction-tuned model"
+        refuse(name, "be texts for a tokenizer without chat template", "chats", fix)
     return [
         str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
         for chat in chats

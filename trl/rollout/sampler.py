@@ -23,9 +23,11 @@ from transformers import PreTrainedTokenizerBase
 from trl.anatomy import is_encoder_decoder, language_model, vocabulary_size
 from trl.batch import Rollout, pad_rows
 from trl.config import check_values, closest
+from trl.config.errors import refuse
 from trl.config.types import Count, Whole
 from trl.core import LengthSampler
-from trl.rollout.checks import check_end_ids, check_ids, check_positions, uncompiled
+from trl.fit import check_ids, check_positions
+from trl.rollout.checks import check_end_ids, uncompiled
 from trl.rollout.draw import random_dtype
 from trl.rollout.queries import Encoded, Queries, decode_response, encode_queries
 from trl.rollout.sampling import Distribution, Record, write
@@ -43,11 +45,9 @@ def _unknown_refused(init: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(init)
     def checked(*args: P.args, **kwargs: P.kwargs) -> None:
-        unknown = [name for name in kwargs if name not in known]
-        if unknown:
-            raise TypeError(
-                "; ".join(f"Sampler has no setting `{n}`.{closest(n, known)}" for n in unknown)
-            )
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"Sampler has no setting `{name}`.{closest(name, known)}")
         init(*args, **kwargs)
 
     return checked
@@ -113,7 +113,7 @@ class Sampler:
         self.distribution = Distribution(temperature, top_k, top_p, min_new_tokens)
         self._lengths = _check_lengths(max_new_tokens, min_new_tokens)
         # Those of the policy are added when there is one.
-        self._ends_as_policy = tokenizer is not None and _is_default(eos_token_id)
+        self._ends_as_policy = tokenizer is not None and isinstance(eos_token_id, str)
         self.stop = StopRule(_end_ids(eos_token_id, tokenizer), stop_strings, tokenizer)
         checks = {
             "group_size": (Count, group_size),
@@ -323,13 +323,11 @@ class Sampler:
             # A SeedSequence mixes the numbers: neighbours are as independent as any.
             return [np.random.default_rng([self.seed, self.calls, row]) for row in range(rows)]
         if len(seeds) != rows:
-            raise ValueError(
-                f"`seeds` must have one number for each of the {rows} rows (queries × group_size), "
-                f"got {len(seeds)}."
-            )
+            rule = f"have one number for each of the {rows} rows (queries × group_size)"
+            refuse("seeds", rule, str(len(seeds)))
         numbers = [operator.index(seed) for seed in seeds]
         if min(numbers) < 0:
-            raise ValueError(f"`seeds` must be >= 0, got {min(numbers)}.")
+            refuse("seeds", "be >= 0", str(min(numbers)))
         return [np.random.default_rng(seed) for seed in numbers]
 
     def _draw_limit(self, stream: np.random.Generator) -> int:
@@ -339,9 +337,8 @@ class Sampler:
             return longest if shortest == longest else int(stream.integers(shortest, longest + 1))
         limit = self._lengths()
         if limit < max(1, self.distribution.min_new_tokens):
-            raise ValueError(
-                f"`max_new_tokens()` must give lengths > 0 and >= min_new_tokens, got {limit}."
-            )
+            rule = "give lengths > 0 and >= min_new_tokens"
+            refuse("max_new_tokens()", rule, str(limit))
         return limit
 
     def _batches(self, lengths: list[int]) -> Iterator[Tensor]:
@@ -360,27 +357,19 @@ def _check_tokenizer(tokenizer: Any) -> None:
     """Raise unless it is None or has what a tokenizer of transformers has."""
     if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "decode")):
         got = repr(tokenizer) if isinstance(tokenizer, str) else type(tokenizer).__name__
-        raise TypeError(
-            f"`tokenizer` must be a tokenizer of transformers or None, got {got}: load it with "
-            "AutoTokenizer.from_pretrained(...)."
-        )
-
-
-def _is_default(eos_token_id: Any) -> bool:
-    return isinstance(eos_token_id, str) and eos_token_id == "tokenizer"
+        fix = "load it with AutoTokenizer.from_pretrained(...)"
+        refuse("tokenizer", "be a tokenizer of transformers or None", got, fix, error=TypeError)
 
 
 def _end_ids(eos_token_id: Any, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     """Return the tokens that end a response, without those that the policy adds."""
-    if _is_default(eos_token_id):
+    if isinstance(eos_token_id, str) and eos_token_id == "tokenizer":
         eos_token_id = None if tokenizer is None else tokenizer.eos_token_id
     if eos_token_id is None:
         return []
     if isinstance(eos_token_id, str):
-        raise ValueError(
-            f"`eos_token_id` must be token ids, 'tokenizer' or None, got {eos_token_id!r}: "
-            "give texts as stop_strings."
-        )
+        rule, fix = "be token ids, 'tokenizer' or None", "give texts as stop_strings"
+        refuse("eos_token_id", rule, repr(eos_token_id), fix)
     return list(eos_token_id) if isinstance(eos_token_id, Sequence) else [eos_token_id]
 
 
@@ -408,15 +397,11 @@ def _check_lengths(
     whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in lengths)
     if not whole or len(lengths) != 2 or not 0 < lengths[0] <= lengths[1]:
         got = max_new_tokens if not isinstance(max_new_tokens, LengthSampler) else lengths
-        raise ValueError(
-            "`max_new_tokens` must be > 0, or (shortest, longest) with 0 < shortest <= longest, "
-            f"whole numbers, got {got!r}."
-        )
+        rule = "be > 0, or (shortest, longest) with 0 < shortest <= longest, whole numbers"
+        refuse("max_new_tokens", rule, repr(got))
     if min_new_tokens > lengths[0]:
-        raise ValueError(
-            f"`min_new_tokens` must be <= the least max_new_tokens, {lengths[0]}, got "
-            f"{min_new_tokens}."
-        )
+        rule = f"be <= the least max_new_tokens, {lengths[0]}"
+        refuse("min_new_tokens", rule, str(min_new_tokens))
     return lengths
 
 

@@ -16,10 +16,12 @@ from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsW
 from trl.anatomy import without_dropout
 from trl.batch import Rollout, check_left_padded, check_token_mask
 from trl.config import check_values
+from trl.config.errors import refuse
 from trl.config.section import section
 from trl.config.types import Count, Positive, PositiveShare, Whole
 from trl.core import at_least_fp32
-from trl.rollout.checks import check_end_ids, check_positions, check_queries, uncompiled
+from trl.fit import check_positions
+from trl.rollout.checks import check_end_ids, check_queries, uncompiled
 from trl.rollout.decoder import Decoder
 from trl.rollout.draw import draw_at, draw_from_logits, uniform
 from trl.rollout.stop import StopRule
@@ -120,10 +122,8 @@ class Record:
         mask = torch.arange(longest, device=self.lengths.device) < self.lengths[:, None]
         logprobs = self.logprobs[:, :longest].masked_fill(~mask, 0)
         if not logprobs.isfinite().all():
-            raise FloatingPointError(
-                "`model` must give finite logits, got NaN or infinity: its weights hold NaN or "
-                "infinity. Go back to the last good checkpoint."
-            )
+            got, fix = "NaN or infinity", "go back to the last good checkpoint"
+            refuse("model", "give finite logits", got, fix, error=FloatingPointError)
         return Rollout(
             queries,
             query_mask,
@@ -256,7 +256,7 @@ def sample(
     query_mask = query_mask.bool()
     check_token_mask("query_mask", query_mask, queries)
     check_left_padded("query_mask", query_mask)
-    check_positions(model, query_mask.sum(1).tolist(), max_new_tokens)
+    check_positions(model, query_mask.sum(1), max_new_tokens)
     queries = queries.masked_fill(~query_mask, 0)
     size, device = len(queries), queries.device
     record = Record.empty(torch.full((size,), max_new_tokens, device=device))

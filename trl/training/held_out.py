@@ -12,8 +12,7 @@ import torch
 from accelerate.utils import gather_object
 
 from trl.anatomy import without_dropout
-from trl.evaluation.scores import score
-from trl.evaluation.weighted_sum import WeightedSum
+from trl.evaluation.scores import Scorer, score
 from trl.ppo import PPOTrainer
 from trl.rollout.sampler import Sampler
 
@@ -80,7 +79,7 @@ class HeldOut:
     """
 
     def __init__(
-        self, trainer: PPOTrainer, sampler: Sampler, scorer: WeightedSum, prompts: Sequence[Any]
+        self, trainer: PPOTrainer, sampler: Sampler, scorer: Scorer, prompts: Sequence[Any]
     ) -> None:
         self.trainer, self.sampler, self.scorer = trainer, sampler, scorer
         self.prompts = list(prompts)
@@ -109,8 +108,8 @@ class HeldOut:
             rollout = self.sampler(
                 trainer.model, [self.prompts[index] for index in share], seeds=self._seeds(share)
             )
-        scores = score(self.scorer, rollout)
-        totals = scores if scores.ndim == 1 else scores.sum(1)
+        scored = score(self.scorer, rollout)
+        rewards = scored.totals.tolist()
         with without_dropout(*filter(None, (trainer.model, trainer.ref_model))):
             own = trainer.forward_pass(trainer.policy, rollout)
             kl = (own.logprobs - trainer.reference_logprobs(rollout, own)).sum(1)
@@ -120,7 +119,7 @@ class HeldOut:
         assert ended is not None
         assert rollout.query_texts is not None
         assert rollout.response_texts is not None
-        parts = {name: x.tolist() for name, x in (self.scorer.scores | self.scorer.rows).items()}
+        parts = {k: x.tolist() for k, x in ({**scored.parts} | scored.figures).items()}
         tokens = rollout.response_lists()
         return [
             (
@@ -128,7 +127,7 @@ class HeldOut:
                 Sample(
                     prompt=rollout.query_texts[row],
                     response=rollout.response_texts[row],
-                    reward=totals[row].item(),
+                    reward=rewards[row],
                     kl=kl[row].item(),
                     length=len(tokens[row]),
                     ended=bool(ended[row]),

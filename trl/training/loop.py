@@ -20,11 +20,12 @@ from torch import Tensor
 
 from trl.batch import Rollout
 from trl.config.errors import refuse
-from trl.evaluation.scores import Scorer
+from trl.evaluation.scores import Scorer, score
 from trl.ppo import PPOTrainer
 from trl.rollout.queries import Chat, check_list
 from trl.rollout.sampler import Sampler
-from trl.training.overlap import Judged, Overlap, judge
+from trl.scored import Scored
+from trl.training.overlap import Overlap
 from trl.watch.profile import Profile
 
 Row = dict[str, float]
@@ -137,17 +138,17 @@ class Loop:
         started = time.perf_counter()
         prompts = self._next_prompts()
         rate = self._set_learning_rate()
-        rollout, (scores, means), sampled = self._rollout_and_scores(prompts)
-        scored = time.perf_counter()
-        stats = trainer.step(rollout, scores)
+        rollout, scored, sampled = self._rollout_and_scores(prompts)
+        evaluated = time.perf_counter()
+        stats = trainer.step(rollout, scored)
         ended = time.perf_counter()
-        totals = scores if scores.ndim == 1 else scores.sum(1)
+        totals = scored.totals
         # Of all processes, as are the figures of the trainer.
         gathered = trainer.accelerator.gather(totals.to(trainer.accelerator.device)).cpu()
         self.rollout, self.scores, self.all_scores = rollout, totals, gathered
         figures = {name: value for name, value in stats.items() if isinstance(value, float)}
         lengths = rollout.response_mask.sum(1).float()
-        own = {f"reward/{name}": mean for name, mean in means.items()} | {
+        own = {f"reward/{name}": mean for name, mean in scored.means().items()} | {
             "response/length": lengths.mean().item(),
             "response/ended": rollout.ended.float().mean().item(),
         }
@@ -161,15 +162,15 @@ class Loop:
             **figures,
             "learning_rate": rate,
             "time/rollout": sampled - started,
-            "time/evaluation": scored - sampled,
-            "time/optimisation": ended - scored,
+            "time/evaluation": evaluated - sampled,
+            "time/optimisation": ended - evaluated,
             "tokens_per_second": tokens / (ended - started),
             "tokens_per_second/rollout": tokens / (sampled - started),
-            "tokens_per_second/optimisation": tokens / (ended - scored),
+            "tokens_per_second/optimisation": tokens / (ended - evaluated),
             **(profile.count(rollout, updates, ended - started) if profile else {}),
         }
 
-    def _rollout_and_scores(self, prompts: list[Any]) -> tuple[Rollout, Judged, float]:
+    def _rollout_and_scores(self, prompts: list[Any]) -> tuple[Rollout, Scored, float]:
         """Return responses to the prompts, their scores, and when the last response was written."""
         trainer, around = self.trainer, self.trainer.clock.around
         if self.parts == 1:
@@ -177,7 +178,7 @@ class Loop:
                 rollout = self.sampler(trainer.model, prompts)
             sampled = time.perf_counter()
             with around("scorer"):
-                return rollout, judge(self.scorer, rollout), sampled
+                return rollout, score(self.scorer, rollout), sampled
         with Overlap(self.scorer) as overlap:
             with around("generation"), trainer.sampling():
                 for part in self.sampler.in_parts(trainer.model, prompts, self.parts):

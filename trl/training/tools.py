@@ -114,10 +114,9 @@ def score_texts(texts: Sequence[str | Pair], rewards: Sequence[RewardConfig]) ->
     rows: list[Row] = []
     for start in range(0, len(pairs), AT_ONCE):
         some = pairs[start : start + AT_ONCE]
-        scores = score(scorer, _rollout(some))
-        totals = (scores.sum(1) if scores.ndim == 2 else scores).tolist()
-        for row, (pair, total) in enumerate(zip(some, totals, strict=True)):
-            parts = {name: part[row].item() for name, part in scorer.scores.items()}
+        scored = score(scorer, _rollout(some))
+        for row, (pair, total) in enumerate(zip(some, scored.totals.tolist(), strict=True)):
+            parts = {name: part[row].item() for name, part in scored.parts.items()}
             rows.append({"text": "".join(pair), "score": total, "parts": parts})
     return rows
 

@@ -1,0 +1,222 @@
+"""`Scored`: what a scorer found in a rollout, and the one place that judges whether scores fit one.
+
+scored = scorer(rollout)
+stats = trainer.step(rollout, scored)
+scored.scores, scored.totals, scored.means()
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trl.batch import Rollout, pad_and_cat
+
+CHARACTERS_SHOWN = 80
+"""Of a value or a text in an error."""
+
+
+class BadScores(ValueError):
+    """Scores that do not fit their rollout.
+
+    Args:
+        rule: What they must be: "finite numbers".
+        got: What they are.
+        fix: What to do; nothing: left out.
+        rows: Those of the rollout that are at fault; none: no single one is.
+    """
+
+    def __init__(self, rule: str, got: str, fix: str = "", rows: Sequence[int] = ()) -> None:
+        self.problem = f"{rule}, got {got}{fix and ': '}{fix}"
+        self.rows = tuple(rows)
+        where = f", in row {rows[0]}" if rows else ""
+        super().__init__(f"`scores` must be {rule}, got {got}{where}{fix and ': '}{fix}.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """The scores of a rollout of B responses, and what else was found on the way to them."""
+
+    scores: Tensor
+    """[B] one for each response; or [B, R] one for each of its tokens, 0 where none counts.
+    float32, on the CPU."""
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """[B] the scores of each part of a sum, by its name and without its weight."""
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
+    """[B] other figures of each response, by name; NaN where a figure does not count."""
+
+    @classmethod
+    def of(cls, found: Any, rollout: Rollout) -> Scored:
+        """Return what a scorer gave, checked.
+
+        Args:
+            found: A Scored, or what `score_tensor` reads.
+            rollout: That was scored.
+
+        Raises:
+            BadScores: if it does not fit the rollout, or there is a score where no token counts.
+        """
+        given = found if isinstance(found, Scored) else cls(found)
+        scores = score_tensor(given.scores, rollout)
+        if scores.ndim == 2 and (outside := (scores != 0) & ~rollout.response_mask.cpu()).any():
+            rows = outside.any(1).nonzero().flatten().tolist()
+            token = int(outside[rows[0]].nonzero()[0])
+            raise BadScores(
+                "rewards that are 0 where no token counts",
+                f"{scores[rows[0], token].item()} at token {token} of row {rows[0]}",
+                "use torch.where(rollout.response_mask, rewards, 0)",
+                rows,
+            )
+        for name, column in (*given.parts.items(), *given.figures.items()):
+            if list(column.shape) != [len(rollout)]:
+                rule = f"parts and figures of the shape {[len(rollout)]}"
+                raise BadScores(rule, f"{list(column.shape)} for {name!r}")
+        return cls(scores, given.parts, given.figures)
+
+    @classmethod
+    def concat(cls, some: Sequence[Scored]) -> Scored:
+        """Return the scores of several rollouts as those of `Rollout.concat`."""
+        scores = [one.scores for one in some]
+        if any(each.ndim == 2 for each in scores):
+            # One score for each token, and for each response, are the same for those of one token.
+            joined = pad_and_cat([each.reshape(len(each), -1) for each in scores])
+        else:
+            joined = torch.cat(scores)
+        sizes = [len(each) for each in scores]
+        parts, figures = [one.parts for one in some], [one.figures for one in some]
+        return cls(joined, _joined(parts, sizes), _joined(figures, sizes))
+
+    @property
+    def totals(self) -> Tensor:
+        """[B] the score of each response."""
+        return totals(self.scores)
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each part, and of each figure over the rows where it counts."""
+        counted = {k: figure for k, figure in self.figures.items() if not figure.isnan().all()}
+        return {name: float(scores.mean()) for name, scores in self.parts.items()} | {
+            name: figure.double().nanmean().item() for name, figure in counted.items()
+        }
+
+
+def totals(scores: Tensor) -> Tensor:
+    """Return the score of each response [B], given that or the scores of its tokens [B, R]."""
+    return scores if scores.ndim == 1 else scores.sum(1)
+
+
+def score_tensor(found: Any, rollout: Rollout) -> Tensor:
+    """Return finite scores of a rollout as float32 on the CPU: [B], or [B, R] of the tokens.
+
+    Args:
+        found: One number for each response; or, for each token, a tensor [B, R] or B sequences as
+            long as the responses, or as their counted tokens.
+        rollout: B rows.
+
+    Raises:
+        BadScores: if they are not numbers, or not as many as that, or one is not finite.
+    """
+    if isinstance(found, Tensor):
+        scores = found.detach()
+    else:
+        scores = _placed(number_entries(found, len(rollout)), rollout)
+    flat, wide = [len(rollout)], list(rollout.response_mask.shape)
+    shape = list(scores.shape)
+    if shape not in (flat, wide) or scores.is_complex():
+        raise BadScores(
+            f"real numbers of the shape {flat}, one for each response, or {wide}, one for each "
+            "response token",
+            f"{scores.dtype} {shape}",
+            "use scores.squeeze(-1)" if shape == [*flat, 1] else "",
+        )
+    # A copy: one made in inference mode could not enter a graph, and the scorer may keep its own.
+    scores = scores.to("cpu", torch.float32, copy=True)
+    wrong = ~scores.isfinite().reshape(len(rollout), -1)
+    if wrong.any():
+        rows = wrong.any(1).nonzero().flatten().tolist()
+        first = scores.reshape(len(rollout), -1)[wrong][0].item()
+        got = f"{first} for {len(rows)} of {len(rollout)} responses"
+        raise BadScores("finite numbers", got, rows=rows)
+    return scores
+
+
+def number_entries(found: Any, rows: int) -> list[float | list[float]]:
+    """Take apart what was found for so many rows: one number, or one list of them, for each.
+
+    Args:
+        found: A list, tensor, array or other iterable.
+        rows: Of the rollout that `found` is about.
+
+    Raises:
+        BadScores: if it is something else.
+    """
+    found = _plain(found)
+    rule = f"one number for each of the {rows} responses"
+    if isinstance(found, (str, bytes, Mapping, Set)) or not isinstance(found, Iterable):
+        got = f"the number {found}" if isinstance(found, Real) else shorten(found)
+        fix = "a reward is called once for all responses, and returns a list of numbers"
+        raise BadScores(rule, f"{got}, not a list", fix)
+    entries = [_plain(entry) for entry in found]
+    if len(entries) != rows:
+        raise BadScores(rule, f"a list of {len(entries)}")
+    wrong = [
+        row
+        for row, entry in enumerate(entries)
+        if not all(isinstance(x, Real) for x in (entry if isinstance(entry, list) else [entry]))
+    ]
+    if wrong:
+        raise BadScores(rule, shorten(entries[wrong[0]]), rows=wrong)
+    return entries
+
+
+def _placed(entries: Sequence[float | list[float]], rollout: Rollout) -> Tensor:
+    """Return a tensor [B] of the numbers, or [B, R] of lists of them for the responses' tokens."""
+    lists = {row: entry for row, entry in enumerate(entries) if isinstance(entry, list)}
+    if all(len(entry) == 1 for entry in lists.values()):
+        numbers = [entry[0] if isinstance(entry, list) else entry for entry in entries]
+        return torch.tensor(numbers, dtype=torch.float64).float()
+    rule = "one number for each response, or one for each token of each response"
+    if len(lists) < len(entries):
+        got = f"both: lists for {len(lists)} of {len(entries)} responses"
+        raise BadScores(rule, got, rows=list(lists))
+    mask = rollout.response_mask.cpu()
+    placed = torch.zeros(mask.shape)
+    for row, entry in lists.items():
+        counted = mask[row].nonzero().flatten()
+        length = int(counted[-1]) + 1
+        if len(entry) not in (length, len(counted)):
+            got = f"{len(entry)} for the {len(counted)} tokens of row {row}"
+            raise BadScores(rule, got, rows=[row])
+        places = counted if len(entry) == len(counted) else torch.arange(length)
+        placed[row, places] = torch.tensor(entry, dtype=torch.float64).float()
+    return placed.masked_fill(~mask, 0.0)
+
+
+def _joined(columns: Sequence[Mapping[str, Tensor]], sizes: Sequence[int]) -> dict[str, Tensor]:
+    """Return the columns [b] of all parts below each other, NaN where a part has none."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    pairs = [
+        (column, torch.full((size,), math.nan)) for column, size in zip(columns, sizes, strict=True)
+    ]
+    return {name: torch.cat([column.get(name, none) for column, none in pairs]) for name in names}
+
+
+def _plain(found: Any) -> Any:
+    """Turn tensors and arrays, also those inside lists, into Python numbers and lists."""
+    if hasattr(found, "tolist"):
+        found = found.tolist()
+    return [_plain(entry) for entry in found] if isinstance(found, (list, tuple)) else found
+
+
+def shorten(value: object) -> str:
+    """Return how a value is written, without its middle if that is long."""
+    written = value if isinstance(value, str) else repr(value)
+    if len(written) > CHARACTERS_SHOWN:
+        half = CHARACTERS_SHOWN // 2
+        written = f"{written[:half]} … {written[-half:]}"
+    return repr(written) if isinstance(value, str) else written
