@@ -484,13 +484,15 @@ class PPOTrainer:
     def _gathered(self, tensor: Tensor) -> Tensor:
         return gathered(self.accelerator, tensor)
 
-    def _checked(self, *given: Any) -> tuple[Rollout, Tensor, list[Rollout]]:
+    def _checked(self, *arguments: Any) -> tuple[Rollout, Tensor, list[Rollout]]:
         """Return rollout, scores and pretraining texts on the trainer's device, or raise."""
-        return checked_everywhere(self.accelerator, partial(self._checked_here, *given))
+        return checked_everywhere(self.accelerator, partial(self._checked_here, *arguments))
 
-    def _checked_here(self, *given: Any) -> tuple[Rollout, Tensor, list[Rollout]]:
+    def _checked_here(self, *arguments: Any) -> tuple[Rollout, Tensor, list[Rollout]]:
         check_enabled(self.model)
-        rollout, scores = rollout_and_scores(*given, config=self.config, algorithm=self.algorithm)
+        rollout, scores = rollout_and_scores(
+            *arguments, config=self.config, algorithm=self.algorithm
+        )
         device = self.accelerator.device
         rollout = rollout.to(device)  # its parts may lie on several, a query on the CPU say
         for name, model in (("model", self.model), ("ref_model", self.ref_model)):

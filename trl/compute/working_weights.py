@@ -148,5 +148,5 @@ def _matrices(model: nn.Module) -> list[nn.Module]:
 
 def _only_multiplies(adapter: Any) -> bool:
     """Return whether a layer of peft uses its weights in products alone: LoRA, but not DoRA."""
-    plain = type(adapter).__name__ == "Linear" and "lora" in type(adapter).__module__
-    return plain and not any(getattr(adapter, "use_dora", {}).values())
+    is_lora = type(adapter).__name__ == "Linear" and "lora" in type(adapter).__module__
+    return is_lora and not any(getattr(adapter, "use_dora", {}).values())
