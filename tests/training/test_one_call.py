@@ -1,13 +1,16 @@
 """`trl.train` in a folder: measured, watched, stopped, gone on with."""
 
+import io
 import json
 import math
 import os
+import re
 import signal
 import warnings
 
 import pytest
 import torch
+from rich.console import Console
 
 import trl
 from tests.families import tiny_model
@@ -17,7 +20,7 @@ from trl import config as settings
 from trl.config import SettingsError
 from trl.config.recipe import Recipe
 from trl.evaluation import ScoringError
-from trl.report import compare_markdown, read_runs, write_report
+from trl.report import compare, read_runs, write_report
 from trl.training import run
 from trl.training.checkpoints import CheckpointError
 
@@ -114,7 +117,9 @@ def test_a_folder_is_that_of_a_run(tmp_path):
     )
     assert write_report([out], out).is_file()
     train(tmp_path / "other", learning_rate=1e-3)
-    assert "| ppo.learning\\_rate | 0.01 | 0.001 |" in compare_markdown([out, tmp_path / "other"])
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(compare([out, tmp_path / "other"]))
+    assert re.search(r"ppo.learning_rate\W+0.01\W+0.001", console.export_text())
     loaded = trl.CausalLMWithValueHead.from_pretrained(out / "policy").state_dict()
     assert all(torch.equal(loaded[name], weight) for name, weight in model.state_dict().items())
 

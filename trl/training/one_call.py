@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from trl.anatomy import language_model
+from trl.compute.precision import make_accelerator
 from trl.config import PPOConfig, closest
 from trl.config.errors import refuse
 from trl.config.recipe import (
@@ -37,7 +38,6 @@ from trl.data.prompts import PromptSplit
 from trl.evaluation.function import as_scorer
 from trl.evaluation.scores import Scorer
 from trl.models.checkpoint import hub_arguments
-from trl.models.precision import make_accelerator
 from trl.models.reference import ReferenceKind
 from trl.models.with_value_head import load_policy
 from trl.optimization.schedule import schedule_factor
