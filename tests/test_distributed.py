@@ -155,7 +155,7 @@ from pathlib import Path
 import torch
 from tests.training.runs import assert_same_run, lines, make_parts, tiny_recipe
 from trl.config.recipe import PretrainingConfig
-from trl.training import overlap, run
+from trl.training import loop, run
 
 out = Path(sys.argv[1]).with_suffix("")
 rank = int(os.environ.get("RANK", 0))
@@ -169,7 +169,7 @@ changes["pretraining"] = PretrainingConfig(text=str(out / "prompts.txt"), tokens
 run.write_report = lambda runs, out: out
 run.run_recipe(tiny_recipe(out, out / "whole", **changes))
 
-calls, score = 0, overlap.score
+calls, score = 0, loop.score
 def score_and_stop(scorer, rollout):
     global calls
     calls += 1
@@ -178,9 +178,9 @@ def score_and_stop(scorer, rollout):
     return score(scorer, rollout)
 
 recipe = tiny_recipe(out, out / "stopped", **changes)
-overlap.score = score_and_stop
+loop.score = score_and_stop
 assert run.run_recipe(recipe).interrupted
-overlap.score = score
+loop.score = score
 result = run.run_recipe(recipe, resume="auto")
 assert result.steps == 6
 if rank == 0:

@@ -207,7 +207,7 @@ COMMANDS = {
         "Tune a small GPT-2 to write positive film reviews, and show what changed: "
         "`trl train sentiment --out runs/demo`.",
         RUN_OPTIONS,
-        lambda arguments: Recipe,
+        lambda arguments: settings.Recipe,
     ),
     "sample": Command(
         _sample,

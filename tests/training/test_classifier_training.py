@@ -366,7 +366,7 @@ def change(recipe, tmp_path, row):
         ({"label": "POSITIV"}, "got 'POSITIV' in line 6"),
         ({"label": None}, "got None in line 6"),
         ({"text": " <br /> "}, "at least one word in column 'text' .* none in line 6"),
-        ({"text": None}, "`train` must have a text in column 'text' .* None in line 6"),
+        ({"text": None}, "`train` must have a text .* in column 'text' .* None in line 6"),
     ],
 )
 def test_bad_rows_are_named(recipe, tmp_path, row, message):

@@ -100,7 +100,7 @@ def test_a_folder_is_that_of_a_run(tmp_path):
     (read,) = read_runs([out])
     assert read.notes == []
     assert read.finished
-    assert (read.model, read.algorithm, read.total_steps) == ("LlamaForCausalLM", "ppo", 6)
+    assert (read.model, read.algorithm, read.last_step) == ("LlamaForCausalLM", "ppo", 6)
     assert read.after["reward/mean"] == history[-1]["held_out/reward/mean"]
     assert [len(samples) for samples in read.samples.values()] == [3] * 4
     assert [row["step"] for row in read.metrics] == [row["step"] for row in history]

@@ -86,10 +86,10 @@ NAMES = list(variants(Path()))
 
 def stopped_in(call, monkeypatch, how):
     """Make the reward stop the process in its n-th call, which is the n-th step's."""
-    from trl.training import overlap
+    from trl.training import loop
 
     calls = 0
-    score = overlap.score
+    score = loop.score
 
     def score_and_stop(scorer, rollout):
         nonlocal calls
@@ -98,7 +98,7 @@ def stopped_in(call, monkeypatch, how):
             how()
         return score(scorer, rollout)
 
-    monkeypatch.setattr(overlap, "score", score_and_stop)
+    monkeypatch.setattr(loop, "score", score_and_stop)
 
 
 @pytest.mark.parametrize("variant", NAMES)

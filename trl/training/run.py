@@ -218,7 +218,7 @@ class Run:
         enough = bool(self.on_row(row))
         self._tell(self.diagnosis.look(row, loop.rollout, loop.scores))
         self.display.row(row)
-        if not self.display.quiet:
+        if not self.display.console.quiet:
             for query, response in pairs_of(loop.rollout)[:1]:
                 self.display.sample(query, response, loop.scores[0].item())
         self.stopped = self.stopped or self._no_more_gain()
