@@ -17,6 +17,7 @@ from tests.rollout.families import (
     make,
 )
 from trl.anatomy import ATTENTION_GRAIN, language_model
+from trl.models.response import ResponseModel
 from trl.rollout import Sampler, sampling
 from trl.rollout.decoder import Decoder
 
@@ -133,9 +134,38 @@ def test_a_model_without_a_cache_is_refused():
 
 def test_an_encoder_decoder_needs_a_start_token():
     model = make("t5")
-    model.language_model.config.decoder_start_token_id = None
+    plain = model.language_model
+    plain.config.decoder_start_token_id = plain.generation_config.decoder_start_token_id = None
     with pytest.raises(ValueError, match="`model.config.decoder_start_token_id` must be set"):
         Sampler()(model, QUERIES)
+
+
+@pytest.mark.parametrize("forced", [None, 7])
+def test_an_encoder_decoder_starts_its_responses_as_generate_does(forced):
+    """The generation config goes over the model's own; mBART is told the language to write so."""
+    model = make("bart")
+    plain = language_model(model)
+    plain.config.decoder_start_token_id = 5
+    plain.generation_config.decoder_start_token_id = 2
+    plain.generation_config.forced_bos_token_id = forced
+    queries = ragged([4, 4], vocabulary=VOCAB)
+    settings = {"max_new_tokens": 6, "eos_token_id": None}
+    with torch.no_grad():
+        written = plain.generate(
+            torch.stack(queries), do_sample=False, max_length=8, min_length=8, num_beams=1
+        )
+    start = [2] if forced is None else [2, forced]
+    assert written[:, : len(start)].tolist() == [start] * 2
+    expected = written[:, len(start) :]
+    with pytest.warns(UserWarning, match="top_k"):
+        rollout = Sampler(**settings, top_k=1)(model, queries)
+    width = min(6, expected.shape[1])
+    assert torch.equal(rollout.responses[:, :width], expected[:, :width])
+    # What is trained is what was written.
+    rollout = Sampler(**settings)(model, queries)
+    with torch.no_grad():
+        again = ResponseModel(model)(rollout)
+    torch.testing.assert_close(again.logprobs, rollout.behaviour_logprobs, atol=1e-5, rtol=0)
 
 
 def test_positions_of_each_side_of_an_encoder_decoder():

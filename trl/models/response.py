@@ -16,6 +16,7 @@ from trl.anatomy import (
     decoder,
     keep_hidden_states,
     language_model,
+    response_start,
     vocabulary_size,
     without_dropout,
 )
@@ -176,8 +177,8 @@ def _decoder_inputs(plain: nn.Module, rollout: Rollout) -> dict[str, Tensor | bo
 
 
 def _encoded(plain: nn.Module, rollout: Rollout) -> tuple[Any, Tensor, Tensor]:
-    """Return what the encoder gives for the queries, their mask [B, Q], and what the decoder reads
-    [B, R].
+    """Return what the encoder gives for the queries, their mask [B, Q], and what the decoder reads:
+    what starts a response, and all its tokens but the last.
 
     The queries are padded on the right: not all encoders know where a text begins. All that the
     decoder reads counts, padding too, which comes last: by themselves some would take the token
@@ -186,7 +187,7 @@ def _encoded(plain: nn.Module, rollout: Rollout) -> tuple[Any, Tensor, Tensor]:
     rows = zip(rollout.queries, rollout.query_mask, strict=True)
     queries, mask = pad_rows([row[seen] for row, seen in rows], left=False)
     encoded = plain.get_encoder()(input_ids=queries, attention_mask=mask.long())
-    start = torch.full_like(rollout.responses[:, :1], plain.config.decoder_start_token_id)
+    start = rollout.responses.new_tensor(response_start(plain)).repeat(len(rollout), 1)
     return encoded, mask.long(), torch.cat((start, rollout.responses[:, :-1]), dim=1)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
-from trl.anatomy import accepts, is_encoder_decoder, language_model
+from trl.anatomy import accepts, is_encoder_decoder, language_model, response_start
 from trl.batch import pad_rows
 from trl.core import position_ids_from_mask
 from trl.rollout.room import make_room
@@ -66,13 +66,8 @@ class Decoder:
         self._run(tokens)
 
     def _encode(self, plain: nn.Module, queries: Tensor, query_mask: Tensor) -> Tensor:
-        """Run the encoder; return the tokens [B, 1] that start the responses."""
-        start = getattr(plain.config, "decoder_start_token_id", None)
-        if start is None:
-            raise ValueError(
-                "`model.config.decoder_start_token_id` must be set, got None: an encoder-decoder "
-                "starts every response with it."
-            )
+        """Run the encoder; return the tokens [B, S] that start the responses."""
+        start = response_start(plain)
         # Padding on the right: BART has learned positions that count columns, padding included.
         rows = [row[mask] for row, mask in zip(queries, query_mask, strict=True)]
         tokens, mask = pad_rows(rows, left=False)
@@ -80,7 +75,7 @@ class Decoder:
         encoder = plain.get_encoder()
         # Its own kind of output: the decoder may ask for more of it than the hidden states.
         self._encoded = encoder(input_ids=tokens, attention_mask=self._mask)
-        return tokens.new_full((len(tokens), 1), start)
+        return tokens.new_tensor(start).repeat(len(tokens), 1)
 
     @property
     def can_select(self) -> bool:
