@@ -6,6 +6,7 @@ import transformers
 from torch import nn
 
 from tests.conftest import ragged
+from tests.families import tiny_model
 from tests.rollout.families import (
     FAMILIES,
     LLAMA,
@@ -236,6 +237,16 @@ def test_caches_and_encoders_of_their_own_kind(family, selects):
         with torch.no_grad():
             expected, _ = fresh(model, query, response)
         torch.testing.assert_close(logprobs[: len(response)], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "olmoe"])
+def test_sampling_does_not_ask_for_router_logits(family):
+    model = tiny_model(family)
+    expected = Sampler(max_new_tokens=5)(model, ragged([3, 5], vocabulary=VOCAB))
+    model.config.output_router_logits = True
+    rollout = Sampler(max_new_tokens=5)(model, ragged([3, 5], vocabulary=VOCAB))
+    assert torch.equal(rollout.responses, expected.responses)
+    assert model.config.output_router_logits
 
 
 def test_an_output_without_its_cache_is_refused():

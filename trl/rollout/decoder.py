@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
-from trl.anatomy import accepts, is_encoder_decoder, language_model, response_start
+from trl.anatomy import accepts, is_encoder_decoder, language_model, response_start, text_config
 from trl.batch import pad_rows
 from trl.core import position_ids_from_mask
 from trl.rollout.room import make_room
@@ -52,6 +52,8 @@ class Decoder:
             raise _no_cache(plain, f"forward takes none of {', '.join(CACHES)}")
         self._takes_positions = accepts(plain, "position_ids")
         self._takes_logits_to_keep = accepts(plain, "logits_to_keep")
+        # The balance of experts is a matter of training; with a cache, transformers cannot tell it.
+        self._routes = bool(getattr(text_config(model), "output_router_logits", False))
         self._cache: Any = None
         self._has_room = False
         self._encoded: Any = None  # the encoder's output, its last_hidden_state [B, Q, d]
@@ -119,6 +121,8 @@ class Decoder:
             self._positions = self._positions[:, -1:] + 1
         if self._takes_logits_to_keep:
             inputs["logits_to_keep"] = 1
+        if self._routes:
+            inputs["output_router_logits"] = False
         output = self._model(**inputs)
         self._cache = getattr(output, self._cache_name, None)
         if self._cache is None:
