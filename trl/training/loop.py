@@ -32,7 +32,7 @@ from trl.models.reference import ReferenceKind
 from trl.models.with_value_head import load_policy
 from trl.optimization.adam import linear_decay
 from trl.ppo import PPOTrainer
-from trl.rollout.queries import Chat, check_list
+from trl.rollout.queries import Chat, listed
 from trl.rollout.sampler import Sampler
 from trl.training.overlap import Judged, Overlap, judge
 from trl.training.parts import quiet_transformers, seeded
@@ -362,7 +362,7 @@ def checked_prompts(prompts: Any) -> list[Any]:
     """
     if isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping):
         prompts = list(prompts)
-    check_list(prompts, "prompts")
+    prompts = listed(prompts, "prompts")
     if not prompts:
         raise ValueError("`prompts` must have at least one entry, got none.")
     return prompts
