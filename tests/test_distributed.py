@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trl.models.precision import exit_after_gloo
+from trl.compute.precision import exit_after_gloo
 
 SCRIPT = """
 import sys

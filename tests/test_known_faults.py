@@ -236,21 +236,21 @@ def test_fault_16_early_stop_looks_at_all_tokens_of_the_epoch():
     """A calm last minibatch does not hide that the epoch as a whole went too far."""
     ppo = make_trainer(max_approxkl=0.1, minibatch_size=1, ppo_epochs=1)
     gaps = iter([1.0, 0.0, 0.0, 0.0])  # mean log-ratio² / 2 = .5, then 0
-    accumulate = ppo._accumulate_gradient
+    accumulate = ppo._gradient
 
     def scripted(*arguments):
         update = accumulate(*arguments)
         update.means["policy/approxkl"] = next(gaps) / 2
         return update
 
-    ppo._accumulate_gradient = scripted
+    ppo._gradient = scripted
     stats = ppo.step(*batch())
     assert stats["ppo/updates"] == 0
     # With gaps that are small at first, the mean over the epoch decides, not the last value.
     ppo = make_trainer(max_approxkl=0.1, minibatch_size=1, ppo_epochs=1)
     gaps = iter([0.0, 0.0, 0.5, 0.0])
-    accumulate = ppo._accumulate_gradient
-    ppo._accumulate_gradient = scripted
+    accumulate = ppo._gradient
+    ppo._gradient = scripted
     assert ppo.step(*batch())["ppo/updates"] == 4  # ½·0.5 / 3 = 0.083 < 0.1
 
 

@@ -360,7 +360,7 @@ def test_fp16_goes_on_after_an_update_that_was_not_applied(make_model):
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     ppo.accelerator.scaler, ppo.accelerator.native_amp = scaler, True
     ppo.accelerator.state._mixed_precision = "fp16"
-    ppo.optimizer = AcceleratedOptimizer(ppo.optimizer.optimizer, scaler=scaler)
+    ppo.updater.optimizer = AcceleratedOptimizer(ppo.optimizer.optimizer, scaler=scaler)
     first, second = ppo.step(*batch()), ppo.step(*batch())
     assert first["ppo/skipped_updates"] == 1
     assert second["ppo/updates"] >= 1

@@ -3,7 +3,7 @@ import torch
 
 from tests.conftest import ragged, tiny_gpt2
 from trl.batch import Rollout
-from trl.models.precision import fast_bf16, make_accelerator
+from trl.compute.precision import fast_bf16, make_accelerator
 from trl.ppo import PPOTrainer
 
 

@@ -14,9 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-ATTENTION_GRAIN = 32
-"""Columns by which a KV cache grows, and of which attention over it takes in whole ones."""
-
 
 def language_model(model: nn.Module) -> PreTrainedModel:
     """Return the transformers model inside a value-head or PEFT wrapper; a plain one is itself.

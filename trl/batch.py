@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,17 @@ RECORDED = ("behaviour_logprobs", "values", "group_ids", "ended")
 
 OF_EACH_ROW = ("query_texts", "response_texts", "query_messages")
 """What else it may add, one entry for each row."""
+
+
+class ResponseOutput(NamedTuple):
+    """What a model says of a rollout: all [B, R], float32, 0 outside the response mask."""
+
+    logprobs: Tensor
+    """log π(token | query, earlier tokens)."""
+    values: Tensor
+    """V before the token is written; zeros if the model has no value head."""
+    entropy: Tensor
+    """Entropy in nats of the distribution that the token was drawn from."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,5 +54,5 @@ def test_flash_attention_samples_and_trains_near_attention_written_out(folder, a
 def test_kernels_for_the_cpu_stay_there(folder):
     """Also for a policy that was loaded on the CPU, as all are, and moved by the trainer."""
     trainer = PPOTrainer(policy_of(folder, "sdpa"), **SETTINGS)
-    with trainer.own.quick.in_use():
+    with trainer.updater.responder.quick.in_use():
         assert trainer.model.config._attn_implementation == "sdpa"

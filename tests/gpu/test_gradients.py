@@ -19,11 +19,10 @@ from tests.gpu.policies import (
     trainer_by_sgd,
     weights_of,
 )
-from tests.models.policies import with_values
+from tests.models.policies import leave_to_autograd, with_values
 from trl.batch import Rollout
-from trl.models.gradients import Gradients
+from trl.kernels.gradients import Gradients
 from trl.models.with_value_head import CausalLMWithValueHead
-from trl.models.working_weights import WorkingWeights
 from trl.optimization.algorithms import Counts
 from trl.optimization.objective import Targets
 from trl.ppo import PPOTrainer
@@ -39,8 +38,7 @@ def change(pair, where, *, collected, **settings):
     with trainers_on(where):
         trainer = trainer_by_sgd(policy, reference, **ONE_UPDATE | settings)
         if not collected:  # autocast casts for every product, autograd makes every gradient
-            trainer.alone = False
-            trainer.working = WorkingWeights(policy, None)
+            leave_to_autograd(trainer)
         trainer.step(batch(), SCORES)
     return weights_of(policy) - before
 
@@ -105,13 +103,13 @@ def waits_of_a_pass(layers=2, rows=4, tokens=6, **settings):
     column = torch.zeros(mask.shape, device=mask.device)
     targets = Targets(column, column, torch.ones_like(column), column)
     counts = Counts(mask.sum(), mask.any(1).sum())
-    trainer.gradients = Gradients(trainer.model, trainer.trainable, trainer.working.weights)
-    trainer.working.gradients = trainer.gradients
-    with trainer.working.in_use(), trainer.gradients.collect():
+    updater = trainer.updater
+    with updater.for_step([]):
 
         def run():
-            trainer.gradients.start()
-            trainer._backward(trainer.loss(trainer.policy(part), targets, mask, counts)[0])
+            updater.start()
+            new = trainer.policy(part)
+            updater.backward(trainer.loss(new, targets, mask, counts)[0], new)
 
         run()  # whatever is done only once
         return waits(run)

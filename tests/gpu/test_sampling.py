@@ -88,7 +88,8 @@ def test_what_was_recorded_is_what_a_pass_gives(family):
     trainer = PPOTrainer(policy, **SETTINGS)
     with trainer.sampling():
         rollout = Sampler(max_new_tokens=10, eos_token_id=[4, 5, 6], group_size=2)(policy, QUERIES)
-    fresh = trainer.forward_pass(trainer.policy, rollout, trainer.working)
+    with trainer.updater.in_use():
+        fresh = trainer.forward_pass(trainer.policy, rollout)
     torch.testing.assert_close(fresh.logprobs, rollout.behaviour_logprobs, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(fresh.values, rollout.values, rtol=1e-4, atol=1e-4)
 

@@ -6,6 +6,8 @@ from peft import LoraConfig
 from tests.conftest import ragged
 from tests.families import VOCABULARY, tiny_model
 from trl.batch import Rollout
+from trl.compute.updater import ManyProcesses
+from trl.compute.working_weights import WorkingWeights
 from trl.models.with_value_head import CausalLMWithValueHead
 from trl.ppo import PPOTrainer
 
@@ -44,3 +46,9 @@ def trainer_of(policy, ref_model=None, **settings):
 
 def step(trainer):
     return trainer.step(ragged_rollout(), [1.0, -1.0, 0.0])
+
+
+def leave_to_autograd(trainer):
+    """As with many processes: no working copies, and autograd makes every gradient."""
+    trainer.updater.__class__ = ManyProcesses
+    trainer.updater._working = WorkingWeights(trainer.model, None)

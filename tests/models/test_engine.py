@@ -9,18 +9,21 @@ from peft import LoraConfig
 from torch import nn
 
 from tests.families import CAUSAL, SEQ2SEQ, tiny_model
+from tests.models.policies import leave_to_autograd
 from tests.models.test_families import policy_of, ragged_rollout
 from tests.test_core import Allocations
+from trl.compute.gradients import kept_gradients
+from trl.compute.piecewise_adam import update_in_pieces
+from trl.compute.updater import OneProcess
+from trl.compute.working_weights import WorkingWeights
 from trl.core import logprobs_and_entropy
+from trl.kernels import attention
+from trl.kernels.packed import can_pack
 from trl.models import head as head_module
 from trl.models import quick_kernels
-from trl.models.gradients import Gradients
 from trl.models.head import LanguageHead, centred_weight, constant_weights
-from trl.models.packed import can_pack
 from trl.models.response import ResponseModel
 from trl.models.with_value_head import CausalLMWithValueHead
-from trl.models.working_weights import WorkingWeights
-from trl.optimization.piecewise_adam import update_in_pieces
 from trl.ppo import PPOTrainer
 
 
@@ -46,8 +49,7 @@ def trainer_of(model, *, quick, precision="bf16", **settings):
         **settings,
     )
     if not quick:
-        trainer.alone = False
-        trainer.working = WorkingWeights(model, None)
+        leave_to_autograd(trainer)
     return trainer
 
 
@@ -58,8 +60,8 @@ def gradients_of_a_step(trainer, rollout=None, scores=(1.0, -1.0, 0.5)):
 
     def record():
         seen.update({id(w): w.grad.clone() for w in trainer.trainable if w.grad is not None})
-        if trainer.alone:
-            seen.update({id(weight): low.float() for weight, low in trainer.gradients.low})
+        if isinstance(trainer.updater, OneProcess):
+            seen.update({id(weight): low.float() for weight, low in trainer.updater.gradients.low})
         step()
 
     trainer.optimizer.step = record
@@ -176,8 +178,7 @@ def test_the_frozen_copy_of_the_reference_keeps_low_precision_matrices_only():
 def test_gradients_of_embeddings_are_kept_and_begin_at_zero():
     model = policy_of("llama")
     embedding = model.get_input_embeddings()
-    gradients = Gradients(model, list(model.parameters()), [])
-    with gradients.collect():
+    with kept_gradients(model, list(model.parameters()), []) as gradients:
         places = set()
         for _ in range(2):
             gradients.start()
@@ -196,8 +197,7 @@ def test_gradients_of_embeddings_are_kept_and_begin_at_zero():
 def test_a_weight_that_an_update_does_not_use_keeps_no_gradient_of_the_one_before():
     layer = policy_of("llama")
     weight = layer.language_model.model.layers[0].mlp.up_proj.weight
-    gradients = Gradients(layer, [weight], [weight])
-    with gradients.collect():
+    with kept_gradients(layer, [weight], [weight]) as gradients:
         gradients.start()
         gradients.receive(weight, torch.ones_like(weight))
         gradients.receive(weight, torch.ones_like(weight))
@@ -222,13 +222,13 @@ def test_low_gradients_make_the_update_of_float32_ones(rows, most, monkeypatch):
         in_pieces.append(len(gradients))
         update_in_pieces(optimizer, gradients, factor)
 
-    monkeypatch.setattr("trl.ppo.update_in_pieces", spied)
+    monkeypatch.setattr("trl.compute.updater.update_in_pieces", spied)
     for model in (own, other):
         trainer = PPOTrainer(model, **settings)
         if model is other:  # whoever looks on sees whole gradients
             trainer.optimizer.optimizer.register_step_pre_hook(lambda *_: None)
         stats = trainer.step(ragged_rollout(), torch.tensor([1.0, -1.0, 0.5]))
-        assert not trainer.gradients.low  # none are left behind
+        assert not trainer.updater.gradients.low  # none are left behind
         norms.append(stats["ppo/grad_norm"])
     # Four matrices in each of two layers; a second pass adds up in float32.
     assert in_pieces == [8 if rows == 3 else 0] * 3 + [0] * 3
@@ -395,7 +395,7 @@ def test_attention_takes_in_unseen_columns_behind_a_cache(kind, length):
         mask[..., 0] = True
     if kind == "added":
         mask = torch.zeros(mask.shape).bfloat16().masked_fill(~mask, -1e9)
-    longer, _, _ = quick_kernels._in_grains(key, value, mask)
+    longer, _, _ = attention._in_grains(key, value, mask)
     assert longer.shape[2] == -(-length // 32) * 32
     found, _ = quick_kernels.short_attention(nn.Identity(), query, key, value, mask)
     alone, _ = quick_kernels.short_attention(
@@ -403,7 +403,7 @@ def test_attention_takes_in_unseen_columns_behind_a_cache(kind, length):
     )
     torch.testing.assert_close(found, alone, rtol=1e-2, atol=1e-2)
     cropped = layers[0][:, :, 80 - length :]  # nothing of its own is behind it
-    assert quick_kernels._in_grains(cropped, cropped, mask)[0] is cropped
+    assert attention._in_grains(cropped, cropped, mask)[0] is cropped
 
 
 def attention_written_out(query, key, value, mask):
@@ -427,13 +427,13 @@ def test_attention_under_autocast_is_that_of_float32_softmax(columns):
     mask = mask & (torch.rand(2, 1, 1, 40, generator=generator) < 0.8)
     mask[..., 0] = True
     results = []
-    for attention in (
+    for compute in (
         lambda *inputs: quick_kernels.short_attention(nn.Identity(), *inputs)[0],
         attention_written_out,
     ):
         inputs = [part.clone().requires_grad_() for part in states]
         with torch.autocast("cpu", torch.bfloat16):
-            output = attention(*inputs, mask)
+            output = compute(*inputs, mask)
         output.float().square().sum().backward()
         results.append([output, *(part.grad for part in inputs)])
     (found, *gradients), (expected, *own) = results

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from tests.conftest import ragged
 from tests.families import CAUSAL, SEQ2SEQ, VOCABULARY, tiny_model
 from trl.batch import Rollout
+from trl.compute.passes import with_trunk_states
 from trl.models.response import ResponseModel
 from trl.models.with_value_head import CausalLMWithValueHead, Seq2SeqLMWithValueHead
 from trl.ppo import PPOTrainer
@@ -151,7 +152,7 @@ def test_frozen_layers_are_shared_and_passes_start_above_them(family):
     whole.v_head.summary.weight.data.fill_(0.1)
     split.v_head.summary.weight.data.fill_(0.1)
     trainer = PPOTrainer(split, batch_size=3, minibatch_size=3, precision="fp32")
-    rollout = trainer.with_trunk_states(ragged_rollout())
+    rollout = with_trunk_states(trainer.updater, ragged_rollout(), trainer.config)
     assert trainer.reference.kind == "shared-trunk"
     assert rollout.trunk_states.shape == (3, 11, 32)  # the last token predicts nothing
     expected = ResponseModel(whole)(ragged_rollout())

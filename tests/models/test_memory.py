@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from trl.models.memory import keep_freed_memory
+from trl.compute.memory import keep_freed_memory
 
 COUNT = """
 import resource, torch
-from trl.models.memory import keep_freed_memory
+from trl.compute.memory import keep_freed_memory
 torch.set_num_threads(1)
 if {keep}:
     assert keep_freed_memory()

@@ -50,8 +50,8 @@ def test_gradients_too(family, monkeypatch):
     for packs in (True, False):
         torch.manual_seed(0)
         trainer = trainer_of(policy_of(family), quick=True, precision="fp32", forward_batch_size=4)
-        assert trainer.own.packs
-        trainer.own.packs = packs
+        assert trainer.updater.responder.packs
+        trainer.updater.responder.packs = packs
         gradients.append(gradients_of_a_step(trainer, rollout_of_groups(), scores))
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)

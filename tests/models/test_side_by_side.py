@@ -57,8 +57,8 @@ def test_gradients_too(family):
     for lines_up in (True, False):
         torch.manual_seed(0)
         trainer = trainer_of(policy_of(family), quick=True, precision="fp32", forward_batch_size=6)
-        assert trainer.own.lines_up
-        trainer.own.lines_up = lines_up
+        assert trainer.updater.responder.lines_up
+        trainer.updater.responder.lines_up = lines_up
         gradients.append(gradients_of_a_step(trainer, uneven(), scores))
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)

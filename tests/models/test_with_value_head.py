@@ -284,7 +284,7 @@ def test_a_shared_trunk_trains_like_a_copy_that_computes_everything():
             precision="fp32",
         )
         if kind == "copy":
-            trainer.own.trunk = None
+            trainer.updater.responder.trunk = None
         for _ in range(2):
             stats = trainer.step(ragged_rollout(), [1.0, -1.0, 0.0])
         results.append((stats["objective/kl"], stats["ppo/loss/total"], stats["ppo/grad_norm"]))

@@ -8,8 +8,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from trl.optimization import piecewise_adam
-from trl.optimization.piecewise_adam import LowGradient, can_update_in_pieces, update_in_pieces
+from trl.compute import piecewise_adam
+from trl.compute.piecewise_adam import LowGradient, can_update_in_pieces, update_in_pieces
 
 
 def two_of_them(shapes):

@@ -17,7 +17,8 @@ from tests.rollout.families import (
     WithValue,
     make,
 )
-from trl.anatomy import ATTENTION_GRAIN, language_model
+from trl.anatomy import language_model
+from trl.kernels.attention import ATTENTION_GRAIN
 from trl.models.response import ResponseModel
 from trl.rollout import Sampler, sampling
 from trl.rollout.decoder import Decoder

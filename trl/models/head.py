@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 
 from trl.anatomy import instead, try_out
 from trl.core import logit_gradient, logprobs_and_entropy, token_statistics
-from trl.models.gradients import Gradients
-from trl.models.packed import packed_product
+from trl.kernels.gradients import Gradients
+from trl.kernels.packed import packed_product
 
 # Rows of the vocabulary, or of hidden states, that are worked on at a time: enough to keep the
 # matrix products efficient, few enough that nothing of the size of all logits is needed.
@@ -36,7 +36,7 @@ class CentredWeights:
     """Centred weights of heads, kept for as long as the weights do not change.
 
     Args:
-        packed: Whether `product` shall be by packed weights, see `trl.models.packed`.
+        packed: Whether `product` shall be by packed weights, see `trl.kernels.packed`.
     """
 
     def __init__(self, packed: bool = False) -> None:
@@ -85,7 +85,7 @@ def constant_weights(*, packed: bool = False, apart: bool = False) -> Iterator[C
     weights without moving on their version counter. Whoever changes them calls `refresh`.
 
     Args:
-        packed: Whether products shall be by packed weights, see `trl.models.packed`.
+        packed: Whether products shall be by packed weights, see `trl.kernels.packed`.
         apart: Keep them apart from those of a promise that this one stands in.
     """
     if not apart and (already := _centred.get()) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,24 +21,13 @@ from trl.anatomy import (
     without_dropout,
 )
 from trl.anatomy import last_hidden_state as hidden_of
-from trl.batch import Rollout, pad_rows
+from trl.batch import ResponseOutput, Rollout, pad_rows
 from trl.core import logprobs_and_entropy
 from trl.models.head import LanguageHead, precise_head
 from trl.models.quick_kernels import QuickKernels
 from trl.models.shared_prompts import Packed, can_pack, pack, trial_of_groups
 from trl.models.side_by_side import fill_lines, line_up, places, trial_of_rows
 from trl.models.trunk import SharedTrunk
-
-
-class ResponseOutput(NamedTuple):
-    """All [B, R], float32, 0 outside the response mask."""
-
-    logprobs: Tensor
-    """log π(token | query, earlier tokens)."""
-    values: Tensor
-    """V before the token is written; zeros if the model has no value head."""
-    entropy: Tensor
-    """Entropy in nats of the distribution that the token was drawn from."""
 
 
 class ResponseModel(nn.Module):

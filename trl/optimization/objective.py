@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from trl.batch import ResponseOutput
 from trl.config import PPOConfig
 from trl.core import kl_estimate
 from trl.optimization.algorithms import Algorithm, Counts, kl_kind
 from trl.optimization.losses import clipped_value_loss, token_mean
 from trl.optimization.update import PassStats
-
-if TYPE_CHECKING:
-    from trl.models.response import ResponseOutput
 
 
 class Targets(NamedTuple):
@@ -27,7 +25,7 @@ class Targets(NamedTuple):
     returns: Tensor | None = None
     """What the values are to be; None: they are not trained."""
     ref_logprobs: Tensor | None = None
-    """Of the reference; None: its KL is no part of the loss."""
+    """Of the reference; None: there is none."""
 
     def select(self, rows: Tensor, width: int) -> Targets:
         """Return the given rows, and of them the first `width` columns."""
@@ -93,16 +91,15 @@ def objective(
             "val/error": (new.values - targets.returns).square(),
             "val/clipfrac": value_clipped.float(),
         }
-    if targets.ref_logprobs is not None:
-        losses["loss/kl"] = kl_estimate(
-            new.logprobs, targets.ref_logprobs, kl_kind(config, algorithm)
-        )
+    ref_logprobs = targets.ref_logprobs if algorithm.kl_in == "loss" else None
+    if ref_logprobs is not None:
+        losses["loss/kl"] = kl_estimate(new.logprobs, ref_logprobs, kl_kind(config, algorithm))
     means = {name: algorithm.aggregate(loss, mask, counts) for name, loss in losses.items()}
     means |= {name: token_mean(column, mask, counts.tokens) for name, column in columns.items()}
     total = means["loss/policy"]
     if targets.returns is not None:
         total = total + config.vf_coef * means["loss/value"]
-    if targets.ref_logprobs is not None:
+    if ref_logprobs is not None:
         total = total + kl_coef * means["loss/kl"]
     if config.entropy_coef:
         total = total - config.entropy_coef * algorithm.aggregate(new.entropy, mask, counts)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trl.batch import Rollout
 from trl.core import masked_mean, masked_var
 from trl.optimization.losses import explained_variance
+from trl.optimization.objective import Targets
 from trl.optimization.update import Update
-
-if TYPE_CHECKING:
-    from trl.models.response import ResponseOutput
 
 # Means of an update that have a place of their own, or none, in the statistics of a step.
 _NOT_AVERAGED = ("policy/abs_log_ratio", "policy/mean_ratio")
@@ -26,14 +25,10 @@ def totals(scores: Tensor) -> Tensor:
 
 
 def step_statistics(
-    *,
+    rollout: Rollout,
     scores: Tensor,
-    ended: Tensor | None,
-    old: ResponseOutput,
-    ref_logprobs: Tensor | None,
+    targets: Targets,
     non_score_rewards: Tensor,
-    returns: Tensor | None,
-    mask: Tensor,
     updates: Sequence[Update],
     kl_coef: float,
     gathered: Callable[[Tensor], Tensor],
@@ -44,24 +39,23 @@ def step_statistics(
     `ppo/val/…`, without the rollout's word on it `objective/ended`.
 
     Args:
+        rollout: B rows.
         scores: [B] or [B, R] as they entered the rewards.
-        ended: [B] whether the responses ended by themselves; None: not known.
-        old: Log-probs and values before the first update.
-        ref_logprobs: [B, R]; None: there is no reference, what would be measured against it is NaN.
+        targets: Without a reference what would be measured against it is NaN; without returns
+            there is no critic.
         non_score_rewards: [B, R] the KL part of the rewards.
-        returns: [B, R] targets of the values; None: there is no critic.
-        mask: [B, R].
         updates: At least one.
         kl_coef: β of this step.
         gathered: Returns the rows of all processes.
     """
     scores = gathered(totals(scores))
-    logprobs, values = gathered(old.logprobs), gathered(old.values)
+    logprobs, values = gathered(targets.old_logprobs), gathered(targets.old_values)
     non_score_rewards = gathered(non_score_rewards)
-    if ref_logprobs is None:  # not measured, which is not the same as 0
-        ref_logprobs = torch.full_like(logprobs, float("nan"))
-    else:
-        ref_logprobs = gathered(ref_logprobs)
+    ref_logprobs = torch.full_like(
+        logprobs, float("nan")
+    )  # not measured, which is not the same as 0
+    if targets.ref_logprobs is not None:
+        ref_logprobs = gathered(targets.ref_logprobs)
     kl = logprobs - ref_logprobs  # [B, R], 0 outside the mask
     stats: dict[str, Any] = {
         "objective/kl": kl.sum(1).mean(),
@@ -82,13 +76,13 @@ def step_statistics(
             np.mean([float(update.advantages.mean()) for update in updates])
         ),
     }
-    if ended is not None:
-        stats["objective/ended"] = gathered(ended.float()).mean()
+    if rollout.ended is not None:
+        stats["objective/ended"] = gathered(rollout.ended.float()).mean()
     for name in updates[0].means:
         if name not in _NOT_AVERAGED:
             stats[f"ppo/{name}"] = float(np.mean([update.means[name] for update in updates]))
-    if returns is not None:
-        returns, mask = gathered(returns), gathered(mask)
+    if targets.returns is not None:
+        returns, mask = gathered(targets.returns), gathered(rollout.response_mask)
         variance = masked_var(returns, mask)
         error = stats["ppo/val/error"]
         stats |= {

@@ -1,6 +1,6 @@
 """A KV cache that grows in steps: few tokens copy what is there already.
 
-Attention takes in whole grains of columns (see `trl.models.quick_kernels`). As the memory grows by
+Attention takes in whole grains of columns (see `trl.kernels.attention`). As the memory grows by
 them, what attention reads lies in one piece; a product would copy anything else for each token.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from trl.anatomy import ATTENTION_GRAIN
+from trl.kernels.attention import ATTENTION_GRAIN
 
 
 def make_room(cache: Any) -> None:

@@ -49,12 +49,12 @@ from transformers.utils import logging as transformers_logging
 from trl import config as settings
 from trl import starter
 from trl.anatomy import accepts
+from trl.compute.memory import keep_freed_memory
+from trl.compute.precision import exit_after_gloo, make_accelerator
 from trl.config import closest
 from trl.config.recipe import STARTER, ClassifierRecipe
 from trl.data.sources import checked_texts, only_a_path, read_table
 from trl.evaluation.sequence_model import logits_of, token_limit, tokenize
-from trl.models.memory import keep_freed_memory
-from trl.models.precision import exit_after_gloo, make_accelerator
 from trl.training.checkpoints import replaced_folder
 from trl.training.folder import RunFolder
 from trl.training.parts import quiet_transformers, seeded

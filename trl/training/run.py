@@ -33,13 +33,13 @@ from torch import nn
 
 import trl
 from trl import config as settings
+from trl.compute.precision import make_accelerator
 from trl.config import SettingsError, closest
 from trl.config.recipe import Recipe
 from trl.data.prompts import PretrainingText, load_prompts
 from trl.evaluation.control import ControlScorer
 from trl.evaluation.scores import pairs_of
 from trl.evaluation.weighted_sum import WeightedSum
-from trl.models.precision import make_accelerator
 from trl.ppo import PPOTrainer
 from trl.report import before_after_tables, read_runs, write_report
 from trl.report.figures import duration

@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, record_function
 
 from trl.anatomy import is_encoder_decoder, language_model, text_config
 from trl.batch import Rollout
-from trl.models.precision import LOW_PRECISION
+from trl.compute.precision import LOW_PRECISION
 from trl.models.trunk import decoder_layers
 from trl.ppo import PPOTrainer
 
@@ -345,7 +345,7 @@ class Profile:
             reference=self.reference,
             scored=not (recorded and config.reuse_recorded),
             epochs=updates / math.ceil(len(rollout) / rows),
-            shared_trunk=trainer.own.trunk is not None,
+            shared_trunk=trainer.updater.responder.trunk is not None,
         )
         return {"machine_share": sum(self._flops.values()) / seconds / self.peak}
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
 _ROWS = 32
 """The layout is chosen for products of about so many rows; others work too."""
@@ -39,10 +38,3 @@ def packed_product(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tens
         return operators._linear_pointwise(hidden.to(dtype), packed, bias, "none", [], "")
 
     return product
-
-
-def packed_linear(module: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Return what an nn.Linear or Conv1D computes under autocast."""
-    weight = module.weight.detach().to(dtype)
-    bias = None if module.bias is None else module.bias.detach().to(dtype)
-    return packed_product(weight.T if isinstance(module, Conv1D) else weight, bias)

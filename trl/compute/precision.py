@@ -11,6 +11,8 @@ import torch.distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from trl.config.errors import refuse
+
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,17 +30,16 @@ def fast_bf16(device: torch.device) -> bool:
 def check_accelerator(accelerator: Accelerator, precision: str) -> None:
     """Raise a ValueError if the accelerator would do something else than a trainer asks for."""
     if accelerator.gradient_accumulation_steps != 1:
-        raise ValueError(
-            "`accelerator` must have gradient_accumulation_steps 1, got "
-            f"{accelerator.gradient_accumulation_steps}: the trainer accumulates by itself, set "
-            "`forward_batch_size` or `token_budget`."
+        refuse(
+            "accelerator",
+            "have gradient_accumulation_steps 1",
+            str(accelerator.gradient_accumulation_steps),
+            "the trainer accumulates by itself, set `forward_batch_size` or `token_budget`",
         )
-    wanted = MIXED_PRECISION.get(precision, accelerator.mixed_precision)
-    if wanted != accelerator.mixed_precision:
-        raise ValueError(
-            f"`precision` must agree with the accelerator's, got {precision!r} and "
-            f"{accelerator.mixed_precision!r}: leave `precision` at 'auto'."
-        )
+    its = accelerator.mixed_precision
+    if MIXED_PRECISION.get(precision, its) != its:
+        got = f"{precision!r} and {its!r}"
+        refuse("precision", "agree with the accelerator's", got, "leave `precision` at 'auto'")
 
 
 def make_accelerator(precision: str) -> Accelerator:
@@ -57,13 +58,34 @@ def make_accelerator(precision: str) -> Accelerator:
     if precision == "auto":
         precision = "bf16" if fast_bf16(device) else "fp32"
     if precision == "fp16" and device.type == "cpu":
-        raise ValueError("`precision` must be 'fp32', 'bf16' or 'auto' on a CPU, got 'fp16'.")
+        refuse("precision", "be 'fp32', 'bf16' or 'auto' on a CPU", "'fp16'")
     wanted = MIXED_PRECISION[precision]
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
         # One process has one AcceleratorState. A trainer that exists keeps the autocast that it
         # was prepared with; only what is made from now on gets the new precision.
         AcceleratorState._reset_state()
     return Accelerator(mixed_precision=wanted)
+
+
+def check_first_ratio(gap: float, precision: str) -> None:
+    """Raise if the policy does not give its own log-probs back before the first update.
+
+    Until then the ratio is 1 by definition, up to rounding.
+
+    Args:
+        gap: Mean |log ratio| of the first minibatch.
+        precision: Of autocast, as accelerate names it.
+    """
+    allowed = 1e-3 if precision == "no" else 0.1  # beyond, something is wrong, not just rounded
+    if gap > allowed:
+        raise RuntimeError(
+            f"before the first update the log-probs differ by {gap:.3g} on average from those "
+            f"of the forward pass a moment ago (allowed: {allowed} at {precision}). "
+            "The model is not a fixed function of its input: look for dropout that "
+            "`model.eval()` does not turn off, noise, or weights changed meanwhile. If the "
+            "rollout carries log-probs of another policy or temperature, set "
+            "reuse_recorded=False, or `behaviour_logprobs` of the rollout to None."
+        )
 
 
 def exit_after_gloo() -> None:

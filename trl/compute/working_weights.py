@@ -8,8 +8,7 @@ of autocast, bit for bit, in a single pass; over several, gradients add up in fl
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,9 +17,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from trl.anatomy import instead, language_model
-from trl.models.gradients import Gradients, has_hooks
+from trl.kernels.gradients import Gradients, has_hooks
+from trl.kernels.packed import can_pack, packed_product
 from trl.models.head import CentredWeights, constant_weights
-from trl.models.packed import can_pack, packed_linear
 
 
 class WorkingWeights:
@@ -39,30 +38,26 @@ class WorkingWeights:
         self._dtype = dtype
         self._places = _matrices(model) if dtype is not None else []
         self.gradients: Gradients | None = None
-        self._copies: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # weight and its copy
+        self._copies: dict[nn.Parameter, nn.Parameter] = {}
         self._centred: CentredWeights | None = None  # None: not in use
 
     @property
     def weights(self) -> list[nn.Parameter]:
         """The float32 weights that are copied, while no copies are in use."""
-        own = {id(m.weight): m.weight for m in self._places if not has_hooks(m.weight)}
-        return list(own.values())
+        return list(dict.fromkeys(m.weight for m in self._places if not has_hooks(m.weight)))
 
     @contextmanager
     def packed(self) -> Iterator[None]:
         """Multiply by packed copies inside, where the CPU has a use for them: for sampling."""
-        if self._centred is not None or not self._places or not self._can_pack():
-            with self.in_use():
-                yield
-            return
+        places = [] if self._centred is not None else self._places
         with ExitStack() as stack:
-            stack.enter_context(constant_weights(packed=True, apart=True))
-            for module in self._places:
-                stack.enter_context(instead(module, packed_linear(module, self._dtype)))
+            if places and can_pack(places[0].weight.device, self._dtype):
+                stack.enter_context(constant_weights(packed=True, apart=True))
+                for module in places:
+                    stack.enter_context(instead(module, _packed_linear(module, self._dtype)))
+            else:
+                stack.enter_context(self.in_use())
             yield
-
-    def _can_pack(self) -> bool:
-        return can_pack(self._places[0].weight.device, self._dtype)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -70,32 +65,31 @@ class WorkingWeights:
         if self._centred is not None:
             yield
             return
-        places = [module for module in self._places if not has_hooks(module.weight)]
-        originals = [module.weight for module in places]
+        places = [(m, m.weight) for m in self._places if not has_hooks(m.weight)]
         try:
             with constant_weights(apart=True) as self._centred:
-                self._copies = {id(w): (w, self._copy(w)) for w in self.weights}
-                for module, weight in zip(places, originals, strict=True):
-                    module.weight = self._copies[id(weight)][1]
+                self._copies = {weight: self._copy(weight) for weight in self.weights}
+                for module, weight in places:
+                    module.weight = self._copies[weight]
                 yield
         finally:
-            for module, weight in zip(places, originals, strict=True):
+            for module, weight in places:
                 module.weight = weight
             self._copies, self._centred = {}, None
 
     def copy_of(self, weight: nn.Parameter) -> Tensor:
         """Return the copy of one of the `weights`, while it is in use."""
-        return self._copies[id(weight)][1]
+        return self._copies[weight]
 
     @torch.no_grad()
-    def refresh(self, renewed: Collection[int] = ()) -> None:
+    def refresh(self, renewed: Collection[nn.Parameter] = ()) -> None:
         """Make the copies anew, in the same memory, after the weights have changed.
 
         Args:
-            renewed: ids of the weights whose copies are new already.
+            renewed: Those of the weights whose copies are new already; a set, or none.
         """
-        for name, (weight, copy) in self._copies.items():
-            if weight.requires_grad and name not in renewed:
+        for weight, copy in self._copies.items():
+            if weight.requires_grad and weight not in renewed:
                 copy.copy_(weight)
         if self._centred is not None:
             self._centred.refresh()
@@ -118,6 +112,13 @@ class WorkingWeights:
         return copy
 
 
+def _packed_linear(module: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Return what an nn.Linear or Conv1D computes under autocast."""
+    weight = module.weight.detach().to(dtype)
+    bias = None if module.bias is None else module.bias.detach().to(dtype)
+    return packed_product(weight.T if isinstance(module, Conv1D) else weight, bias)
+
+
 def _matrices(model: nn.Module) -> list[nn.Module]:
     """Return the modules that do nothing with their weight but multiply by it.
 
@@ -126,29 +127,23 @@ def _matrices(model: nn.Module) -> list[nn.Module]:
     """
     plain = language_model(model)
     head = plain.get_output_embeddings() if hasattr(plain, "get_output_embeddings") else None
-    apart = {id(module) for module in getattr(model, "v_head", nn.Module()).modules()} | {id(head)}
+    apart = {head, *getattr(model, "v_head", nn.Module()).modules()}
     for module in model.modules():
         if hasattr(module, "base_layer") and not _only_multiplies(module):
-            apart |= {id(part) for part in module.modules()}
-    users: defaultdict[int, list[nn.Module]] = defaultdict(list)
-    for module in model.modules():
-        for weight in module.parameters(recurse=False):
-            users[id(weight)].append(module)
+            apart.update(module.modules())
 
     def suits(module: nn.Module) -> bool:
         return (
             type(module) in (nn.Linear, Conv1D)
-            and id(module) not in apart
+            and module not in apart
             and "weight" in module._parameters  # pruning and the like make one of others
             and not hasattr(module, "_hf_hook")  # accelerate moves this one's weights about
             and module.weight.dtype == torch.float32
         )
 
-    return [
-        module
-        for module in model.modules()
-        if suits(module) and all(suits(m) for m in users[id(module.weight)])
-    ]
+    others = (module for module in model.modules() if not suits(module))
+    used_by_others = {weight for other in others for weight in other.parameters(recurse=False)}
+    return [m for m in model.modules() if suits(m) and m.weight not in used_by_others]
 
 
 def _only_multiplies(adapter: Any) -> bool:

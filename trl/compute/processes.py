@@ -1,0 +1,68 @@
+"""What the processes of a run share out, and what they have to agree upon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sized
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from trl.config.errors import refuse
+from trl.core import masked_whiten
+
+Checked = TypeVar("Checked", bound=tuple[Sized, ...])
+
+
+def share_of(accelerator: Accelerator, name: str, rows: int) -> int:
+    """Return the rows of each process, or raise if they cannot share them evenly."""
+    processes = accelerator.num_processes
+    if rows % processes:
+        refuse(name, "be a multiple of the number of processes", f"{rows} for {processes}")
+    return rows // processes
+
+
+def gathered(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """Return the rows of all processes; their widths may differ."""
+    if accelerator.num_processes == 1:
+        return tensor
+    if tensor.ndim > 1:
+        tensor = accelerator.pad_across_processes(tensor, dim=1)
+    return accelerator.gather(tensor)
+
+
+def whitened(
+    accelerator: Accelerator, values: Tensor, mask: Tensor, *, shift_mean: bool = True
+) -> Tensor:
+    """Return the values [B, R] of this process, whitened over the batch of all processes."""
+    values_of_all, mask_of_all = gathered(accelerator, values), gathered(accelerator, mask)
+    first = accelerator.process_index * len(values)
+    of_all = masked_whiten(values_of_all, mask_of_all, shift_mean)
+    return of_all[first : first + len(values), : values.shape[1]]
+
+
+def checked_everywhere(accelerator: Accelerator, check: Callable[[], Checked]) -> Checked:
+    """Return what `check` does, a tuple that begins with B rows; or raise on every process.
+
+    Raises:
+        TypeError, ValueError: what `check` raises; a ValueError where it raises elsewhere, or
+            where the processes have different numbers of rows.
+    """
+    checked, problem = None, None
+    try:
+        checked = check()
+    except (TypeError, ValueError) as error:
+        problem = error
+    rows = torch.tensor([0 if checked is None else len(checked[0])], device=accelerator.device)
+    of_all = gathered(accelerator, rows)
+    if checked is None:
+        raise problem
+    if not of_all.all():
+        raise ValueError("another process was given bad input; its own message says what.")
+    if of_all.unique().numel() > 1:
+        raise ValueError(
+            f"every process must pass the same number of rows, got {of_all.tolist()}: "
+            "split the batch evenly."
+        )
+    return checked

@@ -1,0 +1,275 @@
+"""How the weights of a policy are updated: one kind for one process, one for many.
+
+with updater.for_step(at_rest):         what this step trains; the others stay as they are
+    updater.start()                     an update: gradients count from zero
+    with updater.one_pass(last):        forward and backward
+        updater.backward(loss, output)
+    updater.finish()                    the gradient is whole
+    norm = updater.clip(most)
+    updater.apply()                     unless the update is to be left out
+    updater.end()                       in any case
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from trl.batch import ResponseOutput
+from trl.compute.gradients import kept_gradients
+from trl.compute.memory import keep_freed_memory
+from trl.compute.piecewise_adam import LowGradient, can_update_in_pieces, update_in_pieces
+from trl.compute.precision import (
+    LOW_PRECISION,
+    check_accelerator,
+    exit_after_gloo,
+    make_accelerator,
+)
+from trl.compute.working_weights import WorkingWeights
+from trl.config import PPOConfig
+from trl.models.reference import Reference, ReferenceKind, make_reference
+from trl.models.response import ResponseModel
+from trl.optimization.adam import gradient_norm, make_adam, trainable_weights
+
+
+def make_updater(
+    model: nn.Module,
+    config: PPOConfig,
+    optimizer: torch.optim.Optimizer | None,
+    accelerator: Accelerator | None,
+) -> Updater:
+    """Return the updater for as many processes as there are, with the policy on its device.
+
+    Args:
+        model: The policy.
+        config: Its precision, temperature, and the settings of Adam.
+        optimizer: None: Adam over the policy's trainable weights.
+        accelerator: None: one made for the precision.
+    """
+    accelerator = accelerator or make_accelerator(config.precision)
+    check_accelerator(accelerator, config.precision)
+    exit_after_gloo()
+    if config.keep_freed_memory and accelerator.device.type == "cpu":
+        keep_freed_memory()
+    responder = ResponseModel(model, config.temperature)
+    policy = accelerator.prepare_model(responder)
+    kind = OneProcess if policy is responder else ManyProcesses
+    return kind(responder, policy, config, optimizer, accelerator)
+
+
+class Updater:
+    """What both kinds have in common.
+
+    Attributes:
+        responder: The `ResponseModel` around the policy.
+        policy: What to call for a pass of it.
+        accelerator: Owns device, precision and processes.
+        precision: Of autocast. Kept here: the accelerators of a process share one state, which a
+            later one may change.
+        optimizer: The optimiser.
+        reference: What the KL is measured against, see `make_reference`.
+        trainable: The weights that the step at hand trains, or the next.
+    """
+
+    def __init__(
+        self,
+        responder: ResponseModel,
+        policy: nn.Module,
+        config: PPOConfig,
+        optimizer: torch.optim.Optimizer | None,
+        accelerator: Accelerator,
+    ) -> None:
+        self.responder, self.policy, self.accelerator = responder, policy, accelerator
+        self.model = responder.model
+        self.precision = accelerator.mixed_precision
+        self._low = LOW_PRECISION.get(self.precision)
+        self._working = WorkingWeights(self.model, self._low)
+        self.trainable = trainable_weights(self.model, optimizer)
+        self.optimizer = accelerator.prepare_optimizer(
+            optimizer or make_adam(self.trainable, config)
+        )
+        self.reference: Reference | None = None
+        self._at_rest: Sequence[nn.Parameter] = ()
+        self._sampling = self._stepped = False
+
+    def make_reference(self, ref_model: nn.Module | ReferenceKind | None) -> Reference | None:
+        """Make the reference for the policy as it is now: see `trl.models.reference`."""
+        self.reference = reference = make_reference(self.model, self.responder, ref_model)
+        self._working_reference = self._working
+        if reference is None:
+            return None
+        if reference.model is None:
+            reference.module = self.policy
+            if reference.kind == "shared-trunk":
+                layers = self.responder.trunk.reference_layers
+                self._working_reference = WorkingWeights(layers, self._low)
+            return reference
+        self._working_reference = WorkingWeights(reference.model, self._low)
+        if reference.kind == "copy":
+            self._working_reference.replace()
+        reference.module = self.accelerator.prepare_model(reference.module, evaluation_mode=True)
+        return reference
+
+    # -- passes without gradient -----------------------------------------------------------------
+
+    def autocast(self) -> torch.autocast:
+        """Return a context in which models compute at this precision."""
+        low = self._low
+        return torch.autocast(self.accelerator.device.type, low, enabled=low is not None)
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Inside, models compute at this precision; their weights must not change."""
+        outer, self._sampling = self._sampling, True
+        try:
+            with self.autocast(), self.responder.quick.in_use(), self._working.packed():
+                yield
+        finally:
+            self._sampling = outer
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """Return a context in which several passes of the policy are quick."""
+        return self._working.in_use()
+
+    @contextmanager
+    def as_reference(self) -> Iterator[nn.Module]:
+        """Yield what answers as the reference inside, in quick passes."""
+        with self.reference.switched(), self._working_reference.in_use():
+            yield self.reference.module
+
+    # -- an update -------------------------------------------------------------------------------
+
+    def _settle(self, at_rest: Sequence[nn.Parameter]) -> None:
+        """Find the weights that a step trains."""
+        if self._sampling:
+            raise RuntimeError("`step` must be called outside of `sampling()`: it changes weights.")
+        self._at_rest, rest = at_rest, set(at_rest)
+        # Anew for every step: a user may have frozen some weights since, or watch a gradient.
+        trainable = trainable_weights(self.model, self.optimizer)
+        self.trainable = [weight for weight in trainable if weight not in rest]
+
+    def one_pass(self, last: bool) -> AbstractContextManager[None]:
+        """Return a context for a pass forward and backward; `last` of its update or not."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor, output: ResponseOutput) -> None:
+        """Add the gradient of a pass, given its share of the loss and what the policy gave."""
+        # Processes average their gradients, and each holds its share of one mean.
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+
+    def clip(self, most: float | None) -> float:
+        """Clip the gradient to a norm of `most`, None: do not; return its norm before."""
+        return float(self.accelerator.clip_grad_norm_(self.trainable, most or math.inf))
+
+    @property
+    def skips_overflow(self) -> bool:
+        """Whether a gradient that is not finite is looked after: by the scaler of fp16."""
+        return self.accelerator.scaler is not None
+
+    def apply(self) -> bool:
+        """Apply the gradient, and return whether that was done: fp16 skips what overflows."""
+        self.optimizer.step()
+        self._stepped = True
+        # A fused optimiser skips inside of its kernel, which accelerate does not see.
+        return not self.optimizer.step_was_skipped
+
+    def end(self) -> None:
+        """End an update, whether it was applied or not."""
+        scaler = self.accelerator.scaler  # of fp16; None at other precisions
+        if scaler is not None and not self._stepped:
+            scaler.update()  # or it would refuse to unscale the next gradient
+        self._stepped = False
+
+
+class ManyProcesses(Updater):
+    """Processes exchange gradients of the weights themselves, where autograd leaves them."""
+
+    @contextmanager
+    def for_step(self, at_rest: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Train all but `at_rest` inside. Its gradient is waited for, and dropped."""
+        self._settle(at_rest)
+        yield
+
+    def start(self) -> None:
+        """Begin an update: gradients count from zero."""
+        self.policy.zero_grad()  # what an interrupted step, or the caller, may have left
+
+    def one_pass(self, last: bool) -> AbstractContextManager[None]:
+        """Processes exchange gradients in the last pass of an update."""
+        return nullcontext() if last else self.accelerator.no_sync(self.policy)
+
+    def backward(self, loss: Tensor, output: ResponseOutput) -> None:
+        """Add the gradient of a pass; that of all weights, since all processes wait for it."""
+        if self._at_rest:
+            loss = loss + 0.0 * (output.logprobs.sum() + output.values.sum())
+        super().backward(loss, output)
+
+    def finish(self) -> None:
+        """End the passes of an update."""
+        for weight in self._at_rest:
+            weight.grad = None
+
+    def end(self) -> None:
+        """End an update, whether it was applied or not."""
+        super().end()
+        self.policy.zero_grad()
+
+
+class OneProcess(Updater):
+    """Copies in low precision stand in for the weights; gradients stay where they were computed."""
+
+    @contextmanager
+    def for_step(self, at_rest: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Train all but `at_rest` inside, which requires no gradient there."""
+        frozen = [weight for weight in at_rest if weight.requires_grad]
+        can_stay_low = self.accelerator.scaler is None and can_update_in_pieces(
+            self.optimizer.optimizer
+        )
+        try:
+            for weight in frozen:
+                weight.requires_grad_(False)
+            self._settle(at_rest)
+            with (
+                kept_gradients(
+                    self.model, self.trainable, self._working.weights, keep_low=can_stay_low
+                ) as self.gradients,
+                self._working.in_use(),
+            ):
+                self._working.gradients = self.gradients
+                yield
+        finally:
+            for weight in frozen:
+                weight.requires_grad_(True)
+
+    def start(self) -> None:
+        """Begin an update: gradients count from zero."""
+        self.gradients.start()
+
+    def finish(self) -> None:
+        """End the passes of an update."""
+        self.gradients.finish()
+
+    def clip(self, most: float | None) -> float:
+        """Clip the gradient; what is in low precision waits for `apply`."""
+        self._factor = 1.0
+        if self.skips_overflow:
+            return super().clip(most)
+        whole = [weight.grad for weight in self.trainable if weight.grad is not None]
+        norm = gradient_norm([*whole, *(gradient for _, gradient in self.gradients.low)])
+        if most and norm > most:
+            self._factor = most / norm
+            torch._foreach_mul_(whole, self._factor)
+        return norm
+
+    def apply(self) -> bool:
+        """Apply the gradient, and let the copies follow."""
+        applied = super().apply()
+        low = [LowGradient(w, grad, self._working.copy_of(w)) for w, grad in self.gradients.low]
+        update_in_pieces(self.optimizer.optimizer, low, self._factor)
+        self._working.refresh({one.weight for one in low})
+        return applied

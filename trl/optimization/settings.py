@@ -1,0 +1,44 @@
+"""The settings that a trainer was given: a config, or keyword arguments, also those of 2020."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from trl.config import PPOConfig, closest
+from trl.config.errors import refuse
+
+
+def resolve_config(config: PPOConfig | None, ppo_params: Mapping[str, Any]) -> PPOConfig:
+    """Return the config, or build it from keyword arguments.
+
+    Raises:
+        TypeError: for both, for what is no config, and for a name close to that of a setting;
+            another unknown name is ignored with a warning.
+    """
+    if config is None:
+        return _from_keywords(ppo_params)
+    if not isinstance(config, PPOConfig):
+        order = (
+            "the order is PPOTrainer(model, ref_model, config), and a dict goes in as **settings"
+        )
+        refuse("config", "be a PPOConfig", type(config).__name__, order, error=TypeError)
+    if ppo_params:
+        raise TypeError(
+            f"pass settings in `config` or as keyword arguments, not both; got "
+            f"{sorted(ppo_params)} beside `config`: use dataclasses.replace(config, ...)."
+        )
+    return config
+
+
+def _from_keywords(ppo_params: Mapping[str, Any]) -> PPOConfig:
+    known = PPOConfig.known_names()
+    near = {name: closest(name, known) for name in ppo_params if name not in known}
+    mistyped = [f"PPOTrainer has no setting `{name}`.{hint}" for name, hint in near.items() if hint]
+    if mistyped:
+        raise TypeError("; ".join(mistyped))
+    if near:
+        named = ", ".join(f"`{name}`" for name in near)
+        warnings.warn(f"PPOTrainer ignores {named}: no such field in PPOConfig.", stacklevel=4)
+    return PPOConfig.from_kwargs(**{k: v for k, v in ppo_params.items() if k not in near})
