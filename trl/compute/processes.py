@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import functional
 
 from trl.config.errors import refuse
 from trl.core import masked_whiten
@@ -24,11 +25,16 @@ def share_of(accelerator: Accelerator, name: str, rows: int) -> int:
 
 
 def gathered(accelerator: Accelerator, tensor: Tensor) -> Tensor:
-    """Return the rows of all processes; their widths may differ."""
+    """Return the rows of all processes, padded with 0 to the widest.
+
+    accelerate's own padding makes integers of a mask.
+    """
     if accelerator.num_processes == 1:
         return tensor
     if tensor.ndim > 1:
-        tensor = accelerator.pad_across_processes(tensor, dim=1)
+        width = torch.tensor([tensor.shape[1]], device=tensor.device)
+        missing = int(accelerator.gather(width).max()) - tensor.shape[1]
+        tensor = functional.pad(tensor, (0, missing))
     return accelerator.gather(tensor)
 
 

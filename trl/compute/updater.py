@@ -139,8 +139,16 @@ class Updater:
     @contextmanager
     def as_reference(self) -> Iterator[nn.Module]:
         """Yield what answers as the reference inside, in quick passes."""
-        with self.reference.switched(), self._working_reference.in_use():
-            yield self.reference.module
+        other_weights = self.reference.kind == "adapter-at-start"
+        try:
+            with self.reference.switched():
+                if other_weights:
+                    self._working.refresh()
+                with self._working_reference.in_use():
+                    yield self.reference.module
+        finally:
+            if other_weights:
+                self._working.refresh()
 
     # -- an update -------------------------------------------------------------------------------
 
