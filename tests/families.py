@@ -80,14 +80,37 @@ SEQ2SEQ: dict[str, dict] = {
         "decoder_start_token_id": 1,
         "forced_eos_token_id": None,
     },
+    "switch_transformers": {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_experts": 4,
+        "num_sparse_encoder_layers": 1,
+        "num_sparse_decoder_layers": 1,
+        "expert_capacity": 64,
+        "dropout_rate": 0.0,
+        "decoder_start_token_id": 2,
+        "initializer_factor": 1.0,
+    },
+    "t5gemma": {"decoder_start_token_id": 2},  # the token of padding, as in the published ones
 }
+
+_T5GEMMA = _SHAPE | _GROUPED | {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}
 
 
 def tiny_config(family: str) -> PretrainedConfig:
     """A configuration of the family with two layers of width 32."""
+    if family == "t5gemma":
+        config = AutoConfig.for_model(family, encoder=dict(_T5GEMMA), decoder=dict(_T5GEMMA))
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(config, name, _SHAPE[name])
+        config.decoder_start_token_id = SEQ2SEQ[family]["decoder_start_token_id"]
+        return config
     if family in SEQ2SEQ:
         common = {key: _SHAPE[key] for key in _SHAPE if key.endswith("_id") or key == "vocab_size"}
-        positions = {} if family == "t5" else {"max_position_embeddings": 64}
+        positions = {"max_position_embeddings": 64} if family == "bart" else {}
         return AutoConfig.for_model(family, **common | positions | SEQ2SEQ[family])
     return AutoConfig.for_model(family, **_SHAPE | CAUSAL[family])
 

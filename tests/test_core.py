@@ -142,6 +142,24 @@ def test_masked_whiten_is_zero_outside_the_mask() -> None:
     close(core.masked_whiten(VALUES, MASK, shift_mean=False), kept)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.0, 10.1, 12345.67, 1e-30, 3e30])
+@pytest.mark.parametrize("size", [1, 2, 3, 12, 1000])
+def test_equal_values_are_whitened_to_exactly_0(size: int, value: float, dtype: torch.dtype):
+    """Rounding leaves something of x − μ, which the division by √1e-8 would blow up."""
+    values = torch.full((2, size), value, dtype=dtype)
+    values[1, size // 2 :] = math.nan  # outside of the mask
+    mask = ~values.isnan()
+    assert (core.masked_whiten(values, mask) == 0).all()
+    kept = core.masked_whiten(values, mask, shift_mean=False)
+    assert torch.equal(kept, values.nan_to_num(0.0))
+
+
+def test_values_that_differ_in_the_last_bit_are_not_taken_for_equal() -> None:
+    values = torch.tensor([1.0, 1.0 + 2**-23])
+    assert core.whiten(values).abs().max() > 0
+
+
 def test_whiten_one_token() -> None:
     close(core.whiten(torch.tensor([[3.0]])), [[0.0]])
     close(core.whiten(torch.tensor([[3.0]]), shift_mean=False), [[3.0]])
@@ -404,6 +422,27 @@ def test_kl_estimate_is_exact_for_tiny_differences() -> None:
     # k3 of k = 1e-4 is k²/2 − k³/6 + … = 4.9998e-9; e^−k − 1 + k in fp32 would give 0 or 6e-8
     k3 = core.kl_estimate(torch.tensor([1e-4]), torch.tensor([0.0]), "k3")
     close(k3, [4.9998e-9], rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["k3", "k3+"])
+def test_k3_of_a_token_that_was_given_up_is_finite(kind: core.KLKind) -> None:
+    """e^99 overflows float32; k is held at −20: e^20 − 1 − 20."""
+    logprobs = torch.tensor([-100.0], requires_grad=True)
+    k3 = core.kl_estimate(logprobs, torch.tensor([-1.0]), kind)
+    close(k3.detach(), [485165174.4], rtol=1e-6)
+    k3.sum().backward()
+    assert logprobs.grad.isfinite().all()
+    # Where nothing overflows, nothing is bounded.
+    close(
+        core.kl_estimate(torch.tensor([-11.0]), torch.tensor([-1.0]), kind), [22015.4657948], 0.01
+    )
+
+
+def test_where_the_bounds_cross_the_lower_one_wins() -> None:
+    """As torch.max(torch.min(x, high), low) of 2020 has it."""
+    x = torch.tensor([-3.0, 0.0, 3.0])
+    assert core.clip_by_value(x, 1.0, -1.0).tolist() == [1.0, 1.0, 1.0]
+    assert core.clip_by_value(x, torch.tensor([0.0, 1.0, 1.0]), 2.0).tolist() == [0.0, 1.0, 2.0]
 
 
 def test_kl_estimate_rejects_an_unknown_kind() -> None:

@@ -32,12 +32,19 @@ def decoder(plain: PreTrainedModel) -> nn.Module:
     """
     # Some families answer with the whole model (Llama 4), some with a layer of their head.
     for part in (plain.get_decoder(), plain.base_model, getattr(plain, "model", None)):
-        if isinstance(part, nn.Module) and part is not plain and not isinstance(part, nn.Linear):
+        if _runs_on_tokens(part, plain):
             return part
     raise TypeError(
         f"`model` must have a decoder apart from its language head, got {type(plain).__name__}, "
         "whose get_decoder() does not return one: use a model of another family."
     )
+
+
+def _runs_on_tokens(part: Any, plain: PreTrainedModel) -> bool:
+    """Return whether it is a model inside the model, rather than a single layer, say."""
+    if not isinstance(part, nn.Module) or part is plain or not hasattr(part, "config"):
+        return False
+    return not plain.config.is_encoder_decoder or accepts(part, "encoder_hidden_states")
 
 
 def text_config(model: nn.Module) -> PretrainedConfig:
@@ -60,6 +67,30 @@ def vocabulary_size(model: nn.Module) -> int:
 def is_encoder_decoder(model: nn.Module) -> bool:
     """Return whether the queries go through an encoder of their own."""
     return bool(getattr(language_model(model).config, "is_encoder_decoder", False))
+
+
+def response_start(plain: PreTrainedModel) -> list[int]:
+    """Return the tokens that the decoder of an encoder-decoder reads before a response.
+
+    As `generate` does: the generation config goes over the model's own, and a token that is forced
+    to be the first (mBART's and NLLB's target language, BART's BOS) is not the policy's to choose.
+
+    Raises:
+        ValueError: if the model does not say how its responses start.
+    """
+    configs = (getattr(plain, "generation_config", None), plain.config)
+
+    def said(name: str) -> int | None:
+        tokens = (getattr(config, name, None) for config in configs)
+        return next((token for token in tokens if token is not None), None)
+
+    start, forced = said("decoder_start_token_id"), said("forced_bos_token_id")
+    if start is None:
+        raise ValueError(
+            "`model.config.decoder_start_token_id` must be set, got None: an encoder-decoder "
+            "starts every response with it."
+        )
+    return [start] if forced is None else [start, forced]
 
 
 def accepts(module: nn.Module, argument: str) -> bool:

@@ -30,6 +30,10 @@ KLKind = Literal["k1", "k2", "k3", "k3+"]
 # Whitening divides by √(variance + this), as the code of Ziegler et al. does.
 WHITEN_EPSILON = 1e-8
 
+# Largest log ratio that is put into exp: e^20 is 5e8, far beyond any clip range, and far from
+# overflow.
+LOG_RATIO_LIMIT = 20.0
+
 
 # --- checks and precision -----------------------------------------------------------------------
 
@@ -108,6 +112,9 @@ def masked_whiten(
     turn into a penalty) and advantages with it. Their TensorFlow code has the biased variance,
     that is `unbiased=False`; the 2020 trl has `torch.var`, the default here.
 
+    Equal values have no spread: they give exactly 0 (as they are, if the mean stays). What rounding
+    leaves of x − μ would be blown up by the division.
+
     Args:
         values: [B, R].
         mask: [B, R] True counts. Give the whole batch: statistics of a micro-batch are noise.
@@ -118,8 +125,13 @@ def masked_whiten(
     """
     mean = masked_mean(values, mask)
     variance = masked_var(values, mask, unbiased)
-    whitened = (at_least_fp32(values) - mean) * torch.rsqrt(variance + WHITEN_EPSILON)
-    return torch.where(mask, whitened if shift_mean else whitened + mean, 0.0)
+    values = at_least_fp32(values)
+    whitened = (values - mean) * torch.rsqrt(variance + WHITEN_EPSILON)
+    whitened = whitened if shift_mean else whitened + mean
+    lowest = torch.where(mask, values, math.inf).amin()
+    equal = lowest == torch.where(mask, values, -math.inf).amax()
+    whitened = torch.where(equal, 0.0 if shift_mean else values, whitened)
+    return torch.where(mask, whitened, 0.0)
 
 
 def whiten(values: Tensor, shift_mean: bool = True, *, unbiased: bool = True) -> Tensor:
@@ -137,8 +149,12 @@ def whiten(values: Tensor, shift_mean: bool = True, *, unbiased: bool = True) ->
 
 
 def clip_by_value(x: Tensor, tensor_min: Tensor | float, tensor_max: Tensor | float) -> Tensor:
-    """Elementwise min(max(x, tensor_min), tensor_max); the bounds may be tensors like `x`."""
-    return torch.clamp(x, torch.as_tensor(tensor_min).to(x), torch.as_tensor(tensor_max).to(x))
+    """Elementwise max(min(x, tensor_max), tensor_min); the bounds may be tensors like `x`.
+
+    Where the bounds cross, tensor_min wins, as in the 2020 trl (`torch.clamp` lets the other win).
+    """
+    low, high = torch.as_tensor(tensor_min).to(x), torch.as_tensor(tensor_max).to(x)
+    return torch.maximum(torch.minimum(x, high), low)
 
 
 # --- log-probabilities --------------------------------------------------------------------------
@@ -349,6 +365,9 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind = "k1") -> 
     "k3+" has the value of k3 and the gradient of k2. With the logprobs of the sampling policy in
     place of the reference, k2 is the `approxkl` of the PPO statistics.
 
+    Deviation: in k3, k is at least −`LOG_RATIO_LIMIT`, so that a token that the policy has all but
+    given up gives a large number, not infinity.
+
     Args:
         logprobs: [B, R] of the policy.
         ref_logprobs: [B, R] of the reference.
@@ -362,11 +381,13 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind = "k1") -> 
         return k
     if kind == "k2":
         return k.square() / 2
-    if kind == "k3":
-        return torch.expm1(-k) + k
-    if kind == "k3+":
+    if kind in ("k3", "k3+"):
+        bounded = k.clamp(min=-LOG_RATIO_LIMIT)
+        k3 = torch.expm1(-bounded) + bounded
+        if kind == "k3":
+            return k3
         k2 = k.square() / 2
-        return (torch.expm1(-k) + k).detach() + (k2 - k2.detach())
+        return k3.detach() + (k2 - k2.detach())
     raise ValueError(f"`kind` must be 'k1', 'k2', 'k3' or 'k3+', got {kind!r}.")
 
 

@@ -1,5 +1,6 @@
 """Policies and a rollout for the tests of this folder."""
 
+import pytest
 import torch
 from peft import LoraConfig
 
@@ -42,6 +43,12 @@ def lora_policy(folder, family="llama", **changes):
 def trainer_of(policy, ref_model=None, **settings):
     defaults = {"batch_size": 3, "minibatch_size": 3, "learning_rate": 1e-2, "precision": "fp32"}
     return PPOTrainer(policy, ref_model, **defaults | settings)
+
+
+def trainer_against_base(policy, **settings):
+    """The KL measured against the model without its adapter, which is trained already."""
+    with pytest.warns(UserWarning, match="does not start at its reference"):
+        return trainer_of(policy, "adapters-off", **settings)
 
 
 def step(trainer):

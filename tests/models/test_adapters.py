@@ -16,6 +16,7 @@ from tests.models.policies import (
     lora_policy,
     ragged_rollout,
     step,
+    trainer_against_base,
     trainer_of,
     with_values,
 )
@@ -69,10 +70,57 @@ def test_what_an_adapter_trains_is_not_the_bases(changes):
     weights = {id(weight) for weight in base.parameters()}
     policy = CausalLMWithValueHead.from_pretrained(base, peft_config=lora_config(**changes))
     assert {id(weight) for _, weight in base_weights(policy.language_model)} <= weights
-    trainer = trainer_of(policy)
+    trainer = trainer_against_base(policy)
     for _ in range(2):
         stats = step(trainer)
         assert torch.equal(torch.from_numpy(stats["objective/ref_logprobs"]), expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},  # random, as one that was trained
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"modules_to_save": ["lm_head"]},
+        {"target_modules": "all-linear", "use_dora": True},
+    ],
+)
+def test_the_reference_is_where_the_policy_starts(changes, precision):
+    """Without its adapter it is another model: the KL at the start was 2 to 7 nats."""
+    policy = CausalLMWithValueHead.from_pretrained(
+        tiny_model("llama"), peft_config=lora_config(**changes)
+    )
+    expected = ResponseModel(policy)(ragged_rollout()).logprobs.detach()
+    trainer = trainer_of(policy, precision=precision)
+    assert trainer.reference.kind == "adapter-at-start"
+    stats = step(trainer)
+    assert stats["objective/kl"] == 0
+    rounding = {"atol": 1e-5, "rtol": 0} if precision == "fp32" else {"atol": 0.1, "rtol": 0}
+    for _ in range(2):
+        again = step(trainer)
+        found = torch.from_numpy(again["objective/ref_logprobs"])
+        torch.testing.assert_close(found, expected, **rounding)
+        assert torch.equal(found, torch.from_numpy(stats["objective/ref_logprobs"]))
+    assert again["objective/kl"] != 0
+
+
+def test_an_adapter_on_an_adapter_starts_where_the_first_one_is():
+    first = get_peft_model(tiny_model("llama"), lora_config())
+    merged = first.merge_and_unload()
+    fresh = CausalLMWithValueHead.from_pretrained(
+        merged, peft_config=lora_config(init_lora_weights=True)
+    )
+    assert trainer_of(fresh).reference.kind == "adapters-off"
+    both = get_peft_model(tiny_model("llama"), lora_config(), "first")
+    both.add_adapter("second", lora_config(init_lora_weights=True))
+    both.base_model.set_adapter(["first", "second"])
+    for name, weight in both.named_parameters():
+        weight.requires_grad_(".second." in name)
+    trainer = trainer_of(CausalLMWithValueHead(both))
+    assert trainer.reference.kind == "adapter-at-start"
+    assert step(trainer)["objective/kl"] == 0
 
 
 def test_a_frozen_adapter_stays_frozen(tmp_path):

@@ -17,6 +17,9 @@ FAMILIES = [*CAUSAL, *SEQ2SEQ]
 # Log-probs of padded and single rows agree to rounding; a state-space model scans in another order.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
+OWN_LOGITS = ("switch_transformers", "t5gemma")
+"""Families whose language head does more than multiply: the model makes the logits itself."""
+
 
 def policy_of(family):
     """A policy whose value head is not zero."""
@@ -58,7 +61,7 @@ def test_ragged_rows_equal_the_models_own_forward_pass_row_by_row(family):
     policy = policy_of(family)
     rollout = ragged_rollout(holes=True)
     responder = ResponseModel(policy)
-    assert responder.head.complete
+    assert responder.head.complete == (family not in OWN_LOGITS)
     output = responder(rollout)
     for row, (query, response) in enumerate(zip(rows([2, 7, 4]), rows([5, 1, 3], 1), strict=True)):
         logprobs, values = naive(policy, query, response)

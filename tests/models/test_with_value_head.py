@@ -12,7 +12,13 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import tiny_gpt2
 from tests.families import tiny_model
-from tests.models.policies import LORA, TOKENS, lora_policy, ragged_rollout
+from tests.models.policies import (
+    LORA,
+    TOKENS,
+    lora_policy,
+    ragged_rollout,
+    trainer_against_base,
+)
 from trl.gpt2 import GPT2HeadWithValueModel
 from trl.models.checkpoint import VALUE_HEAD_FILE
 from trl.models.response import ResponseModel
@@ -191,9 +197,7 @@ def test_with_the_adapter_off_the_policy_is_its_own_reference(config):
     base = tiny_model("llama")
     expected = ResponseModel(base)(ragged_rollout()).logprobs.detach()
     policy = CausalLMWithValueHead.from_pretrained(base, peft_config=config)
-    trainer = PPOTrainer(
-        policy, batch_size=3, minibatch_size=3, learning_rate=1e-2, precision="fp32"
-    )
+    trainer = trainer_against_base(policy)
     assert trainer.reference.kind == "adapters-off"
     frozen = {n: w.clone() for n, w in policy.named_parameters() if not w.requires_grad}
     stats = trainer.step(ragged_rollout(), [1.0, -1.0, 0.0])

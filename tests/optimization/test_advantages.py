@@ -161,6 +161,26 @@ def test_group_normalize() -> None:
     close(group_normalize(SCORES, GROUP_IDS, scale=False), [-2.0, 0.5, -1.0, -0.5, 3.0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("score", [0.0, 10.1, -12345.67, 0.1, 1e-30])
+@pytest.mark.parametrize("size", [2, 3, 7, 12, 64, 1000])
+def test_equal_scores_give_exactly_0(size: int, score: float, dtype: torch.dtype) -> None:
+    """Twelve scores of 10.1 gave |A| 0.48: σ of rounding errors is no larger than they are."""
+    scores = torch.cat(
+        (torch.full((size,), score, dtype=dtype), torch.tensor([0.0, 1.0]).to(dtype))
+    )
+    group_ids = torch.tensor([5] * size + [3, 3])
+    order = torch.randperm(size + 2)
+    for advantages in (
+        leave_one_out(scores[order], group_ids[order]),
+        group_normalize(scores[order], group_ids[order]),
+        group_normalize(scores[order], group_ids[order], scale=False),
+    ):
+        of_equal = group_ids[order] == 5
+        assert (advantages[of_equal] == 0).all()
+        assert (advantages[~of_equal] != 0).all()
+
+
 def test_a_group_of_equal_scores_teaches_nothing() -> None:
     scores, group_ids = torch.tensor([1.0, 1.0, 1.0]), torch.zeros(3)
     for advantages in (leave_one_out(scores, group_ids), group_normalize(scores, group_ids)):

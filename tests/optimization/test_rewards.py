@@ -206,3 +206,26 @@ def test_scaling_without_a_spread_is_harmless(scores: list[float]) -> None:
 def test_normalize_scores_checks_clip() -> None:
     with pytest.raises(ValueError, match="`clip` must be > 0 or None, got 0"):
         normalize_scores(torch.zeros(2), RunningMoments(), clip=0)
+
+
+def test_moments_need_no_float64_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's GPUs have none: what is made of scores in float64 is made on the CPU."""
+
+    class OnGPU(torch.Tensor):
+        """A tensor that is on a device without float64 until `.cpu()` is called."""
+
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if function in (torch.Tensor.double, torch.Tensor.to):
+                raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+            found = super().__torch_function__(function, types, args, kwargs or {})
+            on_cpu = function is torch.Tensor.cpu
+            return found.as_subclass(torch.Tensor) if on_cpu else found
+
+    scores = torch.tensor([1.0, 2.0, 6.0]).as_subclass(OnGPU)
+    with pytest.raises(TypeError, match="MPS"):
+        scores.double()
+    moments = RunningMoments()
+    moments.update(scores)
+    assert moments.mean == 3.0
+    assert match_moments(scores, mean=0.0, std=7**0.5) == pytest.approx((1.0, -3.0))

@@ -6,6 +6,7 @@ import transformers
 from torch import nn
 
 from tests.conftest import ragged
+from tests.families import tiny_model
 from tests.rollout.families import (
     FAMILIES,
     LLAMA,
@@ -18,6 +19,7 @@ from tests.rollout.families import (
 )
 from trl.anatomy import language_model
 from trl.kernels.attention import ATTENTION_GRAIN
+from trl.models.response import ResponseModel
 from trl.rollout import Sampler, sampling
 from trl.rollout.decoder import Decoder
 
@@ -134,9 +136,38 @@ def test_a_model_without_a_cache_is_refused():
 
 def test_an_encoder_decoder_needs_a_start_token():
     model = make("t5")
-    model.language_model.config.decoder_start_token_id = None
+    plain = model.language_model
+    plain.config.decoder_start_token_id = plain.generation_config.decoder_start_token_id = None
     with pytest.raises(ValueError, match="`model.config.decoder_start_token_id` must be set"):
         Sampler()(model, QUERIES)
+
+
+@pytest.mark.parametrize("forced", [None, 7])
+def test_an_encoder_decoder_starts_its_responses_as_generate_does(forced):
+    """The generation config goes over the model's own; mBART is told the language to write so."""
+    model = make("bart")
+    plain = language_model(model)
+    plain.config.decoder_start_token_id = 5
+    plain.generation_config.decoder_start_token_id = 2
+    plain.generation_config.forced_bos_token_id = forced
+    queries = ragged([4, 4], vocabulary=VOCAB)
+    settings = {"max_new_tokens": 6, "eos_token_id": None}
+    with torch.no_grad():
+        written = plain.generate(
+            torch.stack(queries), do_sample=False, max_length=8, min_length=8, num_beams=1
+        )
+    start = [2] if forced is None else [2, forced]
+    assert written[:, : len(start)].tolist() == [start] * 2
+    expected = written[:, len(start) :]
+    with pytest.warns(UserWarning, match="top_k"):
+        rollout = Sampler(**settings, top_k=1)(model, queries)
+    width = min(6, expected.shape[1])
+    assert torch.equal(rollout.responses[:, :width], expected[:, :width])
+    # What is trained is what was written.
+    rollout = Sampler(**settings)(model, queries)
+    with torch.no_grad():
+        again = ResponseModel(model)(rollout)
+    torch.testing.assert_close(again.logprobs, rollout.behaviour_logprobs, atol=1e-5, rtol=0)
 
 
 def test_positions_of_each_side_of_an_encoder_decoder():
@@ -207,6 +238,16 @@ def test_caches_and_encoders_of_their_own_kind(family, selects):
         with torch.no_grad():
             expected, _ = fresh(model, query, response)
         torch.testing.assert_close(logprobs[: len(response)], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "olmoe"])
+def test_sampling_does_not_ask_for_router_logits(family):
+    model = tiny_model(family)
+    expected = Sampler(max_new_tokens=5)(model, ragged([3, 5], vocabulary=VOCAB))
+    model.config.output_router_logits = True
+    rollout = Sampler(max_new_tokens=5)(model, ragged([3, 5], vocabulary=VOCAB))
+    assert torch.equal(rollout.responses, expected.responses)
+    assert model.config.output_router_logits
 
 
 def test_an_output_without_its_cache_is_refused():

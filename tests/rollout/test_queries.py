@@ -1,11 +1,15 @@
 import pytest
 import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, processors
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import tiny_gpt2
 from tests.rollout.families import make
 from tests.rollout.tokenizers_for_tests import CHAT_TEMPLATE, byte_level, sentence_pieces
 from trl.rollout import Sampler
-from trl.rollout.queries import decode_response, encode_queries
+from trl.rollout.queries import decode_pair, encode_queries
 
 CHATS = [
     [{"role": "user", "content": "abc"}],
@@ -96,9 +100,9 @@ def test_texts_need_a_tokenizer():
 def test_a_response_keeps_the_space_before_its_first_word():
     tokenizer = sentence_pieces()
     query, response = ids(tokenizer, "<s> ▁a ▁good"), ids(tokenizer, "▁film s </s>")
-    assert decode_response(query, response, tokenizer) == " films"
-    assert decode_response([], response, tokenizer) == "films"
-    assert decode_response(query, ids(tokenizer, "s"), tokenizer) == "s"
+    assert decode_pair(query, response, tokenizer)[1] == " films"
+    assert decode_pair(query, response, tokenizer, apart=True)[1] == "films"
+    assert decode_pair(query, ids(tokenizer, "s"), tokenizer)[1] == "s"
 
 
 def test_half_a_character_at_the_border_does_not_matter():
@@ -106,7 +110,7 @@ def test_half_a_character_at_the_border_does_not_matter():
     tokenizer = byte_level()
     tokenizer.add_tokens(["Ã", "©"])  # what byte-level tokenizers call the two bytes
     query, response = ids(tokenizer, "abc Ã"), ids(tokenizer, "© abc")
-    assert decode_response(query, response, tokenizer).endswith("abc")
+    assert decode_pair(query, response, tokenizer)[1].endswith("abc")
 
 
 def test_a_rollout_has_texts():
@@ -133,3 +137,116 @@ def test_the_texts_of_an_encoder_decoder():
     decoded = [tokenizer.decode(r, skip_special_tokens=True) for r in rollout.response_lists()]
     assert rollout.response_texts == tuple(decoded)
     assert {"a", "good", "film", "was"} & {text.split(" ")[0] for text in decoded}
+
+
+# -- the kinds of query that are silently another text ---------------------------------------------
+
+
+def separated(begin="[CLS]", end="[SEP]"):
+    """BERT's kind: a special token that is no EOS behind every text."""
+    tokenizer = sentence_pieces(begin="", end="")
+    tokenizer.add_special_tokens({"cls_token": begin, "sep_token": end})
+    ids_of = {name: tokenizer.convert_tokens_to_ids(name) for name in (begin, end)}
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}", special_tokens=list(ids_of.items())
+    )
+    return tokenizer
+
+
+def test_a_special_token_behind_a_text_is_for_encoders():
+    tokenizer = separated()
+    assert tokenizer("a film")["input_ids"][-1] == tokenizer.sep_token_id
+    assert encode(["a film"], tokenizer)[0] == [ids(tokenizer, "[CLS] ▁a ▁film")]
+    kept = encode(["a film"], tokenizer, keep_eos=True)[0]
+    assert kept == [ids(tokenizer, "[CLS] ▁a ▁film [SEP]")]
+
+
+def test_what_a_tokenizer_returns_is_read_without_its_padding():
+    tokenizer = sentence_pieces(end="")
+    tokenizer.pad_token = "<unk>"
+    texts = ["a good film", "was"]
+    expected = encode(texts, tokenizer)[0]
+    for side in ("left", "right"):
+        tokenizer.padding_side = side
+        assert encode(tokenizer(texts, padding=True, return_tensors="pt"), tokenizer)[0] == expected
+        assert encode(tokenizer(texts, padding=True), None)[0] == expected
+    assert encode(tokenizer(texts[1]), tokenizer)[0] == expected[1:]  # of one text
+    rollout = Sampler(tokenizer, max_new_tokens=3)(
+        tiny_gpt2(), tokenizer(texts, padding=True, return_tensors="pt")
+    )
+    assert rollout.query_lists() == expected
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_token_ids_are_refused(side):
+    tokenizer = sentence_pieces(end="")
+    tokenizer.pad_token, tokenizer.padding_side = "<unk>", side
+    padded = tokenizer(["a good film", "was"], padding=True, return_tensors="pt")["input_ids"]
+    with pytest.raises(ValueError, match=r"`queries` must be token ids without padding, .* row 1"):
+        encode(padded, tokenizer)
+    assert encode(padded[:1], tokenizer)[0] == [padded[0].tolist()]
+
+
+def test_one_token_that_looks_like_padding_may_be_meant():
+    """GPT-2's way: BOS, EOS and padding are one token."""
+    tokenizer = sentence_pieces(end="")
+    tokenizer.pad_token = tokenizer.eos_token = tokenizer.bos_token
+    assert encode(torch.tensor([[0, 3, 4]]), tokenizer)[0] == [[0, 3, 4]]
+    with pytest.raises(ValueError, match="without padding"):
+        encode(torch.tensor([[0, 0, 4]]), tokenizer)
+
+
+def test_an_answer_that_is_begun_is_gone_on_with():
+    tokenizer = byte_level()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    begun = [*CHATS[0], {"role": "assistant", "content": "ab"}]
+    _, texts = encode([begun, CHATS[0]], tokenizer)
+    assert texts == ["user: abc\nassistant: ab", "user: abc\nassistant:"]
+
+
+def test_rows_of_a_data_set_have_their_prompts_in_a_column():
+    tokenizer = byte_level()
+    expected = encode(["abc", "cd"], tokenizer)
+    rows = [{"answer": "x", "prompt": "abc"}, {"answer": "y", "prompt": "cd"}]
+    assert encode(rows, tokenizer) == expected
+    assert encode(Dataset.from_list(rows), tokenizer) == expected
+    with pytest.raises(ValueError, match=r"a column of \['prompt', .*got \['answer'\]"):
+        encode([{"answer": "x"}], tokenizer)
+
+
+def test_a_character_that_begins_in_the_query_is_whole_in_the_text():
+    """é is two bytes, each a token: the query has one of them."""
+    letters = ByteLevel.alphabet()
+    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(sorted(letters))}, []))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokens = tokenizer("caféx")["input_ids"]
+    assert len(tokens) == 6
+    for cut in range(1, 6):
+        pair = decode_pair(tokens[:cut], tokens[cut:], tokenizer)
+        assert "".join(pair) == "caféx"
+    assert decode_pair(tokens[:4], tokens[4:], tokenizer) == ("caf", "éx")
+
+
+def test_special_tokens_may_be_kept_for_a_reward():
+    tokenizer = byte_level(additional_special_tokens=["<answer>"])
+    tag, eos = tokenizer.convert_tokens_to_ids("<answer>"), tokenizer.eos_token_id
+    query, response = ids(tokenizer, "a b"), [tag, *ids(tokenizer, "c d"), eos]
+    assert decode_pair(query, response, tokenizer)[1] == "cd"
+    kept = decode_pair(query, response, tokenizer, keep_special_tokens=True, end_ids=[eos])
+    assert kept == ("ab", "<answer>cd")
+
+
+def test_a_sampler_keeps_special_tokens_on_request():
+    tokenizer = byte_level(additional_special_tokens=["<answer>"])
+    tag = tokenizer.convert_tokens_to_ids("<answer>")
+    model = tiny_gpt2()
+    settings = {"max_new_tokens": 40, "eos_token_id": None}
+    rollout = Sampler(tokenizer, **settings, keep_special_tokens=True)(model, ["ab"] * 8)
+    stripped = Sampler(tokenizer, **settings)(model, ["ab"] * 8)
+    assert torch.equal(rollout.responses, stripped.responses)
+    there = [tag in response for response in rollout.response_lists()]
+    assert any(there)
+    assert ["<answer>" in text for text in rollout.response_texts] == there
+    assert not any("<answer>" in text for text in stripped.response_texts)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import atexit
 import os
 import time
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 
 from trl.config.errors import refuse
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+PATIENCE = timedelta(minutes=10)
+"""How long a process waits for the others, at most, before it ends."""
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -53,8 +58,8 @@ def make_accelerator(precision: str) -> Accelerator:
     """
     settled = "ACCELERATE_MIXED_PRECISION" in os.environ or AcceleratorState._shared_state
     if precision == "auto" and settled:
-        return Accelerator()
-    device = Accelerator().device
+        return _accelerator()
+    device = _accelerator().device
     if precision == "auto":
         precision = "bf16" if fast_bf16(device) else "fp32"
     if precision == "fp16" and device.type == "cpu":
@@ -64,7 +69,12 @@ def make_accelerator(precision: str) -> Accelerator:
         # One process has one AcceleratorState. A trainer that exists keeps the autocast that it
         # was prepared with; only what is made from now on gets the new precision.
         AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=wanted)
+    return _accelerator(mixed_precision=wanted)
+
+
+def _accelerator(**settings: Any) -> Accelerator:
+    """Return an accelerator, in whose group of processes no one waits for ever."""
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)], **settings)
 
 
 def check_first_ratio(gap: float, precision: str) -> None:

@@ -7,7 +7,9 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn import functional
 
 from trl.config.errors import refuse
 from trl.core import masked_whiten
@@ -24,11 +26,16 @@ def share_of(accelerator: Accelerator, name: str, rows: int) -> int:
 
 
 def gathered(accelerator: Accelerator, tensor: Tensor) -> Tensor:
-    """Return the rows of all processes; their widths may differ."""
+    """Return the rows of all processes, padded with 0 to the widest.
+
+    accelerate's own padding makes integers of a mask.
+    """
     if accelerator.num_processes == 1:
         return tensor
     if tensor.ndim > 1:
-        tensor = accelerator.pad_across_processes(tensor, dim=1)
+        width = torch.tensor([tensor.shape[1]], device=tensor.device)
+        missing = int(accelerator.gather(width).max()) - tensor.shape[1]
+        tensor = functional.pad(tensor, (0, missing))
     return accelerator.gather(tensor)
 
 
@@ -56,10 +63,12 @@ def checked_everywhere(accelerator: Accelerator, check: Callable[[], Checked]) -
         problem = error
     rows = torch.tensor([0 if checked is None else len(checked[0])], device=accelerator.device)
     of_all = gathered(accelerator, rows)
-    if checked is None:
-        raise problem
     if not of_all.all():
-        raise ValueError("another process was given bad input; its own message says what.")
+        problems = gather_object([None if problem is None else str(problem)])
+        if problem is not None:
+            raise problem
+        rank, said = next((rank, said) for rank, said in enumerate(problems) if said is not None)
+        raise ValueError(f"rank {rank} was given bad input: {said}")
     if of_all.unique().numel() > 1:
         raise ValueError(
             f"every process must pass the same number of rows, got {of_all.tolist()}: "

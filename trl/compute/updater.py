@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from trl.batch import ResponseOutput
 from trl.compute.gradients import kept_gradients
 from trl.compute.memory import keep_freed_memory
+from trl.compute.peers import watch_peers
 from trl.compute.piecewise_adam import LowGradient, can_update_in_pieces, update_in_pieces
 from trl.compute.precision import (
     LOW_PRECISION,
@@ -57,6 +58,7 @@ def make_updater(
     accelerator = accelerator or make_accelerator(config.precision)
     check_accelerator(accelerator, config.precision)
     exit_after_gloo()
+    watch_peers(accelerator)
     if config.keep_freed_memory and accelerator.device.type == "cpu":
         keep_freed_memory()
     responder = ResponseModel(model, config.temperature)
@@ -137,8 +139,16 @@ class Updater:
     @contextmanager
     def as_reference(self) -> Iterator[nn.Module]:
         """Yield what answers as the reference inside, in quick passes."""
-        with self.reference.switched(), self._working_reference.in_use():
-            yield self.reference.module
+        other_weights = self.reference.kind == "adapter-at-start"
+        try:
+            with self.reference.switched():
+                if other_weights:
+                    self._working.refresh()
+                with self._working_reference.in_use():
+                    yield self.reference.module
+        finally:
+            if other_weights:
+                self._working.refresh()
 
     # -- an update -------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 copy            a frozen copy of the policy
 adapters-off    the policy with its adapter (LoRA, …) switched off: one base in memory
+adapter-at-start  the policy with its adapter as it was at first: for one that is trained already,
+                or that changed its base when it was made (PiSSA, OLoRA)
 shared-trunk    the policy's frozen lower layers, with an own copy of those that are trained
 none            no reference: only with a KL coefficient of 0
 a model         one of the user's
@@ -10,19 +12,23 @@ a model         one of the user's
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
-from trl.anatomy import language_model
+from trl.anatomy import language_model, try_out
 from trl.config import closest
 from trl.models.adapters import base_weights, check_enabled
 from trl.models.response import ResponseModel
 from trl.models.trunk import SharedTrunk
 
-ReferenceKind = Literal["copy", "adapters-off", "shared-trunk", "none"]
+ReferenceKind = Literal["copy", "adapters-off", "adapter-at-start", "shared-trunk", "none"]
+
+ADAPTER_GAP = 1e-3
+"""Relative difference of logits that is more than rounding."""
 
 
 class Reference:
@@ -40,13 +46,20 @@ class Reference:
         self.kind, self.policy = kind, policy
         self.module: nn.Module = module
         self.model = model
+        self._responder = module  # which stays, whatever is put around `module`
+        self._start: list[tuple[nn.Parameter, Tensor]] = []
+        if kind == "adapter-at-start":
+            trained = (w for w in language_model(policy).parameters() if w.requires_grad)
+            self._start = [(weight, weight.detach().clone()) for weight in trained]
 
     def switched(self) -> AbstractContextManager[None]:
         """Return a context in which `module` answers as the reference."""
         if self.kind == "adapters-off":
             return _adapter_off(self.policy)
         if self.kind == "shared-trunk":
-            return self.module.trunk.reference()
+            return self._responder.trunk.reference()
+        if self.kind == "adapter-at-start":
+            return _swapped(self._start)
         return nullcontext()
 
 
@@ -62,6 +75,23 @@ def _adapter_off(policy: nn.Module) -> Iterator[None]:
             weight.requires_grad = requires_grad
 
 
+@contextmanager
+def _swapped(weights: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
+    """Give weights other numbers inside, without copying any."""
+
+    def swap() -> None:
+        for weight, other in weights:
+            own = weight.data
+            weight.data = other.data
+            other.data = own
+
+    swap()
+    try:
+        yield
+    finally:
+        swap()
+
+
 def make_reference(
     policy: nn.Module, responder: ResponseModel, asked: nn.Module | ReferenceKind | None
 ) -> Reference | None:
@@ -70,8 +100,9 @@ def make_reference(
     Args:
         policy: The policy, its weights as the reference is to know them.
         responder: The policy's `ResponseModel`; gets its `trunk` here if it has one.
-        asked: A model, a kind, or None: adapters-off for a policy with an adapter, shared-trunk
-            for one with `unfrozen_layers`, else a copy.
+        asked: A model, a kind, or None: adapters-off for a policy with an adapter that changes
+            nothing yet, adapter-at-start for one that does, shared-trunk for one with
+            `unfrozen_layers`, else a copy.
 
     Returns:
         None for the kind "none".
@@ -85,8 +116,11 @@ def make_reference(
     unfrozen_layers = getattr(policy, "unfrozen_layers", None)
     if unfrozen_layers is not None:
         responder.trunk = SharedTrunk(language_model(policy), unfrozen_layers)
-    if asked is None:
-        asked = "adapters-off" if adapter else "copy" if unfrozen_layers is None else "shared-trunk"
+    if asked is None and adapter:
+        _check_base_frozen(policy)
+        asked = "adapter-at-start" if _adapter_gap(policy) > ADAPTER_GAP else "adapters-off"
+    elif asked is None:
+        asked = "copy" if unfrozen_layers is None else "shared-trunk"
     if isinstance(asked, nn.Module):
         return Reference("model", policy, ResponseModel(asked, responder.temperature), asked)
     if asked not in get_args(ReferenceKind):
@@ -96,13 +130,22 @@ def make_reference(
         )
     if asked == "none":
         return None
-    if asked == "adapters-off" and not adapter:
+    of_adapter = asked in ("adapters-off", "adapter-at-start")
+    if of_adapter and not adapter:
         raise ValueError(
-            "`ref_model` 'adapters-off' must go with a policy that has an adapter, got a plain "
+            f"`ref_model` {asked!r} must go with a policy that has an adapter, got a plain "
             "model: load it with peft_config=..., or leave `ref_model` out."
         )
-    if asked == "adapters-off":
+    if of_adapter:
         _check_base_frozen(policy)
+    if asked == "adapters-off" and (gap := _adapter_gap(policy)) > ADAPTER_GAP:
+        warnings.warn(
+            f"with ref_model='adapters-off' the policy does not start at its reference: its logits "
+            f"differ by up to {gap:.0%}, since the adapter is trained already, or changed its base "
+            "when it was made. The KL is not 0 at the start. Leave `ref_model` out to measure it "
+            "from where the policy starts.",
+            stacklevel=4,
+        )
     if asked == "shared-trunk" and unfrozen_layers is None:
         raise ValueError(
             "`ref_model` 'shared-trunk' must go with a policy whose lower layers are frozen, got "
@@ -112,6 +155,18 @@ def make_reference(
         model = copy.deepcopy(policy).requires_grad_(False)
         return Reference("copy", policy, ResponseModel(model, responder.temperature), model)
     return Reference(asked, policy, responder, None)
+
+
+def _adapter_gap(policy: nn.Module) -> float:
+    """Return by how much the adapter changes the logits of a few tokens, relative to the largest.
+
+    0 for a fresh adapter that adds to its base, as those of LoRA are at first.
+    """
+    plain = language_model(policy)
+    with_adapter, _ = try_out(plain)
+    with _adapter_off(policy):
+        without, _ = try_out(plain)
+    return float((with_adapter - without).abs().max() / with_adapter.abs().max())
 
 
 def _check_base_frozen(policy: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from trl.anatomy import (
     decoder,
     keep_hidden_states,
     language_model,
+    response_start,
     vocabulary_size,
     without_dropout,
 )
@@ -73,9 +75,8 @@ class ResponseModel(nn.Module):
                 logprobs, entropy = self.head.logprobs(hidden, labels, self.temperature)
             else:
                 last = rollout.responses.shape[1]
-                inputs = _decoder_inputs(self.plain, rollout)
                 with keep_hidden_states(self.plain) as kept, precise_head(self.plain):
-                    logits = _models_logits(self.plain, inputs, last)[:, -last:][mask]
+                    logits = _models_logits(self.plain, rollout, last)[:, -last:][mask]
                 hidden = kept.hidden[:, -last:][mask]
                 logprobs, entropy = logprobs_and_entropy(
                     logits, labels, temperature=self.temperature
@@ -136,20 +137,14 @@ class ResponseModel(nn.Module):
 def _decoder_inputs(plain: nn.Module, rollout: Rollout) -> dict[str, Tensor | bool]:
     """Return the arguments of the decoder's forward pass: all tokens but the last, which predicts
     nothing.
-
-    An encoder runs here, over queries padded on the right: not all know where a text begins.
     """
     if plain.config.is_encoder_decoder:
-        queries, mask = pad_rows(
-            [row[seen] for row, seen in zip(rollout.queries, rollout.query_mask, strict=True)],
-            left=False,
-        )
-        encoded = plain.get_encoder()(input_ids=queries, attention_mask=mask.long())
-        start = torch.full_like(rollout.responses[:, :1], plain.config.decoder_start_token_id)
+        encoded, mask, tokens = _encoded(plain, rollout)
         return {
-            "input_ids": torch.cat((start, rollout.responses[:, :-1]), dim=1),
+            "input_ids": tokens,
+            "attention_mask": torch.ones_like(tokens),
             "encoder_hidden_states": hidden_of(encoded),
-            "encoder_attention_mask": mask.long(),
+            "encoder_attention_mask": mask,
             "use_cache": False,
         }
     inputs: dict[str, Tensor | bool] = {
@@ -162,15 +157,33 @@ def _decoder_inputs(plain: nn.Module, rollout: Rollout) -> dict[str, Tensor | bo
     return inputs
 
 
-def _models_logits(plain: nn.Module, inputs: dict[str, Tensor | bool], last: int) -> Tensor:
+def _encoded(plain: nn.Module, rollout: Rollout) -> tuple[Any, Tensor, Tensor]:
+    """Return what the encoder gives for the queries, their mask [B, Q], and what the decoder reads:
+    what starts a response, and all its tokens but the last.
+
+    The queries are padded on the right: not all encoders know where a text begins. All that the
+    decoder reads counts, padding too, which comes last: by themselves some would take the token
+    that starts a response for padding, since it has the same id (T5Gemma).
+    """
+    rows = zip(rollout.queries, rollout.query_mask, strict=True)
+    queries, mask = pad_rows([row[seen] for row, seen in rows], left=False)
+    encoded = plain.get_encoder()(input_ids=queries, attention_mask=mask.long())
+    start = rollout.responses.new_tensor(response_start(plain)).repeat(len(rollout), 1)
+    return encoded, mask.long(), torch.cat((start, rollout.responses[:, :-1]), dim=1)
+
+
+def _models_logits(plain: nn.Module, rollout: Rollout, last: int) -> Tensor:
     """Return the logits that the model makes itself, of the `last` tokens or more."""
     if plain.config.is_encoder_decoder:
-        inputs = {
-            "encoder_outputs": (inputs["encoder_hidden_states"],),
-            "attention_mask": inputs["encoder_attention_mask"],
-            "decoder_input_ids": inputs["input_ids"],
-            "use_cache": False,
-        }
-    elif accepts(plain, "logits_to_keep"):
-        inputs = {**inputs, "logits_to_keep": last}
+        encoded, mask, tokens = _encoded(plain, rollout)
+        return plain(
+            encoder_outputs=encoded,  # its own kind of output: it may have more than hidden states
+            attention_mask=mask,
+            decoder_input_ids=tokens,
+            decoder_attention_mask=torch.ones_like(tokens),
+            use_cache=False,
+        ).logits
+    inputs = _decoder_inputs(plain, rollout)
+    if accepts(plain, "logits_to_keep"):
+        inputs["logits_to_keep"] = last
     return plain(**inputs).logits

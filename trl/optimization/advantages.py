@@ -83,6 +83,8 @@ def leave_one_out(scores: Tensor, group_ids: Tensor) -> Tensor:
 
         A_i = s_i − Σ_{j≠i} s_j / (G − 1)
 
+    A group of equal scores gives exactly 0: Adam would make full steps of what rounding leaves.
+
     Args:
         scores: [B] per response, with the KL penalty already in it.
         group_ids: [B] equal for samples of one query, in any order; groups may differ in size.
@@ -92,7 +94,7 @@ def leave_one_out(scores: Tensor, group_ids: Tensor) -> Tensor:
     scores = at_least_fp32(scores)
     group, size = _groups(scores, group_ids)
     others = _group_sum(scores, group)[group] - scores
-    return scores - others / (size[group] - 1)
+    return _unless_equal(scores - others / (size[group] - 1), scores, group)
 
 
 def group_normalize(
@@ -103,19 +105,21 @@ def group_normalize(
         A_i = (s_i − μ_g) / (σ_g + eps)
 
     Dr. GRPO (arXiv:2503.20783) leaves the division out: `scale=False`. σ is unbiased; the paper
-    does not say which it means.
+    does not say which it means. A group of equal scores gives exactly 0: what rounding leaves of
+    s − μ may be as large as σ + eps.
 
     Args:
         scores: [B] per response.
         group_ids: [B] equal for samples of one query, in any order; groups may differ in size.
         scale: divide by the standard deviation of the group.
-        eps: keeps a group of equal scores at 0.
+        eps: bounds what a group of nearly equal scores is multiplied by.
     Returns:
         [B]
     """
     scores = at_least_fp32(scores)
     group, size = _groups(scores, group_ids)
     centered = scores - (_group_sum(scores, group) / size)[group]
+    centered = _unless_equal(centered, scores, group)
     if not scale:
         return centered
     std = (_group_sum(centered.square(), group) / (size - 1)).sqrt()
@@ -141,6 +145,14 @@ def _groups(scores: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
 def _group_sum(x: Tensor, group: Tensor) -> Tensor:
     """Sum per group: [B] to [N]."""
     return x.new_zeros(int(group.max()) + 1 if group.numel() else 0).index_add(0, group, x)
+
+
+def _unless_equal(advantages: Tensor, scores: Tensor, group: Tensor) -> Tensor:
+    """Return the advantages [B], with exactly 0 for groups whose scores are all equal."""
+    first = scores.new_empty(int(group.max()) + 1 if group.numel() else 0)
+    first[group] = scores  # of each group any one
+    differs = torch.zeros_like(first).index_add(0, group, (scores != first[group]).to(first.dtype))
+    return torch.where(differs[group] > 0, advantages, 0.0)
 
 
 def _check_fraction(name: str, value: float | Tensor) -> None:

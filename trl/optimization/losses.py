@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trl.core import at_least_fp32, check_mask, check_same_shape, masked_mean, masked_var
-
-# e^20 is 5e8: far beyond any clip range, and far from overflow.
-LOG_RATIO_LIMIT = 20.0
-
+from trl.core import (
+    LOG_RATIO_LIMIT,
+    at_least_fp32,
+    check_mask,
+    check_same_shape,
+    masked_mean,
+    masked_var,
+)
 
 # --- policy -------------------------------------------------------------------------------------
 

@@ -81,6 +81,7 @@ def objective(
         "policy/abs_log_ratio": log_ratio.abs(),
         "policy/mean_ratio": ratio,
         "policy/clipfrac": clipped.float(),
+        "policy/advantages_mean": targets.advantages,
     }
     if targets.returns is not None:
         losses["loss/value"], value_clipped = clipped_value_loss(

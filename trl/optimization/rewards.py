@@ -100,7 +100,7 @@ def match_moments(scores: Tensor, *, mean: float = 0.0, std: float = 1.0) -> tup
     Returns:
         gain and bias.
     """
-    data = scores.double().flatten()
+    data = scores.detach().cpu().double().flatten()  # not every device has float64
     spread = float(data.std()) if data.numel() > 1 else 0.0
     if not 0 < spread < math.inf:
         raise ValueError(
@@ -132,7 +132,7 @@ class RunningMoments:
 
     def update(self, scores: Tensor) -> None:
         """Take in a batch of scores, of any shape."""
-        batch = scores.detach().double().flatten()
+        batch = scores.detach().cpu().double().flatten()  # not every device has float64
         if not bool(batch.isfinite().all()):
             raise ValueError(f"`scores` must be finite, got {scores.tolist()}.")
         if batch.numel() == 0:

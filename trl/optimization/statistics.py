@@ -68,9 +68,6 @@ def step_statistics(
         "ppo/first_log_ratio": updates[0].means["policy/abs_log_ratio"],
         "ppo/policy/ratio": torch.cat([update.ratio for update in updates]),
         "ppo/policy/advantages": torch.cat([update.advantages for update in updates]),
-        "ppo/policy/advantages_mean": float(
-            np.mean([float(update.advantages.mean()) for update in updates])
-        ),
     }
     if rollout.ended is not None:
         stats["objective/ended"] = gathered(rollout.ended.float()).mean()

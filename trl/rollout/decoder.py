@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
-from trl.anatomy import accepts, is_encoder_decoder, language_model
+from trl.anatomy import accepts, is_encoder_decoder, language_model, response_start, text_config
 from trl.batch import pad_rows
 from trl.core import position_ids_from_mask
 from trl.rollout.room import make_room
@@ -52,6 +52,8 @@ class Decoder:
             raise _no_cache(plain, f"forward takes none of {', '.join(CACHES)}")
         self._takes_positions = accepts(plain, "position_ids")
         self._takes_logits_to_keep = accepts(plain, "logits_to_keep")
+        # The balance of experts is a matter of training; with a cache, transformers cannot tell it.
+        self._routes = bool(getattr(text_config(model), "output_router_logits", False))
         self._cache: Any = None
         self._has_room = False
         self._encoded: Any = None  # the encoder's output, its last_hidden_state [B, Q, d]
@@ -66,13 +68,8 @@ class Decoder:
         self._run(tokens)
 
     def _encode(self, plain: nn.Module, queries: Tensor, query_mask: Tensor) -> Tensor:
-        """Run the encoder; return the tokens [B, 1] that start the responses."""
-        start = getattr(plain.config, "decoder_start_token_id", None)
-        if start is None:
-            raise ValueError(
-                "`model.config.decoder_start_token_id` must be set, got None: an encoder-decoder "
-                "starts every response with it."
-            )
+        """Run the encoder; return the tokens [B, S] that start the responses."""
+        start = response_start(plain)
         # Padding on the right: BART has learned positions that count columns, padding included.
         rows = [row[mask] for row, mask in zip(queries, query_mask, strict=True)]
         tokens, mask = pad_rows(rows, left=False)
@@ -80,7 +77,7 @@ class Decoder:
         encoder = plain.get_encoder()
         # Its own kind of output: the decoder may ask for more of it than the hidden states.
         self._encoded = encoder(input_ids=tokens, attention_mask=self._mask)
-        return tokens.new_full((len(tokens), 1), start)
+        return tokens.new_tensor(start).repeat(len(tokens), 1)
 
     @property
     def can_select(self) -> bool:
@@ -124,6 +121,8 @@ class Decoder:
             self._positions = self._positions[:, -1:] + 1
         if self._takes_logits_to_keep:
             inputs["logits_to_keep"] = 1
+        if self._routes:
+            inputs["output_router_logits"] = False
         output = self._model(**inputs)
         self._cache = getattr(output, self._cache_name, None)
         if self._cache is None:

@@ -14,7 +14,21 @@ from trl.config.errors import refuse
 
 Chat = Sequence[Mapping[str, Any]]
 """Messages: {"role": "user", "content": "…"}."""
-Queries = Tensor | Sequence[Tensor] | Sequence[str] | Sequence[Chat]
+Queries = (
+    Tensor
+    | Sequence[Tensor]
+    | Sequence[str]
+    | Sequence[Chat]
+    | Mapping[str, Any]
+    | Sequence[Mapping[str, Any]]
+)
+
+COLUMNS = ("prompt", "query", "text", "messages")
+"""What the column with the prompt may be called, in rows that have several."""
+
+
+UNFINISHED = "\ufffd"
+"""What a tokenizer makes of a part of a character."""
 
 
 class Encoded(NamedTuple):
@@ -38,24 +52,30 @@ def encode_queries(
 ) -> Encoded:
     """Return the token ids of each query [Q_i] and its text.
 
-    The tokenizer adds its own special tokens to a text, but not the EOS that some put at the end:
-    a response would have to follow the end. The text of a chat comes from the chat template, up
-    to where the assistant begins to speak; nothing is added to that.
+    The tokenizer adds its own special tokens to a text, but not those that some put at the end
+    (EOS, [SEP]): a response would have to follow the end. The text of a chat comes from the chat
+    template, up to where the assistant begins to speak, or to where it has come to, if the last
+    message is the assistant's; nothing is added to that.
 
     Args:
-        queries: Texts, chats, or token ids as a tensor [B, Q] or B tensors of any length.
+        queries: Texts; chats; token ids as a tensor [B, Q] or B tensors of any length; what a
+            tokenizer returns (`input_ids` and `attention_mask`); or rows with a column of
+            `COLUMNS`, as a data set has them.
         tokenizer: Needed for texts and chats.
         add_bos: Begin texts with the BOS token where the tokenizer does not do it itself.
-        keep_eos: Leave an EOS at the end, as encoders expect it.
+        keep_eos: Leave special tokens at the end, as encoders expect them.
         name: What errors call the queries.
 
     Raises:
         TypeError: if the queries are neither texts nor chats nor tensors, or differ in kind.
         ValueError: if there are none, one is empty, or the tokenizer lacks what they need.
     """
-    check_list(queries, name)
+    queries = listed(queries, name)
     if isinstance(queries, Tensor) or len(queries) == 0 or isinstance(queries[0], Tensor):
-        return Encoded([row.long() for row in token_rows(name, queries)], None, None)
+        rows = token_rows(name, queries)
+        if isinstance(queries, Tensor) and tokenizer is not None:
+            _check_no_padding(queries, tokenizer, name)
+        return Encoded([row.long() for row in rows], None, None)
     _check_kinds(queries, name)
     if tokenizer is None:
         rule, fix = "be tensors of token ids for a sampler without tokenizer", "Sampler(tokenizer)"
@@ -75,23 +95,74 @@ def encode_queries(
     return Encoded([torch.tensor(tokens, dtype=torch.long) for tokens in rows], texts, messages)
 
 
-def check_list(queries: Any, name: str) -> None:
-    """Raise unless `queries` are a tensor or can be a list of queries, rather than one query.
+def listed(queries: Any, name: str) -> Tensor | Sequence[Any]:
+    """Return queries as a tensor [B, Q] or as a list with an entry for each, rather than one query.
+
+    Args:
+        queries: See `encode_queries`.
+        name: What errors call them.
 
     Raises:
         TypeError: naming what they are.
+        ValueError: for rows without a column of prompts.
     """
     got, one = type(queries).__name__, {"queries": "query", "prompts": "prompt"}.get(name, name)
+    if isinstance(queries, Mapping) and "input_ids" in queries:
+        return _unpadded(queries, name)
     if isinstance(queries, str | bytes | Mapping):
         refuse(name, "be a list", f"one {got}", f"pass [{one}]", error=TypeError)
     if isinstance(queries, Tensor):
-        return
+        return queries
     if not isinstance(queries, Sequence) and not hasattr(queries, "__getitem__"):
         rule = "be a list of texts, of chats, or of tensors of token ids"
         refuse(name, rule, got, f"pass [{one}]", error=TypeError)
-    if len(queries) > 0 and isinstance(queries[0], Mapping):
+    if len(queries) == 0 or not isinstance(queries[0], Mapping):
+        return queries
+    if "role" in queries[0]:
         got = "the messages of one"
         refuse(name, "be a list of chats", got, "pass [chat]", error=TypeError)
+    column = next((column for column in COLUMNS if column in queries[0]), None)
+    if column is None:
+        fix = f"name the prompts' column so, or pass [row['...'] for row in {name}]"
+        refuse(name, f"be rows with a column of {list(COLUMNS)}", str(list(queries[0])), fix)
+    return [row[column] for row in queries]
+
+
+def _unpadded(encoding: Mapping[str, Any], name: str) -> list[Tensor]:
+    """Return the rows of what a tokenizer has made of texts, without its padding."""
+    rows = encoding["input_ids"]
+    masks = encoding.get("attention_mask")
+    if len(rows) and not isinstance(rows[0], Tensor | Sequence):
+        rows, masks = [rows], [masks] if masks is not None else None  # of one text
+    rows = [torch.as_tensor(row) for row in rows]
+    if masks is None:
+        return rows
+    if len(masks) != len(rows):
+        got = f"{len(masks)} for {len(rows)}"
+        refuse(name, "have an attention_mask for each row of input_ids", got)
+    pairs = zip(rows, masks, strict=True)
+    return [row[torch.as_tensor(mask, device=row.device).bool()] for row, mask in pairs]
+
+
+def _check_no_padding(queries: Tensor, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise for token ids [B, Q] that a tokenizer has padded: the padding would be read as text.
+
+    A single token at an end may be meant, if padding looks like the BOS or EOS.
+    """
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        return
+    is_pad = queries == pad
+    left = is_pad.cumprod(1).sum(1) > int(pad == tokenizer.bos_token_id)
+    right = is_pad.flip(1).cumprod(1).sum(1) > int(pad == tokenizer.eos_token_id)
+    padded = (left | right).nonzero().flatten().tolist()
+    if padded:
+        got = f"{tokenizer.pad_token!r} at an end of row {padded[0]}"
+        fix = (
+            "pass what the tokenizer returns, whose attention_mask tells padding from text, or one "
+            "tensor for each row"
+        )
+        refuse(name, "be token ids without padding", got, fix)
 
 
 def _check_kinds(queries: Sequence[Any], name: str) -> None:
@@ -105,7 +176,7 @@ def _check_kinds(queries: Sequence[Any], name: str) -> None:
 def _encode_texts(
     texts: list[str], tokenizer: PreTrainedTokenizerBase, add_bos: bool, keep_eos: bool
 ) -> list[list[int]]:
-    eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+    bos = tokenizer.bos_token_id
     if add_bos and bos is None:
         fix = "set tokenizer.bos_token, or leave add_bos out"
         refuse("add_bos", "be False for a tokenizer without a BOS token", fix=fix)
@@ -116,12 +187,22 @@ def _encode_texts(
             "its own; save it beside the model with tokenizer.save_pretrained(...), or pass "
             "tokenizer=."
         )
-    for index, (text, tokens) in enumerate(zip(texts, rows, strict=True)):
-        # An EOS that the user wrote stays.
-        if not keep_eos and tokens and tokens[-1] == eos and not text.endswith(tokenizer.eos_token):
-            tokens = tokens[:-1]
+    end = [] if keep_eos else _added_at_the_end(tokenizer)
+    for index, tokens in enumerate(rows):
+        if end and tokens[-len(end) :] == end:  # once: one that the user wrote stays
+            tokens = tokens[: -len(end)]
         rows[index] = [bos, *tokens] if add_bos and tokens[:1] != [bos] else tokens
     return rows
+
+
+def _added_at_the_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the special tokens that the tokenizer puts behind every text: EOS, [SEP], or none."""
+    with_special: list[int] = tokenizer("a")["input_ids"]
+    text: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    for start in range(len(with_special) - len(text), -1, -1):
+        if text and with_special[start : start + len(text)] == text:
+            return with_special[start + len(text) :]
+    return []
 
 
 def _messages(chat: Any, name: str) -> list[dict[str, Any]]:
@@ -137,26 +218,59 @@ def _messages(chat: Any, name: str) -> list[dict[str, Any]]:
 def _rendered(
     chats: list[list[dict[str, Any]]], tokenizer: PreTrainedTokenizerBase, name: str
 ) -> list[str]:
-    """Return the text of each chat, up to where the assistant begins to speak."""
+    """Return the text of each chat, up to where the assistant goes on.
+
+    An answer whose beginning is there already is gone on with: it gets no second turn.
+    """
     if tokenizer.chat_template is None:
         fix = "set tokenizer.chat_template, or use the tokenizer of an instruction-tuned model"
         refuse(name, "be texts for a tokenizer without chat template", "chats", fix)
     return [
-        str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+        str(
+            tokenizer.apply_chat_template(
+                chat,
+                tokenize=False,
+                add_generation_prompt=chat[-1]["role"] != "assistant",
+                continue_final_message=chat[-1]["role"] == "assistant",
+            )
+        )
         for chat in chats
     ]
 
 
-def decode_response(
-    query: list[int], response: list[int], tokenizer: PreTrainedTokenizerBase
-) -> str:
-    """Return the text that the response adds to its query.
+def decode_pair(
+    query: list[int],
+    response: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    apart: bool = False,
+    keep_special_tokens: bool = False,
+    end_ids: Sequence[int] = (),
+) -> tuple[str, str]:
+    """Return the texts of a query and of what the response adds to it.
 
-    Many tokenizers drop the space before the first word of a text, so a response that is decoded
-    alone would run into the last word of its query.
+    They are decoded together: many tokenizers drop the space before the first word of a text, so
+    a response that is decoded alone would run into the last word of its query; and a character may
+    begin in the last token of the query and end in the first of the response, which then has it.
+
+    Args:
+        query: Token ids.
+        response: Token ids.
+        tokenizer: Of both.
+        apart: Decode each alone, as an encoder-decoder has them.
+        keep_special_tokens: Leave special tokens in, but for one that ends the response.
+        end_ids: The tokens that end a response.
     """
-    before = tokenizer.decode(query, skip_special_tokens=True)
-    both = tokenizer.decode(query + response, skip_special_tokens=True)
-    if both.startswith(before):
-        return both[len(before) :]
-    return tokenizer.decode(response, skip_special_tokens=True)
+
+    def text_of(tokens: list[int]) -> str:
+        return tokenizer.decode(tokens, skip_special_tokens=not keep_special_tokens)
+
+    if keep_special_tokens and response[-1] in end_ids:
+        response = response[:-1]
+    before = text_of(query)
+    if not apart:
+        both = text_of(query + response)
+        whole = before if both.startswith(before) else before.rstrip(UNFINISHED)
+        if both.startswith(whole):
+            return whole, both[len(whole) :]
+    return before, text_of(response)

@@ -29,7 +29,7 @@ from trl.core import LengthSampler
 from trl.fit import check_ids, check_positions
 from trl.rollout.checks import check_end_ids, uncompiled
 from trl.rollout.draw import random_dtype
-from trl.rollout.queries import Encoded, Queries, decode_response, encode_queries
+from trl.rollout.queries import Encoded, Queries, decode_pair, encode_queries
 from trl.rollout.sampling import Distribution, Record, write
 from trl.rollout.stop import StopRule
 
@@ -107,6 +107,7 @@ class Sampler:
         seed: int = 0,
         max_rows: int | None = None,
         add_bos: bool = False,
+        keep_special_tokens: bool = False,
     ) -> None:
         _check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
@@ -120,12 +121,14 @@ class Sampler:
             "max_rows": (Count | None, max_rows),
             "seed": (Whole, seed),
             "add_bos": (bool, add_bos),
+            "keep_special_tokens": (bool, keep_special_tokens),
         }
         check_values("Sampler", checks)
         self.group_size = group_size
         self.seed = seed
         self.max_rows = max_rows
         self.add_bos = add_bos
+        self.keep_special_tokens = keep_special_tokens
         self.calls = 0
         if self.cuts:
             warnings.warn(
@@ -248,7 +251,9 @@ class Sampler:
                 stop=stop,
                 report=_report(progress, later, total),
             )
-        return self._rollout(record, padded, mask, encoded, is_encoder_decoder(policy))
+        return self._rollout(
+            record, padded, mask, encoded, stop.token_ids, texts_apart=is_encoder_decoder(policy)
+        )
 
     def check(self, policy: nn.Module, queries: Queries, *, name: str = "queries") -> None:
         """Raise what calling the sampler would raise of these queries; nothing is sampled.
@@ -292,6 +297,8 @@ class Sampler:
         queries: Tensor,
         query_mask: Tensor,
         encoded: Encoded,
+        end_ids: Sequence[int],
+        *,
         texts_apart: bool,
     ) -> Rollout:
         """Bring together what was recorded, a row for each response."""
@@ -302,19 +309,28 @@ class Sampler:
         rollout = record.rollout(queries[query_of_row], query_mask[query_of_row], **more)
         if self.tokenizer is None:
             return rollout
-        decode = self.tokenizer.decode
-        texts = encoded.texts or [decode(row, skip_special_tokens=True) for row in encoded.rows]
-        messages, every = encoded.messages, query_of_row.tolist()
-        pairs = zip(rollout.query_lists(), rollout.response_lists(), strict=True)
+        every = query_of_row.tolist()
+        decoded = [
+            decode_pair(
+                query,
+                response,
+                self.tokenizer,
+                apart=texts_apart,
+                keep_special_tokens=self.keep_special_tokens,
+                end_ids=end_ids,
+            )
+            for query, response in zip(rollout.query_lists(), rollout.response_lists(), strict=True)
+        ]
+        texts, messages = encoded.texts, encoded.messages
         return dataclasses.replace(
             rollout,
-            query_texts=tuple(texts[query] for query in every),
+            query_texts=tuple(
+                texts[query] if texts else pair[0]
+                for query, pair in zip(every, decoded, strict=True)
+            ),
             query_messages=tuple(messages[query] for query in every) if messages else None,
             texts_apart=texts_apart,
-            response_texts=tuple(
-                decode_response([] if texts_apart else query, response, self.tokenizer)
-                for query, response in pairs
-            ),
+            response_texts=tuple(response for _, response in decoded),
         )
 
     def _streams(self, rows: int, seeds: Sequence[int] | None) -> list[np.random.Generator]:

@@ -22,7 +22,7 @@ from trl.batch import Rollout
 from trl.config.errors import refuse
 from trl.evaluation.scores import Scorer, score
 from trl.ppo import PPOTrainer
-from trl.rollout.queries import Chat, check_list
+from trl.rollout.queries import Chat, listed
 from trl.rollout.sampler import Sampler
 from trl.scored import Scored
 from trl.training.overlap import Overlap
@@ -222,7 +222,7 @@ def checked_prompts(prompts: Any, name: str = "prompts") -> list[Any]:
     """
     if isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping):
         prompts = list(prompts)
-    check_list(prompts, name)
+    prompts = listed(prompts, name)
     if not prompts:
         refuse(name, "have at least one entry", "none")
     return prompts
