@@ -1,0 +1,34 @@
+"""How much code there is, room by room: whoever adds to one raises its row, and says why.
+
+`python tests/code_lines.py` counts; blank lines, comments, docstrings and texts under fields are no code.
+"""
+
+import pytest
+
+from tests.code_lines import by_file, by_room, long_functions
+
+MOST = {}
+IN_ALL = 0
+MOST_IN_A_FILE, MOST_IN_A_FUNCTION = 450, 60
+
+
+@pytest.fixture(scope="module")
+def files():
+    return by_file()
+
+
+def test_no_room_grows_unseen(files):
+    rooms = by_room(files)
+    assert rooms.keys() == MOST.keys()
+    assert {room: count for room, count in rooms.items() if count > MOST[room]} == {}
+    assert sum(files.values()) <= IN_ALL
+
+
+def test_the_table_is_not_slack(files):
+    rooms = by_room(files)
+    assert {room: rooms[room] for room, most in MOST.items() if rooms[room] < most - 30} == {}
+
+
+def test_no_file_and_no_function_is_too_long(files):
+    assert {name: count for name, count in files.items() if count > MOST_IN_A_FILE} == {}
+    assert long_functions(MOST_IN_A_FUNCTION) == {}
