@@ -1,5 +1,7 @@
 """Two processes that share a batch end with the weights of one process that has it all."""
 
+import re
+import socket
 import subprocess
 import sys
 import textwrap
@@ -22,7 +24,8 @@ trainer = PPOTrainer(
     batch_size=8, minibatch_size=8, ppo_epochs=2, forward_batch_size=2, max_grad_norm=0.5,
 )
 rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
-queries, responses = ragged([3, 1, 4, 1, 5, 9, 2, 6]), ragged([2, 7, 1, 8, 2, 8, 1, 8], seed=1)
+# The longest response of one process has 7 tokens, of the other 8.
+queries, responses = ragged([3, 1, 4, 1, 5, 9, 2, 6]), ragged([2, 7, 1, 3, 2, 8, 1, 8], seed=1)
 scores = torch.linspace(-1, 2, 8)
 mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
 for _ in range(2):
@@ -68,7 +71,7 @@ for name, settings in WAYS.items():
         trainer.pretraining = lambda rows: texts[share]
     queries = [query for query in ragged([3, 1]) for _ in range(4)]
     rollout = Rollout.from_lists(
-        queries[mine], ragged([2, 7, 1, 8, 2, 8, 1, 8], seed=1)[mine],
+        queries[mine], ragged([2, 7, 1, 3, 2, 8, 1, 8], seed=1)[mine],
         group_ids=[index // 4 for index in range(8)][mine],
     )
     rollout = replace(rollout, ended=(torch.arange(8) % 3 > 0)[mine])
@@ -83,13 +86,97 @@ if rank == 0:
 """
 
 
-def run(script, tmp_path):
+# Every kind of policy, by SGD and Adam, on rows whose lengths differ from process to process.
+KINDS = """
+import sys
+import torch
+from tests.conftest import ragged
+from tests.families import VOCABULARY, tiny_model
+from tests.models.policies import lora_config
+from trl.batch import Rollout
+from trl.models.with_value_head import load_policy
+from trl.ppo import PPOTrainer
+
+KINDS = {
+    "ppo": ({}, {}),
+    "grpo": ({}, {"algorithm": "grpo"}),
+    "rloo": ({}, {"algorithm": "rloo"}),
+    "lora": ({"peft_config": lora_config()}, {}),
+    "unfrozen": ({"unfrozen_layers": 1}, {}),
+    "whitened rewards": ({}, {"whiten_rewards": True}),
+    "early stop": ({}, {"max_approxkl": 1e-5}),
+}
+ADAM = lambda weights: torch.optim.Adam(weights, lr=5e-3, eps=1e-5)
+WAYS = {
+    "SGD": ("fp32", lambda weights: torch.optim.SGD(weights, lr=0.2)),
+    "Adam": ("fp32", ADAM),
+    "bf16": ("bf16", lambda weights: torch.optim.SGD(weights, lr=0.2)),
+}
+results = {}
+for kind, (how, settings) in KINDS.items():
+    for way, (precision, make_optimizer) in WAYS.items():
+        torch.manual_seed(0)
+        policy = load_policy(tiny_model("llama"), **how)
+        torch.nn.init.normal_(policy.v_head.summary.weight, std=0.1)
+        weights = [weight for weight in policy.parameters() if weight.requires_grad]
+        before = torch.cat([weight.detach().flatten() for weight in weights])
+        trainer = PPOTrainer(
+            policy, optimizer=make_optimizer(weights), precision=precision, batch_size=12,
+            minibatch_size=12, ppo_epochs=2, forward_batch_size=2, **settings,
+        )
+        rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
+        mine = slice(rank * 12 // world, (rank + 1) * 12 // world)
+        queries = [q for q in ragged([3, 1, 5, 2, 4, 6], vocabulary=VOCABULARY) for _ in range(2)]
+        responses = ragged([2, 3, 1, 2, 8, 5, 1, 7, 11, 1, 4, 12], 1, VOCABULARY)
+        rollout = Rollout.from_lists(
+            queries[mine], responses[mine], group_ids=[row // 2 for row in range(12)][mine]
+        )
+        scores = torch.tensor([-1.0, 2, 0.5, 0, 1, -2, 0.3, 1.1, 0.7, -0.2, 0.1, 0.9])[mine]
+        for _ in range(2):
+            stats = trainer.step(rollout, scores)
+        after = torch.cat([weight.detach().flatten() for weight in weights])
+        kept = {k: v for k, v in stats.items() if isinstance(v, float) and not k.startswith("time")}
+        results[kind, way] = after, float((after - before).abs().max()), kept
+if rank == 0:
+    torch.save((world, results), sys.argv[1])
+"""
+
+# One of two processes fails in the third step.
+FAILING = """
+import os
+import signal
+import sys
+import torch
+from tests.conftest import ragged, tiny_gpt2
+from trl.ppo import PPOTrainer
+
+trainer = PPOTrainer(
+    tiny_gpt2(0), tiny_gpt2(1), precision="fp32", batch_size=8, minibatch_size=8, ppo_epochs=1
+)
+for step in range(1000):
+    scores = torch.linspace(-1, 2, 4)
+    if trainer.accelerator.process_index == 1 and step == 2:
+        if sys.argv[1] == "scorer":
+            raise OverflowError("the reward is broken")
+        if sys.argv[1] == "Ctrl-C":
+            os.kill(os.getpid(), signal.SIGINT)
+        if sys.argv[1] == "disk":
+            raise OSError(28, "No space left on device", "/full")
+        if sys.argv[1] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if sys.argv[1] == "NaN":
+            scores[1] = float("nan")
+    trainer.step(ragged([3, 1, 4, 1]), ragged([2, 7, 1, 8]), scores)
+"""
+
+
+def run(script, tmp_path, numbers=(1, 2)):
     """What the script writes in one process, and in two."""
     root = Path(__file__).parents[1]
     file = tmp_path / "share.py"
     file.write_text(textwrap.dedent(script))
     results = []
-    for processes in (1, 2):
+    for processes in numbers:
         out = tmp_path / f"{processes}.pt"
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         result = subprocess.run(
@@ -142,6 +229,69 @@ def test_one_process_equals_two_in_other_ways(tmp_path):
         for name in stats:
             expected = pytest.approx(stats[name], rel=1e-4, abs=1e-5)
             assert other_stats[name] == expected, (way, name)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_and_three_processes_equal_one_for_every_kind_of_policy(tmp_path):
+    (_, expected), *others = run(KINDS, tmp_path, (1, 2, 3))
+    most = {"SGD": 4e-7, "Adam": 5e-6, "bf16": 2e-2}
+    for processes, results in others:
+        for (kind, way), (weights, moved, stats) in expected.items():
+            named = f"{processes} processes, {kind}, {way}"
+            assert moved > 1e-2, named
+            gap = float((results[kind, way][0] - weights).abs().max())
+            assert gap <= most[way], f"{named}: {gap:.1e}"
+            if way != "bf16":
+                for name, value in stats.items():
+                    near = pytest.approx(value, rel=1e-4, abs=1e-5)
+                    assert results[kind, way][2][name] == near, f"{named}: {name}"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("scorer", "rank 1 failed: OverflowError: the reward is broken"),
+        ("killed", "rank 1 ended without a word"),
+        pytest.param("Ctrl-C", "rank 1 failed: KeyboardInterrupt", marks=pytest.mark.slow),
+        pytest.param("disk", "rank 1 failed: OSError.*No space left", marks=pytest.mark.slow),
+        pytest.param("NaN", "rank 1 was given bad input: .*nan", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_fails_ends_the_others_with_its_reason(kind, reason, tmp_path):
+    root, file = Path(__file__).parents[1], tmp_path / "failing.py"
+    file.write_text(FAILING)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(file), kind],
+            cwd=root,
+            env={
+                "PYTHONPATH": str(root),
+                "ACCELERATE_USE_CPU": "true",
+                "OMP_NUM_THREADS": "1",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "WORLD_SIZE": "2",
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        started[1].communicate(timeout=120)
+        _, said = started[0].communicate(timeout=20)
+    finally:
+        for process in started:
+            process.kill()
+    assert started[0].returncode not in (0, None)
+    assert re.search(reason, said), said
 
 
 RUN = """

@@ -451,3 +451,24 @@ def test_a_mask_beside_a_rollout_is_refused(make_model):
     rollout = Rollout.from_lists(ragged([2]), ragged([3]))
     with pytest.raises(TypeError, match="`response_masks` must be None beside a Rollout"):
         trainer(make_model).step(rollout, [1.0], response_masks=[torch.ones(3)])
+
+
+def test_a_step_that_fails_draws_the_same_shuffle_again(monkeypatch):
+    """Ctrl-C in the second update, say."""
+    trainers = [PPOTrainer(tiny_gpt2(0), tiny_gpt2(1), **SHUFFLED) for _ in range(2)]
+    batch = (ragged([3, 1, 4, 1]), ragged([2, 7, 1, 8]), torch.linspace(-1, 1, 4))
+    with monkeypatch.context() as patched:
+        patched.setattr(trainers[0].updater, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trainers[0].step(*batch)
+    for trainer in trainers:
+        trainer.step(*batch)
+    for one, other in zip(*(trainer.model.parameters() for trainer in trainers), strict=True):
+        assert torch.equal(one, other)
+
+
+SHUFFLED = {"batch_size": 4, "minibatch_size": 1, "ppo_epochs": 2, "precision": "fp32"}
+
+
+def interrupted():
+    raise KeyboardInterrupt

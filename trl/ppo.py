@@ -179,6 +179,8 @@ class PPOTrainer:
 
         Raises:
             TypeError, ValueError: for bad input; nothing has changed then.
+            RuntimeError: inside of `sampling()`, or if the recorded log-probs are not those of the
+                policy.
             FloatingPointError: if a loss or gradient is not finite; the weights are those after
                 the last good update.
         """
@@ -319,6 +321,14 @@ class PPOTrainer:
             texts: For each update, what to keep predicting; none: nothing.
         """
         updates: list[Update] = []
+        with _kept_if_it_fails(self.shuffle):
+            self._optimize(rollout, targets, texts, updates)
+        return updates
+
+    def _optimize(
+        self, rollout: Rollout, targets: Targets, texts: Sequence[Rollout], updates: list[Update]
+    ) -> None:
+        """Add each update to the list once it is made."""
         for _ in range(self.config.ppo_epochs):
             squares = tokens = 0.0
             for rows in self._minibatches(rollout):
@@ -334,13 +344,12 @@ class PPOTrainer:
                     self._apply(update, stop=too_far)
                 updates.append(update)
                 if too_far:
-                    return updates
-        return updates
+                    return
 
     def _minibatches(self, rollout: Rollout) -> Iterator[Tensor]:
         """Yield the shuffled rows of each update; the last may be smaller.
 
-        Responses to one query stay together: it is then computed once for all of them.
+        Responses to one query stand side by side: it is then computed once for most of them.
         """
         return iter(rollout.shuffled_rows(self.shuffle).split(self._update_rows))
 
@@ -521,6 +530,17 @@ class PPOTrainer:
         sizes = [len(part) for part in torch.arange(rows).split(self._update_rows)]
         sizes = [self._text_rows or size for size in sizes] * config.ppo_epochs
         return [pretraining_rollout(self.pretraining, size) for size in sizes]
+
+
+@contextmanager
+def _kept_if_it_fails(generator: torch.Generator) -> Iterator[None]:
+    """Put the random numbers back if the block fails, so that another try draws the same."""
+    before = generator.get_state()
+    try:
+        yield
+    except BaseException:
+        generator.set_state(before)
+        raise
 
 
 @contextmanager

@@ -170,6 +170,8 @@ def test_what_a_tokenizer_returns_is_read_without_its_padding():
         tokenizer.padding_side = side
         assert encode(tokenizer(texts, padding=True, return_tensors="pt"), tokenizer)[0] == expected
         assert encode(tokenizer(texts, padding=True), None)[0] == expected
+        arrays = tokenizer(texts, padding=True, return_tensors="np")
+        assert encode(arrays, tokenizer)[0] == expected
     assert encode(tokenizer(texts[1]), tokenizer)[0] == expected[1:]  # of one text
     rollout = Sampler(tokenizer, max_new_tokens=3)(
         tiny_gpt2(), tokenizer(texts, padding=True, return_tensors="pt")
@@ -212,6 +214,11 @@ def test_rows_of_a_data_set_have_their_prompts_in_a_column():
     assert encode(Dataset.from_list(rows), tokenizer) == expected
     with pytest.raises(ValueError, match=r"a column of \['prompt', .*got \['answer'\]"):
         encode([{"answer": "x"}], tokenizer)
+    for other in ({"answer": "y"}, "cd"):
+        with pytest.raises(
+            ValueError, match=r"`queries\[1\]` must be a row with the column 'prompt'"
+        ):
+            encode([rows[0], other], tokenizer)
 
 
 def test_a_character_that_begins_in_the_query_is_whole_in_the_text():

@@ -125,6 +125,9 @@ def listed(queries: Any, name: str) -> Tensor | Sequence[Any]:
     if column is None:
         fix = f"name the prompts' column so, or pass [row['...'] for row in {name}]"
         refuse(name, f"be rows with a column of {list(COLUMNS)}", str(list(queries[0])), fix)
+    for index, row in enumerate(queries):
+        if not isinstance(row, Mapping) or column not in row:
+            refuse(f"{name}[{index}]", f"be a row with the column {column!r}", repr(row)[:80])
     return [row[column] for row in queries]
 
 
@@ -132,7 +135,7 @@ def _unpadded(encoding: Mapping[str, Any], name: str) -> list[Tensor]:
     """Return the rows of what a tokenizer has made of texts, without its padding."""
     rows = encoding["input_ids"]
     masks = encoding.get("attention_mask")
-    if len(rows) and not isinstance(rows[0], Tensor | Sequence):
+    if len(rows) and torch.as_tensor(rows[0]).ndim == 0:
         rows, masks = [rows], [masks] if masks is not None else None  # of one text
     rows = [torch.as_tensor(row) for row in rows]
     if masks is None:
@@ -265,7 +268,7 @@ def decode_pair(
     def text_of(tokens: list[int]) -> str:
         return tokenizer.decode(tokens, skip_special_tokens=not keep_special_tokens)
 
-    if keep_special_tokens and response[-1] in end_ids:
+    if keep_special_tokens and response and response[-1] in end_ids:
         response = response[:-1]
     before = text_of(query)
     if not apart:
