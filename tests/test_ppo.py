@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ragged
+from tests.conftest import ragged, tiny_gpt2
 from trl.batch import Rollout
 from trl.ppo import AdaptiveKLController, FixedKLController, PPOConfig, PPOTrainer
 

@@ -1,6 +1,6 @@
 """How much code there is, room by room: whoever adds to one raises its row, and says why.
 
-`python tests/code_lines.py` counts, without blank lines, comments, docstrings and texts under fields.
+`python tests/code_lines.py` counts, without blank lines, comments, docstrings, texts under fields.
 """
 
 import pytest
