@@ -221,7 +221,8 @@ def _read_dataset(source: str, path: Path, subset: str | None, split: str, name:
         import datasets
     except ImportError as error:
         needs = f"`{name}` needs the package datasets to read {source!r}: pip install datasets."
-        raise ImportError(needs + _nearby(path)) from error
+        there = "" if path.exists() else f" There is no file {source!r}.{_nearby(path)}"
+        raise ImportError(needs + there) from error
     try:
         if path.is_file():
             found = datasets.load_dataset(_ending(source), data_files=str(path), split="train")
