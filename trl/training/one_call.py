@@ -147,7 +147,7 @@ def train(
 
     With `out`, the step that is under way at Ctrl-C is finished, and a checkpoint written, first.
     """
-    _check_arguments(steps, on_step, config, ppo_params, sampler_kwargs, out, resume)
+    _check_arguments(on_step, config, ppo_params, sampler_kwargs, out, resume)
     config = config or PPOConfig.from_kwargs(**ppo_params)
     scorer = as_scorer(reward)
     measured = [] if held_out is None else checked_prompts(held_out, "held_out")
@@ -281,7 +281,6 @@ def _place_of(scorer: Any) -> str:
 
 
 def _check_arguments(
-    steps: Any,
     on_step: Any,
     config: PPOConfig | None,
     ppo_params: Mapping[str, Any],
@@ -290,8 +289,6 @@ def _check_arguments(
     resume: Any,
 ) -> None:
     """Raise a TypeError or ValueError for arguments that no training can have."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        refuse("steps", "be a whole number > 0", repr(steps))
     if on_step is not None and not callable(on_step):
         refuse("on_step", "be a function of (step, row) or None", repr(on_step), error=TypeError)
     if resume is not None and out is None:

@@ -227,11 +227,11 @@ class Run:
     def _evaluate(self) -> Row:
         """Measure on the held-out prompts; keep the policy if it is the best so far."""
         assert self.parts.held_out is not None
-        measured = self.parts.held_out.measure()
-        self.after = figures = measured.figures()
+        samples, figures = self.parts.held_out.measure()
+        self.after = figures
         step = self.loop.steps_done
         if self.main:
-            rows = [{"step": step} | sample.row() for sample in measured.samples]
+            rows = [{"step": step} | sample for sample in samples]
             self.folder.add("samples", *rows)
             self.trackers.log_samples(rows[:TRACKED_SAMPLES], step)
         if self.recipe.checkpoints.best is not None:
