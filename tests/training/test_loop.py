@@ -107,11 +107,7 @@ def test_a_failing_reward_names_the_texts_and_changes_nothing():
         ({"tokenizer": None}, ValueError, "`tokenizer` must be given"),
         ({"config": PPOConfig()}, TypeError, "in `config` or as keyword arguments, not both"),
         ({"lerning_rate": 1.0}, TypeError, "Did you mean `learning_rate`"),
-        (
-            {"num_steps": 3},
-            TypeError,
-            r"train has no parameter `num_steps`. Did you mean `steps`\?",
-        ),
+        ({"num_steps": 3}, TypeError, r"no parameter `num_steps`. Did you mean `steps`\?"),
         ({"batchsize": 3, "verbose": 1}, TypeError, r"`batch_size`\? train has .* `verbose`\.$"),
         ({"group_size": 4}, TypeError, r"Pass it as sampler_kwargs=\{'group_size': \.\.\.\}"),
         ({"algorithm": "grpo"}, ValueError, "`group_size` must be > 1 with algorithm='grpo'"),

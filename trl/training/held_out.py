@@ -69,9 +69,10 @@ class HeldOut:
     def _measure_share(self, share: list[int]) -> list[tuple[int, Sample, list[int]]]:
         trainer = self.trainer
         with trainer.sampling():
-            rollout = self.sampler(
-                trainer.model, [self.prompts[index] for index in share], seeds=self._seeds(share)
-            )
+            prompts = [self.prompts[index] for index in share]
+            # The same every time, on any number of processes.
+            seeds = [self.sampler.seed * len(self.prompts) + index for index in share]
+            rollout = self.sampler(trainer.model, prompts, seeds=seeds)
         scored = score(self.scorer, rollout)
         rewards = scored.totals.tolist()
         with without_dropout(*filter(None, (trainer.model, trainer.ref_model))):
@@ -105,10 +106,6 @@ class HeldOut:
             )
             for row, index in enumerate(share)
         ]
-
-    def _seeds(self, share: list[int]) -> list[int]:
-        """Return a seed for each prompt: the same every time, on any number of processes."""
-        return [self.sampler.seed * len(self.prompts) + index for index in share]
 
 
 def _figures(samples: Sequence[Sample]) -> Row:

@@ -47,25 +47,18 @@ def opened(
     with folder.in_use() if accelerator.is_main_process else nullcontext():
         found = _find_checkpoint(folder, resume)
         accelerator.wait_for_everyone()
-        with _told_to_resume(folder):
+        try:
             yield found
-
-
-@contextmanager
-def _told_to_resume(folder: RunFolder) -> Iterator[None]:
-    """Say on a full disk what is good, and how to go on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        good = ", ".join(path.name for path in Checkpoints(folder.checkpoints).all())
-        raise OSError(
-            error.errno,
-            f"{error.strerror}. Checkpoints that are good: {good or 'none yet'}. Make room, then "
-            "go on with --resume (in Python resume='auto')",
-            error.filename,
-        ) from error
+        except OSError as error:  # on a full disk say what is good, and how to go on
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            good = ", ".join(path.name for path in Checkpoints(folder.checkpoints).all())
+            raise OSError(
+                error.errno,
+                f"{error.strerror}. Checkpoints that are good: {good or 'none yet'}. Make room, "
+                "then go on with --resume (in Python resume='auto')",
+                error.filename,
+            ) from error
 
 
 def _find_checkpoint(folder: RunFolder, resume: str | Path | None) -> tuple[Path | None, list[str]]:

@@ -32,10 +32,10 @@ from trl.compute.memory import keep_freed_memory
 from trl.compute.precision import exit_after_gloo, make_accelerator
 from trl.config.errors import refuse
 from trl.config.recipe import ClassifierRecipe
+from trl.models.loading import quiet_transformers
 from trl.training.checkpoints import remove, replaced_folder
 from trl.training.folder import RunFolder
 from trl.training.interrupt import GracefulStop
-from trl.training.parts import quiet_transformers
 from trl.training.resume import check_same
 from trl.watch.display import Display
 
@@ -121,7 +121,8 @@ def open_folder(recipe: ClassifierRecipe, *, resume: bool) -> RunFolder:
         how = "" if complete else "add --resume to go on with it, or "
         rule = f"`out` must be a folder without a run: {how}name another one with --out"
         raise FileExistsError(errno.EEXIST, rule, str(folder.path))
-    folder.start()
+    with folder.in_use():  # it can be written
+        pass
     if last_checkpoint(folder) is not None:
         check_same(folder, recipe, may_change=("out", "quiet"))
     return folder
