@@ -424,7 +424,10 @@ class _Parser(argparse.ArgumentParser):
     def _split(self, arguments: list[str], cls: type) -> tuple[list[str], Flags]:
         """Take the settings out of the arguments: all flags but the command's own options."""
         own = list(self._option_string_actions)
-        names = {field.name for kind in (cls, settings.ClassifierRecipe) for field in fields(kind)}
+        kinds = (cls, settings.ClassifierRecipe)
+        names = {field.name for kind in kinds for field in fields(kind)}
+        # True or false, so that their flags may stand alone.
+        truths = {each.path for kind in kinds for each in settings.paths(kind) if each.is_truth}
         others, flags = list[str](), Flags()
         waiting = list(arguments)
         while waiting:
@@ -438,7 +441,7 @@ class _Parser(argparse.ArgumentParser):
                 self.error(f"unknown argument {flag!r}.{closest(flag, own)}")
             if not equals:
                 bare = not waiting or waiting[0].startswith("--")
-                if _is_truth(cls, path) and (bare or waiting[0].lower() not in TRUTHS):
+                if path in truths and (bare or waiting[0].lower() not in TRUTHS):
                     value = "true"
                 elif bare:
                     self.error(f"argument {flag}: expected a value after it.")
@@ -470,12 +473,6 @@ def _with_dashes(argument: str) -> str:
     """Turn the underscores in the name of an option into dashes: both spellings are the same."""
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value if name.startswith("--") else argument
-
-
-def _is_truth(cls: type, path: str) -> bool:
-    """Tell whether a setting is true or false, so that its flag may stand alone."""
-    found = (*settings.paths(cls), *settings.paths(settings.ClassifierRecipe))
-    return any(setting.is_truth for setting in found if setting.path == path)
 
 
 def _settings_help(cls: type) -> str:
