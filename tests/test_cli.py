@@ -139,7 +139,7 @@ def test_a_checkpoint_that_is_not_there_names_the_closest(runs, tmp_path, capsys
     (tmp_path / "runs/run/checkpoints/step-000050").mkdir(parents=True)
     given = ["--resume", "runs/run/checkpoints/step-00005"]
     assert cli.main(["train", "sentiment", *given]) == 2
-    assert "Did you mean runs/run/checkpoints/step-000050?" in told(capsys)
+    assert "Did you mean `runs/run/checkpoints/step-000050`?" in told(capsys)
     assert runs == []
 
 
@@ -187,8 +187,8 @@ def test_a_file_of_functions_that_is_not_there_is_looked_for_beside_the_recipe(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sentimnt", "Did you mean sentiment?"),
-        ("shipped/sentimnt.yaml", "Did you mean shipped/sentiment.yaml?"),
+        ("sentimnt", "Did you mean `sentiment`?"),
+        ("shipped/sentimnt.yaml", "Did you mean `shipped/sentiment.yaml`?"),
         ("nothing/of/the/kind", "(reviews, sentiment)"),
     ],
 )
@@ -247,11 +247,11 @@ def test_a_bad_argument_is_one_line_and_exit_code_2(arguments, message, runs, ca
         (["demo", "--ppo.cliprange", "-0.2"], "> 0 and <= 1, got -0.2."),
         (["demo", "--ppo.precision", "bf61"], "Did you mean `bf16`?"),
         (["report", "nowhere"], "There is no run in 'nowhere'"),
-        (["compare", "shiped"], "Did you mean shipped?"),
+        (["compare", "shiped"], "Did you mean `shipped`?"),
         (["score", "The actor is here"], "for a text: echo '…' | trl score -"),
         (["sample", "./nowhere"], "There is no run in './nowhere'"),
         (["score", "a.txt", "--reward.0.weigth", "1"], "Did you mean `reward[0].weight`?"),
-        (["score", "a.txt", "--recipe", "sentimnt"], "Did you mean sentiment?"),
+        (["score", "a.txt", "--recipe", "sentimnt"], "Did you mean `sentiment`?"),
     ],
 )
 def test_a_bad_setting_is_one_line_and_exit_code_2(arguments, message, runs, capsys):
@@ -539,7 +539,7 @@ def test_a_run_that_is_not_there_is_no_model_of_the_hub(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     assert cli.main(["sample", "runs/mi"]) == 2
     assert "There is no run in 'runs/mi'" in (error := told(capsys))
-    assert "Did you mean runs/my?" in error
+    assert "Did you mean `runs/my`?" in error
 
 
 def test_report_and_compare_get_the_runs(tmp_path, monkeypatch, capsys):

@@ -9,34 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AdaptiveKLController",
-    "CausalLMWithValueHead",
-    "ClassifierScorer",
-    "ControlScorer",
-    "EndpointScorer",
-    "FixedKLController",
-    "FunctionScorer",
-    "GPT2HeadWithValueModel",
-    "Loop",
-    "PPOConfig",
-    "PPOTrainer",
-    "Recipe",
-    "RewardModelScorer",
-    "Rollout",
-    "Sampler",
-    "Scored",
-    "ScoringError",
-    "Seq2SeqLMWithValueHead",
-    "WeightedSum",
-    "__version__",
-    "as_scorer",
-    "respond_to_batch",
-    "run_recipe",
-    "starter",
-    "train",
-]
-
 _HOME = {
     "AdaptiveKLController": "trl.ppo",
     "CausalLMWithValueHead": "trl.models.with_value_head",
@@ -64,29 +36,33 @@ _HOME = {
     "train": "trl.training.one_call",
 }
 
+__all__ = sorted([*_HOME, "__version__"])
+
 if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
-    from trl import starter
-    from trl.batch import Rollout
-    from trl.config import PPOConfig
-    from trl.config.recipe import Recipe
-    from trl.evaluation import (
-        ClassifierScorer,
-        ControlScorer,
-        EndpointScorer,
-        FunctionScorer,
-        RewardModelScorer,
-        ScoringError,
-        WeightedSum,
-        as_scorer,
-    )
-    from trl.gpt2 import GPT2HeadWithValueModel, respond_to_batch
-    from trl.models.with_value_head import CausalLMWithValueHead, Seq2SeqLMWithValueHead
-    from trl.ppo import AdaptiveKLController, FixedKLController, PPOTrainer
-    from trl.rollout import Sampler
-    from trl.scored import Scored
-    from trl.training.loop import Loop
-    from trl.training.one_call import train
-    from trl.training.run import run_recipe
+    from trl import starter as starter
+    from trl.batch import Rollout as Rollout
+    from trl.config import PPOConfig as PPOConfig
+    from trl.config.recipe import Recipe as Recipe
+    from trl.evaluation import ClassifierScorer as ClassifierScorer
+    from trl.evaluation import ControlScorer as ControlScorer
+    from trl.evaluation import EndpointScorer as EndpointScorer
+    from trl.evaluation import FunctionScorer as FunctionScorer
+    from trl.evaluation import RewardModelScorer as RewardModelScorer
+    from trl.evaluation import ScoringError as ScoringError
+    from trl.evaluation import WeightedSum as WeightedSum
+    from trl.evaluation import as_scorer as as_scorer
+    from trl.gpt2 import GPT2HeadWithValueModel as GPT2HeadWithValueModel
+    from trl.gpt2 import respond_to_batch as respond_to_batch
+    from trl.models.with_value_head import CausalLMWithValueHead as CausalLMWithValueHead
+    from trl.models.with_value_head import Seq2SeqLMWithValueHead as Seq2SeqLMWithValueHead
+    from trl.ppo import AdaptiveKLController as AdaptiveKLController
+    from trl.ppo import FixedKLController as FixedKLController
+    from trl.ppo import PPOTrainer as PPOTrainer
+    from trl.rollout import Sampler as Sampler
+    from trl.scored import Scored as Scored
+    from trl.training.loop import Loop as Loop
+    from trl.training.one_call import train as train
+    from trl.training.run import run_recipe as run_recipe
 
 
 def __getattr__(name: str) -> Any:

@@ -18,13 +18,12 @@ before all settings are known to be good.
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -35,7 +34,6 @@ from trl.config import SettingsError, closest
 from trl.config.folder import recipe_folder
 
 if TYPE_CHECKING:  # making these classes takes longer than showing what commands there are
-    from trl.config.listing import Setting
     from trl.config.recipe import ClassifierRecipe, Recipe, RewardConfig
 
 FAILED = 1
@@ -294,14 +292,8 @@ def find_recipe(name: str) -> Path:
     beside = [str(each) for each in path.parent.glob("*.y*ml")]
     raise FileNotFoundError(
         f"There is no recipe {name!r}, neither a file nor one that ships with trl "
-        f"({', '.join(recipe_names()) or 'none do'}).{_near(name, [*recipe_names(), *beside])}"
+        f"({', '.join(recipe_names()) or 'none do'}).{closest(name, [*recipe_names(), *beside])}"
     )
-
-
-def _near(name: str, there: Iterable[Any]) -> str:
-    """Return ' Did you mean …?' for the closest of some files, or nothing."""
-    near = difflib.get_close_matches(name, [str(each) for each in there], 1)
-    return f" Did you mean {near[0]}?" if near else ""
 
 
 def read_recipe(name: str, flags: Sequence[tuple[str, str]] = ()) -> Recipe | ClassifierRecipe:
@@ -374,7 +366,7 @@ def _check_resume(recipe: Recipe | ClassifierRecipe, resume: str | None) -> None
     if isinstance(recipe, settings.ClassifierRecipe) and resume != "auto":
         raise ValueError(f"--resume must stand alone for a classifier, got {resume!r}.")
     if resume != "auto" and not Path(resume).expanduser().is_dir():
-        hint = _near(resume, (Path(recipe.out).expanduser() / "checkpoints").glob("*"))
+        hint = closest(resume, map(str, Path(recipe.out).expanduser().glob("checkpoints/*")))
         raise FileNotFoundError(
             f"--resume must be auto or the folder of a checkpoint, got {resume!r}.{hint}"
         )
@@ -384,7 +376,7 @@ def _folder(name: str) -> Path:
     """Return the folder of a run."""
     path = Path(name).expanduser()
     if not path.is_dir():
-        hint = _near(str(path), filter(Path.is_dir, path.parent.glob("*")))
+        hint = closest(str(path), map(str, filter(Path.is_dir, path.parent.glob("*"))))
         raise FileNotFoundError(f"There is no run in {name!r}: name the folder of one.{hint}")
     return path
 
@@ -418,6 +410,7 @@ class _Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: list[str]) -> tuple[argparse.Namespace, Flags]:
         """Return the command's own options, and the settings among what stands after it."""
+        arguments = [_with_dashes(argument) for argument in arguments]
         if self.settings is None:
             return self.parse_args(arguments), []
         cls = self.settings(arguments)
@@ -431,22 +424,24 @@ class _Parser(argparse.ArgumentParser):
     def _split(self, arguments: list[str], cls: type) -> tuple[list[str], Flags]:
         """Take the settings out of the arguments: all flags but the command's own options."""
         own = list(self._option_string_actions)
-        names = {field.name for kind in (cls, settings.ClassifierRecipe) for field in fields(kind)}
+        kinds = (cls, settings.ClassifierRecipe)
+        names = {field.name for kind in kinds for field in fields(kind)}
+        # True or false, so that their flags may stand alone.
+        truths = {each.path for kind in kinds for each in settings.paths(kind) if each.is_truth}
         others, flags = list[str](), Flags()
         waiting = list(arguments)
         while waiting:
             argument = waiting.pop(0)
             flag, equals, value = argument.partition("=")
-            dashed = flag.replace("_", "-")
-            if not flag.startswith("--") or dashed in own:
-                others.append(dashed + equals + value if flag.startswith("--") else argument)
+            if not flag.startswith("--") or flag in own:
+                others.append(argument)
                 continue
             path = flag[2:].replace("-", "_")
-            if path not in names and closest(dashed, own):
-                self.error(f"unknown argument {flag!r}.{closest(dashed, own)}")
+            if path not in names and closest(flag, own):
+                self.error(f"unknown argument {flag!r}.{closest(flag, own)}")
             if not equals:
                 bare = not waiting or waiting[0].startswith("--")
-                if _is_truth(cls, path) and (bare or waiting[0].lower() not in TRUTHS):
+                if path in truths and (bare or waiting[0].lower() not in TRUTHS):
                     value = "true"
                 elif bare:
                     self.error(f"argument {flag}: expected a value after it.")
@@ -456,8 +451,7 @@ class _Parser(argparse.ArgumentParser):
         return others, flags
 
     def parse_args(self, args: Sequence[str], namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
-        dashed = [_with_dashes(argument) for argument in args]
-        options, unknown = self.parse_known_args(dashed, namespace)
+        options, unknown = self.parse_known_args(args, namespace)
         if unknown:
             hint = closest(unknown[0], self._option_string_actions)
             self.error(f"unknown argument {unknown[0]!r}.{hint}")
@@ -468,8 +462,7 @@ class _Parser(argparse.ArgumentParser):
             if message == f"the following arguments are required: {action.metavar}":
                 message = f"{action.metavar} must be given: {action.help}"
         end = "" if message.endswith((".", "?")) else "."
-        if _is_main_process():
-            print(f"{self.prog}: {message}{end} See `{self.prog} --help`.", file=sys.stderr)
+        _complain(f"{self.prog}: {message}{end} See `{self.prog} --help`.")
         self.exit(USAGE_ERROR)
 
 
@@ -480,12 +473,6 @@ def _with_dashes(argument: str) -> str:
     """Turn the underscores in the name of an option into dashes: both spellings are the same."""
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value if name.startswith("--") else argument
-
-
-def _is_truth(cls: type, path: str) -> bool:
-    """Tell whether a setting is true or false, so that its flag may stand alone."""
-    found = (*settings.paths(cls), *settings.paths(settings.ClassifierRecipe))
-    return any(setting.is_truth for setting in found if setting.path == path)
 
 
 def _settings_help(cls: type) -> str:
@@ -502,17 +489,13 @@ def _settings_help(cls: type) -> str:
     sections: dict[str, list[str]] = {}
     for setting in settings.paths(cls):
         above, _, _ = setting.path.rpartition(".")
-        sections.setdefault(above, []).extend(_setting_help(setting, width))
+        text = " ".join(f"{setting.text} ({setting.kind}; default: {setting.default})".split())
+        body = textwrap.wrap(text, width - 6, break_on_hyphens=False)
+        flag = f"  --{setting.path.replace('_', '-')}"
+        sections.setdefault(above, []).extend([flag, *(f"      {line}" for line in body)])
     for name, texts in sections.items():
         lines += ["", f"{name or 'the run'}:", *texts]
     return "\n".join(lines) + "\n"
-
-
-def _setting_help(setting: Setting, width: int) -> list[str]:
-    flag = f"--{setting.path.replace('_', '-')}"
-    text = " ".join(f"{setting.text} ({setting.kind}; default: {setting.default})".split())
-    body = textwrap.wrap(text, width - 6, break_on_hyphens=False)
-    return [f"  {flag}", *(f"      {line}" for line in body)]
 
 
 # -- errors --------------------------------------------------------------------------------------

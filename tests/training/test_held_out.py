@@ -51,13 +51,13 @@ def test_a_measurement_is_the_mean_of_its_samples_and_changes_nothing(tmp_path):
     first, second = parts.held_out.measure(), parts.held_out.measure()
     assert torch.equal(torch.get_rng_state(), state)
     assert first == second  # the same random numbers, whatever was trained between
-    assert [sample.prompt for sample in first.samples] == parts.prompts.held_out
-    figures = first.figures()
-    for sample in first.samples:
-        assert sample.kl == pytest.approx(0, abs=1e-4)  # the policy is the reference yet
-        assert sample.reward == sample.parts["count_w7"]
+    assert [sample["prompt"] for sample in first[0]] == parts.prompts.held_out
+    samples, figures = first
+    for sample in samples:
+        assert sample["kl"] == pytest.approx(0, abs=1e-4)  # the policy is the reference yet
+        assert sample["reward"] == sample["parts"]["count_w7"]
         # The reward reads query and response.
-        assert sample.reward == (sample.prompt + sample.response).split().count("w7")
-    assert figures["held_out/reward/mean"] == sum(s.reward for s in first.samples) / 6
+        assert sample["reward"] == (sample["prompt"] + sample["response"]).split().count("w7")
+    assert figures["held_out/reward/mean"] == sum(s["reward"] for s in samples) / 6
     parts.loop.step()
     assert parts.held_out.measure() != first

@@ -74,7 +74,7 @@ def load_whole(
     if not allow_pickle:
         kwargs["use_safetensors"] = True
     try:
-        with _quiet_transformers():  # or it would warn of the value head in old folders
+        with quiet_transformers(bars=True):  # or it would warn of the value head in old folders
             load = load or _auto_class(source, kwargs).from_pretrained
             model, info = load(source.name, *args, output_loading_info=True, **kwargs)
     except OSError as error:
@@ -109,11 +109,16 @@ def _auto_class(source: Source, kwargs: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep the warnings of transformers away."""
+def quiet_transformers(*, bars: bool = False) -> Iterator[None]:
+    """Keep the advice of transformers off the screen, and its bars unless they are wanted."""
+    was_on = transformers_logging.is_progress_bar_enabled()
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
+    if not bars:
+        transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
+        if was_on and not bars:
+            transformers_logging.enable_progress_bar()

@@ -10,6 +10,7 @@ overlap.py      scoring one part of a batch while the next is written
 folder.py       the files of a run
 checkpoints.py  checkpoints that are whole or not there
 interrupt.py    Ctrl-C
+supervised.py   a supervised fit, in a folder like a run's
 classifier.py   training a classifier to score with
 tools.py        sampling and scoring by hand
 """

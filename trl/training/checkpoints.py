@@ -150,7 +150,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         partial.mkdir()
         with disk_full_told(target.parent):
             yield partial
-            _sync(partial)
+            _sync(*partial.rglob("*"), partial)
     except BaseException:
         remove(partial)
         raise
@@ -159,7 +159,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     if target.exists():
         os.rename(target, old)
     os.rename(partial, target)
-    _sync_folder(target.parent)
+    _sync(target.parent)
     remove(old)
 
 
@@ -199,22 +199,13 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(folder: Path) -> None:
-    """Wait until all files of a folder are on the disk."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        else:
-            _sync_folder(path)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _sync(*paths: Path) -> None:
+    """Wait until files, and the names in folders, are on the disk."""
+    for path in paths:
+        if path.is_dir() and os.name != "posix":  # elsewhere a folder cannot be opened
+            continue
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

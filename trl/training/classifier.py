@@ -32,7 +32,8 @@ from trl.config.errors import refuse
 from trl.config.recipe import STARTER, ClassifierRecipe
 from trl.data.sources import checked_texts, listed, only_a_path, read_table
 from trl.evaluation.sequence_model import token_limit, tokenize
-from trl.training.parts import quiet_transformers, seeded
+from trl.models.loading import quiet_transformers
+from trl.training.parts import seeded
 from trl.training.supervised import Example, Examples, Fit, open_folder
 
 __all__ = ["train_classifier"]

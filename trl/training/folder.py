@@ -67,15 +67,6 @@ class RunFolder:
         names = (self.checkpoints, self.policy, self.best)
         return [] if self.has_run() else [path.name for path in names if path.exists()]
 
-    def start(self) -> None:
-        """Make the folder, and find out whether it can be written.
-
-        Raises:
-            OSError: naming the folder, if it cannot.
-        """
-        with self.in_use():
-            pass
-
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Make the folder, and keep other processes from running in it.

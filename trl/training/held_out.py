@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,57 +14,19 @@ from trl.anatomy import without_dropout
 from trl.evaluation.scores import Scorer, score
 from trl.ppo import PPOTrainer
 from trl.rollout.sampler import Sampler
+from trl.training.loop import Row, mean_of_each
 
 FIGURES = ("kl", "length", "ended", "distinct_2")
 """Figures of an evaluation besides rewards."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A response to one held-out prompt, and how it was judged."""
+Sample = dict[str, Any]
+"""A response to one held-out prompt, and how it was judged: a line of samples.jsonl.
 
-    prompt: str
-    response: str
-    reward: float
-    kl: float
-    """Σ_t (log π − log π_ref), in nats."""
-    length: int
-    """Tokens of the response."""
-    ended: bool
-    """Whether it ended by itself, rather than at the limit of its length."""
-    parts: Mapping[str, float]
-    """What each scorer gave, and the figures that scorers keep of their own."""
-
-    def row(self) -> dict[str, Any]:
-        """Return it as a line of samples.jsonl."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """What a policy writes on the held-out prompts, one sample each."""
-
-    samples: Sequence[Sample]
-    distinct_2: float
-    """Distinct-2 of all responses."""
-
-    def figures(self) -> dict[str, float]:
-        """Return the figures of metrics.jsonl."""
-        samples = self.samples
-        names = dict.fromkeys(name for sample in samples for name in sample.parts)
-        means = {
-            name: statistics.fmean(s.parts[name] for s in samples if name in s.parts)
-            for name in names
-        }
-        return {
-            "held_out/reward/mean": statistics.fmean(sample.reward for sample in samples),
-            "held_out/reward/median": statistics.median(sample.reward for sample in samples),
-            **{f"held_out/reward/{name}": mean for name, mean in means.items()},
-            "held_out/kl": statistics.fmean(sample.kl for sample in samples),
-            "held_out/length": statistics.fmean(sample.length for sample in samples),
-            "held_out/ended": statistics.fmean(sample.ended for sample in samples),
-            "held_out/distinct_2": self.distinct_2,
-        }
+`prompt`, `response` and `reward`; `kl`, Σ_t (log π − log π_ref) in nats; `length` in tokens;
+`ended`, whether it ended by itself rather than at the limit of its length; and `parts`, what each
+scorer gave, with the figures that scorers keep of their own.
+"""
 
 
 class HeldOut:
@@ -84,8 +45,12 @@ class HeldOut:
         self.trainer, self.sampler, self.scorer = trainer, sampler, scorer
         self.prompts = list(prompts)
 
-    def measure(self) -> Measurement:
-        """Judge the policy as it is now; in a distributed run each process takes its share."""
+    def measure(self) -> tuple[list[Sample], Row]:
+        """Judge the policy as it is now; in a distributed run each process takes its share.
+
+        Returns:
+            A sample for each prompt, and the figures of metrics.jsonl.
+        """
         accelerator = self.trainer.accelerator
         processes, rank = accelerator.num_processes, accelerator.process_index
         # As many for each process: they wait for each other in every pass.
@@ -96,18 +61,18 @@ class HeldOut:
             found = gather_object(found)
         by_prompt = {index: (sample, tokens) for index, sample, tokens in found}
         ordered = [by_prompt[index] for index in range(len(self.prompts))]
-        return Measurement(
-            samples=[sample for sample, _ in ordered],
-            distinct_2=distinct_n([tokens for _, tokens in ordered]),
-        )
+        samples = [sample for sample, _ in ordered]
+        distinct_2 = distinct_n([tokens for _, tokens in ordered])
+        return samples, _figures(samples) | {"held_out/distinct_2": distinct_2}
 
     @torch.no_grad()
     def _measure_share(self, share: list[int]) -> list[tuple[int, Sample, list[int]]]:
         trainer = self.trainer
         with trainer.sampling():
-            rollout = self.sampler(
-                trainer.model, [self.prompts[index] for index in share], seeds=self._seeds(share)
-            )
+            prompts = [self.prompts[index] for index in share]
+            # The same every time, on any number of processes.
+            seeds = [self.sampler.seed * len(self.prompts) + index for index in share]
+            rollout = self.sampler(trainer.model, prompts, seeds=seeds)
         scored = score(self.scorer, rollout)
         rewards = scored.totals.tolist()
         with without_dropout(*filter(None, (trainer.model, trainer.ref_model))):
@@ -124,27 +89,40 @@ class HeldOut:
         return [
             (
                 index,
-                Sample(
-                    prompt=rollout.query_texts[row],
-                    response=rollout.response_texts[row],
-                    reward=rewards[row],
-                    kl=kl[row].item(),
-                    length=len(tokens[row]),
-                    ended=bool(ended[row]),
-                    parts={
+                {
+                    "prompt": rollout.query_texts[row],
+                    "response": rollout.response_texts[row],
+                    "reward": rewards[row],
+                    "kl": kl[row].item(),
+                    "length": len(tokens[row]),
+                    "ended": bool(ended[row]),
+                    "parts": {
                         name: values[row]
                         for name, values in parts.items()
                         if not math.isnan(values[row])
                     },
-                ),
+                },
                 tokens[row],
             )
             for row, index in enumerate(share)
         ]
 
-    def _seeds(self, share: list[int]) -> list[int]:
-        """Return a seed for each prompt: the same every time, on any number of processes."""
-        return [self.sampler.seed * len(self.prompts) + index for index in share]
+
+def _figures(samples: Sequence[Sample]) -> Row:
+    """Return the mean figures of samples, and the median reward."""
+    rewards = [sample["reward"] for sample in samples]
+    return {
+        "held_out/reward/mean": statistics.fmean(rewards),
+        "held_out/reward/median": statistics.median(rewards),
+        **{
+            f"held_out/reward/{name}": mean
+            for name, mean in mean_of_each([sample["parts"] for sample in samples]).items()
+        },
+        **{
+            f"held_out/{name}": statistics.fmean(sample[name] for sample in samples)
+            for name in FIGURES[:-1]
+        },
+    }
 
 
 def distinct_n(token_lists: Iterable[Sequence[Hashable]], n: int = 2) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trl.batch import Rollout
 from trl.config.errors import refuse
+from trl.config.ppo import sampling_contradictions
 from trl.evaluation.scores import Scorer, score
 from trl.ppo import PPOTrainer
 from trl.rollout.queries import Chat, listed
@@ -74,21 +75,15 @@ class Loop:
         if sampler.distribution.temperature != config.temperature:
             both = f"{sampler.distribution.temperature} and {config.temperature}"
             refuse("temperature", "be the same for sampler and trainer", both)
-        if trainer.algorithm.groups and sampler.group_size < 2:
-            refuse(
-                "group_size",
-                f"be > 1 with algorithm={config.algorithm!r}, which compares the responses to one "
-                "prompt",
-                f"{sampler.group_size}",
-                'pass Sampler(group_size=4), or to train sampler_kwargs={"group_size": 4}',
-            )
         self.processes = trainer.accelerator.num_processes
-        if config.batch_size % (sampler.group_size * self.processes):
-            got = f"{config.batch_size} for {sampler.group_size} × {self.processes}"
-            refuse("batch_size", "be a multiple of group_size × processes", got)
+        if type(parts) is not int or parts < 1:
+            refuse("parts", "be a whole number > 0", repr(parts))
+        group = sampler.group_size
+        got = {"batch_size": config.batch_size, "parts": parts, "group_size": group}
+        for name, rule, *fix in sampling_contradictions(config, group, parts, self.processes):
+            refuse(name, rule, got[name], *fix)
         sampler.check(trainer.model, self.prompts, name="prompts")
-        self.prompts_per_step = config.batch_size // sampler.group_size
-        check_parts(parts, self.prompts_per_step // self.processes)
+        self.prompts_per_step = config.batch_size // group
         self.parts = parts
         self.schedule = schedule
         self.rates = [group["lr"] for group in trainer.optimizer.param_groups]
@@ -226,14 +221,3 @@ def checked_prompts(prompts: Any, name: str = "prompts") -> list[Any]:
     if not prompts:
         refuse(name, "have at least one entry", "none")
     return prompts
-
-
-def check_parts(parts: Any, prompts: int) -> None:
-    """Raise a ValueError unless so many prompts can be written in so many parts."""
-    if isinstance(parts, bool) or not isinstance(parts, int) or not 1 <= parts <= prompts:
-        refuse(
-            "parts",
-            f"be a whole number from 1 to {prompts}, the prompts of a step on one process "
-            "(batch_size / group_size / processes)",
-            repr(parts),
-        )

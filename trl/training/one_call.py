@@ -38,6 +38,7 @@ from trl.data.prompts import PromptSplit
 from trl.evaluation.function import as_scorer
 from trl.evaluation.scores import Scorer
 from trl.models.checkpoint import hub_arguments
+from trl.models.loading import quiet_transformers
 from trl.models.reference import ReferenceKind
 from trl.models.with_value_head import load_policy
 from trl.optimization.schedule import schedule_factor
@@ -46,7 +47,7 @@ from trl.rollout.queries import Chat
 from trl.rollout.sampler import Sampler
 from trl.training.folder import RunFolder
 from trl.training.loop import Row, checked_prompts
-from trl.training.parts import Parts, quiet_transformers, seeded
+from trl.training.parts import Parts, seeded
 from trl.training.resume import check_same, opened
 from trl.training.run import Run
 from trl.watch.diagnosis import Finding
@@ -147,7 +148,7 @@ def train(
 
     With `out`, the step that is under way at Ctrl-C is finished, and a checkpoint written, first.
     """
-    _check_arguments(steps, on_step, config, ppo_params, sampler_kwargs, out, resume)
+    _check_arguments(on_step, config, ppo_params, sampler_kwargs, out, resume)
     config = config or PPOConfig.from_kwargs(**ppo_params)
     scorer = as_scorer(reward)
     measured = [] if held_out is None else checked_prompts(held_out, "held_out")
@@ -229,24 +230,23 @@ def _described(
 ) -> Recipe:
     """Return the recipe with what can be said of objects, for `trl report` and `trl compare`."""
     config, loop, policy = parts.trainer.config, parts.loop, parts.model
-    shortest, longest = None, sampling["max_new_tokens"]
-    if isinstance(longest, tuple):
-        shortest, longest = longest
-    named = isinstance(model, (str, os.PathLike))
-    prompts = parts.prompts
-    profile = loop.profile and str(loop.profile.folder)
+    limit = sampling["max_new_tokens"]
+    shortest, longest = limit if isinstance(limit, tuple) else (None, limit)
+    if isinstance(model, (str, os.PathLike)):
+        name = os.fspath(model)
+    else:
+        inner = language_model(policy)
+        name = inner.config.name_or_path or type(inner).__name__
     return replace(
         recipe,
         model=ModelConfig(
-            name=os.fspath(model)
-            if named
-            else language_model(policy).config.name_or_path
-            or type(language_model(policy)).__name__,
+            name=name,
             unfrozen_layers=getattr(policy, "unfrozen_layers", None),
             reference=None if parts.trainer.reference else "none",
         ),
         data=DataConfig(
-            prompts=f"{len(prompts.train)} prompts given in Python", held_out=len(prompts.held_out)
+            prompts=f"{len(parts.prompts.train)} prompts given in Python",
+            held_out=len(parts.prompts.held_out),
         ),
         sampling=SamplingConfig(
             max_new_tokens=longest,
@@ -266,7 +266,7 @@ def _described(
         schedule=ScheduleConfig(kind="linear" if loop.schedule else "constant"),
         seed=config.seed,
         out=str(folder.path),
-        profile=profile,
+        profile=loop.profile and str(loop.profile.folder),
     )
 
 
@@ -281,7 +281,6 @@ def _place_of(scorer: Any) -> str:
 
 
 def _check_arguments(
-    steps: Any,
     on_step: Any,
     config: PPOConfig | None,
     ppo_params: Mapping[str, Any],
@@ -290,13 +289,18 @@ def _check_arguments(
     resume: Any,
 ) -> None:
     """Raise a TypeError or ValueError for arguments that no training can have."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        refuse("steps", "be a whole number > 0", repr(steps))
     if on_step is not None and not callable(on_step):
         refuse("on_step", "be a function of (step, row) or None", repr(on_step), error=TypeError)
     if resume is not None and out is None:
         refuse("resume", "be None without `out`", repr(resume), "pass the folder of the run")
-    _check_names(ppo_params)
+    fields, of_sampler = PPOConfig.known_names(), inspect.signature(Sampler).parameters
+    known = [name for name in inspect.signature(train).parameters if name != "ppo_params"] + fields
+    # What is neither a parameter of `train` nor a field of `PPOConfig`.
+    unknown = [name for name in ppo_params if name not in fields]
+    if unknown:
+        instead = {name: f" Pass it as sampler_kwargs={{{name!r}: ...}}." for name in of_sampler}
+        hints = {k: instead.get(k) or closest(k.removeprefix("num_"), known) for k in unknown}
+        raise TypeError(" ".join(f"train has no parameter `{k}`.{v}" for k, v in hints.items()))
     if config is not None and ppo_params:
         raise TypeError(
             f"pass settings in `config` or as keyword arguments, not both; got "
@@ -304,29 +308,12 @@ def _check_arguments(
         )
     if not isinstance(sampler_kwargs, Mapping | None):
         refuse("sampler_kwargs", "be a dict or None", repr(sampler_kwargs), error=TypeError)
-    known = list(inspect.signature(Sampler).parameters)
     for name in sampler_kwargs or ():
         if name in ("tokenizer", "max_new_tokens"):
             fix = f"pass it as train({name}=...)"
             refuse("sampler_kwargs", f"not have `{name}`", fix=fix, error=TypeError)
-        if name not in known:
-            raise TypeError(f"Sampler has no setting `{name}`.{closest(str(name), known)}")
-
-
-def _check_names(ppo_params: Mapping[str, Any]) -> None:
-    """Raise a TypeError for what is neither a parameter of `train` nor a field of `PPOConfig`."""
-    fields = PPOConfig.known_names()
-    known = [name for name in inspect.signature(train).parameters if name != "ppo_params"] + fields
-    of_sampler = inspect.signature(Sampler).parameters
-    problems = []
-    for name in [name for name in ppo_params if name not in fields]:
-        ending = (other for other in known if name.endswith(f"_{other}"))  # num_steps
-        hint = closest(next(ending, name), known)
-        if name in of_sampler:
-            hint = f" Pass it as sampler_kwargs={{{name!r}: ...}}."
-        problems.append(f"train has no parameter `{name}`.{hint}")
-    if problems:
-        raise TypeError(" ".join(problems))
+        if name not in of_sampler:
+            raise TypeError(f"Sampler has no setting `{name}`.{closest(str(name), of_sampler)}")
 
 
 def _warn_of_frozen_weights(model: Any) -> None:
@@ -334,13 +321,8 @@ def _warn_of_frozen_weights(model: Any) -> None:
     explained = hasattr(model, "v_head") or hasattr(model, "get_base_model")
     if not isinstance(model, nn.Module) or explained:
         return
-    # Positions that are computed once, not learned, are never trained.
-    constant = {
-        id(module.weight)
-        for module in model.modules()
-        if isinstance(module, nn.Embedding) and "Sinusoidal" in type(module).__name__
-    }
-    weights = [weight for weight in model.parameters() if id(weight) not in constant]
+    # Embeddings of positions are left out: some are computed once, and never trained.
+    weights = [weight for name, weight in model.named_parameters() if "position" not in name]
     frozen = sum(not weight.requires_grad for weight in weights)
     if frozen:
         warnings.warn(
@@ -364,36 +346,25 @@ def _tokenizer(
     """Return the policy's tokenizer: the one given, or the one beside the model or its base."""
     if given is not None and not isinstance(given, (str, os.PathLike)):
         return given
-    places = _tokenizer_places(given, model, policy, model_kwargs)
-    for name, where in places:
+    where = hub_arguments(model_kwargs)
+    where |= {key: model_kwargs[key] for key in ("trust_remote_code",) if key in model_kwargs}
+    # An adapter's folder may have none; the model that it was put on comes from another place.
+    names, beside = [language_model(policy).config.name_or_path], None
+    if given is not None:
+        names = [os.fspath(given)]
+    elif isinstance(model, (str, os.PathLike)):
+        beside = os.path.expanduser(os.fspath(model))
+        names = list(dict.fromkeys([beside, *names]))
+    for name in names:
+        if name != beside:  # which revision and which folder are said of the model alone
+            where = {k: v for k, v in where.items() if k not in ("revision", "subfolder")}
         try:
             return AutoTokenizer.from_pretrained(name, **where)
         except (OSError, ValueError) as error:
             problem = error
     if given is None and isinstance(prompts.train[0], Tensor) and not prompts.held_out:
         return None  # nothing asks for one, unless the reward reads text, and then says so
-    names = " or ".join(repr(name) for name, _ in places)
+    places = " or ".join(map(repr, names))
     raise ValueError(
-        f"`tokenizer` must be given: there is none beside the model ({names})."
+        f"`tokenizer` must be given: there is none beside the model ({places})."
     ) from problem
-
-
-def _tokenizer_places(
-    given: str | os.PathLike[str] | None,
-    model: Any,
-    policy: nn.Module,
-    model_kwargs: dict[str, Any],
-) -> list[tuple[str, dict[str, Any]]]:
-    """Return where a tokenizer may be, best first, with the arguments that lead there."""
-    where = hub_arguments(model_kwargs)
-    trust = {k: model_kwargs[k] for k in ("trust_remote_code",) if k in model_kwargs}
-    # Which revision and which folder are said of the model alone.
-    anywhere = trust | {k: v for k, v in where.items() if k not in ("revision", "subfolder")}
-    if given is not None:
-        return [(os.fspath(given), anywhere)]
-    # An adapter's folder may have none; the model that it was put on comes from another place.
-    loaded_from = (language_model(policy).config.name_or_path, anywhere)
-    if not isinstance(model, (str, os.PathLike)):
-        return [loaded_from]
-    beside = (os.path.expanduser(os.fspath(model)), where | trust)
-    return [beside] if beside[0] == loaded_from[0] else [beside, loaded_from]

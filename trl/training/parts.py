@@ -22,7 +22,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from trl import starter
 from trl.anatomy import language_model
@@ -441,21 +440,6 @@ def _module(name: str, path: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         _refuse(f"`{path}` must name a module that can be imported, got {name!r} ({error}).")
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep the bars of transformers, and its advice, off the screen."""
-    was_on = transformers_logging.is_progress_bar_enabled()
-    level = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if was_on:
-            transformers_logging.enable_progress_bar()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from trl import config as settings
 from trl.config import SettingsError
 from trl.config.errors import refuse
-from trl.config.recipe import Recipe
+from trl.config.recipe import ClassifierRecipe, Recipe
 from trl.training.checkpoints import CheckpointError, Checkpoints, damage, step_of
 from trl.training.folder import RunFolder
 
@@ -47,25 +47,18 @@ def opened(
     with folder.in_use() if accelerator.is_main_process else nullcontext():
         found = _find_checkpoint(folder, resume)
         accelerator.wait_for_everyone()
-        with _told_to_resume(folder):
+        try:
             yield found
-
-
-@contextmanager
-def _told_to_resume(folder: RunFolder) -> Iterator[None]:
-    """Say on a full disk what is good, and how to go on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        good = ", ".join(path.name for path in Checkpoints(folder.checkpoints).all())
-        raise OSError(
-            error.errno,
-            f"{error.strerror}. Checkpoints that are good: {good or 'none yet'}. Make room, then "
-            "go on with --resume (in Python resume='auto')",
-            error.filename,
-        ) from error
+        except OSError as error:  # on a full disk say what is good, and how to go on
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            good = ", ".join(path.name for path in Checkpoints(folder.checkpoints).all())
+            raise OSError(
+                error.errno,
+                f"{error.strerror}. Checkpoints that are good: {good or 'none yet'}. Make room, "
+                "then go on with --resume (in Python resume='auto')",
+                error.filename,
+            ) from error
 
 
 def _find_checkpoint(folder: RunFolder, resume: str | Path | None) -> tuple[Path | None, list[str]]:
@@ -98,7 +91,11 @@ def _find_checkpoint(folder: RunFolder, resume: str | Path | None) -> tuple[Path
     return None, [f"There is no checkpoint in {folder.path}: the run starts anew."]
 
 
-def check_same(folder: RunFolder, recipe: Recipe) -> None:
+def check_same(
+    folder: RunFolder,
+    recipe: Recipe | ClassifierRecipe,
+    may_change: Sequence[str] = MAY_CHANGE,
+) -> None:
     """Raise unless the recipe is that of the run so far, but for what may change.
 
     Raises:
@@ -106,15 +103,15 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
     """
     if not folder.recipe.exists():
         return
-    before = settings.build(Recipe, settings.read_yaml(folder.recipe))
+    before = settings.build(type(recipe), settings.read_yaml(folder.recipe))
     changed = {
         path: pair
         for path, pair in settings.differences(before, recipe).items()
-        if not any(path == name or path.startswith(f"{name}.") for name in MAY_CHANGE)
+        if not any(path == name or path.startswith(f"{name}.") for name in may_change)
     }
     if changed:
         raise SettingsError(
-            "Recipe",
+            type(recipe).__name__,
             [
                 f"`{path}` must be as in the run so far ({folder.recipe}), {old!r}, to go on with "
                 f"it, got {new!r}: set it back, or start another run in another folder."

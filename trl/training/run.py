@@ -29,6 +29,7 @@ from trl import config as settings
 from trl.compute.precision import make_accelerator
 from trl.config.recipe import Recipe
 from trl.evaluation.scores import pairs_of
+from trl.models.loading import quiet_transformers
 from trl.report import before_after_tables, read_runs, write_report
 from trl.report.figures import duration
 from trl.training.checkpoints import (
@@ -42,7 +43,7 @@ from trl.training.checkpoints import (
 from trl.training.folder import FIRST_ROW, RunFolder
 from trl.training.interrupt import GracefulStop
 from trl.training.loop import Row
-from trl.training.parts import Parts, quiet_transformers
+from trl.training.parts import Parts
 from trl.training.resume import (
     check_same,
     opened,
@@ -227,11 +228,11 @@ class Run:
     def _evaluate(self) -> Row:
         """Measure on the held-out prompts; keep the policy if it is the best so far."""
         assert self.parts.held_out is not None
-        measured = self.parts.held_out.measure()
-        self.after = figures = measured.figures()
+        samples, figures = self.parts.held_out.measure()
+        self.after = figures
         step = self.loop.steps_done
         if self.main:
-            rows = [{"step": step} | sample.row() for sample in measured.samples]
+            rows = [{"step": step} | sample for sample in samples]
             self.folder.add("samples", *rows)
             self.trackers.log_samples(rows[:TRACKED_SAMPLES], step)
         if self.recipe.checkpoints.best is not None:
@@ -239,10 +240,9 @@ class Run:
         return figures
 
     def _keep_best(self, value: float) -> None:
-        gain = 0.0 if self.best is None else value - self.best
-        if self.recipe.checkpoints.mode == "min":
-            gain = -gain
-        if math.isnan(value) or (self.best is not None and not gain > self.recipe.stop.min_gain):
+        sign = -1 if self.recipe.checkpoints.mode == "min" else 1
+        gain = math.inf if self.best is None else sign * (value - self.best)
+        if math.isnan(value) or not gain > self.recipe.stop.min_gain:
             self.without_gain += 1
             return
         self.best, self.best_step, self.without_gain = value, self.loop.steps_done, 0

@@ -32,10 +32,11 @@ from trl.compute.memory import keep_freed_memory
 from trl.compute.precision import exit_after_gloo, make_accelerator
 from trl.config.errors import refuse
 from trl.config.recipe import ClassifierRecipe
+from trl.models.loading import quiet_transformers
 from trl.training.checkpoints import remove, replaced_folder
 from trl.training.folder import RunFolder
 from trl.training.interrupt import GracefulStop
-from trl.training.parts import quiet_transformers
+from trl.training.resume import check_same
 from trl.watch.display import Display
 
 Example = dict[str, Any]
@@ -120,13 +121,10 @@ def open_folder(recipe: ClassifierRecipe, *, resume: bool) -> RunFolder:
         how = "" if complete else "add --resume to go on with it, or "
         rule = f"`out` must be a folder without a run: {how}name another one with --out"
         raise FileExistsError(errno.EEXIST, rule, str(folder.path))
-    folder.start()
+    with folder.in_use():  # it can be written
+        pass
     if last_checkpoint(folder) is not None:
-        before = settings.build(type(recipe), settings.read_yaml(folder.recipe))
-        for path, (old, new) in settings.differences(before, recipe).items():
-            if path not in ("out", "quiet"):
-                rule = f"be as in the run so far, {old!r}, to go on with it"
-                refuse(path, rule, repr(new), "set it back, or start another run with --out")
+        check_same(folder, recipe, may_change=("out", "quiet"))
     return folder
 
 
@@ -239,14 +237,12 @@ class Fit(transformers.Trainer):
     def _learn(self) -> None:
         """Train from the last checkpoint, or from the start, to the end or until Ctrl-C."""
         self.accelerator.wait_for_everyone()  # all have seen what is in the folder
-        path, rows = self.folder.file("metrics"), list[str]()
-        if self.checkpoint is not None:  # the rows after it are written again
-            lines = path.read_text(encoding="utf-8").splitlines()
-            rows = [line for line in lines if json.loads(line)["step"] <= self.first_step]
+        rows = self.folder.rows("metrics")  # those after the checkpoint are written again
+        rows = [row for row in rows if row["step"] <= self.first_step]
         if self.main:
             self.folder.write("recipe.yaml", settings.dump(self.recipe))
-            self.folder.write(path.name, "".join(f"{row}\n" for row in rows))
-        self._started = time.perf_counter() - (json.loads(rows[-1])["seconds"] if rows else 0)
+            self.folder.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        self._started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0)
         with GracefulStop() as interrupt, self.display:
             self.add_callback(_Stopping(self.accelerator, interrupt))
             self.train(resume_from_checkpoint=self.checkpoint)

@@ -27,9 +27,10 @@ from trl.batch import Rollout
 from trl.config.recipe import RewardConfig
 from trl.data.sources import checked_texts, chosen_column, read_table, short
 from trl.evaluation.scores import score
+from trl.models.loading import quiet_transformers
 from trl.models.with_value_head import load_policy
 from trl.rollout.sampler import Sampler
-from trl.training.parts import load_scorer, model_name, quiet_transformers
+from trl.training.parts import load_scorer, model_name
 
 Row = dict[str, Any]
 Pair = tuple[str, str]
