@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from trl.config.errors import refuse
+
 
 def language_model(model: nn.Module) -> PreTrainedModel:
     """Return the transformers model inside a value-head or PEFT wrapper; a plain one is itself.
@@ -79,18 +81,14 @@ def response_start(plain: PreTrainedModel) -> list[int]:
         ValueError: if the model does not say how its responses start.
     """
     configs = (getattr(plain, "generation_config", None), plain.config)
-
-    def said(name: str) -> int | None:
-        tokens = (getattr(config, name, None) for config in configs)
-        return next((token for token in tokens if token is not None), None)
-
-    start, forced = said("decoder_start_token_id"), said("forced_bos_token_id")
-    if start is None:
-        raise ValueError(
-            "`model.config.decoder_start_token_id` must be set, got None: an encoder-decoder "
-            "starts every response with it."
-        )
-    return [start] if forced is None else [start, forced]
+    start, forced = (
+        [token for config in configs if (token := getattr(config, name, None)) is not None]
+        for name in ("decoder_start_token_id", "forced_bos_token_id")
+    )
+    if not start:
+        fix = "an encoder-decoder starts every response with it"
+        refuse("model.config.decoder_start_token_id", "be set", None, fix)
+    return start[:1] + forced[:1]
 
 
 def accepts(module: nn.Module, argument: str) -> bool:

@@ -72,15 +72,10 @@ def weights_outside(module: nn.Module, top: nn.ModuleList) -> Iterator[tuple[str
 
     A weight that stands in one of them and elsewhere, as in Zamba, is among them.
     """
-    inside = {id(layer) for layer in top}
-
-    def walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from module.named_parameters(prefix, recurse=False)
-        for name, child in module.named_children():
-            if id(child) not in inside:
-                yield from walk(child, f"{prefix}.{name}" if prefix else name)
-
-    return walk(module, "")
+    layers = set(top)
+    inside = tuple(f"{name}." for name, part in module.named_modules() if part in layers)
+    every = module.named_parameters(remove_duplicate=False)
+    return ((name, weight) for name, weight in every if not name.startswith(inside))
 
 
 class SharedTrunk:
