@@ -165,6 +165,19 @@ def try_out(plain: PreTrainedModel) -> tuple[Tensor, Tensor]:
         return plain(**inputs).logits, kept.hidden
 
 
+def agree(found: Tensor, expected: Tensor, *, low: bool = False, exact: float = 1e-5) -> bool:
+    """Return whether two tensors are the same up to rounding.
+
+    Args:
+        found: In the units of `expected`.
+        expected: Its largest number is what gaps are compared with.
+        low: They were computed in low precision, whatever they are in now.
+        exact: The gap allowed in float32.
+    """
+    rounding = 2e-2 if low or expected.dtype != torch.float32 else exact
+    return bool((found - expected).abs().max() <= rounding * expected.abs().max())
+
+
 def uses_flash_attention(plain: PreTrainedModel) -> bool:
     """Return whether attention is FlashAttention's: it takes no float32, and no mask of pairs."""
     return "flash" in (decoder(plain).config._attn_implementation or "")

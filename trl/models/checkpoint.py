@@ -203,16 +203,14 @@ def fill_value_head(head: nn.Module, saved: SavedHead | None) -> None:
     """
     if saved is None:
         return
-    expected, got = (
-        {key: tuple(weight.shape) for key, weight in weights.items()}
-        for weights in (head.state_dict(), saved.weights)
-    )
-    if got != expected:
+    try:
+        head.load_state_dict(saved.weights)
+    except RuntimeError as error:
+        got = " ".join(str(error).split())
         raise ValueError(
-            f"the value head in `{saved.source}` must hold {expected}, got {got or 'nothing'}: "
-            f"save the policy again, or delete {VALUE_HEAD_FILE} to start with a new value head."
-        )
-    head.load_state_dict(saved.weights)
+            f"the value head in `{saved.source}` must fit the model, but does not ({got}): save "
+            f"the policy again, or delete {VALUE_HEAD_FILE} to start with a new value head."
+        ) from error
 
 
 # -- save ------------------------------------------------------------------------------------------

@@ -132,7 +132,8 @@ class SharedTrunk:
         with ExitStack() as stack:
             for layer in self.frozen:
                 stack.enter_context(instead(layer, self._hands_on))
-            stack.enter_context(_first_input(self.trained[0], hidden))
+            before = self.trained[0].register_forward_pre_hook
+            stack.enter_context(before(lambda _, inputs: (hidden, *inputs[1:])))
             yield
 
     @contextmanager
@@ -183,16 +184,3 @@ def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 def _hand_on_as_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
     return (hidden_states,)
-
-
-@contextmanager
-def _first_input(layer: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """Give the layer `hidden` as its first argument."""
-
-    def exchange(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
-
-    with layer.register_forward_pre_hook(exchange, with_kwargs=True):
-        yield

@@ -58,11 +58,9 @@ class OutputWithValue(ModelOutput):
     @classmethod
     def of(cls, output: ModelOutput, value: Tensor) -> OutputWithValue:
         """Add the values [B, T] to the output of a language model."""
-        known = {name: entry for name, entry in output.items() if name in cls.__dataclass_fields__}
-        result = cls(**known)
-        for name, entry in output.items():
-            if name not in known:
-                result[name] = entry
+        known, result = cls.__dataclass_fields__, cls()
+        for name, entry in sorted(output.items(), key=lambda item: item[0] not in known):
+            result[name] = entry
         result["value"] = value
         return result
 
