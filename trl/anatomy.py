@@ -36,10 +36,9 @@ def decoder(plain: PreTrainedModel) -> nn.Module:
     for part in (plain.get_decoder(), plain.base_model, getattr(plain, "model", None)):
         if _runs_on_tokens(part, plain):
             return part
-    raise TypeError(
-        f"`model` must have a decoder apart from its language head, got {type(plain).__name__}, "
-        "whose get_decoder() does not return one: use a model of another family."
-    )
+    got = f"{type(plain).__name__}, whose get_decoder() does not return one"
+    rule, fix = "have a decoder apart from its language head", "use a model of another family"
+    refuse("model", rule, got, fix, error=TypeError)
 
 
 def _runs_on_tokens(part: Any, plain: PreTrainedModel) -> bool:

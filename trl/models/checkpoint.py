@@ -244,11 +244,9 @@ def save_policy(
         got = f"the file `{folder}`"
         refuse("save_directory", "be a folder", got, "pass another path", error=FileExistsError)
     if file == MODEL_FILE and (folder / ADAPTER_CONFIG).is_file():
-        raise ValueError(
-            f"`save_directory` must not hold an adapter beside a whole model, but `{folder}` "
-            f"has {ADAPTER_CONFIG}, and loading it would load the adapter: save to another folder, "
-            "or delete the adapter_* files first."
-        )
+        got = f"`{folder}` with {ADAPTER_CONFIG}, and loading it would load the adapter"
+        fix = "save to another folder, or delete the adapter_* files first"
+        refuse("save_directory", "not hold an adapter beside a whole model", got, fix)
     head = policy.v_head.state_dict()
     weights = kwargs.get("state_dict")
     if weights is not None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from trl.anatomy import language_model, try_out
 from trl.config import closest
+from trl.config.errors import refuse
 from trl.models.adapters import base_weights, check_enabled
 from trl.models.response import ResponseModel
 from trl.models.trunk import SharedTrunk
@@ -68,9 +69,7 @@ def _swapped(weights: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
 
     def swap() -> None:
         for weight, other in weights:
-            own = weight.data
-            weight.data = other.data
-            other.data = own
+            weight.data, other.data = other.data, weight.data
 
     swap()
     try:
@@ -122,16 +121,14 @@ def make_reference(
         return Reference("copy", ResponseModel(model, responder.temperature), model)
     if asked == "shared-trunk":
         if responder.trunk is None:
-            raise ValueError(
-                "`ref_model` 'shared-trunk' must go with a policy whose lower layers are frozen, "
-                "got one without: load it with unfrozen_layers=..., or leave `ref_model` out."
-            )
+            fix = "load it with unfrozen_layers=..., or leave `ref_model` out"
+            rule = f"go with a policy whose lower layers are frozen if it is {asked!r}"
+            refuse("ref_model", rule, "one without", fix)
         return Reference(asked, responder, switched=responder.trunk.reference)
     if not adapter:
-        raise ValueError(
-            f"`ref_model` {asked!r} must go with a policy that has an adapter, got a plain "
-            "model: load it with peft_config=..., or leave `ref_model` out."
-        )
+        fix = "load it with peft_config=..., or leave `ref_model` out"
+        rule = f"go with a policy that has an adapter if it is {asked!r}"
+        refuse("ref_model", rule, "a plain model", fix)
     _check_base_frozen(policy)
     if asked == "adapter-at-start":
         trained = [w for w in language_model(policy).parameters() if w.requires_grad]

@@ -83,11 +83,9 @@ class _LMWithValueHead(nn.Module):
             rule, got = f"be for {type(self).__name__}", type(plain).__name__
             refuse("pretrained_model", rule, got, f"use {kind.__name__}", error=TypeError)
         if getattr(getattr(pretrained_model, "active_peft_config", 0), "is_prompt_learning", False):
-            raise ValueError(
-                f"the adapter must change the model's layers, got "
-                f"{pretrained_model.peft_type.value}, which puts virtual tokens before the text: "
-                "use LoRA, DoRA, IA3 or another of its kind."
-            )
+            got = f"{pretrained_model.peft_type.value}, which puts virtual tokens before the text"
+            fix = "use LoRA, DoRA, IA3 or another of its kind"
+            refuse("peft_config", "change the model's layers", got, fix)
         self.pretrained_model = pretrained_model
         weight = plain.get_output_embeddings().weight
         self.v_head = ValueHead(plain.config, hidden_size=weight.shape[1]).to(weight.device)
