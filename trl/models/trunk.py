@@ -154,11 +154,9 @@ def _check_frozen(plain: PreTrainedModel, top: nn.ModuleList) -> None:
     """Raise if a weight outside the top layers is to be trained: passes start above it."""
     for name, weight in weights_outside(plain, top):
         if weight.requires_grad:
-            raise ValueError(
-                f"with `unfrozen_layers`={len(top)} only the top layers and the value head must "
-                f"be trained, but `{name}` has requires_grad=True: the reference shares it. Call "
-                "requires_grad_(False) on it, or load the model without `unfrozen_layers`."
-            )
+            got = f"one in which `{name}` has requires_grad=True"
+            fix = "call requires_grad_(False) on it, or load the model without `unfrozen_layers`"
+            refuse("model", "be frozen below its top layers, as the reference shares it", got, fix)
 
 
 def _refuse_split(plain: PreTrainedModel, why: str) -> NoReturn:
