@@ -78,14 +78,8 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
             **kwargs: Whatever else `GPT2LMHeadModel.forward` takes: labels, ….
         """
         with keep_hidden_states(self) as kept, precise_head(self):
-            output = super().forward(
-                input_ids,
-                past_key_values,
-                attention_mask,
-                logits_to_keep=logits_to_keep,
-                return_dict=True,
-                **kwargs,
-            )
+            kwargs |= {"logits_to_keep": logits_to_keep, "return_dict": True}
+            output = super().forward(input_ids, past_key_values, attention_mask, **kwargs)
         result = OutputWithValue.of(output, self.v_head(kept.hidden))
         return result.to_tuple() if return_dict is False else result
 
