@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from trl.config.errors import refuse
+
 
 def language_model(model: nn.Module) -> PreTrainedModel:
     """Return the transformers model inside a value-head or PEFT wrapper; a plain one is itself.
@@ -34,10 +36,9 @@ def decoder(plain: PreTrainedModel) -> nn.Module:
     for part in (plain.get_decoder(), plain.base_model, getattr(plain, "model", None)):
         if _runs_on_tokens(part, plain):
             return part
-    raise TypeError(
-        f"`model` must have a decoder apart from its language head, got {type(plain).__name__}, "
-        "whose get_decoder() does not return one: use a model of another family."
-    )
+    got = f"{type(plain).__name__}, whose get_decoder() does not return one"
+    rule, fix = "have a decoder apart from its language head", "use a model of another family"
+    refuse("model", rule, got, fix, error=TypeError)
 
 
 def _runs_on_tokens(part: Any, plain: PreTrainedModel) -> bool:
@@ -79,18 +80,14 @@ def response_start(plain: PreTrainedModel) -> list[int]:
         ValueError: if the model does not say how its responses start.
     """
     configs = (getattr(plain, "generation_config", None), plain.config)
-
-    def said(name: str) -> int | None:
-        tokens = (getattr(config, name, None) for config in configs)
-        return next((token for token in tokens if token is not None), None)
-
-    start, forced = said("decoder_start_token_id"), said("forced_bos_token_id")
-    if start is None:
-        raise ValueError(
-            "`model.config.decoder_start_token_id` must be set, got None: an encoder-decoder "
-            "starts every response with it."
-        )
-    return [start] if forced is None else [start, forced]
+    start, forced = (
+        [token for config in configs if (token := getattr(config, name, None)) is not None]
+        for name in ("decoder_start_token_id", "forced_bos_token_id")
+    )
+    if not start:
+        fix = "an encoder-decoder starts every response with it"
+        refuse("model.config.decoder_start_token_id", "be set", None, fix)
+    return start[:1] + forced[:1]
 
 
 def accepts(module: nn.Module, argument: str) -> bool:
@@ -165,6 +162,19 @@ def try_out(plain: PreTrainedModel) -> tuple[Tensor, Tensor]:
         inputs["decoder_input_ids"] = tokens.flip(0)
     with without_dropout(plain), keep_hidden_states(plain) as kept, low_precision_of(plain):
         return plain(**inputs).logits, kept.hidden
+
+
+def agree(found: Tensor, expected: Tensor, *, low: bool = False, exact: float = 1e-5) -> bool:
+    """Return whether two tensors are the same up to rounding.
+
+    Args:
+        found: In the units of `expected`.
+        expected: Its largest number is what gaps are compared with.
+        low: They were computed in low precision, whatever they are in now.
+        exact: The gap allowed in float32.
+    """
+    rounding = 2e-2 if low or expected.dtype != torch.float32 else exact
+    return bool((found - expected).abs().max() <= rounding * expected.abs().max())
 
 
 def uses_flash_attention(plain: PreTrainedModel) -> bool:

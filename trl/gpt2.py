@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from trl.anatomy import keep_hidden_states
 from trl.config.errors import refuse
 from trl.models.checkpoint import ADAPTER_CONFIG, MODEL_FILE, Source, fill_value_head, save_policy
-from trl.models.head import constant_weights, language_logits
+from trl.models.head import constant_weights, precise_head
 from trl.models.loading import load_whole
 from trl.models.value_head import ValueHead
 from trl.models.with_value_head import OutputWithValue
@@ -61,7 +62,7 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
         input_ids: Tensor | None = None,
         past_key_values: Any = None,
         attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
+        *,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -72,28 +73,14 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
             input_ids: [B, T].
             past_key_values: KV cache of earlier tokens.
             attention_mask: [B, T] (earlier tokens included), True or 1 on real tokens.
-            labels: [B, T] tokens to predict (shifted inside), for the language modelling loss.
             logits_to_keep: Compute the logits of the last n tokens only; 0: of all.
             return_dict: False: a plain tuple.
-            **kwargs: Whatever `GPT2Model.forward` takes.
+            **kwargs: Whatever else `GPT2LMHeadModel.forward` takes: labels, ….
         """
-        output = self.transformer(
-            input_ids, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs
-        )
-        hidden = output.last_hidden_state
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = language_logits(hidden[:, kept], self.lm_head)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
-        result = OutputWithValue(
-            loss=loss,
-            logits=logits,
-            past_key_values=output.past_key_values,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-            value=self.v_head(hidden),
-        )
+        with keep_hidden_states(self) as kept, precise_head(self):
+            kwargs |= {"logits_to_keep": logits_to_keep, "return_dict": True}
+            output = super().forward(input_ids, past_key_values, attention_mask, **kwargs)
+        result = OutputWithValue.of(output, self.v_head(kept.hidden))
         return result.to_tuple() if return_dict is False else result
 
     @classmethod

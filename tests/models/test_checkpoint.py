@@ -151,7 +151,7 @@ def test_a_value_head_of_another_kind_is_named(index, weights, tmp_path):
     policy = policies()[index]
     policy.save_pretrained(tmp_path)
     save_file(weights, tmp_path / VALUE_HEAD_FILE)
-    message = r"value_head.safetensors` must hold \{'summary.weight': \(1, 32\), .*, got .* delete"
+    message = r'value_head.safetensors` must fit the model, .*(summary|"x").* delete'
     with pytest.raises(ValueError, match=message):
         type(policy).from_pretrained(tmp_path)
 

@@ -267,7 +267,7 @@ def test_head_and_softmax_in_one(family, blocks, dtype, monkeypatch):
     if head.bias is not None:
         head.bias.normal_()
     labels = torch.arange(20)
-    start = torch.randn(20, head.width)
+    start = torch.randn(20, head.module.weight.shape[1])
     weights = torch.randn(2, 20)
     if blocks == "many":
         monkeypatch.setattr(head_module, "_LOGIT_BYTES", 61 * 4 * 3)

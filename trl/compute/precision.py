@@ -34,13 +34,9 @@ def fast_bf16(device: torch.device) -> bool:
 
 def check_accelerator(accelerator: Accelerator, precision: str) -> None:
     """Raise a ValueError if the accelerator would do something else than a trainer asks for."""
-    if accelerator.gradient_accumulation_steps != 1:
-        refuse(
-            "accelerator",
-            "have gradient_accumulation_steps 1",
-            str(accelerator.gradient_accumulation_steps),
-            "the trainer accumulates by itself, set `forward_batch_size` or `token_budget`",
-        )
+    if (steps := accelerator.gradient_accumulation_steps) != 1:
+        fix = "the trainer accumulates by itself, set `forward_batch_size` or `token_budget`"
+        refuse("accelerator", "have gradient_accumulation_steps 1", steps, fix)
     its = accelerator.mixed_precision
     if MIXED_PRECISION.get(precision, its) != its:
         got = f"{precision!r} and {its!r}"

@@ -90,10 +90,8 @@ def save_adapter(
     """
     names = selected_adapters or list(model.peft_config)
     if len(names) != 1:
-        raise ValueError(
-            f"a policy is saved with one adapter, got {names}: name one with "
-            "save_pretrained(folder, selected_adapters=[...])."
-        )
+        fix = "name one with save_pretrained(folder, selected_adapters=[...])"
+        refuse("selected_adapters", "name one adapter", names, fix)
     (name,) = names
     base = model.peft_config[name].base_model_name_or_path or language_model(model).name_or_path
     if base and Path(base).resolve() == Path(folder).resolve():

@@ -203,16 +203,14 @@ def fill_value_head(head: nn.Module, saved: SavedHead | None) -> None:
     """
     if saved is None:
         return
-    expected, got = (
-        {key: tuple(weight.shape) for key, weight in weights.items()}
-        for weights in (head.state_dict(), saved.weights)
-    )
-    if got != expected:
+    try:
+        head.load_state_dict(saved.weights)
+    except RuntimeError as error:
+        got = " ".join(str(error).split())
         raise ValueError(
-            f"the value head in `{saved.source}` must hold {expected}, got {got or 'nothing'}: "
-            f"save the policy again, or delete {VALUE_HEAD_FILE} to start with a new value head."
-        )
-    head.load_state_dict(saved.weights)
+            f"the value head in `{saved.source}` must fit the model, but does not ({got}): save "
+            f"the policy again, or delete {VALUE_HEAD_FILE} to start with a new value head."
+        ) from error
 
 
 # -- save ------------------------------------------------------------------------------------------
@@ -246,11 +244,9 @@ def save_policy(
         got = f"the file `{folder}`"
         refuse("save_directory", "be a folder", got, "pass another path", error=FileExistsError)
     if file == MODEL_FILE and (folder / ADAPTER_CONFIG).is_file():
-        raise ValueError(
-            f"`save_directory` must not hold an adapter beside a whole model, but `{folder}` "
-            f"has {ADAPTER_CONFIG}, and loading it would load the adapter: save to another folder, "
-            "or delete the adapter_* files first."
-        )
+        got = f"`{folder}` with {ADAPTER_CONFIG}, and loading it would load the adapter"
+        fix = "save to another folder, or delete the adapter_* files first"
+        refuse("save_directory", "not hold an adapter beside a whole model", got, fix)
     head = policy.v_head.state_dict()
     weights = kwargs.get("state_dict")
     if weights is not None:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trl.anatomy import instead, try_out
+from trl.anatomy import agree, instead, try_out
 from trl.core import logit_gradient, logprobs_and_entropy, token_statistics
 from trl.kernels.gradients import Gradients
 from trl.kernels.packed import packed_product
@@ -291,14 +291,8 @@ class LanguageHead:
         self.softcap = getattr(config, "final_logit_softcapping", None)
         logits, hidden = try_out(plain)
         # A step that is missing changes all logits by much more than rounding does.
-        rounding = 1e-5 if logits.dtype == torch.float32 else 2e-2
-        gap = (self(hidden) - logits).abs().max() if hidden.shape[-1] == self.width else torch.inf
-        self.complete = bool(gap <= rounding * logits.abs().max())
-
-    @property
-    def width(self) -> int:
-        """The size d of a hidden state."""
-        return self.module.weight.shape[1]
+        fits = hidden.shape[-1] == self.module.weight.shape[1]
+        self.complete = fits and agree(self(hidden), logits)
 
     def logprobs(self, hidden: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Return log-probs and entropies [N] of labels [N], given hidden states [N, d].

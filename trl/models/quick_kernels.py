@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from trl.anatomy import decoder, instead, try_out
+from trl.anatomy import agree, decoder, instead, try_out
 from trl.kernels.attention import attention, suits
 
 SHORT_ATTENTION = "trl_short"
@@ -40,9 +40,7 @@ class QuickKernels:
             expected, _ = try_out(plain)
             with self.in_use():
                 found, _ = try_out(plain)
-            rounding = 1e-5 if expected.dtype == torch.float32 else 2e-2
-            gap = (found - expected).abs().max() / expected.abs().max()
-            self._attention = bool(gap <= rounding)
+            self._attention = agree(found, expected)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from trl.anatomy import language_model, try_out
 from trl.config import closest
+from trl.config.errors import refuse
 from trl.models.adapters import base_weights, check_enabled
 from trl.models.response import ResponseModel
 from trl.models.trunk import SharedTrunk
@@ -31,36 +34,21 @@ ADAPTER_GAP = 1e-3
 """Relative difference of logits that is more than rounding."""
 
 
+@dataclass
 class Reference:
     """Answers by `module`, inside of `switched()`.
 
     Attributes:
         kind: One of `ReferenceKind`, or "model".
-        model: The model of its own, None if it is the policy's.
         module: What to run: a `ResponseModel` around that model, or the policy's.
+        model: The model of its own, None if it is the policy's.
+        switched: Returns a context in which `module` answers as the reference.
     """
 
-    def __init__(
-        self, kind: str, policy: nn.Module, module: ResponseModel, model: nn.Module | None
-    ) -> None:
-        self.kind, self.policy = kind, policy
-        self.module: nn.Module = module
-        self.model = model
-        self._responder = module  # which stays, whatever is put around `module`
-        self._start: list[tuple[nn.Parameter, Tensor]] = []
-        if kind == "adapter-at-start":
-            trained = (w for w in language_model(policy).parameters() if w.requires_grad)
-            self._start = [(weight, weight.detach().clone()) for weight in trained]
-
-    def switched(self) -> AbstractContextManager[None]:
-        """Return a context in which `module` answers as the reference."""
-        if self.kind == "adapters-off":
-            return _adapter_off(self.policy)
-        if self.kind == "shared-trunk":
-            return self._responder.trunk.reference()
-        if self.kind == "adapter-at-start":
-            return _swapped(self._start)
-        return nullcontext()
+    kind: str
+    module: nn.Module
+    model: nn.Module | None = None
+    switched: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @contextmanager
@@ -81,9 +69,7 @@ def _swapped(weights: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
 
     def swap() -> None:
         for weight, other in weights:
-            own = weight.data
-            weight.data = other.data
-            other.data = own
+            weight.data, other.data = other.data, weight.data
 
     swap()
     try:
@@ -122,7 +108,7 @@ def make_reference(
     elif asked is None:
         asked = "copy" if unfrozen_layers is None else "shared-trunk"
     if isinstance(asked, nn.Module):
-        return Reference("model", policy, ResponseModel(asked, responder.temperature), asked)
+        return Reference("model", ResponseModel(asked, responder.temperature), asked)
     if asked not in get_args(ReferenceKind):
         raise ValueError(
             f"`ref_model` must be a model or one of {list(get_args(ReferenceKind))}, got {asked!r}."
@@ -130,15 +116,25 @@ def make_reference(
         )
     if asked == "none":
         return None
-    of_adapter = asked in ("adapters-off", "adapter-at-start")
-    if of_adapter and not adapter:
-        raise ValueError(
-            f"`ref_model` {asked!r} must go with a policy that has an adapter, got a plain "
-            "model: load it with peft_config=..., or leave `ref_model` out."
-        )
-    if of_adapter:
-        _check_base_frozen(policy)
-    if asked == "adapters-off" and (gap := _adapter_gap(policy)) > ADAPTER_GAP:
+    if asked == "copy":
+        model = copy.deepcopy(policy).requires_grad_(False)
+        return Reference("copy", ResponseModel(model, responder.temperature), model)
+    if asked == "shared-trunk":
+        if responder.trunk is None:
+            fix = "load it with unfrozen_layers=..., or leave `ref_model` out"
+            rule = f"go with a policy whose lower layers are frozen if it is {asked!r}"
+            refuse("ref_model", rule, "one without", fix)
+        return Reference(asked, responder, switched=responder.trunk.reference)
+    if not adapter:
+        fix = "load it with peft_config=..., or leave `ref_model` out"
+        rule = f"go with a policy that has an adapter if it is {asked!r}"
+        refuse("ref_model", rule, "a plain model", fix)
+    _check_base_frozen(policy)
+    if asked == "adapter-at-start":
+        trained = [w for w in language_model(policy).parameters() if w.requires_grad]
+        start = [(weight, weight.detach().clone()) for weight in trained]
+        return Reference(asked, responder, switched=partial(_swapped, start))
+    if (gap := _adapter_gap(policy)) > ADAPTER_GAP:
         warnings.warn(
             f"with ref_model='adapters-off' the policy does not start at its reference: its logits "
             f"differ by up to {gap:.0%}, since the adapter is trained already, or changed its base "
@@ -146,15 +142,7 @@ def make_reference(
             "from where the policy starts.",
             stacklevel=4,
         )
-    if asked == "shared-trunk" and unfrozen_layers is None:
-        raise ValueError(
-            "`ref_model` 'shared-trunk' must go with a policy whose lower layers are frozen, got "
-            "one without: load it with unfrozen_layers=..., or leave `ref_model` out."
-        )
-    if asked == "copy":
-        model = copy.deepcopy(policy).requires_grad_(False)
-        return Reference("copy", policy, ResponseModel(model, responder.temperature), model)
-    return Reference(asked, policy, responder, None)
+    return Reference(asked, responder, switched=partial(_adapter_off, policy))
 
 
 def _adapter_gap(policy: nn.Module) -> float:

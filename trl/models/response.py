@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from trl.anatomy import (
     accepts,
+    agree,
     decoder,
     keep_hidden_states,
     language_model,
@@ -125,9 +126,8 @@ class ResponseModel(nn.Module):
                 together = self._predicting(rollout, packed)
             except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
                 return False  # a family that takes no such mask
-        low = alone.dtype != torch.float32 or torch.is_autocast_enabled(self.plain.device.type)
-        rounding = 2e-2 if low else 1e-4
-        return bool((together - alone).abs().max() <= rounding * alone.abs().max())
+        low = torch.is_autocast_enabled(self.plain.device.type)
+        return agree(together, alone, low=low, exact=1e-4)
 
     def trunk_states(self, rollout: Rollout) -> Tensor:
         """Return what the frozen layers make of a rollout, [B, T − 1, d], without gradient."""

@@ -26,6 +26,8 @@ _RESPONSES_PER_PROMPT = 4
 _WINDOWS = ("sliding_window", "window_size", "attention_window", "attention_chunk_size")
 """What configurations call the distance that a layer can see; it is counted in columns."""
 
+_UNSEEN = torch.finfo(torch.float32).min
+
 _SEEN_BY_ALL, _PADDING = -1, -2
 """Numbers of texts: the prompt of a line, and what is none."""
 
@@ -134,11 +136,13 @@ def lay_out(
     text = laid(texts.expand_as(positions), _PADDING)
     related = (text[:, :, None] == text[:, None]) | (text[:, None] == _SEEN_BY_ALL)
     mask = related & torch.ones(shape[1:] * 2, dtype=torch.bool, device=text.device).tril()
+    if decoder(plain).config._attn_implementation == "eager":  # which adds the mask
+        mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, _UNSEEN)
     width = rollout.queries.shape[1]
     return Packed(
         {
             "input_ids": laid(rollout.input_ids),
-            "attention_mask": attention_mask_for(plain, mask[:, None]),
+            "attention_mask": mask[:, None],
             "position_ids": laid(positions),
             "use_cache": False,
         },
@@ -172,11 +176,3 @@ def _groups(rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
     starts = place % most == 0
     prompt_of_row = starts.cumsum(0) - 1
     return prompt_of_row, rows[starts], place % most
-
-
-def attention_mask_for(plain: PreTrainedModel, mask: Tensor) -> Tensor:
-    """Return a mask [P, 1, L, L] of what is seen as the kind of attention takes it."""
-    if decoder(plain).config._attn_implementation != "eager":
-        return mask
-    unseen = torch.finfo(torch.float32).min
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, unseen)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trl.anatomy import decoder, instead, text_config, try_out
+from trl.config.errors import refuse
 
 
 def decoder_layers(plain: PreTrainedModel) -> nn.ModuleList:
@@ -30,10 +31,7 @@ def decoder_layers(plain: PreTrainedModel) -> nn.ModuleList:
     for module in decoder(plain).children():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise ValueError(
-        f"`unfrozen_layers` must be None for {type(plain).__name__}: its decoder has no list of "
-        f"{count} layers."
-    )
+    _refuse_split(plain, f"its decoder has no list of {count} layers")
 
 
 def freeze_lower_layers(plain: PreTrainedModel, unfrozen_layers: int) -> None:
@@ -43,26 +41,18 @@ def freeze_lower_layers(plain: PreTrainedModel, unfrozen_layers: int) -> None:
         ValueError: if the model does not have so many layers, or its family cannot be split.
     """
     if plain.config.is_encoder_decoder:
-        raise ValueError(
-            f"`unfrozen_layers` must be None for an encoder-decoder model, got {unfrozen_layers} "
-            f"for {type(plain).__name__}: train all of it, or a LoRA adapter."
-        )
+        _refuse_split(plain, "it is an encoder-decoder model")
     layers = decoder_layers(plain)
     whole_number = isinstance(unfrozen_layers, int) and not isinstance(unfrozen_layers, bool)
     if not whole_number or not 1 <= unfrozen_layers < len(layers):
-        raise ValueError(
-            f"`unfrozen_layers` must be a whole number from 1 to {len(layers) - 1} for this model "
-            f"of {len(layers)} layers, got {unfrozen_layers!r}: None trains all."
-        )
+        rule = f"be a whole number from 1 to {len(layers) - 1} for this model"
+        refuse("unfrozen_layers", rule, repr(unfrozen_layers), "None trains all")
     top = layers[-unfrozen_layers:]
     trained = {id(weight) for weight in top.parameters()}
     for name, weight in weights_outside(plain, top):
         if id(weight) in trained:
-            raise ValueError(
-                f"`unfrozen_layers` must be None for {type(plain).__name__}: `{name}`, below or "
-                f"above the top {unfrozen_layers} layers, is a weight of theirs too. Train all of "
-                "it, or a LoRA adapter."
-            )
+            where = f"below or above the top {unfrozen_layers} layers"
+            _refuse_split(plain, f"`{name}`, {where}, is a weight of theirs too")
     plain.requires_grad_(False)
     top.requires_grad_(True)
 
@@ -72,15 +62,10 @@ def weights_outside(module: nn.Module, top: nn.ModuleList) -> Iterator[tuple[str
 
     A weight that stands in one of them and elsewhere, as in Zamba, is among them.
     """
-    inside = {id(layer) for layer in top}
-
-    def walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from module.named_parameters(prefix, recurse=False)
-        for name, child in module.named_children():
-            if id(child) not in inside:
-                yield from walk(child, f"{prefix}.{name}" if prefix else name)
-
-    return walk(module, "")
+    layers = set(top)
+    inside = tuple(f"{name}." for name, part in module.named_modules() if part in layers)
+    every = module.named_parameters(remove_duplicate=False)
+    return ((name, weight) for name, weight in every if not name.startswith(inside))
 
 
 class SharedTrunk:
@@ -103,11 +88,11 @@ class SharedTrunk:
         self.reference_layers = copy.deepcopy(self.trained).requires_grad_(False).eval()
         self._hands_on = _hand_on
         try:
-            same = self._gives_the_same_logits(plain)
+            why = None if self._gives_the_same_logits(plain) else "its logits change"
         except Exception as error:  # whatever a family's own code makes of layers that hand on
-            raise _not_split(plain) from error
-        if not same:
-            raise _not_split(plain)
+            why = f"it fails with {type(error).__name__}: {error}"
+        if why:
+            _refuse_split(plain, f"its layers hand on more than hidden states ({why})")
 
     def _gives_the_same_logits(self, plain: PreTrainedModel) -> bool:
         """Find out what a layer returns, and if the split model gives the whole one's logits."""
@@ -137,7 +122,8 @@ class SharedTrunk:
         with ExitStack() as stack:
             for layer in self.frozen:
                 stack.enter_context(instead(layer, self._hands_on))
-            stack.enter_context(_first_input(self.trained[0], hidden))
+            before = self.trained[0].register_forward_pre_hook
+            stack.enter_context(before(lambda _, inputs: (hidden, *inputs[1:])))
             yield
 
     @contextmanager
@@ -168,18 +154,14 @@ def _check_frozen(plain: PreTrainedModel, top: nn.ModuleList) -> None:
     """Raise if a weight outside the top layers is to be trained: passes start above it."""
     for name, weight in weights_outside(plain, top):
         if weight.requires_grad:
-            raise ValueError(
-                f"with `unfrozen_layers`={len(top)} only the top layers and the value head must "
-                f"be trained, but `{name}` has requires_grad=True: the reference shares it. Call "
-                "requires_grad_(False) on it, or load the model without `unfrozen_layers`."
-            )
+            got = f"one in which `{name}` has requires_grad=True"
+            fix = "call requires_grad_(False) on it, or load the model without `unfrozen_layers`"
+            refuse("model", "be frozen below its top layers, as the reference shares it", got, fix)
 
 
-def _not_split(plain: PreTrainedModel) -> ValueError:
-    return ValueError(
-        f"`unfrozen_layers` must be None for {type(plain).__name__}: its layers hand on more than "
-        "hidden states. Train all of it, or a LoRA adapter."
-    )
+def _refuse_split(plain: PreTrainedModel, why: str) -> NoReturn:
+    fix = f"{why}. Train all of it, or a LoRA adapter"
+    refuse("unfrozen_layers", f"be None for {type(plain).__name__}", fix=fix)
 
 
 def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -188,16 +170,3 @@ def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 def _hand_on_as_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
     return (hidden_states,)
-
-
-@contextmanager
-def _first_input(layer: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """Give the layer `hidden` as its first argument."""
-
-    def exchange(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
-
-    with layer.register_forward_pre_hook(exchange, with_kwargs=True):
-        yield

@@ -58,11 +58,9 @@ class OutputWithValue(ModelOutput):
     @classmethod
     def of(cls, output: ModelOutput, value: Tensor) -> OutputWithValue:
         """Add the values [B, T] to the output of a language model."""
-        known = {name: entry for name, entry in output.items() if name in cls.__dataclass_fields__}
-        result = cls(**known)
-        for name, entry in output.items():
-            if name not in known:
-                result[name] = entry
+        known, result = cls.__dataclass_fields__, cls()
+        for name, entry in sorted(output.items(), key=lambda item: item[0] not in known):
+            result[name] = entry
         result["value"] = value
         return result
 
@@ -85,11 +83,9 @@ class _LMWithValueHead(nn.Module):
             rule, got = f"be for {type(self).__name__}", type(plain).__name__
             refuse("pretrained_model", rule, got, f"use {kind.__name__}", error=TypeError)
         if getattr(getattr(pretrained_model, "active_peft_config", 0), "is_prompt_learning", False):
-            raise ValueError(
-                f"the adapter must change the model's layers, got "
-                f"{pretrained_model.peft_type.value}, which puts virtual tokens before the text: "
-                "use LoRA, DoRA, IA3 or another of its kind."
-            )
+            got = f"{pretrained_model.peft_type.value}, which puts virtual tokens before the text"
+            fix = "use LoRA, DoRA, IA3 or another of its kind"
+            refuse("peft_config", "change the model's layers", got, fix)
         self.pretrained_model = pretrained_model
         weight = plain.get_output_embeddings().weight
         self.v_head = ValueHead(plain.config, hidden_size=weight.shape[1]).to(weight.device)
