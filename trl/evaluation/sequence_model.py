@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -19,9 +19,11 @@ from transformers import (
 )
 
 from trl.anatomy import accepts, without_dropout
+from trl.config import check_values
 from trl.config.errors import refuse
+from trl.config.types import Count
 
-__all__ = ["check_sizes", "load", "logits_of", "padding_changes", "token_limit", "tokenize"]
+__all__ = ["SequenceModel", "token_limit", "tokenize"]
 
 Source = str | os.PathLike[str]
 
@@ -29,16 +31,49 @@ Source = str | os.PathLike[str]
 NO_LIMIT = 10**9
 
 
-def check_sizes(*, batch_size: int, max_length: int | None) -> None:
-    """Raise unless both are whole numbers of at least 1; `max_length` may be None."""
-    for name, value in (
-        ("batch_size", batch_size),
-        ("max_length", 1 if max_length is None else max_length),
-    ):
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            refuse(name, "be a whole number", repr(value), error=TypeError)
-        if value < 1:
-            refuse(name, "be at least 1", str(value))
+class SequenceModel:
+    """A model with a classification head, its own tokenizer, and how texts go through both.
+
+    Args:
+        model: See `load`.
+        tokenizer: See `load`.
+        batch_size: Texts per forward pass.
+        max_length: Cut texts to this many tokens; None: to what the model can take.
+        device: See `load`.
+    """
+
+    def __init__(
+        self,
+        model: Source | PreTrainedModel,
+        tokenizer: Source | PreTrainedTokenizerBase | None,
+        batch_size: int,
+        max_length: int | None,
+        device: str | torch.device | None,
+    ) -> None:
+        sizes = {"batch_size": (Count, batch_size), "max_length": (Count | None, max_length)}
+        check_values(type(self).__name__, sizes)
+        self.model, self.tokenizer = load(model, tokenizer, device)
+        self.batch_size = batch_size
+        self.max_length = token_limit(self.model, self.tokenizer, max_length)
+        self._keeping_the_end = copy.deepcopy(self.tokenizer)  # the caller's keeps its own side
+        self._keeping_the_end.truncation_side = "left"
+        self._unpadded = padding_changes(self.model, self.tokenizer, self.max_length)
+
+    def _logits(
+        self, texts: list[str], *, keep_end: bool = True, add_special_tokens: bool = True
+    ) -> Tensor:
+        """Return [B, number of labels] of B texts, of which too long ones lose their beginning.
+
+        Args:
+            texts: Any number.
+            keep_end: False: they lose what the tokenizer's own side says.
+            add_special_tokens: False: they are there already.
+        """
+        tokenizer = self._keeping_the_end if keep_end else self.tokenizer
+        token_ids = tokenize(
+            tokenizer, texts, max_length=self.max_length, add_special_tokens=add_special_tokens
+        )
+        return logits_of(self.model, token_ids, self.batch_size, unpadded=self._unpadded)
 
 
 def load(
@@ -226,15 +261,15 @@ def _load_tokenizer(source: Source | PreTrainedTokenizerBase) -> PreTrainedToken
 
 
 def _check_folder(source: Source, needed: str) -> None:
-    folder = Path(source)
-    if not folder.exists() and (folder.is_absolute() or os.fspath(source).startswith((".", "~"))):
+    folder, name = Path(source), os.fspath(source)
+    if not folder.exists() and (folder.is_absolute() or name.startswith((".", "~"))):
         raise FileNotFoundError(
-            f"The model's folder {os.fspath(source)!r} does not exist: pass a folder with "
+            f"The model's folder {name!r} does not exist: pass a folder with "
             "config.json, model.safetensors and the tokenizer's files, or a name of the hub."
         )
     if folder.is_dir() and not (folder / needed).is_file():
         raise FileNotFoundError(
-            f"The folder {os.fspath(source)!r} holds no {needed}. Save a sequence classifier there "
+            f"The folder {name!r} holds no {needed}. Save a sequence classifier there "
             "with model.save_pretrained(folder) and tokenizer.save_pretrained(folder)."
         )
 
