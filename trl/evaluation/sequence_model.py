@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,16 +89,15 @@ def load(
         tokenizer: None: the one beside the model.
         device: None: a loaded model stays where it is; another goes to the GPU if there is one.
     """
-    if isinstance(model, (str, os.PathLike)):
-        loaded_tokenizer = _load_tokenizer(tokenizer if tokenizer is not None else model)
-        loaded = _load_model(model)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    elif tokenizer is None:
+    loaded, loaded_tokenizer = model, model if tokenizer is None else tokenizer
+    if isinstance(loaded_tokenizer, PreTrainedModel):
         fix = "pass the tokenizer that the model was trained with, or its folder"
         refuse("tokenizer", "be given with a loaded model", fix=fix)
-    else:
-        loaded_tokenizer = _load_tokenizer(tokenizer)
-        loaded = model
+    if isinstance(loaded_tokenizer, (str, os.PathLike)):
+        loaded_tokenizer = _loaded(AutoTokenizer, loaded_tokenizer, "tokenizer_config.json")
+    if isinstance(loaded, (str, os.PathLike)):
+        loaded = _load_model(loaded)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded.to(device or loaded.device)
     if loaded_tokenizer.pad_token_id is None or _pad_token_id(loaded) is None:
         raise ValueError(
@@ -234,13 +234,8 @@ def _pad_token_id(model: PreTrainedModel) -> int | None:
 
 
 def _load_model(source: Source) -> PreTrainedModel:
-    _check_folder(source, "config.json")
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            os.fspath(source), dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        raise _unloadable("model", source) from error
+    options = {"dtype": torch.float32, "output_loading_info": True}
+    model, info = _loaded(AutoModelForSequenceClassification, source, "config.json", **options)
     if info["missing_keys"]:
         raise ValueError(
             f"{os.fspath(source)!r} is not a sequence classifier: it has no weights for "
@@ -250,17 +245,15 @@ def _load_model(source: Source) -> PreTrainedModel:
     return model
 
 
-def _load_tokenizer(source: Source | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    if not isinstance(source, (str, os.PathLike)):
-        return source
-    _check_folder(source, "tokenizer_config.json")
-    try:
-        return AutoTokenizer.from_pretrained(os.fspath(source))
-    except (OSError, ValueError) as error:
-        raise _unloadable("tokenizer", source) from error
+def _loaded(kind: Any, source: Source, needed: str, **options: Any) -> Any:
+    """Return what a class of transformers loads from a folder, or by its name on the hub.
 
-
-def _check_folder(source: Source, needed: str) -> None:
+    Args:
+        kind: Has `from_pretrained`.
+        source: Folder or name.
+        needed: A file that a folder must hold.
+        options: For `from_pretrained`.
+    """
     folder, name = Path(source), os.fspath(source)
     if not folder.exists() and (folder.is_absolute() or name.startswith((".", "~"))):
         raise FileNotFoundError(
@@ -272,13 +265,14 @@ def _check_folder(source: Source, needed: str) -> None:
             f"The folder {name!r} holds no {needed}. Save a sequence classifier there "
             "with model.save_pretrained(folder) and tokenizer.save_pretrained(folder)."
         )
-
-
-def _unloadable(what: str, source: Source) -> OSError:
-    if Path(source).is_dir():
-        return OSError(f"The {what} in the folder {os.fspath(source)!r} could not be loaded.")
-    return OSError(
-        f"The {what} {os.fspath(source)!r} is neither a local folder nor could it be fetched from "
-        "the hub. Without network, pass the path of a folder that holds config.json, "
-        "model.safetensors and the tokenizer's files."
-    )
+    try:
+        return kind.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        why = f"the {kind.__name__} of {name!r} could not be loaded"
+        if not folder.is_dir():
+            why += (
+                ": it is neither a local folder nor could it be fetched from the hub. Without "
+                "network, pass the path of a folder that holds config.json, model.safetensors and "
+                "the tokenizer's files"
+            )
+        raise OSError(f"{why}.") from error

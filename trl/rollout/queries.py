@@ -158,10 +158,7 @@ def _check_no_padding(queries: Tensor, tokenizer: PreTrainedTokenizerBase, name:
     padded = (left | right).nonzero().flatten().tolist()
     if padded:
         got = f"{tokenizer.pad_token!r} at an end of row {padded[0]}"
-        fix = (
-            "pass what the tokenizer returns, whose attention_mask tells padding from text, or one "
-            "tensor for each row"
-        )
+        fix = "pass what the tokenizer returns, attention_mask included, or one tensor for each row"
         refuse(name, "be token ids without padding", got, fix)
 
 
@@ -182,11 +179,8 @@ def _encode_texts(
         refuse("add_bos", "be False for a tokenizer without a BOS token", fix=fix)
     rows: list[list[int]] = tokenizer(texts)["input_ids"]  # all at once: much faster
     if not any(rows) and (text := next(filter(str.strip, texts), None)):
-        raise ValueError(
-            f"`tokenizer` gives no tokens for {text[:40]!r}: the folder it came from has none of "
-            "its own; save it beside the model with tokenizer.save_pretrained(...), or pass "
-            "tokenizer=."
-        )
+        fix = "save it beside the model with tokenizer.save_pretrained(...), or pass another one"
+        refuse("tokenizer", f"give tokens for {text[:40]!r}", "none", fix)
     end = [] if keep_eos else _added_at_the_end(tokenizer)
     for index, tokens in enumerate(rows):
         if end and tokens[-len(end) :] == end:  # once: one that the user wrote stays
