@@ -16,7 +16,7 @@ from trl.config import check_values, closest
 from trl.config.errors import refuse
 from trl.evaluation.scores import failures_named, texts_of
 from trl.evaluation.sequence_model import SequenceModel
-from trl.scored import Scored
+from trl.scored import Scored, shorten
 
 __all__ = ["ClassifierScorer"]
 
@@ -106,13 +106,9 @@ class ClassifierScorer(SequenceModel):
 
 
 def _checked(texts: Sequence[str]) -> list[str]:
-    rule = "be a list of strings"
-    if isinstance(texts, str):
-        refuse("texts", rule, "one string", "pass [text]", error=TypeError)
-    for text in [texts] if isinstance(texts, Tensor) else texts:
-        if not isinstance(text, str):
-            fix = "decode token ids first, with tokenizer.batch_decode(ids)"
-            refuse("texts", rule, f"a {type(text).__name__}", fix, error=TypeError)
+    if isinstance(texts, str | Tensor) or not all(isinstance(text, str) for text in texts):
+        fix = "pass [text], and decode token ids with tokenizer.batch_decode(ids)"
+        refuse("texts", "be a list of strings", shorten(texts), fix, error=TypeError)
     return list(texts)
 
 

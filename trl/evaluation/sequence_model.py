@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,15 @@ class SequenceModel:
     """A model with a classification head, its own tokenizer, and how texts go through both.
 
     Args:
-        model: See `load`.
-        tokenizer: See `load`.
+        model: A folder or a hub name, loaded in float32, or a loaded model.
+        tokenizer: None: the one beside the model.
         batch_size: Texts per forward pass.
         max_length: Cut texts to this many tokens; None: to what the model can take.
-        device: See `load`.
+        device: None: a loaded model stays where it is; another goes to the GPU if there is one.
+
+    Raises:
+        ValueError: if a size is none, or the two cannot make batches.
+        OSError: if one of them cannot be loaded.
     """
 
     def __init__(
@@ -53,12 +57,30 @@ class SequenceModel:
     ) -> None:
         sizes = {"batch_size": (Count, batch_size), "max_length": (Count | None, max_length)}
         check_values(type(self).__name__, sizes)
-        self.model, self.tokenizer = load(model, tokenizer, device)
+        by_name = isinstance(model, (str, os.PathLike))
+        if tokenizer is None and not by_name:
+            fix = "pass the tokenizer that the model was trained with, or its folder"
+            refuse("tokenizer", "be given with a loaded model", fix=fix)
+        tokenizer = model if tokenizer is None else tokenizer
+        if isinstance(tokenizer, (str, os.PathLike)):
+            tokenizer = _loaded(AutoTokenizer, tokenizer, "tokenizer_config.json")
+        if by_name:
+            model = _load_model(model)
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model.to(device or model.device)
+        if tokenizer.pad_token_id is None or _pad_token_id(model) is None:
+            raise ValueError(
+                "The model must have a padding token to score texts of different lengths, but "
+                f"`tokenizer.pad_token_id` is {tokenizer.pad_token_id} and "
+                f"`model.config.pad_token_id` is {_pad_token_id(model)}. Set both (often to the "
+                "EOS token) and pass the two objects."
+            )
+        self.model, self.tokenizer = model, tokenizer
         self.batch_size = batch_size
-        self.max_length = token_limit(self.model, self.tokenizer, max_length)
-        self._keeping_the_end = copy.deepcopy(self.tokenizer)  # the caller's keeps its own side
+        self.max_length = token_limit(model, tokenizer, max_length)
+        self._keeping_the_end = copy.deepcopy(tokenizer)  # the caller's keeps its own side
         self._keeping_the_end.truncation_side = "left"
-        self._unpadded = padding_changes(self.model, self.tokenizer, self.max_length)
+        self._unpadded = self._padding_changes()
 
     def _logits(
         self, texts: list[str], *, keep_end: bool = True, add_special_tokens: bool = True
@@ -74,39 +96,42 @@ class SequenceModel:
         token_ids = tokenize(
             tokenizer, texts, max_length=self.max_length, add_special_tokens=add_special_tokens
         )
-        return logits_of(self.model, token_ids, self.batch_size, unpadded=self._unpadded)
+        return self._logits_of(token_ids, self.batch_size, unpadded=self._unpadded)
 
+    def _logits_of(self, token_ids: list[list[int]], size: int, *, unpadded: bool) -> Tensor:
+        """Run the model, without dropout, on texts of like length together.
 
-def load(
-    model: Source | PreTrainedModel,
-    tokenizer: Source | PreTrainedTokenizerBase | None,
-    device: str | torch.device | None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load what is given by folder or hub name, and check that the two can make batches.
+        Args:
+            token_ids: Of B texts.
+            size: Texts per forward pass.
+            unpadded: Only texts of one length share a pass.
+        Returns:
+            [B, number of labels] float32, on the CPU; in the order of the texts.
+        """
+        # Made outside inference mode: the caller may use it in a graph.
+        logits = torch.empty(len(token_ids), self.model.config.num_labels)
+        for rows in _passes([len(ids) for ids in token_ids], size, unpadded):
+            input_ids, mask = _pad([token_ids[row] for row in rows], _pad_token_id(self.model))
+            inputs = {"input_ids": input_ids.to(self.model.device)}
+            if accepts(self.model, "attention_mask"):
+                inputs["attention_mask"] = mask.to(self.model.device)
+            with torch.inference_mode(), without_dropout(self.model):
+                logits[rows] = self.model(**inputs).logits.float().cpu()
+        return logits
 
-    Args:
-        model: loaded in float32 if it is a name.
-        tokenizer: None: the one beside the model.
-        device: None: a loaded model stays where it is; another goes to the GPU if there is one.
-    """
-    loaded, loaded_tokenizer = model, model if tokenizer is None else tokenizer
-    if isinstance(loaded_tokenizer, PreTrainedModel):
-        fix = "pass the tokenizer that the model was trained with, or its folder"
-        refuse("tokenizer", "be given with a loaded model", fix=fix)
-    if isinstance(loaded_tokenizer, (str, os.PathLike)):
-        loaded_tokenizer = _loaded(AutoTokenizer, loaded_tokenizer, "tokenizer_config.json")
-    if isinstance(loaded, (str, os.PathLike)):
-        loaded = _load_model(loaded)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded.to(device or loaded.device)
-    if loaded_tokenizer.pad_token_id is None or _pad_token_id(loaded) is None:
-        raise ValueError(
-            "The model must have a padding token to score texts of different lengths, but "
-            f"`tokenizer.pad_token_id` is {loaded_tokenizer.pad_token_id} and "
-            f"`model.config.pad_token_id` is {_pad_token_id(loaded)}. Set both (often to the EOS "
-            "token) and pass the two objects."
-        )
-    return loaded, loaded_tokenizer
+    def _padding_changes(self) -> bool:
+        """Return whether a text beside a longer one gets other logits than alone.
+
+        Some families take no mask (FNet), or have layers that do not look at it.
+        """
+        pair = tokenize(self.tokenizer, ["a b", "a b c d e f g h i j"], max_length=self.max_length)
+        try:
+            alone, beside = (self._logits_of(pair, size, unpadded=False)[0] for size in (1, 2))
+        except Exception:  # it may not like these texts; what is to be scored will tell
+            return True
+        exact = self.model.dtype == torch.float32
+        tolerance = 1e-3 if exact else 5e-2  # rounding, in relation to the largest logit
+        return not bool((alone - beside).abs().max() <= tolerance * alone.abs().max().clamp(min=1))
 
 
 def token_limit(
@@ -161,52 +186,6 @@ def tokenize(
         if not ids:
             refuse(f"texts[{row}]", "have at least one token", repr(texts[row]))
     return token_ids
-
-
-def logits_of(
-    model: PreTrainedModel,
-    token_ids: Sequence[list[int]],
-    batch_size: int,
-    *,
-    unpadded: bool = False,
-) -> Tensor:
-    """Run the model, without dropout, on texts of like length together.
-
-    Args:
-        model: with a classification head.
-        token_ids: of B texts.
-        batch_size: texts per forward pass.
-        unpadded: only texts of one length share a pass.
-    Returns:
-        [B, number of labels] float32, on the CPU; in the order of the texts.
-    """
-    # Made outside inference mode: the caller may use it in a graph.
-    logits = torch.empty(len(token_ids), model.config.num_labels)
-    for rows in _passes([len(ids) for ids in token_ids], batch_size, unpadded):
-        input_ids, mask = _pad([token_ids[row] for row in rows], _pad_token_id(model))
-        inputs = {"input_ids": input_ids.to(model.device)}
-        if accepts(model, "attention_mask"):
-            inputs["attention_mask"] = mask.to(model.device)
-        with torch.inference_mode(), without_dropout(model):
-            logits[rows] = model(**inputs).logits.float().cpu()
-    return logits
-
-
-def padding_changes(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None
-) -> bool:
-    """Return whether a text beside a longer one gets other logits than alone.
-
-    Some families take no mask (FNet), or have layers that do not look at it.
-    """
-    short_and_long = tokenize(tokenizer, ["a b", "a b c d e f g h i j"], max_length=max_length)
-    try:
-        alone, beside = (logits_of(model, short_and_long, size)[0] for size in (1, 2))
-    except Exception:  # it may not like these texts; what is to be scored will tell
-        return True
-    exact = model.dtype == torch.float32
-    tolerance = 1e-3 if exact else 5e-2  # rounding, in relation to the largest logit
-    return not bool((alone - beside).abs().max() <= tolerance * alone.abs().max().clamp(min=1))
 
 
 def _passes(lengths: list[int], batch_size: int, unpadded: bool) -> Iterator[list[int]]:

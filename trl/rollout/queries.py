@@ -109,13 +109,11 @@ def listed(queries: Any, name: str) -> Tensor | Sequence[Any]:
     got, one = type(queries).__name__, {"queries": "query", "prompts": "prompt"}.get(name, name)
     if isinstance(queries, Mapping) and "input_ids" in queries:
         return _unpadded(queries, name)
-    if isinstance(queries, str | bytes | Mapping):
-        refuse(name, "be a list", f"one {got}", f"pass [{one}]", error=TypeError)
     if isinstance(queries, Tensor):
         return queries
-    if not isinstance(queries, Sequence) and not hasattr(queries, "__getitem__"):
+    if isinstance(queries, str | bytes | Mapping) or not hasattr(queries, "__getitem__"):
         rule = "be a list of texts, of chats, or of tensors of token ids"
-        refuse(name, rule, got, f"pass [{one}]", error=TypeError)
+        refuse(name, rule, f"one {got}", f"pass [{one}]", error=TypeError)
     if len(queries) == 0 or not isinstance(queries[0], Mapping):
         return queries
     if "role" in queries[0]:
