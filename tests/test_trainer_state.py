@@ -164,10 +164,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
         ({}, r"`state` must be what `state_dict` returned, with \['kl_controller', .*got \[\]"),
         (None, "got NoneType"),
         (with_bad(good, "optimizer", "shapes", value=fewer), "of 30 weights in 1 group.*got 29 in"),
-        (
-            with_bad(good, "optimizer", "shapes", value=other),
-            r"weight 1 of group 0 has.*\[64, 16\]",
-        ),
+        (with_bad(good, "optimizer", "shapes", value=other), "of 30 weights in 1 group.*the same"),
         (with_bad(good, "optimizer", "kind", value="SGD"), "same kind, Adam, got that of SGD"),
         (with_bad(good, "shuffle", value=torch.zeros(3, dtype=torch.uint8)), "`shuffle`"),
         (with_bad(good, "kl_controller", value={}), "`kl_controller`"),

@@ -170,10 +170,8 @@ class Rollout:
         query_rows = token_rows("query", queries)
         response_rows = token_rows("response", responses)
         if len(query_rows) != len(response_rows):
-            got, fix = (
-                f"{len(query_rows)} and {len(response_rows)}",
-                "pass one response for each query",
-            )
+            got = f"{len(query_rows)} and {len(response_rows)}"
+            fix = "pass one response for each query"
             refuse("query` and `response", "have the same number of rows", got, fix)
         padded_queries, query_mask = pad_rows(query_rows, left=True)
         padded_responses, response_mask = pad_rows(response_rows, left=False)

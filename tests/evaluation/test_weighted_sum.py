@@ -73,14 +73,14 @@ def test_a_part_that_fails_is_named():
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), "1", None])
 def test_bad_weights(weight):
-    with pytest.raises(ValueError, match="the weight of lengths must be a finite number"):
+    with pytest.raises(ValueError, match="`weight of lengths` must be a finite number"):
         WeightedSum([(lengths, weight)])
 
 
 def test_bad_parts():
     with pytest.raises(ValueError, match="`parts` must have at least one scorer"):
         WeightedSum([])
-    with pytest.raises(TypeError, match="got 'sentiment', which does not say what to do with it"):
+    with pytest.raises(TypeError, match="`reward` must be a scorer or a function, got 'sentiment'"):
         WeightedSum({"sentiment": 1.0})
 
 
@@ -103,5 +103,5 @@ def test_what_is_no_list_of_pairs_is_named(parts):
 
 
 def test_a_weight_is_no_flag():
-    with pytest.raises(ValueError, match="the weight of lengths must be a finite number, got True"):
+    with pytest.raises(ValueError, match="`weight of lengths` must be a finite number, got True"):
         WeightedSum([(lengths, True)])

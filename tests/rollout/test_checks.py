@@ -46,9 +46,11 @@ def test_all_queries_are_checked_by_the_callers_name_and_index():
         sampler.check(model, ragged([3, 61]), name="prompts")
     with pytest.raises(ValueError, match=r"`prompts\[1\]` must hold token ids .* got 97 to 98"):
         sampler.check(model, [torch.tensor([1]), torch.tensor([97, 98])], name="prompts")
-    with pytest.raises(TypeError, match=r"`prompts` must be a list, got one str: pass \[prompt\]"):
+    with pytest.raises(
+        TypeError, match=r"`prompts` must be a list .*, got one str: pass \[prompt\]"
+    ):
         sampler.check(model, "ab", name="prompts")
-    with pytest.raises(TypeError, match=r"`queries` must be a list of texts, .* got NoneType"):
+    with pytest.raises(TypeError, match=r"`queries` must be a list of texts, .* got one NoneType"):
         sampler.check(model, None)
 
 

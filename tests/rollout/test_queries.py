@@ -76,7 +76,7 @@ def test_tensors_get_their_text():
 @pytest.mark.parametrize(
     ("queries", "error", "message"),
     [
-        ("abc", TypeError, "`queries` must be a list, got one str"),
+        ("abc", TypeError, "`queries` must be a list .*, got one str"),
         (CHATS[0], TypeError, r"`queries` must be a list of chats, .* pass \[chat\]"),
         ([], ValueError, "`queries` must have at least one row"),
         (["abc", ""], ValueError, r"`queries\[1\]` must have at least one token, got ''"),

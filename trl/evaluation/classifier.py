@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl.batch import Rollout
-from trl.config import closest
+from trl.config import check_values, closest
 from trl.config.errors import refuse
 from trl.evaluation.scores import failures_named, texts_of
-from trl.evaluation.sequence_model import (
-    check_sizes,
-    load,
-    logits_of,
-    padding_changes,
-    token_limit,
-    tokenize,
-)
-from trl.scored import Scored
+from trl.evaluation.sequence_model import SequenceModel
+from trl.scored import Scored, shorten
 
 __all__ = ["ClassifierScorer"]
 
 Output = Literal["logit", "probability", "log_odds"]
 
 
-class ClassifierScorer:
+class ClassifierScorer(SequenceModel):
     """One number per text, from any `AutoModelForSequenceClassification`.
 
     The classifier sees plain text and cuts it into tokens with its own tokenizer, so it need not
@@ -76,22 +68,15 @@ class ClassifierScorer:
         max_length: int | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        if output not in get_args(Output):
-            refuse("output", f"be one of {get_args(Output)}", repr(output))
-        check_sizes(batch_size=batch_size, max_length=max_length)
-        self.model, self.tokenizer = load(model, tokenizer, device)
+        check_values("ClassifierScorer", {"output": (Output, output)})
+        super().__init__(model, tokenizer, batch_size, max_length, device)
         self.output = output
-        self.batch_size = batch_size
         self.label = _label_index(self.model, label)
-        self.max_length = token_limit(self.model, self.tokenizer, max_length)
+        kind = self.model.config.problem_type
         self._independent = (
-            self.model.config.num_labels == 1
-            or self.model.config.problem_type == "multi_label_classification"
+            self.model.config.num_labels == 1 or kind == "multi_label_classification"
         )
-        self._keeping_the_end = copy.deepcopy(self.tokenizer)
-        self._keeping_the_end.truncation_side = "left"
-        self._unpadded = padding_changes(self.model, self.tokenizer, self.max_length)
-        if self.model.config.problem_type == "regression" and output != "logit":
+        if kind == "regression" and output != "logit":
             rule = 'be "logit" for a regression head, which has no probability'
             refuse("output", rule, repr(output))
 
@@ -106,31 +91,24 @@ class ClassifierScorer:
         """
         if isinstance(texts, Rollout):
             with failures_named(type(self).__name__, texts):
-                return Scored.of(self._scores(texts_of(texts), self._keeping_the_end), texts)
-        return self._scores(_checked(texts), self.tokenizer)
+                return Scored.of(self._scores(self._logits(texts_of(texts))), texts)
+        return self._scores(self._logits(_checked(texts), keep_end=False))
 
-    def _scores(self, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:  # [B]
-        token_ids = tokenize(tokenizer, texts, max_length=self.max_length)
-        logits = logits_of(self.model, token_ids, self.batch_size, unpadded=self._unpadded)
-        logit = logits[:, self.label]
+    def _scores(self, logits: Tensor) -> Tensor:
+        """Return the scores [B] that logits [B, number of labels] give."""
+        log_odds = logits[:, self.label]
         if self.output == "logit":
-            return logit
-        if self._independent:
-            log_odds = logit
-        else:
+            return log_odds
+        if not self._independent:
             others = torch.arange(logits.shape[1], device=logits.device) != self.label
-            log_odds = logit - logits[:, others].logsumexp(dim=1)
+            log_odds = log_odds - logits[:, others].logsumexp(dim=1)
         return log_odds if self.output == "log_odds" else log_odds.sigmoid()
 
 
 def _checked(texts: Sequence[str]) -> list[str]:
-    rule = "be a list of strings"
-    if isinstance(texts, str):
-        refuse("texts", rule, "one string", "pass [text]", error=TypeError)
-    for text in [texts] if isinstance(texts, Tensor) else texts:
-        if not isinstance(text, str):
-            fix = "decode token ids first, with tokenizer.batch_decode(ids)"
-            refuse("texts", rule, f"a {type(text).__name__}", fix, error=TypeError)
+    if isinstance(texts, str | Tensor) or not all(isinstance(text, str) for text in texts):
+        fix = "pass [text], and decode token ids with tokenizer.batch_decode(ids)"
+        refuse("texts", "be a list of strings", shorten(texts), fix, error=TypeError)
     return list(texts)
 
 

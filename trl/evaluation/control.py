@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from numbers import Real
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -15,7 +14,7 @@ from torch import Tensor
 from trl.batch import Rollout
 from trl.config import check_values
 from trl.config.errors import refuse
-from trl.config.types import Count, Positive, WeightOfEach
+from trl.config.types import Count, Positive, RangeOfEach, WeightOfEach
 from trl.evaluation.classifier import ClassifierScorer
 from trl.evaluation.scores import pairs_of
 from trl.scored import Scored, shorten
@@ -170,21 +169,12 @@ def _hits(prefixes: list[str], hits: Tensor, known: list[str]) -> dict[str, Tens
     return rows
 
 
-def _checked(targets: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+def _checked(targets: Any) -> dict[str, tuple[float, float]]:
     """Return the targets as a dict of their own, or raise."""
-    fix = '{"[positive] ": (0.75, 1.0)}'
-    if not isinstance(targets, Mapping):
-        refuse("targets", "be a dict {prefix: (low, high)}", repr(targets), fix, error=TypeError)
+    check_values("ControlScorer", {"targets": (RangeOfEach, targets)})
     if not targets:
-        refuse("targets", "have at least one prefix", "none", fix)
-    for prefix, ends in targets.items():
-        if not isinstance(prefix, str):
-            refuse("targets", "have texts as prefixes", repr(prefix), fix, error=TypeError)
-        if not prefix.strip():
-            refuse("targets", "have prefixes that are not blank", repr(prefix), fix)
-        pair = isinstance(ends, tuple | list) and len(ends) == 2
-        numbers = pair and all(isinstance(x, Real) and not isinstance(x, bool) for x in ends)
-        if not numbers or not 0 <= ends[0] < ends[1] <= 1:
-            rule = "be a pair (low, high) of probabilities, 0 <= low < high <= 1"
-            refuse(f"targets[{prefix!r}]", rule, repr(ends), fix)
+        refuse("targets", "have at least one prefix", "none", '{"[positive] ": (0.75, 1.0)}')
+    for prefix, (low, high) in targets.items():
+        if low == high:
+            refuse(f"targets[{prefix!r}]", "be a pair with low < high", repr((low, high)))
     return {prefix: (float(low), float(high)) for prefix, (low, high) in targets.items()}

@@ -9,11 +9,11 @@ from threading import Event
 from typing import Annotated, Any
 
 import httpx
-from pydantic import Field
+from pydantic import Field, HttpUrl
 
 from trl.batch import Rollout
 from trl.config import check_values
-from trl.config.errors import problem, refuse
+from trl.config.errors import refuse
 from trl.config.types import Count, NotNegative, Whole
 from trl.evaluation.scores import (
     ScoringError,
@@ -28,6 +28,8 @@ from trl.scored import Scored, number_entries, shorten
 __all__ = ["EndpointScorer"]
 
 Pairs = Sequence[tuple[str, str]]
+Url = Annotated[HttpUrl, "a URL such as http://host:8000/score"]
+Function = Annotated[Callable[..., Any], "a function"]
 
 LONGEST_WAIT = 60.0
 """Seconds between two attempts, however many there were."""
@@ -87,16 +89,22 @@ class EndpointScorer:
         request: Callable[[Pairs], Any] | None = None,
         parse: Callable[[Any], Any] = scores_in,
     ) -> None:
-        _check_kinds(url, headers, request, parse)
         checks = {
+            "url": (Url, url),
+            "request": (Function | None, request),
+            "parse": (Function, parse),
             "timeout": (Annotated[float, Field(gt=0, le=A_DAY)], timeout),
             "retries": (Whole, retries),
             "backoff": (NotNegative, backoff),
             "batch_size": (Count, batch_size),
             "concurrency": (Count, concurrency),
         }
-        rule = _problem_of(url)
-        check_values("EndpointScorer", checks, [problem("url", rule, repr(url))] if rule else [])
+        check_values("EndpointScorer", checks)
+        headers = {} if headers is None else headers
+        if not isinstance(headers, Mapping) or not all(
+            isinstance(text, str) for text in (*headers, *headers.values())
+        ):  # not shown: its values may be keys
+            refuse("headers", "be a dict of texts, {name: value}, or None", error=TypeError)
         self.url = url
         self.name = f"EndpointScorer({url.split('?')[0]})"  # what follows may be a key
         self.timeout = timeout
@@ -104,7 +112,7 @@ class EndpointScorer:
         self.backoff = backoff
         self.batch_size = batch_size
         self.concurrency = concurrency
-        self.headers = {"Content-Type": "application/json", **(headers or {})}
+        self.headers = {"Content-Type": "application/json", **headers}
         self.request = request
         self.parse = parse
 
@@ -175,32 +183,6 @@ class EndpointScorer:
 
     def _error(self, problem: str, rollout: Rollout, rows: range) -> ScoringError:
         return scoring_error(f"{self.name} gave {problem}.", rollout, rows, suspects=False)
-
-
-def _check_kinds(url: Any, headers: Any, request: Any, parse: Any) -> None:
-    """Raise a TypeError for what is not even of the right kind."""
-    if not isinstance(url, str):
-        refuse("url", "be a text such as 'http://host:8000/score'", repr(url), error=TypeError)
-    pairs = headers.items() if isinstance(headers, Mapping) else [] if headers is None else [(0, 0)]
-    if not all(isinstance(text, str) for pair in pairs for text in pair):
-        # Its values may be keys: not shown.
-        refuse("headers", "be a dict of texts, {name: value}, or None", error=TypeError)
-    for name, function in (("request", request), ("parse", parse)):
-        if not callable(function) and not (name == "request" and function is None):
-            refuse(name, "be a function", repr(function), error=TypeError)
-
-
-def _problem_of(url: str) -> str | None:
-    """Return what the URL must do and does not."""
-    try:
-        parts = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        return f"be a URL ({error})"
-    if parts.scheme not in ("http", "https"):
-        return "begin with http:// or https://"
-    if (parts.port or 0) > 65535:
-        return "have a port from 0 to 65535, if any"
-    return None if parts.host else "name a host"
 
 
 def _seconds_asked_for(answer: httpx.Response) -> float:

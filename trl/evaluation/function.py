@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
 from trl.batch import Rollout
+from trl.config import check_values
 from trl.config.errors import refuse
 from trl.evaluation.scores import (
     Scorer,
@@ -19,7 +19,7 @@ from trl.evaluation.scores import (
     result_of,
     texts_of,
 )
-from trl.scored import Scored
+from trl.scored import Scored, shorten
 
 __all__ = ["FunctionScorer", "as_scorer"]
 
@@ -58,8 +58,7 @@ class FunctionScorer:
     ) -> None:
         if not callable(function):
             refuse("function", "be callable", type(function).__name__, error=TypeError)
-        if on not in get_args(On):
-            refuse("on", f"be one of {get_args(On)}", repr(on))
+        check_values("FunctionScorer", {"on": (On, on)})
         self.function = function
         self.on = on
         self.name = name or name_of(function)
@@ -82,20 +81,13 @@ def as_scorer(reward: Scorer | Callable[[list[str]], Any]) -> Scorer:
 
     A scorer is known by its first parameter: it is called `rollout`, or its type is `Rollout`.
     """
-    got = None
-    if isinstance(reward, (str, os.PathLike)):
-        got = f"{os.fspath(reward)!r}, which does not say what to do with it"
-    elif isinstance(reward, type):
-        got = f"the class {reward.__name__}"
-    elif not callable(reward) or isinstance(reward, torch.nn.Module):
-        got = f"an object of the class {type(reward).__name__}"
-    if got is not None:
+    if not callable(reward) or isinstance(reward, type | torch.nn.Module):
         fix = (
             "pass a function of a list of texts, FunctionScorer(function, on=...), "
             "ClassifierScorer(model, label=...), RewardModelScorer(model), EndpointScorer(url), "
             "or a function of a `rollout`"
         )
-        refuse("reward", "be a scorer or a function", got, fix, error=TypeError)
+        refuse("reward", "be a scorer or a function", shorten(reward), fix, error=TypeError)
     return reward if _takes_a_rollout(reward) else FunctionScorer(reward)
 
 

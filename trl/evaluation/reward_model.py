@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,20 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.batch import Rollout
 from trl.config.errors import refuse
 from trl.evaluation.scores import failures_named, pairs_of, texts_of
-from trl.evaluation.sequence_model import (
-    check_sizes,
-    load,
-    logits_of,
-    padding_changes,
-    token_limit,
-    tokenize,
-)
+from trl.evaluation.sequence_model import SequenceModel
 from trl.scored import Scored, shorten
 
 __all__ = ["RewardModelScorer"]
 
 
-class RewardModelScorer:
+class RewardModelScorer(SequenceModel):
     """The one number of an `AutoModelForSequenceClassification` with one output.
 
     The reward model reads plain text with its own tokenizer, so it need not share a vocabulary
@@ -46,8 +38,8 @@ class RewardModelScorer:
 
     Args:
         model: A folder or a hub name, loaded in float32, or a loaded model of any precision.
-        tokenizer: A folder, a hub name, or a loaded tokenizer, of which a copy is used. Default:
-            the one that lies beside the model; a loaded model needs it.
+        tokenizer: A folder, a hub name, or a loaded tokenizer. Default: the one that lies beside
+            the model; a loaded model needs it.
         chat_template: Whether to use the chat template of the tokenizer. None: if it has one.
         batch_size: Texts per forward pass; texts of similar length share one.
         max_length: Cut texts to this many tokens. Default: what the model can take.
@@ -65,24 +57,17 @@ class RewardModelScorer:
         max_length: int | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        check_sizes(batch_size=batch_size, max_length=max_length)
-        self.model, tokenizer = load(model, tokenizer, device)
+        super().__init__(model, tokenizer, batch_size, max_length, device)
         if self.model.config.num_labels != 1:
             got = f"{self.model.config.num_labels} labels"
             fix = "use ClassifierScorer(model, label=...)"
             refuse("model", "be a reward model, with one output", got, fix)
-        if chat_template and tokenizer.chat_template is None:
+        has_template = self.tokenizer.chat_template is not None
+        if chat_template and not has_template:
             rule = "be None or False for a tokenizer without a chat template"
             fix = "set tokenizer.chat_template, or leave the setting out"
             refuse("chat_template", rule, repr(chat_template), fix)
-        self.tokenizer = copy.deepcopy(tokenizer)  # the caller's keeps its own side
-        self.tokenizer.truncation_side = "left"
-        self.chat_template = (
-            tokenizer.chat_template is not None if chat_template is None else chat_template
-        )
-        self.batch_size = batch_size
-        self.max_length = token_limit(self.model, self.tokenizer, max_length)
-        self._unpadded = padding_changes(self.model, self.tokenizer, self.max_length)
+        self.chat_template = has_template if chat_template is None else chat_template
 
     def __call__(self, pairs: Sequence[tuple[str, str]] | Rollout) -> Tensor | Scored:
         """Score pairs of query and response, or the rows of a rollout that has its texts.
@@ -105,13 +90,8 @@ class RewardModelScorer:
         return self._scores([self._rendered([_said_by_user(q)], r) for q, r in pairs])
 
     def _scores(self, texts: list[str]) -> Tensor:  # [B]
-        token_ids = tokenize(
-            self.tokenizer,
-            texts,
-            max_length=self.max_length,
-            add_special_tokens=not self.chat_template,  # a template writes them itself
-        )
-        return logits_of(self.model, token_ids, self.batch_size, unpadded=self._unpadded)[:, 0]
+        # A template writes the special tokens itself.
+        return self._logits(texts, add_special_tokens=not self.chat_template)[:, 0]
 
     def _texts_of(self, rollout: Rollout) -> list[str]:
         """Return what the model reads of each row."""

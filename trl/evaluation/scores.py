@@ -104,9 +104,8 @@ def result_of(found: Any) -> Any:
 
 def name_of(scorer: Any) -> str:
     """Return what messages and metrics call a scorer."""
-    return str(
-        getattr(scorer, "name", None) or getattr(scorer, "__name__", None) or type(scorer).__name__
-    )
+    name = getattr(scorer, "name", None) or getattr(scorer, "__name__", None)
+    return str(name or type(scorer).__name__)
 
 
 class failures_named:
@@ -128,12 +127,7 @@ class failures_named:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, BadScores):
             rows = [self.rows[row] for row in error.rows]
             problem = f"{self.name} must give {error.problem}."

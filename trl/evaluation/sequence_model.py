@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import groupby
-from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,11 @@ from transformers import (
 )
 
 from trl.anatomy import accepts, without_dropout
+from trl.config import check_values
 from trl.config.errors import refuse
+from trl.config.types import Count
 
-__all__ = ["check_sizes", "load", "logits_of", "padding_changes", "token_limit", "tokenize"]
+__all__ = ["SequenceModel", "token_limit", "tokenize"]
 
 Source = str | os.PathLike[str]
 
@@ -29,49 +32,106 @@ Source = str | os.PathLike[str]
 NO_LIMIT = 10**9
 
 
-def check_sizes(*, batch_size: int, max_length: int | None) -> None:
-    """Raise unless both are whole numbers of at least 1; `max_length` may be None."""
-    for name, value in (
-        ("batch_size", batch_size),
-        ("max_length", 1 if max_length is None else max_length),
-    ):
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            refuse(name, "be a whole number", repr(value), error=TypeError)
-        if value < 1:
-            refuse(name, "be at least 1", str(value))
-
-
-def load(
-    model: Source | PreTrainedModel,
-    tokenizer: Source | PreTrainedTokenizerBase | None,
-    device: str | torch.device | None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load what is given by folder or hub name, and check that the two can make batches.
+class SequenceModel:
+    """A model with a classification head, its own tokenizer, and how texts go through both.
 
     Args:
-        model: loaded in float32 if it is a name.
+        model: A folder or a hub name, loaded in float32, or a loaded model.
         tokenizer: None: the one beside the model.
+        batch_size: Texts per forward pass.
+        max_length: Cut texts to this many tokens; None: to what the model can take.
         device: None: a loaded model stays where it is; another goes to the GPU if there is one.
+
+    Raises:
+        ValueError: if a size is none, or the two cannot make batches.
+        OSError: if one of them cannot be loaded.
     """
-    if isinstance(model, (str, os.PathLike)):
-        loaded_tokenizer = _load_tokenizer(tokenizer if tokenizer is not None else model)
-        loaded = _load_model(model)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    elif tokenizer is None:
-        fix = "pass the tokenizer that the model was trained with, or its folder"
-        refuse("tokenizer", "be given with a loaded model", fix=fix)
-    else:
-        loaded_tokenizer = _load_tokenizer(tokenizer)
-        loaded = model
-    loaded.to(device or loaded.device)
-    if loaded_tokenizer.pad_token_id is None or _pad_token_id(loaded) is None:
-        raise ValueError(
-            "The model must have a padding token to score texts of different lengths, but "
-            f"`tokenizer.pad_token_id` is {loaded_tokenizer.pad_token_id} and "
-            f"`model.config.pad_token_id` is {_pad_token_id(loaded)}. Set both (often to the EOS "
-            "token) and pass the two objects."
+
+    def __init__(
+        self,
+        model: Source | PreTrainedModel,
+        tokenizer: Source | PreTrainedTokenizerBase | None,
+        batch_size: int,
+        max_length: int | None,
+        device: str | torch.device | None,
+    ) -> None:
+        sizes = {"batch_size": (Count, batch_size), "max_length": (Count | None, max_length)}
+        check_values(type(self).__name__, sizes)
+        by_name = isinstance(model, (str, os.PathLike))
+        if tokenizer is None and not by_name:
+            fix = "pass the tokenizer that the model was trained with, or its folder"
+            refuse("tokenizer", "be given with a loaded model", fix=fix)
+        tokenizer = model if tokenizer is None else tokenizer
+        if isinstance(tokenizer, (str, os.PathLike)):
+            tokenizer = _loaded(AutoTokenizer, tokenizer, "tokenizer_config.json")
+        if by_name:
+            model = _load_model(model)
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model.to(device or model.device)
+        if tokenizer.pad_token_id is None or _pad_token_id(model) is None:
+            raise ValueError(
+                "The model must have a padding token to score texts of different lengths, but "
+                f"`tokenizer.pad_token_id` is {tokenizer.pad_token_id} and "
+                f"`model.config.pad_token_id` is {_pad_token_id(model)}. Set both (often to the "
+                "EOS token) and pass the two objects."
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self.batch_size = batch_size
+        self.max_length = token_limit(model, tokenizer, max_length)
+        self._keeping_the_end = copy.deepcopy(tokenizer)  # the caller's keeps its own side
+        self._keeping_the_end.truncation_side = "left"
+        self._unpadded = self._padding_changes()
+
+    def _logits(
+        self, texts: list[str], *, keep_end: bool = True, add_special_tokens: bool = True
+    ) -> Tensor:
+        """Return [B, number of labels] of B texts, of which too long ones lose their beginning.
+
+        Args:
+            texts: Any number.
+            keep_end: False: they lose what the tokenizer's own side says.
+            add_special_tokens: False: they are there already.
+        """
+        tokenizer = self._keeping_the_end if keep_end else self.tokenizer
+        token_ids = tokenize(
+            tokenizer, texts, max_length=self.max_length, add_special_tokens=add_special_tokens
         )
-    return loaded, loaded_tokenizer
+        return self._logits_of(token_ids, self.batch_size, unpadded=self._unpadded)
+
+    def _logits_of(self, token_ids: list[list[int]], size: int, *, unpadded: bool) -> Tensor:
+        """Run the model, without dropout, on texts of like length together.
+
+        Args:
+            token_ids: Of B texts.
+            size: Texts per forward pass.
+            unpadded: Only texts of one length share a pass.
+        Returns:
+            [B, number of labels] float32, on the CPU; in the order of the texts.
+        """
+        # Made outside inference mode: the caller may use it in a graph.
+        logits = torch.empty(len(token_ids), self.model.config.num_labels)
+        for rows in _passes([len(ids) for ids in token_ids], size, unpadded):
+            input_ids, mask = _pad([token_ids[row] for row in rows], _pad_token_id(self.model))
+            inputs = {"input_ids": input_ids.to(self.model.device)}
+            if accepts(self.model, "attention_mask"):
+                inputs["attention_mask"] = mask.to(self.model.device)
+            with torch.inference_mode(), without_dropout(self.model):
+                logits[rows] = self.model(**inputs).logits.float().cpu()
+        return logits
+
+    def _padding_changes(self) -> bool:
+        """Return whether a text beside a longer one gets other logits than alone.
+
+        Some families take no mask (FNet), or have layers that do not look at it.
+        """
+        pair = tokenize(self.tokenizer, ["a b", "a b c d e f g h i j"], max_length=self.max_length)
+        try:
+            alone, beside = (self._logits_of(pair, size, unpadded=False)[0] for size in (1, 2))
+        except Exception:  # it may not like these texts; what is to be scored will tell
+            return True
+        exact = self.model.dtype == torch.float32
+        tolerance = 1e-3 if exact else 5e-2  # rounding, in relation to the largest logit
+        return not bool((alone - beside).abs().max() <= tolerance * alone.abs().max().clamp(min=1))
 
 
 def token_limit(
@@ -128,52 +188,6 @@ def tokenize(
     return token_ids
 
 
-def logits_of(
-    model: PreTrainedModel,
-    token_ids: Sequence[list[int]],
-    batch_size: int,
-    *,
-    unpadded: bool = False,
-) -> Tensor:
-    """Run the model, without dropout, on texts of like length together.
-
-    Args:
-        model: with a classification head.
-        token_ids: of B texts.
-        batch_size: texts per forward pass.
-        unpadded: only texts of one length share a pass.
-    Returns:
-        [B, number of labels] float32, on the CPU; in the order of the texts.
-    """
-    # Made outside inference mode: the caller may use it in a graph.
-    logits = torch.empty(len(token_ids), model.config.num_labels)
-    for rows in _passes([len(ids) for ids in token_ids], batch_size, unpadded):
-        input_ids, mask = _pad([token_ids[row] for row in rows], _pad_token_id(model))
-        inputs = {"input_ids": input_ids.to(model.device)}
-        if accepts(model, "attention_mask"):
-            inputs["attention_mask"] = mask.to(model.device)
-        with torch.inference_mode(), without_dropout(model):
-            logits[rows] = model(**inputs).logits.float().cpu()
-    return logits
-
-
-def padding_changes(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None
-) -> bool:
-    """Return whether a text beside a longer one gets other logits than alone.
-
-    Some families take no mask (FNet), or have layers that do not look at it.
-    """
-    short_and_long = tokenize(tokenizer, ["a b", "a b c d e f g h i j"], max_length=max_length)
-    try:
-        alone, beside = (logits_of(model, short_and_long, size)[0] for size in (1, 2))
-    except Exception:  # it may not like these texts; what is to be scored will tell
-        return True
-    exact = model.dtype == torch.float32
-    tolerance = 1e-3 if exact else 5e-2  # rounding, in relation to the largest logit
-    return not bool((alone - beside).abs().max() <= tolerance * alone.abs().max().clamp(min=1))
-
-
 def _passes(lengths: list[int], batch_size: int, unpadded: bool) -> Iterator[list[int]]:
     """Yield the rows of each pass, the longest first: if memory is short it shows at once."""
     longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])
@@ -199,13 +213,8 @@ def _pad_token_id(model: PreTrainedModel) -> int | None:
 
 
 def _load_model(source: Source) -> PreTrainedModel:
-    _check_folder(source, "config.json")
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            os.fspath(source), dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        raise _unloadable("model", source) from error
+    options = {"dtype": torch.float32, "output_loading_info": True}
+    model, info = _loaded(AutoModelForSequenceClassification, source, "config.json", **options)
     if info["missing_keys"]:
         raise ValueError(
             f"{os.fspath(source)!r} is not a sequence classifier: it has no weights for "
@@ -215,35 +224,34 @@ def _load_model(source: Source) -> PreTrainedModel:
     return model
 
 
-def _load_tokenizer(source: Source | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    if not isinstance(source, (str, os.PathLike)):
-        return source
-    _check_folder(source, "tokenizer_config.json")
-    try:
-        return AutoTokenizer.from_pretrained(os.fspath(source))
-    except (OSError, ValueError) as error:
-        raise _unloadable("tokenizer", source) from error
+def _loaded(kind: Any, source: Source, needed: str, **options: Any) -> Any:
+    """Return what a class of transformers loads from a folder, or by its name on the hub.
 
-
-def _check_folder(source: Source, needed: str) -> None:
-    folder = Path(source)
-    if not folder.exists() and (folder.is_absolute() or os.fspath(source).startswith((".", "~"))):
+    Args:
+        kind: Has `from_pretrained`.
+        source: Folder or name.
+        needed: A file that a folder must hold.
+        options: For `from_pretrained`.
+    """
+    folder, name = Path(source), os.fspath(source)
+    if not folder.exists() and (folder.is_absolute() or name.startswith((".", "~"))):
         raise FileNotFoundError(
-            f"The model's folder {os.fspath(source)!r} does not exist: pass a folder with "
+            f"The model's folder {name!r} does not exist: pass a folder with "
             "config.json, model.safetensors and the tokenizer's files, or a name of the hub."
         )
     if folder.is_dir() and not (folder / needed).is_file():
         raise FileNotFoundError(
-            f"The folder {os.fspath(source)!r} holds no {needed}. Save a sequence classifier there "
+            f"The folder {name!r} holds no {needed}. Save a sequence classifier there "
             "with model.save_pretrained(folder) and tokenizer.save_pretrained(folder)."
         )
-
-
-def _unloadable(what: str, source: Source) -> OSError:
-    if Path(source).is_dir():
-        return OSError(f"The {what} in the folder {os.fspath(source)!r} could not be loaded.")
-    return OSError(
-        f"The {what} {os.fspath(source)!r} is neither a local folder nor could it be fetched from "
-        "the hub. Without network, pass the path of a folder that holds config.json, "
-        "model.safetensors and the tokenizer's files."
-    )
+    try:
+        return kind.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        why = f"the {kind.__name__} of {name!r} could not be loaded"
+        if not folder.is_dir():
+            why += (
+                ": it is neither a local folder nor could it be fetched from the hub. Without "
+                "network, pass the path of a folder that holds config.json, model.safetensors and "
+                "the tokenizer's files"
+            )
+        raise OSError(f"{why}.") from error

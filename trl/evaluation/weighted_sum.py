@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trl.batch import Rollout
+from trl.config import check_values
 from trl.config.errors import refuse
 from trl.evaluation.function import as_scorer
 from trl.evaluation.scores import Scorer, name_of, score
@@ -46,9 +45,7 @@ class WeightedSum:
             while name in self.parts:
                 count += 1
                 name = f"{unnumbered} {count}"
-            is_number = isinstance(weight, Real) and not isinstance(weight, bool)
-            if not is_number or not math.isfinite(weight):
-                raise ValueError(f"the weight of {name} must be a finite number, got {weight!r}.")
+            check_values("WeightedSum", {f"weight of {name}": (float, weight)})
             self.parts[name] = scorer, float(weight)
 
     def __call__(self, rollout: Rollout) -> Scored:
@@ -77,14 +74,12 @@ class WeightedSum:
 
 def _pairs(parts: Any) -> list[tuple[Any, Any]]:
     """Return the parts as (scorer, weight) pairs, after checking that they are such."""
-    rule, fix = "be (scorer, weight) pairs", "WeightedSum([(scorer, 1.0), (another, -0.1)])"
-    if isinstance(parts, str | bytes) or not isinstance(parts, Iterable):
-        refuse("parts", rule, repr(parts), fix, error=TypeError)
-    entries = list(parts.items() if isinstance(parts, Mapping) else parts)
-    for entry in entries:
-        if not isinstance(entry, tuple | list) or len(entry) != 2:
-            refuse("parts", rule, repr(entry), fix, error=TypeError)
-    return entries
+    try:
+        entries = parts.items() if isinstance(parts, Mapping) else parts
+        return [(scorer, weight) for scorer, weight in entries]
+    except (TypeError, ValueError):
+        fix = "WeightedSum([(scorer, 1.0), (another, -0.1)])"
+        refuse("parts", "be (scorer, weight) pairs", repr(parts), fix, error=TypeError)
 
 
 def at_last_token(scores: Tensor, mask: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trl.config.errors import refuse
 from trl.core import at_least_fp32, check_mask
 
 
@@ -129,16 +130,12 @@ def group_normalize(
 def _groups(scores: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Number the groups 0 … N−1: the group of each row [B] and the size of each group [N]."""
     if scores.dim() != 1 or scores.shape != group_ids.shape:
-        raise ValueError(
-            "`scores` and `group_ids` must be [B], one entry per response, got "
-            f"{list(scores.shape)} and {list(group_ids.shape)}."
-        )
+        got = f"{list(scores.shape)} and {list(group_ids.shape)}"
+        refuse("scores` and `group_ids", "be [B], one entry per response", got)
     names, group, size = torch.unique(group_ids, return_inverse=True, return_counts=True)
     if bool((size < 2).any()):
-        raise ValueError(
-            "`group_ids` must have at least 2 samples per group, got 1 in group(s) "
-            f"{names[size < 2].tolist()}; sample each query more than once."
-        )
+        got, fix = f"1 in group(s) {names[size < 2].tolist()}", "sample each query more than once"
+        refuse("group_ids", "have at least 2 samples per group", got, fix)
     return group, size
 
 
@@ -156,8 +153,5 @@ def _unless_equal(advantages: Tensor, scores: Tensor, group: Tensor) -> Tensor:
 
 
 def _check_fraction(name: str, value: float | Tensor) -> None:
-    inside = (
-        bool(((value >= 0) & (value <= 1)).all()) if isinstance(value, Tensor) else 0 <= value <= 1
-    )
-    if not inside:
-        raise ValueError(f"`{name}` must be in 0 … 1, got {value}.")
+    if not bool(((torch.as_tensor(value) >= 0) & (torch.as_tensor(value) <= 1)).all()):
+        refuse(name, "be in 0 … 1", value)

@@ -80,38 +80,33 @@ def estimate_returns(
     return Advantages(discounted_returns(rewards, mask, gamma=config.gamma), None)
 
 
-def estimate_leave_one_out(
-    rewards: Tensor, values: Tensor, mask: Tensor, group_ids: Tensor | None, config: PPOConfig
-) -> Advantages:
-    """A response's reward less the mean of the others in its group: see `leave_one_out`."""
-    return _of_responses(leave_one_out, rewards, mask, group_ids)
+def of_groups(compare: Callable[[Tensor, Tensor], Tensor]) -> Estimator:
+    """Return an estimator that compares the responses to one query, without a critic.
+
+    Args:
+        compare: From sums of rewards [B] and group_ids [B] to the advantage [B] of each response,
+            which all of its tokens get.
+    """
+
+    def estimate(
+        rewards: Tensor, values: Tensor, mask: Tensor, group_ids: Tensor | None, config: PPOConfig
+    ) -> Advantages:
+        if group_ids is None:
+            refuse("group_ids", "say which responses answer the same query", "None")
+        totals = rewards.masked_fill(~mask, 0.0).sum(1)
+        return Advantages(compare(totals, group_ids)[:, None] * mask, None)
+
+    return estimate
 
 
-def estimate_group_normalized(
-    rewards: Tensor, values: Tensor, mask: Tensor, group_ids: Tensor | None, config: PPOConfig
-) -> Advantages:
-    """A response's reward in standard deviations of its group: see `group_normalize`."""
-    return _of_responses(group_normalize, rewards, mask, group_ids)
+estimate_leave_one_out = of_groups(leave_one_out)
+"""A response's reward less the mean of the others in its group: see `leave_one_out`."""
 
+estimate_group_normalized = of_groups(group_normalize)
+"""A response's reward in standard deviations of its group: see `group_normalize`."""
 
-def estimate_group_centred(
-    rewards: Tensor, values: Tensor, mask: Tensor, group_ids: Tensor | None, config: PPOConfig
-) -> Advantages:
-    """A response's reward less the mean of its group: see `group_normalize`."""
-    return _of_responses(partial(group_normalize, scale=False), rewards, mask, group_ids)
-
-
-def _of_responses(
-    compare: Callable[[Tensor, Tensor], Tensor],
-    rewards: Tensor,
-    mask: Tensor,
-    group_ids: Tensor | None,
-) -> Advantages:
-    """Give every token of a response what `compare` makes of the sums of the rewards [B]."""
-    if group_ids is None:
-        refuse("group_ids", "say which responses answer the same query", "None")
-    totals = rewards.masked_fill(~mask, 0.0).sum(1)
-    return Advantages(compare(totals, group_ids)[:, None] * mask, None)
+estimate_group_centred = of_groups(partial(group_normalize, scale=False))
+"""A response's reward less the mean of its group: see `group_normalize`."""
 
 
 # --- policy losses and averages, by their names in `PPOConfig` ------------------------------------

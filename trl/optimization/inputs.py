@@ -86,10 +86,7 @@ def _check_ended(rollout: Rollout, scores: Tensor) -> None:
 
 def _check_groups(rollout: Rollout, config: PPOConfig) -> None:
     """Raise unless every query has several responses."""
-    fix = (
-        "sample several responses to each query with Sampler(group_size=4), or name the groups "
-        "in Rollout.from_lists(group_ids=...)"
-    )
+    fix = "use Sampler(group_size=4), or name the groups in Rollout.from_lists(group_ids=...)"
     rule = f"have at least 2 responses in each group with algorithm={config.algorithm!r}"
     if rollout.group_ids is None:
         refuse("group_ids", rule, "None", fix)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trl.config.errors import refuse
 from trl.core import (
     LOG_RATIO_LIMIT,
     at_least_fp32,
@@ -335,10 +336,8 @@ def _count(given: float | Tensor | None, own: Tensor) -> float | Tensor:
     """What to divide by: the given count of the whole batch, or this tensor's own."""
     if given is None:
         if not bool(own > 0):
-            raise ValueError(
-                "`mask` must count at least one token, got none; for an empty micro-batch give "
-                "the `count` of the whole batch."
-            )
+            fix = "for an empty micro-batch give the `count` of the whole batch"
+            refuse("mask", "count at least one token", "none", fix)
         return own
     if not isinstance(given, Tensor) and not given > 0:  # reading a tensor would wait for a GPU
         raise ValueError(f"`count` must be > 0, got {given}.")

@@ -29,10 +29,8 @@ class Targets(NamedTuple):
 
     def select(self, rows: Tensor, width: int) -> Targets:
         """Return the given rows, and of them the first `width` columns."""
-        kept: dict[str, Any] = {}
-        for name, column in self._asdict().items():
-            kept[name] = None if column is None else column[rows, :width]
-        return Targets(**kept)
+        kept: Any = (None if column is None else column[rows, :width] for column in self)
+        return Targets(*kept)
 
 
 def objective(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from trl.config.errors import refuse
 from trl.core import KLKind, at_least_fp32, check_mask, kl_estimate
 
 
@@ -41,10 +42,8 @@ def token_rewards(
     """
     check_mask(mask, logprobs=logprobs, ref_logprobs=ref_logprobs)
     if scores.shape not in (mask.shape[:1], mask.shape):
-        raise ValueError(
-            f"`scores` must have one number per response, [{mask.shape[0]}], or per token, "
-            f"{list(mask.shape)}, got {list(scores.shape)}."
-        )
+        rule = f"have one number per response, [{mask.shape[0]}], or per token, {list(mask.shape)}"
+        refuse("scores", rule, list(scores.shape))
     counted = mask.long().cumsum(1)
     if bool((counted[:, -1:] == 0).any()):
         rows = (~mask.any(1)).nonzero().flatten().tolist()
@@ -78,9 +77,7 @@ def missing_eos_penalty(scores: Tensor, ended: Tensor, penalty: float, *, replac
     """
     check_mask(ended, scores=scores)
     if not penalty >= 0:
-        raise ValueError(
-            f"`penalty` must be >= 0 (it is what a cut-off response loses), got {penalty}."
-        )
+        refuse("penalty", "be >= 0 (it is what a cut-off response loses)", penalty)
     scores = at_least_fp32(scores)
     punished = torch.full_like(scores, -penalty) if replace else scores - penalty
     return torch.where(ended, scores, punished)
@@ -103,10 +100,8 @@ def match_moments(scores: Tensor, *, mean: float = 0.0, std: float = 1.0) -> tup
     data = scores.detach().cpu().double().flatten()  # not every device has float64
     spread = float(data.std()) if data.numel() > 1 else 0.0
     if not 0 < spread < math.inf:
-        raise ValueError(
-            f"`scores` must be finite and have a spread > 0, got a standard deviation of {spread} "
-            f"over {data.numel()} scores."
-        )
+        got = f"a standard deviation of {spread} over {data.numel()} scores"
+        refuse("scores", "be finite and have a spread > 0", got)
     gain = std / spread
     return gain, mean - gain * float(data.mean())
 

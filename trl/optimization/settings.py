@@ -20,10 +20,8 @@ def resolve_config(config: PPOConfig | None, ppo_params: Mapping[str, Any]) -> P
     if config is None:
         return _from_keywords(ppo_params)
     if not isinstance(config, PPOConfig):
-        order = (
-            "the order is PPOTrainer(model, ref_model, config), and a dict goes in as **settings"
-        )
-        refuse("config", "be a PPOConfig", type(config).__name__, order, error=TypeError)
+        fix = "the order is PPOTrainer(model, ref_model, config), and a dict goes in as **settings"
+        refuse("config", "be a PPOConfig", type(config).__name__, fix, error=TypeError)
     if ppo_params:
         raise TypeError(
             f"pass settings in `config` or as keyword arguments, not both; got "

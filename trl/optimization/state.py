@@ -63,24 +63,16 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Raise a ValueError unless the state is that of such an optimiser of such weights."""
-    kind, theirs = _kind(optimizer), state["shapes"]
+    kind, ours, theirs = _kind(optimizer), _shapes(optimizer), state["shapes"]
     if state["kind"] != kind:
         fix = "make the trainer with the settings of the run that is resumed"
         rule = f"be that of an optimiser of the same kind, {kind}"
         refuse("state", rule, f"that of {state['kind']}", fix)
-    ours = _shapes(optimizer)
-    if [len(group) for group in ours] != [len(group) for group in theirs]:
+    if ours != [[list(shape) for shape in group] for group in theirs]:
         weights, others = sum(map(len, ours)), sum(map(len, theirs))
-        rule = f"be that of an optimiser of {weights} weights in {len(ours)} group(s)"
+        rule = f"be that of {weights} weights in {len(ours)} group(s), all of the same shapes"
         fix = "another part of the model, or another model, was trained"
         refuse("state", rule, f"{others} in {len(theirs)}", fix)
-    for group, pairs in enumerate(map(zip, ours, theirs)):
-        for index, (mine, other) in enumerate(pairs):
-            if mine != list(other):
-                raise ValueError(
-                    f"`state` must be that of an optimiser of the same weights, but weight {index} "
-                    f"of group {group} has the shape {mine} here and {list(other)} there."
-                )
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

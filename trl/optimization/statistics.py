@@ -47,9 +47,8 @@ def step_statistics(
     scores = gathered(totals(scores))
     logprobs, values = gathered(targets.old_logprobs), gathered(targets.old_values)
     non_score_rewards = gathered(non_score_rewards)
-    ref_logprobs = torch.full_like(
-        logprobs, float("nan")
-    )  # not measured, which is not the same as 0
+    # Not measured, which is not the same as 0.
+    ref_logprobs = torch.full_like(logprobs, float("nan"))
     if targets.ref_logprobs is not None:
         ref_logprobs = gathered(targets.ref_logprobs)
     kl = logprobs - ref_logprobs  # [B, R], 0 outside the mask

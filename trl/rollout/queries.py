@@ -109,13 +109,11 @@ def listed(queries: Any, name: str) -> Tensor | Sequence[Any]:
     got, one = type(queries).__name__, {"queries": "query", "prompts": "prompt"}.get(name, name)
     if isinstance(queries, Mapping) and "input_ids" in queries:
         return _unpadded(queries, name)
-    if isinstance(queries, str | bytes | Mapping):
-        refuse(name, "be a list", f"one {got}", f"pass [{one}]", error=TypeError)
     if isinstance(queries, Tensor):
         return queries
-    if not isinstance(queries, Sequence) and not hasattr(queries, "__getitem__"):
+    if isinstance(queries, str | bytes | Mapping) or not hasattr(queries, "__getitem__"):
         rule = "be a list of texts, of chats, or of tensors of token ids"
-        refuse(name, rule, got, f"pass [{one}]", error=TypeError)
+        refuse(name, rule, f"one {got}", f"pass [{one}]", error=TypeError)
     if len(queries) == 0 or not isinstance(queries[0], Mapping):
         return queries
     if "role" in queries[0]:
@@ -161,10 +159,7 @@ def _check_no_padding(queries: Tensor, tokenizer: PreTrainedTokenizerBase, name:
     padded = (left | right).nonzero().flatten().tolist()
     if padded:
         got = f"{tokenizer.pad_token!r} at an end of row {padded[0]}"
-        fix = (
-            "pass what the tokenizer returns, whose attention_mask tells padding from text, or one "
-            "tensor for each row"
-        )
+        fix = "pass what the tokenizer returns, attention_mask included, or one tensor for each row"
         refuse(name, "be token ids without padding", got, fix)
 
 
@@ -185,11 +180,8 @@ def _encode_texts(
         refuse("add_bos", "be False for a tokenizer without a BOS token", fix=fix)
     rows: list[list[int]] = tokenizer(texts)["input_ids"]  # all at once: much faster
     if not any(rows) and (text := next(filter(str.strip, texts), None)):
-        raise ValueError(
-            f"`tokenizer` gives no tokens for {text[:40]!r}: the folder it came from has none of "
-            "its own; save it beside the model with tokenizer.save_pretrained(...), or pass "
-            "tokenizer=."
-        )
+        fix = "save it beside the model with tokenizer.save_pretrained(...), or pass another one"
+        refuse("tokenizer", f"give tokens for {text[:40]!r}", "none", fix)
     end = [] if keep_eos else _added_at_the_end(tokenizer)
     for index, tokens in enumerate(rows):
         if end and tokens[-len(end) :] == end:  # once: one that the user wrote stays

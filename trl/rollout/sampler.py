@@ -7,13 +7,11 @@ rollout = sampler(policy, ["This film was", "I saw"])
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Integral
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +22,7 @@ from trl.anatomy import is_encoder_decoder, language_model, vocabulary_size
 from trl.batch import Rollout, pad_rows
 from trl.config import check_values, closest
 from trl.config.errors import refuse
-from trl.config.types import Count, Whole
+from trl.config.types import Count, CountRange, Whole
 from trl.core import LengthSampler
 from trl.fit import check_ids, check_positions
 from trl.rollout.checks import check_end_ids, uncompiled
@@ -35,22 +33,6 @@ from trl.rollout.stop import StopRule
 
 Progress = Callable[[int, int], None]
 """Called with (tokens done, tokens in all); a row that ends early has done all of its tokens."""
-
-P = ParamSpec("P")
-
-
-def _unknown_refused(init: Callable[P, None]) -> Callable[P, None]:
-    """Make a constructor name the setting nearest to an unknown one."""
-    known = list(inspect.signature(init).parameters)[1:]
-
-    @functools.wraps(init)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
-        for name in kwargs:
-            if name not in known:
-                raise TypeError(f"Sampler has no setting `{name}`.{closest(name, known)}")
-        init(*args, **kwargs)
-
-    return checked
 
 
 class Sampler:
@@ -91,7 +73,6 @@ class Sampler:
         ValueError: if a setting is out of range.
     """
 
-    @_unknown_refused
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -108,7 +89,11 @@ class Sampler:
         max_rows: int | None = None,
         add_bos: bool = False,
         keep_special_tokens: bool = False,
+        **unknown: Any,
     ) -> None:
+        for name in unknown:
+            known = inspect.signature(Sampler).parameters
+            raise TypeError(f"Sampler has no setting `{name}`.{closest(name, known)}")
         _check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.distribution = Distribution(temperature, top_k, top_p, min_new_tokens)
@@ -137,7 +122,7 @@ class Sampler:
                 "what was sampled and can be driven negative, and the ratios of PPO start from "
                 "the wrong policy. Leave these settings out to train; for evaluation they are "
                 "harmless.",
-                stacklevel=3,
+                stacklevel=2,
             )
 
     @property
@@ -403,18 +388,12 @@ def _check_lengths(
 ) -> tuple[int, int] | Callable[[], int]:
     """Return (shortest, longest) limit, both possible, or the user's function."""
     if isinstance(max_new_tokens, LengthSampler):
-        lengths = (max_new_tokens.min_value, max_new_tokens.max_value - 1)
-    elif callable(max_new_tokens):
+        max_new_tokens = (max_new_tokens.min_value, max_new_tokens.max_value - 1)
+    if callable(max_new_tokens):
         return max_new_tokens
-    elif isinstance(max_new_tokens, Sequence):
-        lengths = tuple(max_new_tokens)
-    else:
-        lengths = (max_new_tokens, max_new_tokens)
-    whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in lengths)
-    if not whole or len(lengths) != 2 or not 0 < lengths[0] <= lengths[1]:
-        got = max_new_tokens if not isinstance(max_new_tokens, LengthSampler) else lengths
-        rule = "be > 0, or (shortest, longest) with 0 < shortest <= longest, whole numbers"
-        refuse("max_new_tokens", rule, repr(got))
+    is_pair = isinstance(max_new_tokens, Sequence)
+    check_values("Sampler", {"max_new_tokens": (CountRange if is_pair else Count, max_new_tokens)})
+    lengths = tuple(max_new_tokens) if is_pair else (max_new_tokens, max_new_tokens)
     if min_new_tokens > lengths[0]:
         rule = f"be <= the least max_new_tokens, {lengths[0]}"
         refuse("min_new_tokens", rule, str(min_new_tokens))

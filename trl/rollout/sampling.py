@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from trl.anatomy import without_dropout
-from trl.batch import Rollout, check_left_padded, check_token_mask
+from trl.batch import Rollout, check_left_padded, check_token_mask, token_rows
 from trl.config import check_values
 from trl.config.errors import refuse
 from trl.config.section import section
 from trl.config.types import Count, Positive, PositiveShare, Whole
 from trl.core import at_least_fp32
-from trl.fit import check_positions
-from trl.rollout.checks import check_end_ids, check_queries, uncompiled
+from trl.fit import check_ids, check_positions
+from trl.rollout.checks import check_end_ids, uncompiled
 from trl.rollout.decoder import Decoder
 from trl.rollout.draw import draw_at, draw_from_logits, uniform
 from trl.rollout.stop import StopRule
@@ -29,6 +29,8 @@ from trl.rollout.stop import StopRule
 # Finished rows are taken out of the batch when they are this share of it: sooner would copy the
 # cache for each of them, later would compute tokens that nobody reads.
 _FINISHED_SHARE = 0.25
+
+_CUTS_NOTHING = {"top_k": 0, "top_p": 1, "min_new_tokens": 0}
 
 
 @section
@@ -46,12 +48,8 @@ class Distribution:
 
     def cuts(self) -> tuple[str, ...]:
         """Name the settings that take tokens out of the distribution, with their values."""
-        named = (
-            ("top_k", self.top_k, self.top_k > 0),
-            ("top_p", self.top_p, self.top_p < 1),
-            ("min_new_tokens", self.min_new_tokens, self.min_new_tokens > 0),
-        )
-        return tuple(f"{name}={value}" for name, value, cuts in named if cuts)
+        pairs = [(name, getattr(self, name)) for name in _CUTS_NOTHING]
+        return tuple(f"{name}={value}" for name, value in pairs if value != _CUTS_NOTHING[name])
 
     def draw(
         self, logits: Tensor, uniforms: Tensor, step: int, stop: StopRule
@@ -246,7 +244,8 @@ def sample(
         FloatingPointError: if the model gives NaN.
     """
     model = uncompiled(model, "model")
-    check_queries(model, queries)
+    token_rows("queries", queries)
+    check_ids(model, queries, "queries")
     check_values("sampling", {"max_new_tokens": (Count, max_new_tokens)})
     distribution = Distribution(temperature, top_k, top_p)
     stop = StopRule([] if eos_token_id is None else [eos_token_id])

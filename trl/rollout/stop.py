@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.stopping_criteria import StopStringCriteria
 
+from trl.config.errors import refuse
+
 
 class StopRule:
     """A response ends with one of some tokens, or with the token that completes a string.
@@ -35,20 +37,14 @@ class StopRule:
         for token_id in token_ids:
             whole = isinstance(token_id, Integral) and not isinstance(token_id, bool)
             if not whole or token_id < 0:
-                raise ValueError(
-                    f"`eos_token_id` must hold token ids >= 0, got {token_id!r}: use None for "
-                    "responses that never end early."
-                )
+                fix = "use None for responses that never end early"
+                refuse("eos_token_id", "hold token ids >= 0", repr(token_id), fix)
         listed = isinstance(strings, Sequence) and not isinstance(strings, str)
         if not listed or not all(isinstance(text, str) and text for text in strings):
-            raise ValueError(
-                f"`stop_strings` must be a list of texts that are not empty, got {strings!r}."
-            )
+            refuse("stop_strings", "be a list of texts that are not empty", repr(strings))
         if strings and tokenizer is None:
-            raise ValueError(
-                "`stop_strings` must come with a tokenizer, got none: pass "
-                "Sampler(tokenizer, stop_strings=...)."
-            )
+            fix = "pass Sampler(tokenizer, stop_strings=...)"
+            refuse("stop_strings", "come with a tokenizer", "none", fix)
         self._ids = torch.tensor([int(token) for token in token_ids], dtype=torch.long)
         self._strings: Any = _ends_with(tokenizer, list(strings)) if strings else None
 
