@@ -23,9 +23,9 @@ from transformers import PreTrainedTokenizerBase
 
 from trl import starter
 from trl.config import closest
-from trl.config.errors import refuse
+from trl.config.errors import refuse, shown
 from trl.config.recipe import STARTER, DataConfig
-from trl.data.sources import MODEL, Table, checked_texts, chosen_column, listed, read_table, short
+from trl.data.sources import MODEL, Table, checked_texts, chosen_column, listed, read_table
 from trl.rollout.queries import encode_queries
 from trl.rollout.sampler import Sampler
 
@@ -307,7 +307,7 @@ def _checked_messages(entry: Any, place: str, name: str) -> list[dict[str, Any]]
     messages = list(entry) if isinstance(entry, (list, tuple)) else [None]
     if not all(isinstance(m, Mapping) and "role" in m and "content" in m for m in messages):
         rule = "have chats in every row like the first, lists of {'role': ..., 'content': ...}"
-        refuse(name, rule, f"{short(entry)} in {place}", error=TypeError)
+        refuse(name, rule, f"{shown(entry)} in {place}", error=TypeError)
     return [dict(message) for message in messages]
 
 

@@ -75,9 +75,8 @@ def draw(
     # The salt makes the ids in the SVG other ones in each chart.
     with (
         matplotlib.rc_context(STYLE | {"svg.hashsalt": chart.slug}),
-        warnings.catch_warnings(),
+        warnings.catch_warnings(action="ignore"),  # signs that the font lacks, too large numbers
     ):
-        warnings.simplefilter("ignore")  # of signs that the font lacks, or numbers too large
         height = max(2.1, 0.7 * len(chart.panels)) + TOP + BOTTOM
         figure = Figure((WIDTH, height), dpi=200)
         grid = {

@@ -132,11 +132,8 @@ def _figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _paired(run: Run, with_name: bool) -> str | None:
     """How surely the mean reward of the held-out prompts has changed, prompt by prompt."""
-    changes = [
-        after.reward - before.reward
-        for before, after in run.pairs
-        if before.reward is not None and after.reward is not None
-    ]
+    rewards = [(before.reward, after.reward) for before, after in run.pairs]
+    changes = [after - before for before, after in rewards if None not in (before, after)]
     if len(changes) < 8:
         return None
     mean = statistics.fmean(changes)
@@ -158,13 +155,8 @@ def _chart(chart: Chart, runs: Sequence[Run], pictures: Path) -> dict[str, Any]:
     hover = []
     for place, panel in zip(places, chart.panels, strict=True):
         curves = [
-            {
-                "name": curve.label,
-                "run": curve.run,
-                "colour": curve.style % len(SERIES),
-                "x": [_short(value) for value in curve.x],
-                "y": [_short(value) for value in curve.y],
-            }
+            {"name": curve.label, "run": curve.run, "colour": curve.style % len(SERIES)}
+            | {"x": [*map(_short, curve.x)], "y": [*map(_short, curve.y)]}
             for curve in panel.curves
             if curve.kind != "stairs"
         ]
@@ -218,10 +210,9 @@ def _samples(runs: Sequence[Run], marks: Sequence[Mapping[str, MovedWord]]) -> l
             cells = [_cell(label, before, marks[first.number])]
             for number, (_, after) in zip(group, row, strict=True):
                 label = f"after, step {max(first.samples)}" if alone else runs[number].name
+                named = None if alone else runs[number]
                 if after is not None:
-                    cells.append(
-                        _cell(label, after, marks[number], None if alone else runs[number])
-                    )
+                    cells.append(_cell(label, after, marks[number], named))
             rows.append({"prompt": _cut(before.prompt), "cells": cells})
         blocks.append({"first": first, "alone": alone, "rows": rows})
     return blocks

@@ -33,6 +33,7 @@ from torch.profiler import ProfilerActivity, record_function
 from trl.anatomy import is_encoder_decoder, language_model, text_config
 from trl.batch import Rollout
 from trl.compute.precision import LOW_PRECISION
+from trl.config.errors import refuse
 from trl.models.trunk import decoder_layers
 from trl.ppo import PPOTrainer
 from trl.watch.markdown import markdown_table
@@ -277,7 +278,7 @@ class Profile:
 
     def __init__(self, folder: str | os.PathLike[str], trainer: PPOTrainer) -> None:
         if not isinstance(folder, str | os.PathLike):
-            raise TypeError(f"`profile` must be the name of a folder or None, got {folder!r}.")
+            refuse("profile", "be the name of a folder or None", repr(folder), error=TypeError)
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.trainer = trainer
