@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import trl
-from trl.report.charts import Chart, Curve, charts_of
+from trl.report.charts import Chart, charts_of
 from trl.report.drawing import SERIES, draw, swatch
 from trl.report.figures import (
     best_of,
@@ -64,7 +64,8 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
         lstrip_blocks=True,
         finalize=visible,
     )
-    environment.filters |= {"duration": duration, "swatch": _swatch_of}
+    environment.filters["duration"] = duration
+    environment.filters["swatch"] = lambda run: swatch(run.number)
     content = _content(read, page.with_suffix(""))
     html = environment.get_template("report.html.jinja").render(content)
     page.write_bytes(html.encode("utf-8"))
@@ -106,10 +107,6 @@ def _content(runs: Sequence[Run], pictures: Path) -> dict[str, Any]:
         "differ": settings_that_differ(runs) if len(runs) > 1 else [],
         "settings": settings_side_by_side(runs),
     }
-
-
-def _swatch_of(run: Run) -> dict[str, str]:
-    return swatch(Curve(run.name, run.number, run.number, [], []))
 
 
 # --- held-out figures -----------------------------------------------------------------------------
@@ -167,7 +164,9 @@ def _chart(chart: Chart, runs: Sequence[Run], pictures: Path) -> dict[str, Any]:
         "chart": chart,
         "svg": visible(svg),
         "hover": json.dumps(hover, separators=(",", ":")),
-        "legend": [(c.label, swatch(c)) for c in chart.legend if c.label not in names],
+        "legend": [
+            (c.label, swatch(c.style, c.kind)) for c in chart.legend if c.label not in names
+        ],
     }
 
 

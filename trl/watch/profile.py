@@ -121,10 +121,8 @@ def forward_flops(weights: Weights, tokens: Tokens) -> int:
     width, one for the logit and one for the mean. Softmax, norms and the like count nothing.
     """
     body = weights.trained + weights.passed + weights.frozen
-    attention = weights.attention + weights.frozen_attention
-    return (
-        2 * body * tokens.read + 2 * weights.head * tokens.predicted + 4 * attention * tokens.pairs
-    )
+    pairs = (weights.attention + weights.frozen_attention) * tokens.pairs
+    return 2 * body * tokens.read + 2 * weights.head * tokens.predicted + 4 * pairs
 
 
 def backward_flops(weights: Weights, tokens: Tokens) -> int:
@@ -136,13 +134,10 @@ def backward_flops(weights: Weights, tokens: Tokens) -> int:
     With all trained that is twice the forward pass: 6 in all for each weight and token.
     """
     body = 2 * weights.trained + weights.passed
-    head = weights.head * (2 if weights.head_trained else 1)
     # With nothing trained in the body no gradient goes through the head into it.
-    if not weights.trained and not weights.passed and not weights.head_trained:
-        head = 0
-    return (
-        2 * body * tokens.read + 2 * head * tokens.predicted + 8 * weights.attention * tokens.pairs
-    )
+    through = 1 if body or weights.head_trained else 0
+    head = weights.head * (through + weights.head_trained) * tokens.predicted
+    return 2 * body * tokens.read + 2 * head + 8 * weights.attention * tokens.pairs
 
 
 def iteration_flops(
