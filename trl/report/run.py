@@ -109,16 +109,8 @@ class Run:
     @property
     def evaluations(self) -> list[tuple[int, dict[str, float]]]:
         """Step and finite held-out figures of each evaluation, without the prefix `held_out/`."""
-        found = []
-        for row in self.metrics:
-            figures = {
-                key.removeprefix("held_out/"): value
-                for key, value in row.items()
-                if key.startswith("held_out/") and math.isfinite(value)
-            }
-            if figures:
-                found.append((int(row["step"]), figures))
-        return found
+        rows = [(int(row["step"]), _held_out(row)) for row in self.metrics]
+        return [(step, figures) for step, figures in rows if figures]
 
     @property
     def before(self) -> dict[str, float]:
@@ -153,9 +145,8 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
         FileNotFoundError: naming every folder that is not one of a run.
     """
     if isinstance(folders, (str, Path)):
-        refuse(
-            "runs", "be a list of folders", repr(folders), f"write [{folders!r}]", error=TypeError
-        )
+        fix = f"write [{folders!r}]"
+        refuse("runs", "be a list of folders", repr(folders), fix, error=TypeError)
     paths = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
     if not paths:
         refuse("runs", "hold at least one folder of a run")
@@ -208,11 +199,10 @@ def _read(path: Path, number: int, name: str) -> Run:
         )
         run.samples.setdefault(line["step"], []).append(sample)
     run.warnings = _rows(path / "warnings.jsonl", run.notes)
-    if run.pairs and len(run.pairs) < len(run.samples[min(run.samples)]):
-        run.notes.append(
-            f"samples.jsonl: {len(run.pairs)} of {len(run.samples[min(run.samples)])} held-out "
-            f"prompts have a response at step {max(run.samples)}; only these are compared."
-        )
+    if run.pairs and len(run.pairs) < (asked := len(run.samples[min(run.samples)])):
+        answered = f"{len(run.pairs)} of {asked} held-out prompts have a response at step"
+        last = f"{max(run.samples)}; only these are compared."
+        run.notes.append(f"samples.jsonl: {answered} {last}")
     return run
 
 
@@ -250,10 +240,8 @@ def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         except ValueError:
             row = None
             if number == len(lines):
-                notes.append(
-                    f"{path.name}: its last line is cut: the run goes on, or was stopped while it "
-                    "wrote."
-                )
+                why = "the run goes on, or was stopped while it wrote"
+                notes.append(f"{path.name}: its last line is cut: {why}.")
                 break
         step = row.get("step") if isinstance(row, dict) else None
         if type(step) is not int or step < 0:
@@ -263,11 +251,15 @@ def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             rows = [kept for kept in rows if kept["step"] < step]
         rows.append(row)
     if unread:
-        notes.append(
-            f"{path.name}: {unread} of {len(lines)} lines were left out, since they are not JSON "
-            "with a step."
-        )
+        what = f"{unread} of {len(lines)} lines were left out"
+        notes.append(f"{path.name}: {what}, since they are not JSON with a step.")
     return rows
+
+
+def _held_out(row: Mapping[str, float]) -> dict[str, float]:
+    """The finite held-out figures of a row, without the prefix `held_out/`."""
+    kept = [key for key in row if key.startswith("held_out/") and math.isfinite(row[key])]
+    return {key.removeprefix("held_out/"): row[key] for key in kept}
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
