@@ -223,12 +223,9 @@ def _cell(
     text, cut = _cut(sample.response)
     several = sample.parts if len(sample.parts) > 1 else {}
     facts = [f"{name[:40]} {shown('reward/part', value)}" for name, value in several.items()]
-    if sample.kl is not None:
-        facts.append(f"KL {shown('kl', sample.kl)}")
-    if sample.length is not None:
-        facts.append(f"{sample.length:.0f} tokens")
-    if sample.ended:
-        facts.append("ended by itself")
+    facts += [] if sample.kl is None else [f"KL {shown('kl', sample.kl)}"]
+    facts += [] if sample.length is None else [f"{sample.length:.0f} tokens"]
+    facts += ["ended by itself"] if sample.ended else []
     return {
         "label": label,
         "run": run,

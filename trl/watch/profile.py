@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, record_function
+from torch.profiler import record_function
 
 from trl.anatomy import is_encoder_decoder, language_model, text_config
 from trl.batch import Rollout
@@ -382,9 +382,7 @@ class Profile:
         return self.policy.above_trunk() if shared else self.policy
 
     def _tracer(self) -> torch.profiler.profile:
-        on_gpu = self.device.type == "cuda"
-        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
-        return torch.profiler.profile(activities=activities)
+        return torch.profiler.profile()  # of the CPU, and of a GPU if there is one
 
     def _write(self) -> None:
         summary = self.summary()
