@@ -30,7 +30,7 @@ def test_spellings_of_2020_set_our_fields():
 
 
 def test_a_setting_given_under_both_names_is_refused():
-    with pytest.raises(ValueError, match="`learning_rate` is given twice"):
+    with pytest.raises(ValueError, match="`learning_rate` must be given once"):
         PPOConfig.from_kwargs(lr=1e-3, learning_rate=1e-3)
 
 

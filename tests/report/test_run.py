@@ -4,7 +4,8 @@ import math
 import pytest
 
 from tests.training.run_folders import KL_NEGATIVE, make_run, write_lines
-from trl.report.run import flatten, read_runs
+from trl.config.writing import flatten
+from trl.report.run import read_runs
 
 
 def only(folder):
@@ -24,7 +25,7 @@ def test_a_whole_run(tmp_path):
     assert run.after["kl"] == run.evaluations[-1][1]["kl"]
     assert len(run.pairs) == 24
     assert all(before.prompt == after.prompt for before, after in run.pairs)
-    assert [(w.name, w.steps) for w in run.warnings] == [("kl_negative", [12, 13, 20])]
+    assert [(w["name"], w["step"]) for w in run.warnings] == [("kl_negative", 12)]
     assert run.notes == []
 
 
@@ -157,8 +158,7 @@ def test_a_folder_that_is_not_one_of_a_run(tmp_path):
     assert all(str(folder) in message for folder in folders)
     assert f"Runs are inside it: give {tmp_path / 'runs' / 'first'}." in message
     assert "it holds none of recipe.yaml, metrics.jsonl" in message
-    assert f"give the folder of the run, {tmp_path}." in message
-    assert "is not there: give the folder of a run, the `out` of its recipe." in message
+    assert "file is not the folder of a run: it is no folder. Give the folder that a" in message
 
 
 def test_runs_must_be_a_list_with_something_in_it(tmp_path):

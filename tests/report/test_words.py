@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from trl.report.words import marked, moved_words, words
 
 
-def test_z_scores_by_hand():
+def test_z_scores_by_hand(monkeypatch):
+    monkeypatch.setattr("trl.report.words.PRIOR", 0.5)
     # before: a 3, b 1 (n = 4); after: a 1, b 1, c 2 (n = 4); prior 0.5 of the counts of both:
     # α_a = 2, α_b = 1, α_c = 1, α_0 = 4
-    moved = {entry.word: entry for entry in moved_words(["a a", "a b"], ["c c a b"], prior=0.5)}
+    moved = {entry.word: entry for entry in moved_words(["a a", "a b"], ["c c a b"])}
     # a: log(3 / (8 − 3)) − log(5 / (8 − 5)) = log(9 / 25); variance 1/3 + 1/5 = 8/15
     assert moved["a"].z == pytest.approx(math.log(9 / 25) / math.sqrt(8 / 15), rel=1e-9)
     assert moved["a"].z == pytest.approx(-1.398954, rel=1e-5)
@@ -35,11 +36,6 @@ def test_what_rises_one_way_falls_the_other(one, two):
 def test_nothing_and_one_word_alone_do_not_move():
     assert moved_words([], []) == []
     assert [entry.z for entry in moved_words(["a a"], ["a"])] == [0]
-
-
-def test_the_prior_must_be_positive():
-    with pytest.raises(ValueError, match="`prior` must be > 0, got 0"):
-        moved_words(["a"], ["b"], prior=0)
 
 
 def test_words_of_any_script():

@@ -141,7 +141,7 @@ def make_run(
 
 KL_NEGATIVE = [
     {
-        "step": step,
+        "step": 12,
         "name": "kl_negative",
         "seen": "The KL to the reference is −1.3 nats per response, over the last 3 steps.",
         "causes": [
@@ -150,7 +150,6 @@ KL_NEGATIVE = [
         ],
         "fix": "Set sampling.top_k: 0 and sampling.top_p: 1.0.",
     }
-    for step in (12, 13, 20)
 ]
 ENTROPY = [
     {

@@ -115,7 +115,7 @@ def test_quiet_shows_nothing():
 
 def test_a_resumed_run_counts_its_own_time(monkeypatch):
     console = a_console(terminal=False)
-    seconds = iter([0.0, 0.0, 10.0, 20.0])
+    seconds = iter([0.0, 10.0, 20.0])
     monkeypatch.setattr("trl.watch.display.time.perf_counter", lambda: next(seconds))
     with Display(102, first_step=100, console=console) as display:
         display.row({"step": 101} | ROW)

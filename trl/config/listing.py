@@ -41,10 +41,9 @@ def _settings(cls: Any, prefix: str) -> Iterator[Setting]:
         inner, path = section_in(kind), f"{prefix}{name}"
         many = inner is not None and bare(kind) is not inner
         if inner is None or many or is_optional(kind):
-            written = (
-                default if isinstance(default, str) else json.dumps(default, default=lambda _: {})
-            )
+            if not isinstance(default, str):
+                default = json.dumps(default, default=lambda _: {})
             text = field.description or ""
-            yield Setting(path, words(kind), written, text, bare(kind) is bool)
+            yield Setting(path, words(kind), default, text, bare(kind) is bool)
         if inner is not None:
             yield from _settings(inner, f"{path}.N." if many else f"{path}.")

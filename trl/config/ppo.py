@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from trl.config.algorithms import FACTS, AlgorithmName
-from trl.config.errors import OLD_SPELLINGS
+from trl.config.errors import OLD_SPELLINGS, refuse
 from trl.config.section import Contradiction, section
 from trl.config.types import AboveOne, Count, NotNegative, Positive, PositiveShare, Share, Whole
 
@@ -145,9 +145,7 @@ class PPOConfig:
         for name, value in kwargs.items():
             ours = OLD_SPELLINGS.get(name, name)
             if ours in settings:
-                raise ValueError(
-                    f"`{ours}` is given twice, under its own name and as in 2020: keep one."
-                )
+                refuse(ours, "be given once", "it under its own name and as in 2020", "keep one")
             settings[ours] = value
         return cls(**settings)
 

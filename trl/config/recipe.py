@@ -376,15 +376,14 @@ class Recipe:
 
     def _of_rewards(self) -> Iterator[Contradiction]:
         """Yield what rewards and prompts ask of each other."""
-        prefixes, controlled = list(self.data.prefixes), False
+        prefixes, kinds = list(self.data.prefixes), {reward.kind for reward in self.reward}
         if all(reward.weight == 0 for reward in self.reward):
             yield "reward", "have a scorer with a weight other than 0"
         for index, reward in enumerate(self.reward):
-            controlled |= reward.kind == "control"
             if reward.kind == "control" and set(reward.targets) != set(prefixes):
                 rule = f"have a range for each of data.prefixes {prefixes} and no other"
                 yield f"reward[{index}].targets", rule
-        if prefixes and not controlled and self.data.prompts == STARTER:
+        if prefixes and "control" not in kinds and self.data.prompts == STARTER:
             rule = "be empty unless a reward is of kind 'control': nothing else tells them apart"
             yield "data.prefixes", rule
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import textwrap
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -23,6 +24,19 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("none", re.IG
 def as_mapping(instance: Any) -> Any:
     """Return a dataclass as dicts, lists, texts and numbers, as YAML and JSON have them."""
     return TypeAdapter(Any).dump_python(instance, mode="json")
+
+
+def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings, and lists of them, by dotted names: `ppo.gamma`, `reward.0.kind`."""
+    entries = nested
+    if isinstance(nested, list) and any(isinstance(entry, Mapping) for entry in nested):
+        entries = dict(enumerate(nested))
+    if not isinstance(entries, Mapping) or (prefix and not entries):
+        return {prefix: nested}
+    flat: dict[str, Any] = {}
+    for key, value in entries.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def dump(instance: Any, *, texts: bool = False) -> str:

@@ -23,9 +23,9 @@ from transformers import PreTrainedTokenizerBase
 
 from trl import starter
 from trl.config import closest
-from trl.config.errors import refuse
+from trl.config.errors import refuse, shown
 from trl.config.recipe import STARTER, DataConfig
-from trl.data.sources import MODEL, Table, checked_texts, chosen_column, listed, read_table, short
+from trl.data.sources import MODEL, Table, checked_texts, chosen_column, listed, read_table
 from trl.rollout.queries import encode_queries
 from trl.rollout.sampler import Sampler
 
@@ -95,9 +95,8 @@ def load_prompts(
     end = len(train) - (0 if apart else settings.held_out)
     if end <= 0:
         rule = f"be more than those held out (data.held_out: {settings.held_out:,})"
-        refuse(
-            "data.prompts", rule, f"{len(train):,} (left out: {_reasons(prepare.left_out) or 0})"
-        )
+        got = f"{len(train):,} (left out: {_reasons(prepare.left_out) or 0})"
+        refuse("data.prompts", rule, got)
     return PromptSplit(
         _with_prefixes(train[:end], settings.prefixes),
         _with_prefixes(held_out or train[end:], settings.prefixes),
@@ -202,9 +201,7 @@ class _Preparation:
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         whole = [row for row in rows if None not in row.values()]
         self.kept(whole, rows, "not the same tokens when encoded again")
-        filled = [
-            "".join(text + (row[key] if key else "") for text, key in pieces) for row in whole
-        ]
+        filled = ["".join(text + row.get(key, "") for text, key in pieces) for row in whole]
         texts = self.kept([text for text in filled if text.strip()], filled, "blank")
         if not settings.chat:
             return texts
@@ -256,9 +253,8 @@ class _Preparation:
         settings, tokenizer = self.settings, self.tokenizer
         if self.policy is None or tokenizer.bos_token_id is None:
             rule = "not be 'model' without a policy that writes them, from a BOS token"
-            refuse(
-                "data.prompts", rule, fix="pass policy=, set tokenizer.bos_token, or name a file"
-            )
+            fix = "pass policy=, set tokenizer.bos_token, or name a file"
+            refuse("data.prompts", rule, fix=fix)
         low, high = settings.model_prompt_tokens
         sampler = Sampler(tokenizer, max_new_tokens=(low, high), eos_token_id=None, seed=seed)
         begin = [torch.tensor([tokenizer.bos_token_id])] * min(settings.model_prompts, 256)
@@ -307,7 +303,7 @@ def _checked_messages(entry: Any, place: str, name: str) -> list[dict[str, Any]]
     messages = list(entry) if isinstance(entry, (list, tuple)) else [None]
     if not all(isinstance(m, Mapping) and "role" in m and "content" in m for m in messages):
         rule = "have chats in every row like the first, lists of {'role': ..., 'content': ...}"
-        refuse(name, rule, f"{short(entry)} in {place}", error=TypeError)
+        refuse(name, rule, f"{shown(entry)} in {place}", error=TypeError)
     return [dict(message) for message in messages]
 
 
@@ -349,16 +345,10 @@ def _first_tokens(
     To encode only the beginning of a long text is many times faster. It ends before a space, and
     counts only if it has a token to spare: the last one might be another in the whole text.
     """
-    beginnings = []
-    for text in texts:
-        end = text.find(" ", 6 * count + 24)
-        beginnings.append(text if end < 0 else text[:end])
+    ends = [text.find(" ", 6 * count + 24) for text in texts]
+    beginnings = [text if end < 0 else text[:end] for text, end in zip(texts, ends, strict=True)]
     rows = list(encoded(beginnings, tokenizer))
-    too_few = [
-        index
-        for index, row in enumerate(rows)
-        if len(row) <= count and len(beginnings[index]) < len(texts[index])
-    ]
+    too_few = [index for index, row in enumerate(rows) if len(row) <= count and ends[index] >= 0]
     whole = encoded([texts[index] for index in too_few], tokenizer)
     for index, row in zip(too_few, whole, strict=True):
         rows[index] = row

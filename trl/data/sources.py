@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from trl.config import closest
-from trl.config.errors import refuse
+from trl.config.errors import refuse, shown
 from trl.config.recipe import STARTER
 
 MODEL = "model"
@@ -37,6 +37,8 @@ COLUMNS = ("prompt", "query", "text", "messages")
 BY_DATASETS = ("json", "parquet")
 """Endings of files that the package datasets reads."""
 
+HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+"""A surrogate, which no tokenizer takes."""
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 """The rows of a file, each after the line that it ends in."""
@@ -92,11 +94,11 @@ def read_table(
         path = Path(source).expanduser()
     if not path.exists() and only_a_path(source):
         raise FileNotFoundError(f"`{name}` must be a file, got {source!r}.{_nearby(path)}")
-    if path.is_file() and _ending(source) not in (*READERS, *BY_DATASETS):
-        known = ", ".join(f".{ending}" for ending in (*READERS, *BY_DATASETS))
-        refuse(name, f"be a file that ends in one of {known}", repr(source), "convert it")
     if path.is_file() and _ending(source) in READERS:
         table = _read_file(path, name)
+    elif path.is_file() and _ending(source) not in BY_DATASETS:
+        known = ", ".join(f".{ending}" for ending in (*READERS, *BY_DATASETS))
+        refuse(name, f"be a file that ends in one of {known}", repr(source), "convert it")
     else:
         table = _read_dataset(source, path, subset, split, name)
     if not table.size:
@@ -129,20 +131,11 @@ def checked_texts(table: Table, column: str, name: str) -> list[str]:
     """
     texts = table.column(column)
     for row, text in enumerate(texts):
-        if not _is_text(text):
+        if not isinstance(text, str) or HALF_A_PAIR.search(text):
             rule = f"have a text (of valid Unicode) in column {column!r} of each row"
-            got = f"{short(text)} in {table.place(row)}"
+            got = f"{shown(text)} in {table.place(row)}"
             refuse(name, rule, got, "correct that row, or choose another column", error=TypeError)
     return texts
-
-
-def _is_text(entry: Any) -> bool:
-    """Whether it is a text without half a surrogate pair, which no tokenizer takes."""
-    try:
-        entry.encode()
-    except (AttributeError, UnicodeEncodeError):
-        return False
-    return True
 
 
 # What reads a file
@@ -177,9 +170,9 @@ def _json_lines(text: str) -> Rows:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"line {number}, {short(line)}: {error}") from error
+            raise ValueError(f"line {number}, {shown(line)}: {error}") from error
         if not isinstance(row, (str, dict)):
-            raise ValueError(f"line {number}, {short(row)}, is neither an object nor a text")
+            raise ValueError(f"line {number}, {shown(row)}, is neither an object nor a text")
         yield number, {"text": row} if isinstance(row, str) else row
 
 
@@ -274,10 +267,4 @@ def beside(name: str, other: str) -> str:
 
 def listed(table: Table) -> str:
     """Return a sentence on the columns of a table."""
-    return f"the columns of {table.source} are {', '.join(map(short, table.names))}"
-
-
-def short(value: Any) -> str:
-    """Return how a value is written, without its end if that is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"
+    return f"the columns of {table.source} are {', '.join(map(shown, table.names))}"

@@ -219,12 +219,11 @@ def reward_against_kl(chart: Chart, runs: Sequence[Run]) -> Chart | None:
 
 def spread_of_scores(chart: Chart, runs: Sequence[Run]) -> Chart | None:
     """Fill a chart with the scores at the first, the middle and the last step of each run."""
-    chosen = []
-    for run in runs:
-        steps = sorted(run.scores)
-        if steps:
-            when = {steps[0]: "first", steps[len(steps) // 2]: "middle", steps[-1]: "last"}
-            chosen.append((run, when))
+    chosen = [
+        (run, {steps[0]: "first", steps[len(steps) // 2]: "middle", steps[-1]: "last"})
+        for run in runs
+        if (steps := sorted(run.scores))
+    ]
     if not chosen:
         return None
     edges, shares = histogram([run.scores[step] for run, when in chosen for step in when])

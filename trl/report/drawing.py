@@ -75,9 +75,8 @@ def draw(
     # The salt makes the ids in the SVG other ones in each chart.
     with (
         matplotlib.rc_context(STYLE | {"svg.hashsalt": chart.slug}),
-        warnings.catch_warnings(),
+        warnings.catch_warnings(action="ignore"),  # signs that the font lacks, too large numbers
     ):
-        warnings.simplefilter("ignore")  # of signs that the font lacks, or numbers too large
         height = max(2.1, 0.7 * len(chart.panels)) + TOP + BOTTOM
         figure = Figure((WIDTH, height), dpi=200)
         grid = {
@@ -103,9 +102,8 @@ def draw(
         }
         rows = math.ceil(len(handles) / 3) if always_legend or len(handles) > 1 else 0
         if rows:
-            figure.legend(
-                handles.values(), handles, loc="upper left", bbox_to_anchor=(0, 0), ncols=3
-            )
+            place = {"loc": "upper left", "bbox_to_anchor": (0, 0)}
+            figure.legend(handles.values(), handles, ncols=3, **place)
         figure.suptitle(chart.title, x=0.03, y=1, ha="left", va="bottom", weight="bold", color=INK)
         png.parent.mkdir(parents=True, exist_ok=True)
         whole = Bbox([[0, -0.1 - 0.2 * rows], [WIDTH, height + 0.25]])
@@ -113,14 +111,10 @@ def draw(
     return _inline(svg.getvalue(), f"{chart.title}. {chart.note}"), places
 
 
-def swatch(curve: Curve) -> dict[str, str]:
-    """How a curve looks in a legend on the page."""
-    dash = DASHES[curve.style % len(DASHES)]
-    return {
-        "colour": f"var(--s{curve.style % len(SERIES)})",
-        "dash": " ".join(f"{1.5 * length:g}" for length in dash) or "none",
-        "kind": curve.kind,
-    }
+def swatch(style: int, kind: str = "line") -> dict[str, str]:
+    """How the curves of a style and kind look in a legend on the page."""
+    dash = " ".join(f"{1.5 * length:g}" for length in DASHES[style % len(DASHES)]) or "none"
+    return {"colour": f"var(--s{style % len(SERIES)})", "dash": dash, "kind": kind}
 
 
 def _place(axes: Any, width: float, height: float) -> dict[str, list[float]]:

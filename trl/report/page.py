@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import trl
-from trl.report.charts import Chart, Curve, charts_of
+from trl.report.charts import Chart, charts_of
 from trl.report.drawing import SERIES, draw, swatch
 from trl.report.figures import (
     best_of,
@@ -64,7 +64,8 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
         lstrip_blocks=True,
         finalize=visible,
     )
-    environment.filters |= {"duration": duration, "swatch": _swatch_of}
+    environment.filters["duration"] = duration
+    environment.filters["swatch"] = lambda run: swatch(run.number)
     content = _content(read, page.with_suffix(""))
     html = environment.get_template("report.html.jinja").render(content)
     page.write_bytes(html.encode("utf-8"))
@@ -108,10 +109,6 @@ def _content(runs: Sequence[Run], pictures: Path) -> dict[str, Any]:
     }
 
 
-def _swatch_of(run: Run) -> dict[str, str]:
-    return swatch(Curve(run.name, run.number, run.number, [], []))
-
-
 # --- held-out figures -----------------------------------------------------------------------------
 
 
@@ -132,11 +129,8 @@ def _figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _paired(run: Run, with_name: bool) -> str | None:
     """How surely the mean reward of the held-out prompts has changed, prompt by prompt."""
-    changes = [
-        after.reward - before.reward
-        for before, after in run.pairs
-        if before.reward is not None and after.reward is not None
-    ]
+    rewards = [(before.reward, after.reward) for before, after in run.pairs]
+    changes = [after - before for before, after in rewards if None not in (before, after)]
     if len(changes) < 8:
         return None
     mean = statistics.fmean(changes)
@@ -158,13 +152,8 @@ def _chart(chart: Chart, runs: Sequence[Run], pictures: Path) -> dict[str, Any]:
     hover = []
     for place, panel in zip(places, chart.panels, strict=True):
         curves = [
-            {
-                "name": curve.label,
-                "run": curve.run,
-                "colour": curve.style % len(SERIES),
-                "x": [_short(value) for value in curve.x],
-                "y": [_short(value) for value in curve.y],
-            }
+            {"name": curve.label, "run": curve.run, "colour": curve.style % len(SERIES)}
+            | {"x": [*map(_short, curve.x)], "y": [*map(_short, curve.y)]}
             for curve in panel.curves
             if curve.kind != "stairs"
         ]
@@ -175,7 +164,9 @@ def _chart(chart: Chart, runs: Sequence[Run], pictures: Path) -> dict[str, Any]:
         "chart": chart,
         "svg": visible(svg),
         "hover": json.dumps(hover, separators=(",", ":")),
-        "legend": [(c.label, swatch(c)) for c in chart.legend if c.label not in names],
+        "legend": [
+            (c.label, swatch(c.style, c.kind)) for c in chart.legend if c.label not in names
+        ],
     }
 
 
@@ -218,10 +209,9 @@ def _samples(runs: Sequence[Run], marks: Sequence[Mapping[str, MovedWord]]) -> l
             cells = [_cell(label, before, marks[first.number])]
             for number, (_, after) in zip(group, row, strict=True):
                 label = f"after, step {max(first.samples)}" if alone else runs[number].name
+                named = None if alone else runs[number]
                 if after is not None:
-                    cells.append(
-                        _cell(label, after, marks[number], None if alone else runs[number])
-                    )
+                    cells.append(_cell(label, after, marks[number], named))
             rows.append({"prompt": _cut(before.prompt), "cells": cells})
         blocks.append({"first": first, "alone": alone, "rows": rows})
     return blocks
@@ -233,12 +223,9 @@ def _cell(
     text, cut = _cut(sample.response)
     several = sample.parts if len(sample.parts) > 1 else {}
     facts = [f"{name[:40]} {shown('reward/part', value)}" for name, value in several.items()]
-    if sample.kl is not None:
-        facts.append(f"KL {shown('kl', sample.kl)}")
-    if sample.length is not None:
-        facts.append(f"{sample.length:.0f} tokens")
-    if sample.ended:
-        facts.append("ended by itself")
+    facts += [] if sample.kl is None else [f"KL {shown('kl', sample.kl)}"]
+    facts += [] if sample.length is None else [f"{sample.length:.0f} tokens"]
+    facts += ["ended by itself"] if sample.ended else []
     return {
         "label": label,
         "run": run,

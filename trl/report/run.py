@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from trl.config.errors import refuse
+from trl.config.writing import flatten
 
 WITHOUT = {
     "recipe.yaml": "the settings are not known",
@@ -31,6 +32,7 @@ WITHOUT = {
 }
 """The files of a run, and what a report lacks without them; nothing: a file may well be missing."""
 
+FIX = "Give the folder that a run wrote, the `out` of its recipe."
 PHASES = ("rollout", "evaluation", "optimisation")
 
 
@@ -49,25 +51,6 @@ class Sample:
 
 
 @dataclass(slots=True)
-class RunWarning:
-    """What looked wrong in a run; the same warning at several steps is one of these."""
-
-    name: str
-    seen: str
-    """At its first step."""
-    causes: list[str]
-    fix: str
-    steps: list[int]
-
-    @property
-    def when(self) -> str:
-        """Its steps, in words."""
-        if len(self.steps) == 1:
-            return f"step {self.steps[0]}"
-        return f"{len(self.steps)} times, steps {self.steps[0]} to {self.steps[-1]}"
-
-
-@dataclass(slots=True)
 class Run:
     """A run, as far as its folder tells."""
 
@@ -83,7 +66,8 @@ class Run:
     """The finite scores of each step."""
     samples: dict[int, list[Sample]] = field(default_factory=dict)
     """Responses to the held-out prompts, by step."""
-    warnings: list[RunWarning] = field(default_factory=list)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+    """What looked wrong: the rows of `trl.watch.diagnosis.Finding`."""
     summary: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     """What was missing or could not be read."""
@@ -125,16 +109,8 @@ class Run:
     @property
     def evaluations(self) -> list[tuple[int, dict[str, float]]]:
         """Step and finite held-out figures of each evaluation, without the prefix `held_out/`."""
-        found = []
-        for row in self.metrics:
-            figures = {
-                key.removeprefix("held_out/"): value
-                for key, value in row.items()
-                if key.startswith("held_out/") and math.isfinite(value)
-            }
-            if figures:
-                found.append((int(row["step"]), figures))
-        return found
+        rows = [(int(row["step"]), _held_out(row)) for row in self.metrics]
+        return [(step, figures) for step, figures in rows if figures]
 
     @property
     def before(self) -> dict[str, float]:
@@ -169,9 +145,8 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
         FileNotFoundError: naming every folder that is not one of a run.
     """
     if isinstance(folders, (str, Path)):
-        refuse(
-            "runs", "be a list of folders", repr(folders), f"write [{folders!r}]", error=TypeError
-        )
+        fix = f"write [{folders!r}]"
+        refuse("runs", "be a list of folders", repr(folders), fix, error=TypeError)
     paths = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
     if not paths:
         refuse("runs", "hold at least one folder of a run")
@@ -182,33 +157,14 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
     ]
 
 
-def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings, and lists of them, under dotted names: `ppo.gamma`, `reward.0.kind`."""
-    if isinstance(settings, Mapping) and (settings or not prefix):
-        entries: Any = settings.items()
-    elif isinstance(settings, list) and any(isinstance(entry, Mapping) for entry in settings):
-        entries = enumerate(settings)
-    else:
-        return {prefix: settings}
-    flat: dict[str, Any] = {}
-    for key, value in entries:
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
 def _not_a_run(path: Path) -> str | None:
     """Say why a folder is not one of a run, or nothing if it is."""
-    if not path.exists():
-        return f"{path} is not there: give the folder of a run, the `out` of its recipe."
-    if not path.is_dir():
-        return f"{path} is a file: give the folder of the run, {path.parent}."
     if any((path / name).is_file() for name in WITHOUT):
         return None
     inside = {str(file.parent) for name in WITHOUT for file in path.glob(f"*/{name}")}
-    fix = "Give the folder that a run wrote, the `out` of its recipe."
-    if inside:
-        fix = f"Runs are inside it: give {', '.join(sorted(inside)[:3])}."
-    return f"{path} is not the folder of a run: it holds none of {', '.join(WITHOUT)}. {fix}"
+    what = "holds none of " + ", ".join(WITHOUT) if path.is_dir() else "is no folder"
+    fix = f"Runs are inside it: give {', '.join(sorted(inside)[:3])}." if inside else FIX
+    return f"{path} is not the folder of a run: it {what}. {fix}"
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -233,8 +189,7 @@ def _read(path: Path, number: int, name: str) -> Run:
         rows.setdefault(line["step"], {}).update(_numbers(line))
     run.metrics = [rows[step] for step in sorted(rows)]
     for line in _rows(path / "scores.jsonl", run.notes):
-        scores = [score for score in line.get("scores", ()) if _finite(score) is not None]
-        if scores:
+        if scores := [s for s in line.get("scores", ()) if _finite(s) is not None]:
             run.scores[line["step"]] = scores
     for line in _rows(path / "samples.jsonl", run.notes):
         sample = Sample(
@@ -243,16 +198,11 @@ def _read(path: Path, number: int, name: str) -> Run:
             *(line.get("ended"), _numbers(line.get("parts", {}))),
         )
         run.samples.setdefault(line["step"], []).append(sample)
-    found: dict[str, RunWarning] = {}
-    for line in _rows(path / "warnings.jsonl", run.notes):
-        words = line["name"], line["seen"], line["causes"], line["fix"]
-        found.setdefault(line["name"], RunWarning(*words, [])).steps.append(line["step"])
-    run.warnings = list(found.values())
-    if run.pairs and len(run.pairs) < len(run.samples[min(run.samples)]):
-        run.notes.append(
-            f"samples.jsonl: {len(run.pairs)} of {len(run.samples[min(run.samples)])} held-out "
-            f"prompts have a response at step {max(run.samples)}; only these are compared."
-        )
+    run.warnings = _rows(path / "warnings.jsonl", run.notes)
+    if run.pairs and len(run.pairs) < (asked := len(run.samples[min(run.samples)])):
+        answered = f"{len(run.pairs)} of {asked} held-out prompts have a response at step"
+        last = f"{max(run.samples)}; only these are compared."
+        run.notes.append(f"samples.jsonl: {answered} {last}")
     return run
 
 
@@ -290,10 +240,8 @@ def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         except ValueError:
             row = None
             if number == len(lines):
-                notes.append(
-                    f"{path.name}: its last line is cut: the run goes on, or was stopped while it "
-                    "wrote."
-                )
+                why = "the run goes on, or was stopped while it wrote"
+                notes.append(f"{path.name}: its last line is cut: {why}.")
                 break
         step = row.get("step") if isinstance(row, dict) else None
         if type(step) is not int or step < 0:
@@ -303,11 +251,15 @@ def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             rows = [kept for kept in rows if kept["step"] < step]
         rows.append(row)
     if unread:
-        notes.append(
-            f"{path.name}: {unread} of {len(lines)} lines were left out, since they are not JSON "
-            "with a step."
-        )
+        what = f"{unread} of {len(lines)} lines were left out"
+        notes.append(f"{path.name}: {what}, since they are not JSON with a step.")
     return rows
+
+
+def _held_out(row: Mapping[str, float]) -> dict[str, float]:
+    """The finite held-out figures of a row, without the prefix `held_out/`."""
+    kept = [key for key in row if key.startswith("held_out/") and math.isfinite(row[key])]
+    return {key.removeprefix("held_out/"): row[key] for key in kept}
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:

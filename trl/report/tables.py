@@ -78,13 +78,8 @@ def _sections(runs: Sequence[Run]) -> list[list[Row]]:
         values = [(run.after or run.before).get(key) for run in runs]
         texts = [shown(key, value) for value in values]
         figures.append((figure_name(key), texts, best_of(key, runs, values)))
-    peaks = [
-        max(
-            ((f["reward/mean"], -step) for step, f in run.evaluations if "reward/mean" in f),
-            default=None,
-        )
-        for run in runs
-    ]
+    means = [[(f.get("reward/mean"), -step) for step, f in run.evaluations] for run in runs]
+    peaks = [max((peak for peak in of if peak[0] is not None), default=None) for of in means]
     if any(peaks):
         texts = [f"{shown('reward/mean', p[0])} (step {-p[1]})" if p else "–" for p in peaks]
         best = best_of("reward/mean", runs, [p and p[0] for p in peaks])

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from trl.config.errors import refuse
-
+PRIOR = 0.1
+"""Weight of the prior: the share of the words seen that it counts once more."""
 BEYOND_CHANCE = 1.96
 """|z| that a word which did not move exceeds one time in twenty."""
 
@@ -29,9 +29,7 @@ class MovedWord:
     z: float
 
 
-def moved_words(
-    before: Iterable[str], after: Iterable[str], *, prior: float = 0.1
-) -> list[MovedWord]:
+def moved_words(before: Iterable[str], after: Iterable[str]) -> list[MovedWord]:
     """Weighted log-odds of words with an informative Dirichlet prior (Monroe, Colaresi and Quinn,
     "Fightin' Words", Political Analysis 16, 2008, equation 22).
 
@@ -40,26 +38,23 @@ def moved_words(
         z_w = δ_w / √(1 / (a_w + α_w) + 1 / (b_w + α_w))
 
     a_w and b_w count word w after and before, n are their sums. The prior is informed by both sides
-    together: α_w = prior · (a_w + b_w), α_0 = Σ_w α_w. Without it, words seen once would lead.
+    together: α_w = PRIOR · (a_w + b_w), α_0 = Σ_w α_w. Without it, words seen once would lead.
 
     Args:
         before: Texts before.
         after: Texts after.
-        prior: Weight of the prior: the share of the words seen that it counts once more.
 
     Returns:
         Every word, the one with the largest z first; equal ones in the order of the alphabet.
     """
-    if not prior > 0:
-        refuse("prior", "be > 0", str(prior))
     counts_before = Counter(word for text in before for word in words(text))
     counts_after = Counter(word for text in after for word in words(text))
     total_before, total_after = counts_before.total(), counts_after.total()
-    alpha_all = prior * (total_before + total_after)
+    alpha_all = PRIOR * (total_before + total_after)
     vocabulary = counts_before.keys() | counts_after.keys()
     moved = []
     for word in vocabulary:
-        alpha = prior * (counts_before[word] + counts_after[word])
+        alpha = PRIOR * (counts_before[word] + counts_after[word])
         with_word_before = counts_before[word] + alpha
         with_word_after = counts_after[word] + alpha
         z = 0.0

@@ -24,8 +24,9 @@ from transformers import AutoTokenizer
 
 from trl import starter
 from trl.batch import Rollout
+from trl.config.errors import shown
 from trl.config.recipe import RewardConfig
-from trl.data.sources import checked_texts, chosen_column, read_table, short
+from trl.data.sources import checked_texts, chosen_column, read_table
 from trl.evaluation.scores import score
 from trl.models.loading import quiet_transformers
 from trl.models.with_value_head import load_policy
@@ -157,7 +158,7 @@ def read_texts(source: str) -> list[str | Pair]:
     if not Path(source).expanduser().exists() and not HUB_NAME.fullmatch(source):
         raise FileNotFoundError(
             "TEXTS must be a file with one text a line, a table, or a dataset on the hub, got "
-            f"{short(source)}, which is not there; for a text: echo '…' | trl score -."
+            f"{shown(source)}, which is not there; for a text: echo '…' | trl score -."
         )
     table = read_table(source, name="TEXTS")
     if {"prompt", "response"} <= set(table.names):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from trl.anatomy import language_model
 from trl.batch import Rollout
 from trl.config import PPOConfig
+from trl.scored import totals
 from trl.watch.symptoms import SYMPTOMS, History, correlation, is_constant
 
 __all__ = ["Diagnosis", "Finding"]
@@ -180,8 +181,7 @@ def _of_scores(rollout: Rollout, scores: Tensor) -> dict[str, float]:
 
     Nothing if the scores are those of all processes, and the rollout is that of one.
     """
-    scores = scores.detach().cpu().double()
-    scores = scores if scores.ndim == 1 else scores.sum(1)
+    scores = totals(scores.detach().cpu().double())
     if len(scores) != len(rollout):
         return {}
     lengths = rollout.response_mask.sum(1).cpu().double()

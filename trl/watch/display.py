@@ -81,7 +81,6 @@ class Display:
         self._shown: Text | None = None
         self._shown_since = 0
         self._waiting: Text | None = None
-        self._started = time.perf_counter()
         self._bar = Progress(
             TextColumn(title),
             BarColumn(bar_width=None),
@@ -162,8 +161,7 @@ class Display:
         return " · ".join(form.format(known[name]) for name, form in FIGURES if name in known)
 
     def _picture(self) -> Group:
-        parts = [self._bar, Text(self._line()), self._shown]
-        return Group(*(part for part in parts if part is not None))
+        return Group(self._bar, Text(self._line()), *([self._shown] if self._shown else []))
 
 
 def _is_live(console: Console) -> bool:
@@ -181,9 +179,5 @@ def _plain(text: str) -> str:
 
 def _readable(text: str) -> str:
     """Return a text without characters that are not for reading; its lines stay."""
-    return "".join(
-        character
-        if character.isprintable() or character == "\n"
-        else (" " if character.isspace() else "�")
-        for character in text
-    )
+    kept = (c if c.isprintable() or c == "\n" else " " if c.isspace() else "�" for c in text)
+    return "".join(kept)

@@ -28,11 +28,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, record_function
+from torch.profiler import record_function
 
 from trl.anatomy import is_encoder_decoder, language_model, text_config
 from trl.batch import Rollout
 from trl.compute.precision import LOW_PRECISION
+from trl.config.errors import refuse
 from trl.models.trunk import decoder_layers
 from trl.ppo import PPOTrainer
 from trl.watch.markdown import markdown_table
@@ -120,10 +121,8 @@ def forward_flops(weights: Weights, tokens: Tokens) -> int:
     width, one for the logit and one for the mean. Softmax, norms and the like count nothing.
     """
     body = weights.trained + weights.passed + weights.frozen
-    attention = weights.attention + weights.frozen_attention
-    return (
-        2 * body * tokens.read + 2 * weights.head * tokens.predicted + 4 * attention * tokens.pairs
-    )
+    pairs = (weights.attention + weights.frozen_attention) * tokens.pairs
+    return 2 * body * tokens.read + 2 * weights.head * tokens.predicted + 4 * pairs
 
 
 def backward_flops(weights: Weights, tokens: Tokens) -> int:
@@ -135,13 +134,10 @@ def backward_flops(weights: Weights, tokens: Tokens) -> int:
     With all trained that is twice the forward pass: 6 in all for each weight and token.
     """
     body = 2 * weights.trained + weights.passed
-    head = weights.head * (2 if weights.head_trained else 1)
     # With nothing trained in the body no gradient goes through the head into it.
-    if not weights.trained and not weights.passed and not weights.head_trained:
-        head = 0
-    return (
-        2 * body * tokens.read + 2 * head * tokens.predicted + 8 * weights.attention * tokens.pairs
-    )
+    through = 1 if body or weights.head_trained else 0
+    head = weights.head * (through + weights.head_trained) * tokens.predicted
+    return 2 * body * tokens.read + 2 * head + 8 * weights.attention * tokens.pairs
 
 
 def iteration_flops(
@@ -277,7 +273,7 @@ class Profile:
 
     def __init__(self, folder: str | os.PathLike[str], trainer: PPOTrainer) -> None:
         if not isinstance(folder, str | os.PathLike):
-            raise TypeError(f"`profile` must be the name of a folder or None, got {folder!r}.")
+            refuse("profile", "be the name of a folder or None", repr(folder), error=TypeError)
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.trainer = trainer
@@ -386,9 +382,7 @@ class Profile:
         return self.policy.above_trunk() if shared else self.policy
 
     def _tracer(self) -> torch.profiler.profile:
-        on_gpu = self.device.type == "cuda"
-        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
-        return torch.profiler.profile(activities=activities)
+        return torch.profiler.profile()  # of the CPU, and of a GPU if there is one
 
     def _write(self) -> None:
         summary = self.summary()

@@ -31,6 +31,7 @@ from accelerate.state import PartialState
 
 from trl.config.errors import refuse
 from trl.config.recipe import TRACKERS
+from trl.config.writing import flatten
 from trl.watch.markdown import escaped, markdown_table
 
 IDS = "trackers.json"
@@ -134,7 +135,8 @@ class Trackers:
                 them gets columns of its own.
             step: When they were written.
         """
-        if rows := [_flat(sample) for sample in samples]:
+        # Without a scorer of parts there is no column for them.
+        if rows := [flatten({k: v for k, v in row.items() if v != {}}) for row in samples]:
             self._each(lambda tracker: _send_samples(tracker, rows, step))
 
     def close(self) -> None:
@@ -199,7 +201,7 @@ class Trackers:
         if tracker.name == "mlflow":
             self.ids["mlflow"] = tracker.tracker.info.run_id
             if self.resume_step is None:
-                tracker.store_init_configuration(_flat(self.config))
+                tracker.store_init_configuration(flatten(self.config))
         elif tracker.name == "tensorboard" and self.resume_step is None:
             # As text: its table of hyperparameters would make a run of its own beside this one.
             settings = json.dumps(self.config, indent=2, default=str)
@@ -235,12 +237,3 @@ def tracked_name(name: str) -> str:
     first = name.partition("/")[0]
     group = "speed/" if first in SPEED else "progress/" if first in PROGRESS else ""
     return re.sub(r"[^\w\-./ ]", "_", group + (name.replace("/", "_") if group else name))
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by their dotted paths."""
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        inner = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
-    return flat
