@@ -7,8 +7,31 @@ import pytest
 
 from tests.code_lines import by_file, by_room, long_functions
 
-MOST = {}
-IN_ALL = 0
+MOST = {
+    "__init__.py": 67,
+    "__main__.py": 4,
+    "anatomy.py": 98,
+    "batch.py": 343,
+    "cli.py": 383,
+    "compute": 643,
+    "config": 847,
+    "core.py": 239,
+    "data": 483,
+    "evaluation": 766,
+    "fit.py": 37,
+    "gpt2.py": 78,
+    "kernels": 162,
+    "models": 1478,
+    "optimization": 912,
+    "ppo.py": 369,
+    "report": 1011,
+    "rollout": 928,
+    "scored.py": 135,
+    "starter": 16,
+    "training": 2109,
+    "watch": 1075,
+}
+IN_ALL = 12183
 MOST_IN_A_FILE, MOST_IN_A_FUNCTION = 450, 60
 
 

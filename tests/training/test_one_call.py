@@ -203,6 +203,10 @@ def test_on_step_ends_a_run_that_may_go_on(tmp_path):
     assert [row["step"] for row in history] == [0, 1, 2, 3]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["steps"], summary["reason"]) == (3, "`on_step` ended it")
+    # Step 3 was not due for an evaluation; as the last one it gets it.
+    last = lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert summary["after"] == {k: v for k, v in last.items() if k.startswith("held_out/")}
+    assert summary["after"]["held_out/kl"] != summary["before"]["held_out/kl"]
     model, history = train(tmp_path / "run", resume="auto")
     assert [row["step"] for row in history] == list(range(7))
     whole = train(tmp_path / "whole")

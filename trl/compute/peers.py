@@ -13,7 +13,8 @@ import os
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from types import TracebackType
 
@@ -38,6 +39,17 @@ def watch_peers(accelerator: Accelerator) -> None:
         _peers = Peers(accelerator.process_index, accelerator.num_processes)
 
 
+@contextmanager
+def told_to_peers() -> Iterator[None]:
+    """Tell the other processes of a failure inside that may be caught further out."""
+    try:
+        yield
+    except BaseException as error:
+        if _peers is not None:
+            _peers.tell(error)
+        raise
+
+
 class Peers:
     """Watches the other processes, from a thread of its own.
 
@@ -52,6 +64,7 @@ class Peers:
         default = torch.distributed.distributed_c10d._get_default_store()
         self._store = torch.distributed.PrefixStore("trl-peers", default)
         self._failure: str | None = None  # of another
+        self._told = False
         self._hook = sys.excepthook
         sys.excepthook = self._excepthook
         self._ending = threading.Event()
@@ -68,15 +81,25 @@ class Peers:
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
         """Report what ends this process; where it is another's failure, say so in a line."""
+        if self._told or self.tell(error):
+            self._hook(kind, error, trace)
+
+    def tell(self, error: BaseException) -> bool:
+        """Tell the others that this process ends by an error, unless it is for one of theirs.
+
+        Returns:
+            Whether it is its own.
+        """
+        self._told = True
         # A RuntimeError may be that of a collective which others have left.
         if isinstance(error, RuntimeError) and self._another_has_failed():
             self._say_whose()
-            return
-        self._hook(kind, error, trace)
+            return False
         with suppress(RuntimeError, OSError):  # the store is gone, and with it the others
-            reason = f"rank {self.rank} failed: {kind.__name__}: {error}"
+            reason = f"rank {self.rank} failed: {type(error).__name__}: {error}"
             self._store.set("failure", reason[:2000])
             time.sleep(HEARD)
+        return True
 
     def _say_whose(self) -> None:
         print(f"rank {self.rank} stops, since {self._failure}", file=sys.stderr, flush=True)

@@ -26,6 +26,7 @@ from torch import nn
 
 import trl
 from trl import config as settings
+from trl.compute.peers import told_to_peers
 from trl.compute.precision import make_accelerator
 from trl.config.recipe import Recipe
 from trl.evaluation.scores import pairs_of
@@ -94,7 +95,7 @@ def run_recipe(recipe: Recipe, resume: str | Path | None = None) -> Result:
     """
     folder = RunFolder(Path(recipe.out).expanduser())
     accelerator = make_accelerator(recipe.ppo.precision)
-    with opened(folder, resume, accelerator) as (checkpoint, notes):
+    with told_to_peers(), opened(folder, resume, accelerator) as (checkpoint, notes):
         if checkpoint is not None:
             check_same(folder, recipe)
         check_trackers(recipe.tracking.to)  # cheap, so it comes first
@@ -212,11 +213,14 @@ class Run:
         row = {"step": step, "episodes": step * self.trainer.config.batch_size} | row
         self.stopped = self._kl_too_large(row)
         last = step == recipe.total_steps or self.stopped is not None
-        if self.parts.held_out is not None and (step % recipe.eval_every == 0 or last):
+        due = step % recipe.eval_every == 0 or last
+        if self.parts.held_out is not None and due:
             row |= self._evaluate()
+        enough = self._any(bool(self.on_row(row)))
+        if self.parts.held_out is not None and enough and not due:
+            row |= self._evaluate()  # the last one, as it turns out
         assert loop.rollout is not None
         self._write_row(row, loop.all_scores.tolist())
-        enough = bool(self.on_row(row))
         self._tell(self.diagnosis.look(row, loop.rollout, loop.scores))
         self.display.row(row)
         if not self.display.console.quiet:
@@ -315,8 +319,8 @@ class Run:
             self.accelerator.wait_for_everyone()
 
     def _end(self, reason: str) -> Result:
-        summary = self._summary(reason, finished=True)
         self._save_policy("policy")
+        summary = self._summary(reason, finished=True)
         if self.main:
             report = write_report([self.path], self.path)
             if not self.recipe.quiet:
