@@ -73,7 +73,9 @@ class ModelConfig:
     """Train the last so many layers only; the others are shared with the reference."""
     lora: LoRAConfig | None = None
     """Train a low-rank adapter only; the reference is the model without it."""
-    reference: Literal["copy", "adapters-off", "shared-trunk", "none"] | None = None
+    reference: (
+        Literal["copy", "adapters-off", "adapter-at-start", "shared-trunk", "none"] | None
+    ) = None
     """What the KL is measured against. None: what suits the model."""
 
     def contradictions(self) -> Iterator[Contradiction]:
@@ -81,8 +83,8 @@ class ModelConfig:
         if self.lora is not None and self.unfrozen_layers is not None:
             rule = "be None beside `lora`, which trains its adapter only"
             yield "unfrozen_layers", rule, "keep one of the two"
-        if self.reference == "adapters-off" and self.lora is None:
-            yield "reference", "not be adapters-off without `lora`", "set `lora`"
+        if str(self.reference).startswith("adapter") and self.lora is None:
+            yield "reference", f"not be {self.reference} without `lora`", "set `lora`"
         if self.reference == "shared-trunk" and self.unfrozen_layers is None:
             yield "reference", "not be shared-trunk without `unfrozen_layers`", "set it"
 
