@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -251,6 +252,32 @@ def test_a_field_of_another_size_is_named(name):
     named = {"queries": "query_mask", "responses": "response_mask"}.get(name, name)
     with pytest.raises(ValueError, match=f"^`{named}` must "):
         replace(whole, **{name: value}).check()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "rule"),
+    [
+        ("ended", [True, False, True], TypeError, "be a tensor, got list"),
+        ("ended", torch.ones(3), ValueError, "be bool, got torch.float32"),
+        ("group_ids", torch.ones(3), ValueError, "be one whole number for each"),
+        ("values", [[0.0] * 5] * 3, TypeError, "be a tensor, got list"),
+        ("values", torch.zeros(3, 5).long(), ValueError, "be floating-point numbers"),
+        ("values", torch.full((3, 5), math.nan), ValueError, "be finite .*, got nan"),
+        ("behaviour_logprobs", torch.full((3, 5), -math.inf), ValueError, "be finite .*, got -inf"),
+        ("behaviour_logprobs", torch.full((3, 5), 0.5), ValueError, ".*at most 0, got 0.5"),
+    ],
+)
+def test_what_was_recorded_is_looked_at(name, value, error, rule):
+    """A list raised once weights had changed; NaN was blamed on the learning rate."""
+    with pytest.raises(error, match=f"^`{name}` must {rule}"):
+        replace(full(), **{name: value}).check()
+
+
+def test_what_stands_outside_of_the_mask_may_be_anything():
+    whole = full()
+    mask = whole.response_mask
+    assert not mask.all()
+    replace(whole, behaviour_logprobs=torch.where(mask, -1.0, math.nan)).check()
 
 
 def test_columns_of_other_names_are_not_joined():

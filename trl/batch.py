@@ -30,6 +30,9 @@ from trl.core import position_ids_from_mask
 
 TokenLists = Tensor | Sequence[Tensor]
 
+MOST_LOG_PROB = 1e-2
+"""A log-prob is at most 0, up to rounding in low precision."""
+
 
 def pad_and_cat(columns: Sequence[Tensor], *, left: bool = False) -> Tensor:
     """Join tensors [b, L] below each other, padded with 0 to the longest."""
@@ -96,7 +99,7 @@ class ResponseOutput(NamedTuple):
     """Entropy in nats of the distribution that the token was drawn from."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rollout:
     """A batch of queries and responses. All masks are bool, True = a token that counts.
 
@@ -198,6 +201,9 @@ class Rollout:
         (rows, before), after = self.queries.shape, self.responses.shape[1]
         sizes = {"B": rows, "Q": before, "R": after, "T−1": before + after - 1}
         for name, (axes, value) in self._known().items():
+            if axes.names and axes not in (TUPLE, TUPLES) and not isinstance(value, Tensor):
+                got, fix = type(value).__name__, f"wrap it in torch.tensor({name})"
+                refuse(name, "be a tensor", got, fix, error=TypeError)
             if isinstance(value, Tensor):
                 found = list(value.shape)
                 shape = [sizes[axis] for axis in axes.names if axis in sizes]
@@ -208,6 +214,28 @@ class Rollout:
                     if len(column) != rows:
                         rule = f"have one entry for each of the {rows} rows of this Rollout"
                         refuse(name, rule, str(len(column)))
+        self._check_recorded()
+
+    def _check_recorded(self) -> None:
+        """Raise a ValueError unless what was recorded are numbers of the kind that it says."""
+        if self.ended is not None and self.ended.dtype != torch.bool:
+            refuse("ended", "be bool", str(self.ended.dtype), "use ended.bool()")
+        if self.group_ids is not None:
+            _group_numbers(self.group_ids, len(self))
+        for name in ("behaviour_logprobs", "values"):
+            numbers = getattr(self, name)
+            if numbers is None:
+                continue
+            if not numbers.is_floating_point():
+                refuse(name, "be floating-point numbers", str(numbers.dtype))
+            counted = numbers[self.response_mask.to(numbers.device)]
+            if not counted.isfinite().all():
+                bad = counted[~counted.isfinite()][0].item()
+                refuse(name, "be finite on the tokens that count", str(bad))
+            if name == "behaviour_logprobs" and counted.max() > MOST_LOG_PROB:
+                got = f"{counted.max().item():.3g}"
+                fix = "a probability is at most 1; pass log-probs, not probabilities or values"
+                refuse(name, "be log-probs, at most 0", got, fix)
 
     def _known(self) -> dict[str, tuple[Axes, Any]]:
         """Return the fields that are not None, each with its axes."""
