@@ -499,3 +499,10 @@ def test_concat_of_what_does_not_belong_together():
         Rollout.concat([rollout, replace(rollout, ended=torch.tensor([True]))])
     with pytest.raises(ValueError, match=r"the same `temperature`"):
         Rollout.concat([rollout, replace(rollout, temperature=0.5)])
+
+
+@pytest.mark.parametrize("bad", [0.5, math.nan, 2.0])
+def test_a_mask_of_something_between_is_refused(bad):
+    mask = [torch.tensor([1.0, bad])]
+    with pytest.raises(ValueError, match=r"`response_masks\[0\]` must be True and False, or 1 and"):
+        Rollout.from_lists(torch.ones(1, 1).long(), torch.ones(1, 2).long(), response_masks=mask)

@@ -113,3 +113,10 @@ def test_the_starter_models_are_found_without_torch():
         "assert folder.is_dir() and 'torch' not in sys.modules; from trl import Loop, as_scorer"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("learning_rate", 1e38), ("adam_eps", 1e-300)])
+def test_what_no_float32_update_survives_is_refused(name, value):
+    """The weights were NaN after the first update, and not "those after the last good one"."""
+    with pytest.raises(ValueError, match=f"`{name}` must be at (most|least) "):
+        PPOConfig(**{name: value})

@@ -105,3 +105,11 @@ def test_parts_of_a_rollout_are_joined_as_wide_as_the_widest():
     assert both.means() == pytest.approx({"a": 10 / 3, "b": 8.0})
     flat = Scored.concat([Scored(torch.tensor([1.0])), Scored(torch.tensor([2.0]))])
     assert flat.scores.tolist() == [1.0, 2.0]
+
+
+def test_a_number_that_no_float_holds_is_bad_scores():
+    rollout = Rollout.from_lists(torch.ones(2, 1).long(), torch.ones(2, 1).long())
+    with pytest.raises(BadScores, match="one number for each of the 2 responses, got 1000"):
+        score_tensor([1.0, 10**400], rollout)
+    with pytest.raises(BadScores, match="finite numbers"):
+        score_tensor([1.0, float("inf")], rollout)

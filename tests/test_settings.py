@@ -479,6 +479,7 @@ words = st.one_of(
     st.sampled_from(["[negative] ", " a", "a ", "\ufeff", "\u2028", "😀", "größe", "\x7f", "\x85"]),
 )
 positive = st.floats(0, exclude_min=True, allow_infinity=False)
+rates = st.floats(1e-30, 100)
 shares = st.floats(0, 1)
 counts = st.integers(1, 2**62)
 
@@ -531,7 +532,7 @@ def recipes(draw):
         sampling=SamplingConfig(stop_strings=tuple(draw(st.lists(words, max_size=3)))),
         reward=tuple(rewards),
         ppo=PPOConfig(
-            learning_rate=draw(positive),
+            learning_rate=draw(rates),
             gamma=draw(shares),
             init_kl_coef=draw(positive),
             clip_scores=draw(maybe(positive)),

@@ -577,6 +577,8 @@ def _padded_masks(masks: Sequence[Tensor] | Tensor, responses: list[Tensor]) -> 
             got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
             rule = f"be a tensor of the shape {list(response.shape)} of its response"
             refuse(name, rule, str(got))
+        if not ((mask == 0) | (mask == 1)).all():
+            refuse(name, "be True and False, or 1 and 0", str(mask.tolist()))
         if not mask.bool().any():
             refuse(name, "count a token", "none", "leave the row out")
     return pad_rows(rows, left=False)[0].bool()

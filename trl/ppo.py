@@ -29,7 +29,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from trl.anatomy import is_encoder_decoder, without_dropout
+from trl.anatomy import is_encoder_decoder, language_model, response_start, without_dropout
 from trl.batch import ResponseOutput, Rollout, TokenLists
 from trl.compute.passes import micro_batches, response_output, with_trunk_states
 from trl.compute.precision import check_first_ratio
@@ -112,7 +112,8 @@ class PPOTrainer:
         if ref_model == "none" and config.init_kl_coef != 0:
             fix = "set it, or leave `ref_model` out"
             refuse("init_kl_coef", "be 0 without a reference", str(config.init_kl_coef), fix)
-        if config.pretraining_coef and is_encoder_decoder(model):
+        self._encodes = is_encoder_decoder(model)
+        if config.pretraining_coef and self._encodes:
             rule = (
                 "be 0 for an encoder-decoder model, whose pretraining is not to go on with a text"
             )
@@ -499,8 +500,9 @@ class PPOTrainer:
 
     def _checked_here(self, *arguments: Any) -> tuple[Rollout, Tensor, list[Rollout]]:
         check_enabled(self.model)
+        start = response_start(language_model(self.model)) if self._encodes else ()
         rollout, scores = rollout_and_scores(
-            *arguments, config=self.config, algorithm=self.algorithm
+            *arguments, config=self.config, algorithm=self.algorithm, start=start
         )
         device = self.accelerator.device
         rollout = rollout.to(device)  # its parts may lie on several, a query on the CPU say

@@ -167,11 +167,16 @@ def number_entries(found: Any, rows: int) -> list[float | list[float]]:
     wrong = [
         row
         for row, entry in enumerate(entries)
-        if not all(isinstance(x, Real) for x in (entry if isinstance(entry, list) else [entry]))
+        if not all(_is_number(x) for x in (entry if isinstance(entry, list) else [entry]))
     ]
     if wrong:
         raise BadScores(rule, shorten(entries[wrong[0]]), rows=wrong)
     return entries
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether it is a real number that a float can hold; one that is not finite is, too."""
+    return isinstance(value, Real) and not (isinstance(value, int) and abs(value) >= 2**1023)
 
 
 def _placed(entries: Sequence[float | list[float]], rollout: Rollout) -> Tensor:

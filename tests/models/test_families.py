@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from tests.conftest import ragged
 from tests.families import CAUSAL, SEQ2SEQ, VOCABULARY, tiny_model
+from trl.anatomy import response_start
 from trl.batch import Rollout
 from trl.compute.passes import with_trunk_states
 from trl.models.response import ResponseModel
@@ -159,3 +160,37 @@ def test_frozen_layers_are_shared_and_passes_start_above_them(family):
     output = trainer.forward_pass(trainer.policy, rollout)
     torch.testing.assert_close(output.logprobs, expected.logprobs, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(output.values, expected.values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("forced", [None, 7])
+def test_what_generate_returns_is_trained_without_what_the_decoder_began_with(forced):
+    """Trained as an action, it would put all the rest one place late."""
+    policies = [policy_of("bart") for _ in range(2)]
+    plain = policies[0].language_model
+    plain.generation_config.forced_bos_token_id = forced
+    policies[1].language_model.generation_config.forced_bos_token_id = forced
+    queries, responses = rows([3, 5]), rows([4, 4], seed=1)
+    start = response_start(plain)
+    assert len(start) == (1 if forced is None else 2)
+    generated = [torch.cat((torch.tensor(start), response)) for response in responses]
+    stats = [
+        PPOTrainer(policy, batch_size=2, minibatch_size=2, precision="fp32").step(
+            queries, given, torch.tensor([1.0, -1.0])
+        )
+        for policy, given in zip(policies, (responses, generated), strict=True)
+    ]
+    assert stats[0]["objective/logprobs"].shape == stats[1]["objective/logprobs"].shape == (2, 4)
+    assert (stats[0]["objective/logprobs"] == stats[1]["objective/logprobs"]).all()
+    for one, other in zip(*(policy.parameters() for policy in policies), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_model_whose_decoder_makes_the_logits_is_refused_when_it_is_wrapped():
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    widths = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    vocabularies = {"src_vocab_size": 61, "tgt_vocab_size": 61, "langs": ["en", "de"]}
+    config = AutoConfig.for_model("fsmt", **sizes, **heads, **widths, **vocabularies)
+    model = AutoModelForSeq2SeqLM.from_config(config)
+    with pytest.raises(TypeError, match="decoder apart from its language head, got FSMT"):
+        Seq2SeqLMWithValueHead(model)

@@ -161,6 +161,10 @@ class PPOConfig:
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Yield what is wrong with settings that each are in order."""
+        if self.learning_rate > 100:
+            yield "learning_rate", "be at most 100", "Adam moves every weight by as much"
+        if self.adam_eps < 1e-30:
+            yield "adam_eps", "be at least 1e-30", "float32 makes 0 of it, and divides by it"
         named, facts = f"with algorithm={self.algorithm!r}", FACTS[self.algorithm]
         if self.whiten_rewards and not facts.critic:
             why = "which has no critic that the scale of token rewards would matter to"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from trl.anatomy import keep_hidden_states, language_model
+from trl.anatomy import decoder, keep_hidden_states, language_model
 from trl.config.errors import refuse
 from trl.models.adapters import add_adapter, save_adapter
 from trl.models.checkpoint import ADAPTER_FILE, MODEL_FILE, fill_value_head, save_policy
@@ -86,6 +86,7 @@ class _LMWithValueHead(nn.Module):
             got = f"{pretrained_model.peft_type.value}, which puts virtual tokens before the text"
             fix = "use LoRA, DoRA, IA3 or another of its kind"
             refuse("peft_config", "change the model's layers", got, fix)
+        decoder(plain)  # or an error that says what is missing
         self.pretrained_model = pretrained_model
         weight = plain.get_output_embeddings().weight
         self.v_head = ValueHead(plain.config, hidden_size=weight.shape[1]).to(weight.device)

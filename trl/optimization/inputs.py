@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -26,8 +27,19 @@ def rollout_and_scores(
     *,
     config: PPOConfig,
     algorithm: Algorithm,
+    start: Sequence[int] = (),
 ) -> tuple[Rollout, Tensor]:
     """Return a rollout and its scores [B] or [B, R], 0 where no token counts.
+
+    Args:
+        query: See `PPOTrainer.step`, as for the next three.
+        response: Likewise.
+        scores: Likewise.
+        response_masks: Likewise.
+        config: Settings that the input must fit.
+        algorithm: Likewise.
+        start: What the decoder of an encoder-decoder begins with. `generate` returns it with the
+            response: it is left out here, since the policy did not choose it.
 
     Raises:
         TypeError, ValueError: if they are not such, or not what settings and algorithm need.
@@ -48,6 +60,7 @@ def rollout_and_scores(
     if scores is None:
         refuse("scores", "be given", fix="one number for each response", error=TypeError)
     scores = scores.scores if isinstance(scores, Scored) else scores
+    rollout, scores = _without_start(rollout, scores, start)
     mask = rollout.response_mask
     if isinstance(scores, Tensor) and scores.shape == mask.shape:
         scores = scores.masked_fill(~mask.to(scores.device), 0)
@@ -61,6 +74,19 @@ def rollout_and_scores(
     if algorithm.groups:
         _check_groups(rollout, config)
     return rollout, scores
+
+
+def _without_start(rollout: Rollout, scores: Any, start: Sequence[int]) -> tuple[Rollout, Any]:
+    """Leave out the tokens that begin every response, if they are those of the start."""
+    tokens, mask, size = rollout.responses, rollout.response_mask, len(start)
+    begins = tokens[:, :size] == tokens.new_tensor(start)[: tokens.shape[1]]
+    sampled = rollout.behaviour_logprobs is not None  # by one who knows
+    if not size or sampled or not begins.all() or not mask[:, size:].any(1).all():
+        return rollout, scores
+    if isinstance(scores, Tensor) and scores.shape == mask.shape:
+        scores = scores[:, size:]
+    tokens, mask = tokens[:, size:], mask[:, size:]
+    return replace(rollout, responses=tokens, response_mask=mask, values=None), scores
 
 
 def _check_temperature(rollout: Rollout, config: PPOConfig) -> None:
