@@ -118,10 +118,9 @@ def _figures(samples: Sequence[Sample]) -> Row:
             f"held_out/reward/{name}": mean
             for name, mean in mean_of_each([sample["parts"] for sample in samples]).items()
         },
-        **{
-            f"held_out/{name}": statistics.fmean(sample[name] for sample in samples)
-            for name in FIGURES[:-1]
-        },
+        "held_out/kl": statistics.fmean(sample["kl"] for sample in samples),
+        "held_out/length": statistics.fmean(sample["length"] for sample in samples),
+        "held_out/ended": statistics.fmean(sample["ended"] for sample in samples),
     }
 
 
