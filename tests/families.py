@@ -52,6 +52,9 @@ CAUSAL: dict[str, dict] = {
     "granite": _GROUPED | {"logits_scaling": 4.0, "residual_multiplier": 0.5},
     "stablelm": _GROUPED,
     "mixtral": _GROUPED | {"num_local_experts": 4},
+    "qwen2_moe": _GROUPED
+    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    | {"shared_expert_intermediate_size": 16},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "mamba": {"state_size": 4},
 }

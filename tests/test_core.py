@@ -590,3 +590,57 @@ def test_length_sampler_includes_the_minimum_and_excludes_the_maximum() -> None:
 def test_length_sampler_checks_its_range(low: int, high: int) -> None:
     with pytest.raises(ValueError, match="`min_value` must be >= 0 and < `max_value`"):
         core.LengthSampler(low, high)
+
+
+@pytest.mark.parametrize("bad", [0.5, math.nan, 2, -1, 1 + 1j])
+def test_positions_are_counted_by_masks_alone(bad: complex) -> None:
+    with pytest.raises(ValueError, match=r"`attention_mask` must be bool, or 0 and 1, got "):
+        core.position_ids_from_mask(torch.tensor([[0, 1, bad]]))
+    for dtype in (torch.bool, torch.int64, torch.float32):
+        positions = core.position_ids_from_mask(torch.tensor([[0, 1, 1]]).to(dtype))
+        assert positions.tolist() == [[0, 0, 1]]
+
+
+@pytest.mark.parametrize("bad", [[0.5, 1.0], [math.nan, 1.0], [1.0, 1j], [1, 0], [True, False]])
+def test_what_is_no_mask_is_named(bad: list[complex]) -> None:
+    values, mask = torch.ones(2), bad if bad[0] is True else torch.tensor(bad)
+    for function in (core.masked_mean, core.masked_var, core.masked_whiten):
+        with pytest.raises(ValueError, match=r"`mask` must be a bool tensor .* use mask.bool\(\)"):
+            function(values, mask)
+
+
+def test_complex_numbers_are_not_cut_in_half() -> None:
+    values, mask = torch.tensor([1 + 1j, 2]), torch.tensor([T, T])
+    for function in (core.masked_mean, core.masked_var, core.masked_whiten):
+        with pytest.raises(ValueError, match="must hold real numbers, got torch.complex64"):
+            function(values, mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_of_the_process_changes_nothing(dtype: torch.dtype) -> None:
+    values, logits = torch.linspace(-1, 2, 6).view(2, 3), torch.linspace(-3, 4, 24).view(2, 3, 4)
+    mask, labels = torch.tensor([[T, T, F], [T, T, T]]), torch.tensor([[0, 1, 2], [3, 0, 1]])
+
+    def everything() -> list[Tensor]:
+        return [
+            core.masked_mean(values, mask),
+            core.masked_mean(labels, mask, 1),
+            core.masked_whiten(values, mask),
+            core.masked_whiten(labels, mask, False),
+            core.whiten(values.half()),
+            core.clip_by_value(values, -0.1, 0.3),
+            *core.logprobs_and_entropy(logits, labels, temperature=0.7),
+            *(core.kl_estimate(values, 2 * values, kind) for kind in ("k1", "k2", "k3", "k3+")),
+            core.position_ids_from_mask(mask),
+            core.average_torch_dicts([{"a": labels}, {"a": values}])["a"],
+        ]
+
+    expected = everything()
+    torch.set_default_dtype(dtype)
+    try:
+        found = everything()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(expected, found, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)

@@ -38,14 +38,23 @@ if rank == 0:
 
 
 # What else a trainer does, one after the other: no critic, groups, KL in the loss, sums over a
-# response, whitening, a value warm-up, pretraining.
+# response, whitening, a value warm-up, pretraining, a mixture of experts that is balanced.
 OTHER_WAYS = """
 import sys
 from dataclasses import replace
 import torch
 from tests.conftest import ragged, tiny_gpt2
+from tests.families import VOCABULARY, tiny_model
 from trl.batch import Rollout
+from trl.models.with_value_head import CausalLMWithValueHead
 from trl.ppo import PPOTrainer
+
+
+def experts(seed):
+    model = tiny_model("mixtral", seed)
+    model.config.output_router_logits, model.router_aux_loss_coef = True, 0.5
+    return CausalLMWithValueHead(model)
+
 
 WAYS = {
     "grpo": {"algorithm": "grpo"},
@@ -53,15 +62,17 @@ WAYS = {
     "reinforce++": {"algorithm": "reinforce++"},
     "warmup": {"value_warmup_steps": 1, "vf_coef": 1.0},
     "pretraining": {"pretraining_coef": 0.5, "pretraining_rows": 4},
+    "experts": {"forward_batch_size": 1},  # the same passes on one process and on two
 }
 results = {}
 for name, settings in WAYS.items():
-    model = tiny_gpt2(0)
+    make_model = experts if name == "experts" else tiny_gpt2
+    model = make_model(0)
     # What is at rest must not decay either.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.01)
     trainer = PPOTrainer(
-        model, tiny_gpt2(1), optimizer=optimizer, precision="fp32", batch_size=8,
-        minibatch_size=8, ppo_epochs=2, forward_batch_size=2, max_grad_norm=0.5, **settings,
+        model, make_model(1), optimizer=optimizer, precision="fp32", batch_size=8,
+        minibatch_size=8, ppo_epochs=2, max_grad_norm=0.5, **{"forward_batch_size": 2} | settings,
     )
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
     mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
@@ -69,9 +80,10 @@ for name, settings in WAYS.items():
         texts = ragged([2, 6, 3, 5])
         share = slice(rank * 4 // world, (rank + 1) * 4 // world)
         trainer.pretraining = lambda rows: texts[share]
-    queries = [query for query in ragged([3, 1]) for _ in range(4)]
+    queries = [query for query in ragged([3, 1], vocabulary=VOCABULARY) for _ in range(4)]
+    responses = ragged([2, 7, 1, 3, 2, 8, 1, 8], 1, VOCABULARY)
     rollout = Rollout.from_lists(
-        queries[mine], ragged([2, 7, 1, 3, 2, 8, 1, 8], seed=1)[mine],
+        queries[mine], responses[mine],
         group_ids=[index // 4 for index in range(8)][mine],
     )
     rollout = replace(rollout, ended=(torch.arange(8) % 3 > 0)[mine])
@@ -226,6 +238,7 @@ def test_one_process_equals_two_in_other_ways(tmp_path):
             weights, other_weights, rtol=1e-5, atol=1e-6, msg=lambda text, way=way: f"{way}: {text}"
         )
         assert stats.keys() == other_stats.keys()
+        assert ("ppo/loss/router" in stats) == (way == "experts")
         for name in stats:
             expected = pytest.approx(stats[name], rel=1e-4, abs=1e-5)
             assert other_stats[name] == expected, (way, name)

@@ -6,9 +6,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from transformers.optimization import Adafactor
 
 from tests.conftest import ragged, tiny_gpt2
 from trl.batch import Rollout
+from trl.gpt2 import GPT2HeadWithValueModel
 from trl.ppo import AdaptiveKLController, FixedKLController, PPOConfig, PPOTrainer
 
 STATS_OF_2020 = [
@@ -472,3 +474,80 @@ SHUFFLED = {"batch_size": 4, "minibatch_size": 1, "ppo_epochs": 2, "precision": 
 
 def interrupted():
     raise KeyboardInterrupt
+
+
+def test_equal_scores_are_said_to_be_equal(make_model):
+    """The numbers stay: what the critic missed is whitened to full size, and the figure tells."""
+    queries, responses, scores = batch()
+    ppo = trainer(make_model)
+    assert ppo.step(queries, responses, torch.full((4,), 0.5))["objective/constant_scores"] == 1.0
+    stats = ppo.step(queries, responses, scores)
+    assert stats["objective/constant_scores"] == 0.0
+    whole = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0]).repeat(4, 1)
+    whole[0] = torch.tensor([0.25, 0.25, 0.25, 0.25, 0.0])  # of tokens: their sums are compared
+    assert ppo.step(queries, responses, whole)["objective/constant_scores"] == 1.0
+
+
+class Sized(GPT2HeadWithValueModel):
+    """A model that has a length, as containers do: an empty one is false."""
+
+    def __len__(self):
+        return 0
+
+
+@pytest.mark.parametrize("kind", ["sized", "compiled"])
+def test_a_model_with_a_length_is_a_model(make_model, kind):
+    policy, reference = make_model(0), make_model(1)
+    if kind == "sized":
+        policy.__class__ = reference.__class__ = Sized
+        reference.train()
+        reference.transformer.drop.p = 0.5
+        ppo = PPOTrainer(policy, reference, precision="fp32", batch_size=4)
+        assert isinstance(ppo.ref_model, Sized)
+    else:
+        compiled = [torch.compile(model, backend="eager") for model in (policy, reference)]
+        ppo = PPOTrainer(*compiled, precision="fp32", batch_size=4)
+    plain = PPOTrainer(make_model(0), make_model(1), precision="fp32", batch_size=4)
+    assert ppo.step(*batch())["objective/kl"] == plain.step(*batch())["objective/kl"]
+    assert reference.training == (kind == "sized")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_of_the_process_changes_nothing(make_model, dtype):
+    found = []
+    queries, responses, scores = batch()
+    rows = [row.tolist() for row in torch.eye(4, 5) + 0.1]
+    for default in (torch.float32, dtype):
+        models = make_model(0), make_model(1)
+        torch.set_default_dtype(default)
+        try:
+            ppo = PPOTrainer(
+                *models, precision="fp32", batch_size=4, whiten_rewards=True, scale_scores=True
+            )
+            stats = ppo.step(queries, responses, scores), ppo.step(queries, responses, rows)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        found.append((weights(ppo.model), *stats))
+    assert_same(found[0][0], found[1][0])
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        for name in one:
+            if not name.startswith("time/"):
+                assert np.array_equal(one[name], other[name]), name
+
+
+def test_optimisers_that_need_more_than_a_gradient_are_refused_when_the_trainer_is_made(make_model):
+    model = make_model()
+    for kind in (torch.optim.LBFGS, torch.optim.SparseAdam):
+        with pytest.raises(ValueError, match=f"`optimizer` must take .*closure.*{kind.__name__}"):
+            PPOTrainer(model, optimizer=kind(model.parameters()), batch_size=4)
+
+
+def test_an_optimiser_that_finds_its_own_learning_rate(make_model):
+    model = make_model()
+    optimizer = Adafactor(model.parameters(), lr=None, relative_step=True, warmup_init=True)
+    ppo = PPOTrainer(model, make_model(1), optimizer=optimizer, precision="fp32", batch_size=4)
+    before = weights(model)
+    assert ppo.step(*batch())["ppo/updates"] == 16
+    assert not torch.equal(before["lm_head.weight"], model.lm_head.weight)
+    state = ppo.state_dict()
+    ppo.load_state_dict(state)

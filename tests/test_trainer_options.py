@@ -13,6 +13,7 @@ from trl.batch import Rollout
 from trl.config import PPOConfig
 from trl.models.with_value_head import CausalLMWithValueHead, Seq2SeqLMWithValueHead
 from trl.optimization.adam import TensorFlowAdam
+from trl.optimization.algorithms import ALGORITHMS
 from trl.ppo import PPOTrainer
 from trl.rollout import Sampler
 from trl.rollout.sampling import sample
@@ -111,6 +112,33 @@ def test_value_warmup_does_not_let_other_weights_decay():
     ppo = trainer_of(model, value_warmup_steps=1, optimizer=optimizer)
     ppo.step(rollout(), SCORES)
     assert changed(before, model) == {"v_head.summary.weight", "v_head.summary.bias"}
+
+
+def test_an_algorithm_without_a_critic_has_nothing_to_warm_up():
+    """Also one that takes the place of another during the warm-up."""
+    ppo = trainer_of(value_warmup_steps=5)
+    assert ppo.warming_up
+    ppo.algorithm = ALGORITHMS["reinforce++"]
+    before = weights(ppo.model)
+    stats = ppo.step(rollout(), SCORES)
+    assert "ppo/loss/value" not in stats
+    assert changed(before, ppo.model) == set(before) - {
+        "v_head.summary.weight",
+        "v_head.summary.bias",
+    }
+
+
+@pytest.mark.parametrize("critic", [True, False])
+def test_an_estimate_gives_returns_if_there_is_a_critic(critic):
+    ppo = trainer_of()
+    ppo.algorithm = replace(ALGORITHMS["reinforce++" if critic else "ppo"], critic=critic)
+    before = weights(ppo.model)
+    with pytest.raises(
+        ValueError, match=f"`algorithm.estimate` must give returns if.*not {critic}"
+    ):
+        ppo.step(rollout(), SCORES)
+    assert not changed(before, ppo.model)
+    assert ppo.steps_done == 0
 
 
 def test_a_warmup_step_that_fails_leaves_everything_trainable():

@@ -136,6 +136,8 @@ def test_the_scaler_of_fp16_is_part_of_the_state():
     with pytest.raises(ValueError, match="must be of the same precision as the trainer"):
         trainer.load_state_dict(state)
     state = trainer.state_dict()
+    with pytest.raises(ValueError, match="`scaler` of `state` must be what"):
+        trainer.load_state_dict(with_bad(state, "scaler", "scale", value=float("nan")))
     state["scaler"]["scale"] = 32.0
     trainer.load_state_dict(state)
     assert trainer.accelerator.scaler.get_scale() == 32.0
@@ -159,6 +161,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
     shapes = copy.deepcopy(good["optimizer"]["shapes"])
     fewer, other = copy.deepcopy(shapes), copy.deepcopy(shapes)
     fewer[0].pop()
+    nan, first = float("nan"), ("state", 0)
     other[0][1] = [64, 16]
     cases = [
         ({}, r"`state` must be what `state_dict` returned, with \['kl_controller', .*got \[\]"),
@@ -170,6 +173,39 @@ def test_a_state_that_does_not_fit_changes_nothing():
         (with_bad(good, "kl_controller", value={}), "`kl_controller`"),
         (with_bad(good, "score_moments", value={"count": 1}), "`score_moments`"),
         (with_bad(good, "steps_done", value="many"), "`steps_done`"),
+        (with_bad(good, "steps_done", value=True), "`steps_done`"),
+        (with_bad(good, "kl_controller", "value", value=nan), "`kl_controller`"),
+        (with_bad(good, "kl_controller", "value", value=-0.1), "`kl_controller`"),
+        (with_bad(good, "score_moments", "mean", value=nan), "`score_moments`"),
+        (with_bad(good, "score_moments", "squares", value=-1.0), "`score_moments`"),
+        (with_bad(good, "score_moments", "count", value=-6), "`score_moments`"),
+        (with_bad(good, "optimizer", "state", value={}), "`optimizer` of `state`"),
+        *(
+            (with_bad(good, "optimizer", "state", *path, value=value), message)
+            for path, value, message in (
+                (
+                    (*first, "exp_avg"),
+                    torch.full((97, 32), nan),
+                    r"state\[0\].exp_avg. must be finite",
+                ),
+                (
+                    (*first, "exp_avg_sq"),
+                    torch.full((97, 32), -1.0),
+                    "exp_avg_sq. must be >= 0, got -1",
+                ),
+                (
+                    (*first, "exp_avg"),
+                    torch.zeros(32, 97),
+                    r"have the shape \[97, 32\].*got \[32, 97",
+                ),
+                ((*first, "exp_avg"), "text", r"have the shape \[97, 32\].*got str"),
+                ((*first, "step"), torch.tensor(-1.0), r"state\[0\].step. must be >= 0"),
+                (("state", 99), {}, r"`optimizer.state` must be of weights 0 … 29, got 99"),
+                (("param_groups", 0, "lr"), nan, r"param_groups\[0\].lr. must be finite"),
+                (("param_groups", 0, "lr"), -1.0, r"param_groups\[0\].lr. must be >= 0, got -1"),
+                (("param_groups", 0, "params"), [0, 1], "of 30 weights in 1 group"),
+            )
+        ),
     ]
     for state, message in cases:
         with pytest.raises(ValueError, match=message):

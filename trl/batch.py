@@ -97,6 +97,9 @@ class ResponseOutput(NamedTuple):
     """V before the token is written; zeros if the model has no value head."""
     entropy: Tensor
     """Entropy in nats of the distribution that the token was drawn from."""
+    router: Tensor | None = None
+    """What the routers of a mixture of experts add to the loss, for all tokens of a pass the same;
+    None: nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

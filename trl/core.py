@@ -48,15 +48,22 @@ def check_same_shape(**tensors: Tensor) -> None:
 
 def check_mask(mask: Tensor, **tensors: Tensor) -> None:
     """Raise a ValueError unless `mask` is bool and has the shape of the given tensors."""
-    if mask.dtype != torch.bool:
+    if getattr(mask, "dtype", None) != torch.bool:
+        got = getattr(mask, "dtype", type(mask).__name__)
         raise ValueError(
-            f"`mask` must be a bool tensor (True = counts), got {mask.dtype}; pass mask.bool()."
+            f"`mask` must be a bool tensor (True = counts), got {got}: use mask.bool()."
         )
     check_same_shape(mask=mask, **tensors)
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """`x` in the precision that sums are made in: float64 stays, everything else becomes fp32."""
+    """`x` in the precision that sums are made in: float64 stays, everything else becomes fp32.
+
+    Raises:
+        ValueError: for complex numbers, of which half would be lost.
+    """
+    if x.is_complex():
+        raise ValueError(f"tensors must hold real numbers, got {x.dtype}: pass x.real, say.")
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -153,7 +160,9 @@ def clip_by_value(x: Tensor, tensor_min: Tensor | float, tensor_max: Tensor | fl
 
     Where the bounds cross, tensor_min wins, as in the 2020 trl (`torch.clamp` lets the other win).
     """
-    low, high = torch.as_tensor(tensor_min).to(x), torch.as_tensor(tensor_max).to(x)
+    low, high = (
+        torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (tensor_min, tensor_max)
+    )
     return torch.maximum(torch.minimum(x, high), low)
 
 
@@ -403,8 +412,14 @@ def position_ids_from_mask(attention_mask: Tensor) -> Tensor:
         attention_mask: [B, T] True on real tokens.
     Returns:
         [B, T] int64; 0 on left padding, the last real position on right padding.
+    Raises:
+        ValueError: for a mask of other numbers than 0 and 1.
     """
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    counts = attention_mask.bool()
+    if attention_mask.dtype != torch.bool and (attention_mask != counts).any():
+        other = attention_mask[attention_mask != counts][0].item()
+        raise ValueError(f"`attention_mask` must be bool, or 0 and 1, got {other}.")
+    return (counts.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def mask_after(tokens: Tensor, token_id: int, *, start: int = 0) -> Tensor:

@@ -154,7 +154,7 @@ class PPOTrainer:
     @property
     def warming_up(self) -> bool:
         """Whether the step at hand, or the next, trains the values alone."""
-        return self.steps_done < self.config.value_warmup_steps
+        return self.algorithm.critic and self.steps_done < self.config.value_warmup_steps
 
     def step(
         self,
@@ -188,7 +188,7 @@ class PPOTrainer:
         clock = self.clock
         clock.restart()
         rollout, scores, texts = self._checked(query, response, scores, response_masks)
-        models = [self.model] + ([self.ref_model] if self.ref_model else [])
+        models = [model for model in (self.model, self.ref_model) if model is not None]
         with without_dropout(*models), self.updater.for_step(self._at_rest()):
             with clock.part("policy"):
                 rollout = with_trunk_states(self.updater, rollout, self.config)
@@ -305,6 +305,11 @@ class PPOTrainer:
         if self.config.whiten_rewards:
             rewards = whitened(self.accelerator, rewards, mask, shift_mean=False)
         advantages, returns = self.algorithm.estimate(rewards, values, mask, group_ids, self.config)
+        if self.algorithm.critic != (returns is not None):
+            rule = (
+                f"give returns if, and only if, its `critic` is True, not {self.algorithm.critic}"
+            )
+            refuse("algorithm.estimate", rule, "None" if returns is None else "returns")
         if self.algorithm.whiten:
             advantages = whitened(self.accelerator, advantages, mask)
         return advantages, returns

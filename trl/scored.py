@@ -190,7 +190,7 @@ def _placed(entries: Sequence[float | list[float]], rollout: Rollout) -> Tensor:
         got = f"both: lists for {len(lists)} of {len(entries)} responses"
         raise BadScores(rule, got, rows=list(lists))
     mask = rollout.response_mask.cpu()
-    placed = torch.zeros(mask.shape)
+    placed = torch.zeros(mask.shape, dtype=torch.float32)
     for row, entry in lists.items():
         counted = mask[row].nonzero().flatten()
         length = int(counted[-1]) + 1
@@ -206,7 +206,8 @@ def _joined(columns: Sequence[Mapping[str, Tensor]], sizes: Sequence[int]) -> di
     """Return the columns [b] of all parts below each other, NaN where a part has none."""
     names = dict.fromkeys(name for column in columns for name in column)
     pairs = [
-        (column, torch.full((size,), math.nan)) for column, size in zip(columns, sizes, strict=True)
+        (column, torch.full((size,), math.nan, dtype=torch.float32))
+        for column, size in zip(columns, sizes, strict=True)
     ]
     return {name: torch.cat([column.get(name, none) for column, none in pairs]) for name in names}
 

@@ -26,7 +26,7 @@ def test_ragged_rows_equal_a_token_by_token_loop(make_model):
         output = ResponseModel(model, temperature)(Rollout.from_lists(queries, responses))
         for row, (query, response) in enumerate(zip(queries, responses, strict=True)):
             expected = naive(model, query, response, temperature)
-            for column, exact in zip(output, expected, strict=True):
+            for column, exact in zip(output[:3], expected, strict=True):
                 torch.testing.assert_close(
                     column[row, : len(response)], exact, rtol=1e-5, atol=1e-5
                 )

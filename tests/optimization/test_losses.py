@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.strategies import counted, properties, tables
-from tests.test_core import LN3, NAN, F, T, close
+from tests.test_core import NAN, F, T, close
 from trl.optimization import losses
 
 # --- policy -------------------------------------------------------------------------------------
@@ -282,24 +282,6 @@ def test_explained_variance_agrees_with_the_standard_library(
     assume(statistics.pvariance(flat) > 1e-2)
     expected = 1 - statistics.pvariance(errors) / statistics.pvariance(flat)
     close(losses.explained_variance(values, returns, mask), expected)
-
-
-# --- reward model -------------------------------------------------------------------------------
-
-
-def test_preference_loss() -> None:
-    # σ(ln 3) = ¾, −ln ¾ = 0.2876821; σ(0) = ½; σ(−ln 3) = ¼
-    loss = losses.preference_loss(torch.tensor([LN3, 2.0, 0.0]), torch.tensor([0.0, 2.0, LN3]))
-    close(loss, [0.2876821, 0.6931472, 1.3862944])
-    # no overflow: −log σ(−200) = 200
-    close(losses.preference_loss(torch.tensor([-100.0]), torch.tensor([100.0])), [200.0])
-
-
-def test_best_of_loss() -> None:
-    # softmax(0, ln 3) = ¼, ¾; four equal scores: ln 4
-    loss = losses.best_of_loss(torch.tensor([[0.0, LN3], [0.0, LN3]]), torch.tensor([1, 0]))
-    close(loss, [0.2876821, 1.3862944])
-    close(losses.best_of_loss(torch.ones(1, 4), torch.tensor([2])), [1.3862944])
 
 
 # --- aggregation --------------------------------------------------------------------------------

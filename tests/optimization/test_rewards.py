@@ -3,7 +3,7 @@ import statistics
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -11,7 +11,6 @@ from tests.strategies import numbers, properties, tables
 from tests.test_core import F, T, close
 from trl.optimization.rewards import (
     RunningMoments,
-    match_moments,
     missing_eos_penalty,
     normalize_scores,
     token_rewards,
@@ -101,32 +100,6 @@ def test_missing_eos_penalty() -> None:
 
 
 # --- moments ------------------------------------------------------------------------------------
-
-
-def test_match_moments() -> None:
-    # mean 2, standard deviation √2: gain 1/√2 = 0.7071068, bias 0 − 2·0.7071068
-    assert match_moments(torch.tensor([1.0, 3.0])) == pytest.approx((0.7071068, -1.4142136))
-    # mean 3, std 2·√2: gain 0.1·0.3535534, bias 0.5 − 3·0.03535534
-    gain, bias = match_moments(torch.tensor([1.0, 5.0]), mean=0.5, std=0.1)
-    assert (gain, bias) == pytest.approx((0.03535534, 0.3939340))
-
-
-@pytest.mark.parametrize("scores", [[2.0, 2.0], [2.0], [1.0, math.nan], [1.0, math.inf]])
-def test_match_moments_needs_a_spread(scores: list[float]) -> None:
-    with pytest.raises(ValueError, match="`scores` must be finite and have a spread > 0"):
-        match_moments(torch.tensor(scores))
-
-
-@properties
-@given(st.lists(numbers, min_size=2, max_size=8), st.floats(-3, 3), st.floats(0.1, 3))
-def test_match_moments_gives_the_moments_asked_for(
-    scores: list[float], mean: float, std: float
-) -> None:
-    assume(statistics.pstdev(scores) > 0.01)
-    gain, bias = match_moments(torch.tensor(scores), mean=mean, std=std)
-    matched = [gain * score + bias for score in scores]
-    assert statistics.fmean(matched) == pytest.approx(mean, abs=1e-6)
-    assert statistics.stdev(matched) == pytest.approx(std, rel=1e-6)
 
 
 def test_running_moments() -> None:
@@ -228,4 +201,15 @@ def test_moments_need_no_float64_of_the_device(monkeypatch: pytest.MonkeyPatch) 
     moments = RunningMoments()
     moments.update(scores)
     assert moments.mean == 3.0
-    assert match_moments(scores, mean=0.0, std=7**0.5) == pytest.approx((1.0, -3.0))
+
+
+@pytest.mark.parametrize(
+    "change", [{"count": -1}, {"mean": math.nan}, {"squares": -1.0}, {"squares": math.inf}]
+)
+def test_moments_that_are_none_are_not_loaded(change: dict[str, float]) -> None:
+    moments = RunningMoments()
+    moments.update(torch.tensor([1.0, 3.0]))
+    good = moments.state_dict()
+    with pytest.raises(ValueError, match="`state` must be finite, with `count` and `squares` >= 0"):
+        moments.load_state_dict(good | change)
+    assert moments.state_dict() == good

@@ -25,14 +25,12 @@ def micro_batches(
 @torch.no_grad()
 def response_output(model: nn.Module, rollout: Rollout, config: PPOConfig) -> ResponseOutput:
     """Return log-probs, values and entropies [B, R] under a `ResponseModel`."""
-    whole = ResponseOutput(
-        *(torch.zeros_like(rollout.responses, dtype=torch.float32) for _ in range(3))
-    )
+    whole = [torch.zeros_like(rollout.responses, dtype=torch.float32) for _ in range(3)]
     for rows in micro_batches(rollout, config):
         part = model(rollout.select(rows))
-        for target, source in zip(whole, part, strict=True):
+        for target, source in zip(whole, part[:3], strict=True):
             target[rows, : source.shape[1]] = source
-    return whole
+    return ResponseOutput(*whole)
 
 
 @torch.no_grad()

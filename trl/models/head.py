@@ -156,7 +156,7 @@ class _HeadLogprobs(torch.autograd.Function):
         labels: Tensor,
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
-        logprobs = torch.empty(labels.shape, device=hidden.device)
+        logprobs = torch.empty(labels.shape, dtype=torch.float32, device=hidden.device)
         entropy, mean_logit = torch.empty_like(logprobs), torch.empty_like(logprobs)
         blocks = _logit_blocks(hidden, factor)
         keep = len(blocks) == 1 and any(ctx.needs_input_grad[:3])

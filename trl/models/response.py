@@ -17,6 +17,7 @@ from trl.anatomy import (
     keep_hidden_states,
     language_model,
     response_start,
+    text_config,
     vocabulary_size,
     without_dropout,
 )
@@ -66,28 +67,54 @@ class ResponseModel(nn.Module):
         mask = rollout.response_mask
         labels = rollout.responses[mask]  # [N], the counted tokens
         states = rollout.trunk_states
-        resumed = states is not None and self.trunk is not None
+        routed = torch.is_grad_enabled() and bool(_router_weights(self.plain))
+        resumed = states is not None and self.trunk is not None and not routed
+        logits: Tensor | None = None
+        router: Tensor | None = None
         with (
             self.trunk.from_kept(states) if resumed else nullcontext(),
             self.quick.in_use(),
         ):
-            if self.head.complete:
+            if routed or not self.head.complete:
+                hidden, logits, router = self._of_the_model(rollout, routed)
+            else:
                 hidden = self._predicting(rollout, None if resumed else self._packed(rollout))
+            if self.head.complete:
                 logprobs, entropy = self.head.logprobs(hidden, labels, self.temperature)
             else:
-                last = rollout.responses.shape[1]
-                with keep_hidden_states(self.plain) as kept, precise_head(self.plain):
-                    logits = _models_logits(self.plain, rollout, last)[:, -last:][mask]
-                hidden = kept.hidden[:, -last:][mask]
                 logprobs, entropy = logprobs_and_entropy(
                     logits, labels, temperature=self.temperature
                 )
         value_head = getattr(self.model, "v_head", None)
         values = torch.zeros_like(logprobs) if value_head is None else value_head(hidden)
-        empty = torch.zeros(mask.shape, device=mask.device)
-        return ResponseOutput(
-            *(empty.masked_scatter(mask, column.float()) for column in (logprobs, values, entropy))
-        )
+        columns = [logprobs, values, entropy]
+        if router is not None:
+            columns.append(router.expand_as(logprobs))
+        empty = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+        return ResponseOutput(*(empty.masked_scatter(mask, column.float()) for column in columns))
+
+    def _of_the_model(
+        self, rollout: Rollout, routed: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return hidden states [N, d], logits [N, V] (None: not asked for) and the routers' loss []
+        from one pass of the model itself.
+        """
+        plain, mask = self.plain, rollout.response_mask
+        # The last token of a row predicts nothing, but an expert gets it.
+        past = int(routed and not plain.config.is_encoder_decoder)
+        inputs = _model_inputs(plain, rollout, past)
+        if routed:
+            inputs["output_router_logits"] = True
+        if routed and "decoder_input_ids" in inputs:
+            inputs["labels"] = inputs["decoder_input_ids"]  # without any, NLLB balances nothing
+        if accepts(plain, "logits_to_keep"):
+            inputs["logits_to_keep"] = 1 if self.head.complete else mask.shape[1] + past
+        with keep_hidden_states(plain) as kept, precise_head(plain):
+            output = plain(**inputs)
+        predicting = slice(-mask.shape[1] - past, -past or None)
+        logits = None if self.head.complete else output.logits[:, predicting][mask]
+        router = _router_loss(plain, output) if routed else None
+        return kept.hidden[:, predicting][mask], logits, router
 
     def _predicting(self, rollout: Rollout, packed: Packed | None = None) -> Tensor:
         """Return the hidden states [N, d] that predict the counted response tokens."""
@@ -134,32 +161,49 @@ class ResponseModel(nn.Module):
         return self.trunk.states(self.plain, _decoder_inputs(self.plain, rollout))
 
 
-def _decoder_inputs(plain: nn.Module, rollout: Rollout) -> dict[str, Tensor | bool]:
+def _decoder_inputs(plain: nn.Module, rollout: Rollout, past: int = 0) -> dict[str, Any]:
     """Return the arguments of the decoder's forward pass: all tokens but the last, which predicts
-    nothing.
+    nothing; or that too, with `past` = 1.
     """
     if plain.config.is_encoder_decoder:
-        encoded, mask, tokens = _encoded(plain, rollout)
+        queries, mask, tokens = _apart(plain, rollout)
         return {
             "input_ids": tokens,
             "attention_mask": torch.ones_like(tokens),
-            "encoder_hidden_states": hidden_of(encoded),
+            "encoder_hidden_states": hidden_of(
+                plain.get_encoder()(input_ids=queries, attention_mask=mask)
+            ),
             "encoder_attention_mask": mask,
             "use_cache": False,
         }
-    inputs: dict[str, Tensor | bool] = {
-        "input_ids": rollout.input_ids[:, :-1],
-        "attention_mask": rollout.attention_mask[:, :-1].long(),
+    read = slice(rollout.attention_mask.shape[1] - 1 + past)
+    inputs: dict[str, Any] = {
+        "input_ids": rollout.input_ids[:, read],
+        "attention_mask": rollout.attention_mask[:, read].long(),
         "use_cache": False,
     }
     if accepts(decoder(plain), "position_ids"):
-        inputs["position_ids"] = rollout.position_ids[:, :-1]
+        inputs["position_ids"] = rollout.position_ids[:, read]
     return inputs
 
 
-def _encoded(plain: nn.Module, rollout: Rollout) -> tuple[Any, Tensor, Tensor]:
-    """Return what the encoder gives for the queries, their mask [B, Q], and what the decoder reads:
-    what starts a response, and all its tokens but the last.
+def _model_inputs(plain: nn.Module, rollout: Rollout, past: int) -> dict[str, Any]:
+    """Return the arguments of the whole model's forward pass."""
+    if not plain.config.is_encoder_decoder:
+        return _decoder_inputs(plain, rollout, past)
+    queries, mask, tokens = _apart(plain, rollout)
+    return {
+        "input_ids": queries,
+        "attention_mask": mask,
+        "decoder_input_ids": tokens,
+        "decoder_attention_mask": torch.ones_like(tokens),
+        "use_cache": False,
+    }
+
+
+def _apart(plain: nn.Module, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the queries for an encoder, their mask [B, Q], and what the decoder reads: what starts
+    a response, and all its tokens but the last.
 
     The queries are padded on the right: not all encoders know where a text begins. All that the
     decoder reads counts, padding too, which comes last: by themselves some would take the token
@@ -167,23 +211,40 @@ def _encoded(plain: nn.Module, rollout: Rollout) -> tuple[Any, Tensor, Tensor]:
     """
     rows = zip(rollout.queries, rollout.query_mask, strict=True)
     queries, mask = pad_rows([row[seen] for row, seen in rows], left=False)
-    encoded = plain.get_encoder()(input_ids=queries, attention_mask=mask.long())
     start = rollout.responses.new_tensor(response_start(plain)).repeat(len(rollout), 1)
-    return encoded, mask.long(), torch.cat((start, rollout.responses[:, :-1]), dim=1)
+    return queries, mask.long(), torch.cat((start, rollout.responses[:, :-1]), dim=1)
 
 
-def _models_logits(plain: nn.Module, rollout: Rollout, last: int) -> Tensor:
-    """Return the logits that the model makes itself, of the `last` tokens or more."""
-    if plain.config.is_encoder_decoder:
-        encoded, mask, tokens = _encoded(plain, rollout)
-        return plain(
-            encoder_outputs=encoded,  # its own kind of output: it may have more than hidden states
-            attention_mask=mask,
-            decoder_input_ids=tokens,
-            decoder_attention_mask=torch.ones_like(tokens),
-            use_cache=False,
-        ).logits
-    inputs = _decoder_inputs(plain, rollout)
-    if accepts(plain, "logits_to_keep"):
-        inputs["logits_to_keep"] = last
-    return plain(**inputs).logits
+def _router_weights(plain: nn.Module) -> dict[str, float]:
+    """Return what the losses of the routers of a mixture of experts weigh, by kind; empty without
+    `output_router_logits` in the model's configuration.
+    """
+    config = text_config(plain)
+    if not getattr(config, "output_router_logits", False):
+        return {}
+    found = {
+        kind: getattr(place, name)
+        for place in (config, plain)  # the model's own goes over its configuration's
+        for kind, names in _ROUTER_WEIGHTS.items()
+        for name in names
+        if getattr(place, name, None)
+    }
+    return found
+
+
+_ROUTER_WEIGHTS = {
+    "aux_loss": ("aux_loss_coef", "router_aux_loss_coef"),  # the former is JetMoE's
+    "z_loss": ("router_z_loss_coef",),  # of Switch Transformers
+}
+"""By kind of loss, what families call its weight."""
+
+
+def _router_loss(plain: nn.Module, output: Any) -> Tensor | None:
+    """Return what transformers adds to the loss of a training pass, []; None: nothing."""
+    losses = [
+        weight * loss
+        for kind, weight in _router_weights(plain).items()
+        for part in ("", "encoder_", "decoder_")
+        if isinstance(loss := getattr(output, part + kind, None), Tensor)
+    ]
+    return torch.stack(losses).sum() if losses else None

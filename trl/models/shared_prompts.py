@@ -137,7 +137,7 @@ def lay_out(
     related = (text[:, :, None] == text[:, None]) | (text[:, None] == _SEEN_BY_ALL)
     mask = related & torch.ones(shape[1:] * 2, dtype=torch.bool, device=text.device).tril()
     if decoder(plain).config._attn_implementation == "eager":  # which adds the mask
-        mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, _UNSEEN)
+        mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, _UNSEEN)
     width = rollout.queries.shape[1]
     return Packed(
         {

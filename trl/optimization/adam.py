@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,8 +19,12 @@ def trainable_weights(
     """Return the weights that are trained: those that require a gradient and are optimised.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are none, or the optimiser cannot make its steps here.
     """
+    inner = getattr(optimizer, "optimizer", optimizer)  # of accelerate's
+    if isinstance(inner, torch.optim.SparseAdam) or _needs_closure(inner):
+        rule = "take dense gradients, in steps without a closure that computes them again"
+        refuse("optimizer", rule, type(inner).__name__, "use Adam, AdamW, Adafactor or SGD")
     groups = optimizer.param_groups if optimizer is not None else [{"params": model.parameters()}]
     owned = {weight for group in groups for weight in group["params"]}
     weights = [weight for weight in model.parameters() if weight.requires_grad and weight in owned]
@@ -27,6 +32,12 @@ def trainable_weights(
         also = "" if optimizer is None else " and is in `optimizer`"
         refuse("model", f"have weights to train, but none has requires_grad=True{also}")
     return weights
+
+
+def _needs_closure(optimizer: torch.optim.Optimizer | None) -> bool:
+    """Return whether a step asks for the loss again and again, as that of L-BFGS does."""
+    closure = optimizer and inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> float:

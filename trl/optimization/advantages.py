@@ -153,5 +153,6 @@ def _unless_equal(advantages: Tensor, scores: Tensor, group: Tensor) -> Tensor:
 
 
 def _check_fraction(name: str, value: float | Tensor) -> None:
-    if not bool(((torch.as_tensor(value) >= 0) & (torch.as_tensor(value) <= 1)).all()):
+    lowest, highest = torch.aminmax(value) if isinstance(value, Tensor) else (value, value)
+    if not (lowest >= 0 and highest <= 1):
         refuse(name, "be in 0 … 1", value)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from trl.config.errors import refuse
 from trl.core import (
@@ -229,36 +228,6 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     spread = masked_var(returns, mask)
     explained = 1 - masked_var(returns - values, mask) / spread
     return torch.where(spread > 0, explained, torch.zeros_like(explained))
-
-
-# --- reward model -------------------------------------------------------------------------------
-
-
-def preference_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Bradley-Terry loss of a reward model, per pair: −log σ(s_chosen − s_rejected) (Stiennon et
-    al., arXiv:2009.01325).
-
-    Args:
-        chosen: [B] scores of the preferred responses.
-        rejected: [B] scores of the others.
-    Returns:
-        [B]
-    """
-    check_same_shape(chosen=chosen, rejected=rejected)
-    return -functional.logsigmoid(at_least_fp32(chosen) - at_least_fp32(rejected))
-
-
-def best_of_loss(scores: Tensor, best: Tensor) -> Tensor:
-    """Reward-model loss for "which of G is best", per query: −log softmax(s)_best (Ziegler et al.,
-    arXiv:1909.08593, equation 1; G = 4 there).
-
-    Args:
-        scores: [B, G] scores of the candidates.
-        best: [B] index of the preferred one.
-    Returns:
-        [B]
-    """
-    return functional.cross_entropy(at_least_fp32(scores), best, reduction="none")
 
 
 # --- aggregation --------------------------------------------------------------------------------

@@ -46,10 +46,12 @@ def objective(
 ) -> tuple[Tensor, PassStats]:
     """This pass's share of the loss, and of the statistics, of its minibatch.
 
-        L = ⟨L_π⟩ + vf_coef · ⟨L_V⟩ + β · ⟨KL⟩ − entropy_coef · ⟨H⟩
+        L = ⟨L_π⟩ + vf_coef · ⟨L_V⟩ + β · ⟨KL⟩ − entropy_coef · ⟨H⟩ + L_router
 
     ⟨·⟩ is the algorithm's average. L_V only with a critic, the KL only where it is not a part of
-    the reward. In the statistics, losses are averaged like that, all else is a mean over tokens.
+    the reward, L_router only for a mixture of experts that balances them: each pass's weighs as
+    much as it has response tokens. In the statistics, losses are averaged like that, all else is
+    a mean over tokens.
 
     Args:
         new: Log-probs, values, entropies [B, R] under the weights now, with gradient.
@@ -93,6 +95,8 @@ def objective(
     ref_logprobs = targets.ref_logprobs if algorithm.kl_in == "loss" else None
     if ref_logprobs is not None:
         losses["loss/kl"] = kl_estimate(new.logprobs, ref_logprobs, kl_kind(config, algorithm))
+    if new.router is not None:
+        columns["loss/router"] = new.router
     means = {name: algorithm.aggregate(loss, mask, counts) for name, loss in losses.items()}
     means |= {name: token_mean(column, mask, counts.tokens) for name, column in columns.items()}
     total = means["loss/policy"]
@@ -102,6 +106,8 @@ def objective(
         total = total + kl_coef * means["loss/kl"]
     if config.entropy_coef:
         total = total - config.entropy_coef * algorithm.aggregate(new.entropy, mask, counts)
+    if new.router is not None:
+        total = total + means["loss/router"]
     if only_values:
         total = config.vf_coef * means["loss/value"]
     means["loss/total"] = total

@@ -83,29 +83,6 @@ def missing_eos_penalty(scores: Tensor, ended: Tensor, penalty: float, *, replac
     return torch.where(ended, scores, punished)
 
 
-def match_moments(scores: Tensor, *, mean: float = 0.0, std: float = 1.0) -> tuple[float, float]:
-    """Gain and bias that give scores a wanted mean and spread (Ziegler et al., section 2.1).
-
-        g = σ_target / σ_data        b = μ_target − g·μ_data        s ← g·s + b
-
-    For a reward model: once before its training and once after, on samples of the reference.
-
-    Args:
-        scores: [B] scores of reference samples, at least two of them different.
-        mean: μ_target.
-        std: σ_target.
-    Returns:
-        gain and bias.
-    """
-    data = scores.detach().cpu().double().flatten()  # not every device has float64
-    spread = float(data.std()) if data.numel() > 1 else 0.0
-    if not 0 < spread < math.inf:
-        got = f"a standard deviation of {spread} over {data.numel()} scores"
-        refuse("scores", "be finite and have a spread > 0", got)
-    gain = std / spread
-    return gain, mean - gain * float(data.mean())
-
-
 class RunningMoments:
     """Mean and standard deviation of every score seen so far, in one pass and without cancellation.
 
@@ -146,10 +123,16 @@ class RunningMoments:
         return {"count": self.count, "mean": self.mean, "squares": self._squares}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on from `state_dict()`."""
-        self.count = int(state["count"])
-        self.mean = float(state["mean"])
-        self._squares = float(state["squares"])
+        """Go on from `state_dict()`.
+
+        Raises:
+            ValueError: if these are no moments; nothing has changed then.
+        """
+        count, mean, squares = (state[name] for name in ("count", "mean", "squares"))
+        if not (0 <= count < math.inf and math.isfinite(mean) and 0 <= squares < math.inf):
+            got = f"count {count}, mean {mean}, squares {squares}"
+            refuse("state", "be finite, with `count` and `squares` >= 0", got)
+        self.count, self.mean, self._squares = int(count), float(mean), float(squares)
 
 
 def normalize_scores(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -13,6 +14,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from trl.config.errors import refuse
+from trl.optimization.kl import FixedKLController
+from trl.optimization.rewards import RunningMoments
+
+_DAMAGED = "the file is damaged, or of another version"
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -38,27 +43,28 @@ def check_state(state: Any, optimizer: torch.optim.Optimizer, *, scaled: bool) -
         with suppress(KeyError, TypeError, ValueError, RuntimeError):
             if is_sound(state[name]):
                 continue
-        raise ValueError(
-            f"`{name}` of `state` must be what `state_dict` returned, got {state[name]!r}: "
-            "the file is damaged, or of another version."
-        )
+        refuse(f"{name}` of `state", "be what `state_dict` returned", repr(state[name]), _DAMAGED)
     if scaled != (state["scaler"] is not None):
-        raise ValueError(
-            "`state` must be of the same precision as the trainer: one of them is fp16, the other "
-            "is not. Set `precision` as in the run that is resumed."
-        )
+        rule = "be of the same precision as the trainer, and one of them is fp16, the other is not"
+        refuse("state", rule, fix="set `precision` as in the run that is resumed")
     _check_optimizer(optimizer, state["optimizer"])
 
 
 _PARTS: dict[str, Callable[[Any], bool]] = {
-    "steps_done": lambda part: isinstance(part, int) and part >= 0,
-    "kl_controller": lambda part: 0 <= part["value"] < math.inf,
-    "score_moments": lambda part: all(math.isfinite(part[k]) for k in ("count", "mean", "squares")),
+    "steps_done": lambda part: type(part) is int and part >= 0,
+    "kl_controller": lambda part: FixedKLController(part["value"]).value >= 0,
+    "score_moments": lambda part: RunningMoments().load_state_dict(part) is None,
     "shuffle": lambda part: bool(torch.Generator().set_state(part.cpu())),
-    "optimizer": lambda part: set(part) == {"kind", "shapes", "state"},
-    "scaler": lambda part: part is None or isinstance(part, Mapping),
+    "optimizer": lambda part: (
+        set(part) == {"kind", "shapes", "state"} and {"state", "param_groups"} <= set(part["state"])
+    ),
+    "scaler": lambda part: part is None or 0 < part["scale"] < math.inf,
 }
 """The parts of a trainer's state, and what each must be like."""
+
+_LIKE_WEIGHTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"}
+_NOT_NEGATIVE = re.compile("step|lr|eps|weight_decay|.*(sq|square|sum|var).*")
+"""What an optimiser keeps of each weight, and its settings: names that torch gives them."""
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
@@ -68,11 +74,35 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any])
         fix = "make the trainer with the settings of the run that is resumed"
         rule = f"be that of an optimiser of the same kind, {kind}"
         refuse("state", rule, f"that of {state['kind']}", fix)
-    if ours != [[list(shape) for shape in group] for group in theirs]:
+    groups = state["state"]["param_groups"]
+    same = [len(group["params"]) for group in groups] == [len(group) for group in ours]
+    if not same or ours != [[list(shape) for shape in group] for group in theirs]:
         weights, others = sum(map(len, ours)), sum(map(len, theirs))
         rule = f"be that of {weights} weights in {len(ours)} group(s), all of the same shapes"
         fix = "another part of the model, or another model, was trained"
         refuse("state", rule, f"{others} in {len(theirs)}", fix)
+    shapes = [shape for group in ours for shape in group]
+    for index, group in enumerate(groups):
+        settings = {name: value for name, value in group.items() if name != "params"}
+        _check_numbers(f"optimizer.param_groups[{index}]", settings, [])
+    for index, kept in state["state"]["state"].items():
+        if index not in range(len(shapes)):
+            refuse("optimizer.state", f"be of weights 0 … {len(shapes) - 1}", index)
+        _check_numbers(f"optimizer.state[{index}]", kept, shapes[index])
+
+
+def _check_numbers(where: str, kept: Mapping[str, Any], shape: list[int]) -> None:
+    """Raise a ValueError unless what an optimiser keeps are numbers that it can go on from."""
+    for name, value in kept.items():
+        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if name in _LIKE_WEIGHTS and value is not None and found != shape:
+            refuse(f"{where}.{name}", f"have the shape {shape} of its weight", found)
+        if isinstance(value, int | float | Tensor) and torch.as_tensor(value).numel():
+            lowest, highest = torch.aminmax(torch.as_tensor(value))
+            if not (lowest.isfinite() and highest.isfinite()):
+                refuse(f"{where}.{name}", "be finite", "NaN or infinity", _DAMAGED)
+            if lowest < 0 and _NOT_NEGATIVE.fullmatch(name):
+                refuse(f"{where}.{name}", "be >= 0", float(lowest), _DAMAGED)
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

@@ -60,6 +60,7 @@ def step_statistics(
         "objective/kl_coef": kl_coef,
         "objective/entropy": -logprobs.sum(1).mean(),
         "objective/scores": scores.mean(),
+        "objective/constant_scores": float((scores == scores[0]).all()),
         "ppo/mean_non_score_reward": non_score_rewards.sum(1).mean(),
         "ppo/updates": sum(update.applied for update in updates),
         "ppo/skipped_updates": sum(not update.applied for update in updates),

@@ -105,7 +105,7 @@ class Record:
         shape, device = (len(limits), int(limits.max())), limits.device
         return cls(
             responses=torch.zeros(shape, dtype=torch.long, device=device),
-            logprobs=torch.zeros(shape, device=device),
+            logprobs=torch.zeros(shape, dtype=torch.float32, device=device),
             lengths=limits.clone(),
             ended=torch.zeros(len(limits), dtype=torch.bool, device=device),
         )

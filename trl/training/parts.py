@@ -229,7 +229,8 @@ def _reference_hash(trainer: PPOTrainer) -> str | None:
     if trainer.reference is None:
         return None
     digest = hashlib.sha256()
-    for name, weight in base_weights(language_model(trainer.ref_model or trainer.model)):
+    model = trainer.model if trainer.ref_model is None else trainer.ref_model
+    for name, weight in base_weights(language_model(model)):
         few = weight.detach().flatten()[:: max(1, weight.numel() // 16)][:16]
         digest.update(f"{name}{few.tolist()}".encode())
     return digest.hexdigest()[:32]
