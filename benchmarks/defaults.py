@@ -1,0 +1,389 @@
+"""What `trl.train` learns at its defaults: models, ways to train them, rewards, fixed rates beside.
+
+    python benchmarks/defaults.py                      each cell that has no result yet, in turn
+    python benchmarks/defaults.py --only smollm2-full  those with this in their names
+    python benchmarks/defaults.py --list               names, and what is there
+    python benchmarks/defaults.py --table              a Markdown table of the results
+
+A cell is one training of 30 steps in a process of its own, with nothing set but model, prompts,
+reward and `steps`; the prompts of chat models are chats. Its result is a line of
+results/defaults.jsonl: figures of each step, of 64 held-out prompts before and after, samples. A
+killed script goes on at the first cell without a line.
+
+Rewards: `json`, is the answer the JSON object that was asked for (0 to 1); `polite`, courtesy words
+and about 15 words; `sentiment`, log-odds of a film-review classifier; `length`, nearness to 12
+words. Models come from examples/real_models/get.py; the classifier of the chat model is all-MiniLM
+fine-tuned by the recipe imdb-classifier-minilm into the same cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))  # for the tests' reader of llama2.c's files
+
+RESULTS = HERE / "results" / "defaults.jsonl"
+MODELS = Path(os.environ.get("TRL_MODELS", "~/.cache/trl/models")).expanduser()
+STORIES = HERE.parents[1] / "shared/data/stories260K"
+HELD_OUT = 64
+KEPT = (
+    "reward/mean",
+    "reward/std",
+    "objective/kl",
+    "objective/kl_coef",
+    "ppo/policy/approxkl",
+    "ppo/policy/clipfrac",
+    "ppo/val/var_explained",
+    "response/length",
+    "learning_rate",
+)
+
+# -- what is asked, and what is rewarded -----------------------------------------------------------
+
+NOUNS = re.findall(
+    r"\w+",
+    """
+    apple, river, city, teacher, dog, car, book, planet, song, bridge, doctor, garden, computer,
+    mountain, coffee, bird, student, house, train, flower, film, king, castle, garage, robot,
+    island, ship, tree, phone, market
+""",
+)
+KEYS = re.findall(
+    r"\w+",
+    """
+    name, age, color, size, price, weight, height, type, origin, year, owner, speed, title,
+    author, count, city, country, rating, date, place
+""",
+)
+QUESTIONS = (
+    "How do I boil an egg?",
+    "Why is the sky blue?",
+    "What should I read next?",
+    "How do I learn to swim?",
+    "Where is Norway?",
+    "What is a good name for a cat?",
+    "How do I fix a flat tire?",
+    "What is inflation?",
+    "How can I sleep better?",
+    "Who wrote Hamlet?",
+    "What is a prime number?",
+    "How does a magnet work?",
+    "What should I cook tonight?",
+    "How do I start running?",
+    "What is photosynthesis?",
+    "Why do cats purr?",
+    "How tall is Mount Everest?",
+    "How do I save money?",
+    "What is a metaphor?",
+    "How do planes fly?",
+    "What is the best way to travel?",
+    "How do I write a letter?",
+    "What is a black hole?",
+    "Why do leaves change colour?",
+    "How do I plant tomatoes?",
+    "What causes rain?",
+    "How do I clean a window?",
+    "What is democracy?",
+    "How do I make tea?",
+    "Why do we dream?",
+    "What is gravity?",
+    "How do I learn the guitar?",
+    "What is a computer virus?",
+    "Where do penguins live?",
+    "How do I tie a tie?",
+    "What is yoga?",
+    "Why is exercise good?",
+    "How old is the universe?",
+    "What is a vitamin?",
+    "How do I paint a wall?",
+)
+OPENERS = (
+    "",
+    "Please tell me: ",
+    "A short question. ",
+    "Hello! ",
+    "I would like to know: ",
+    "Quick: ",
+    "My friend asks: ",
+    "For school: ",
+)
+COURTESY = ("please", "thank", "happy", "glad", "welcome", "sorry", "hope", "kind")
+
+
+def json_prompts() -> list[str]:
+    draw = random.Random(0)
+    asked = dict.fromkeys((draw.choice(NOUNS), *draw.sample(KEYS, 2)) for _ in range(620))
+    return [f'Give me a JSON object with the keys "{a}" and "{b}" for a {n}.' for n, a, b in asked]
+
+
+def json_reward(pairs: list[tuple[str, str]]) -> list[float]:
+    """1 for an object with the two keys; parts of it for a beginning, the keys, an object."""
+
+    def one(query: str, response: str) -> float:
+        keys = re.findall(r'"(\w+)"', query)
+        answer = response.strip()
+        reward = 0.2 * answer.startswith("{") + 0.2 * all(f'"{key}"' in answer for key in keys)
+        try:
+            read = json.loads(answer)
+        except ValueError:
+            return reward
+        if not isinstance(read, dict):
+            return reward
+        return 1.0 if set(read) == set(keys) else reward + 0.3
+
+    return [one(*pair) for pair in pairs]
+
+
+def questions() -> list[str]:
+    texts = [opener + question for opener in OPENERS for question in QUESTIONS]
+    random.Random(0).shuffle(texts)
+    return texts
+
+
+def polite_reward(pairs: list[tuple[str, str]]) -> list[float]:
+    """Up to two courtesy words, less the distance from 15 words, of which 15 cost 1."""
+
+    def one(response: str) -> float:
+        words = response.lower().split()
+        courtesy = sum(word.startswith(COURTESY) for word in words)
+        return min(2, courtesy) - abs(len(words) - 15) / 15
+
+    return [one(response) for _, response in pairs]
+
+
+def length_reward(pairs: list[tuple[str, str]]) -> list[float]:
+    """Less the distance from 12 words, of which 12 cost 1."""
+    return [-abs(len(response.split()) - 12) / 12 for _, response in pairs]
+
+
+# -- cells -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training."""
+
+    model: str
+    kind: str
+    task: str
+    algorithm: str = "ppo"
+    seed: int = 0
+    rate: float | None = None
+    """A fixed one, with one epoch and β 0.05; None: the defaults."""
+    initial: float | None = None
+    """`auto_initial_rate`; None: the default."""
+    steps: int = 30
+
+    @property
+    def name(self) -> str:
+        parts = [self.model, self.kind, self.task, self.algorithm]
+        parts += [f"rate{self.rate:g}"] if self.rate else []
+        parts += [f"from{self.initial:g}"] if self.initial else []
+        return "-".join([*parts, str(self.seed)])
+
+
+def cells() -> Iterator[Cell]:
+    """All of them, those that say most first."""
+    kinds = ("full", "lora", "top")
+    for task in ("json", "sentiment", "polite"):
+        yield from (Cell("smollm2", kind, task) for kind in kinds)
+    yield from (Cell("smollm2", "full", task, "grpo") for task in ("json", "sentiment", "polite"))
+    for seed in range(3):
+        yield from (Cell("starter", kind, "sentiment", seed=seed) for kind in kinds)
+        yield Cell("stories", "full", "length", seed=seed)
+    for initial in (1e-6, 1e-3):  # 3e-5 is the default
+        yield Cell("smollm2", "full", "json", initial=initial)
+        yield Cell("starter", "full", "sentiment", initial=initial)
+    for seed in (1, 2):
+        yield Cell("smollm2", "full", "json", seed=seed)
+        yield Cell("smollm2", "full", "json", "grpo", seed=seed)
+    for task in ("json", "sentiment"):
+        for kind in kinds:
+            for rate in (1.4e-5, 5e-5, 1.5e-4):
+                yield Cell("smollm2", kind, task, rate=rate * (10 if kind == "lora" else 1))
+
+
+def model_of(cell: Cell) -> Any:
+    """A folder, or a model with its tokenizer."""
+    from trl import starter
+
+    if cell.model == "smollm2":
+        return {"model": str(MODELS / "smollm2")}
+    if cell.model == "starter":
+        return {"model": str(starter.LANGUAGE_MODEL)}
+    from tests.llama2c import load_model, load_tokenizer
+
+    return {
+        "model": load_model(STORIES / "stories260K.bin"),
+        "tokenizer": load_tokenizer(STORIES / "tok512.bin", 512),
+    }
+
+
+def task_of(cell: Cell) -> tuple[list[Any], Callable[..., Any]]:
+    """Prompts and reward."""
+    from trl import starter
+    from trl.evaluation import ClassifierScorer, FunctionScorer
+
+    def scorer(function: Callable[..., Any]) -> FunctionScorer:
+        return FunctionScorer(function, on="pairs", name=cell.task)
+
+    if cell.task == "sentiment":
+        small = cell.model == "starter"
+        judge = starter.CLASSIFIER if small else MODELS / "minilm-imdb" / "classifier"
+        prompts = starter.prompts("train")[: 600 + HELD_OUT]
+        if not small:
+            prompts = [f'Continue this film review: "{text}' for text in prompts]
+        output = "logit" if small else "log_odds"
+        return prompts, ClassifierScorer(str(judge), label="POSITIVE", output=output)
+    if cell.task == "json":
+        return json_prompts(), scorer(json_reward)
+    if cell.task == "polite":
+        return questions(), scorer(polite_reward)
+    return STORY_OPENINGS, scorer(length_reward)
+
+
+STORY_OPENINGS = [
+    f"{opening} {who} {what}"
+    for opening in ("Once upon a time,", "One day,", "There was", "In a small town,")
+    for who in ("a boy", "a girl", "a dog", "a cat", "a bird", "an old man", "a fish", "a bear")
+    for what in ("named", "who", "that", "went", "had", "saw", "wanted", "was")
+]
+
+
+def settings_of(cell: Cell) -> dict[str, Any]:
+    """What a cell gives `trl.train` beside model, prompts, reward, and steps."""
+    given: dict[str, Any] = {"seed": cell.seed} if cell.seed else {}
+    if cell.kind == "lora":
+        from peft import LoraConfig
+
+        given["peft_config"] = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+    if cell.kind == "top":
+        given["unfrozen_layers"] = {"smollm2": 10, "starter": 1, "stories": 2}[cell.model]
+    if cell.algorithm != "ppo":
+        given["algorithm"] = cell.algorithm
+    if cell.initial is not None:
+        given["auto_initial_rate"] = cell.initial
+    if cell.rate is not None:
+        from trl import PPOConfig
+
+        config = {"learning_rate": cell.rate, "ppo_epochs": 1, "init_kl_coef": 0.05}
+        given["config"] = PPOConfig(batch_size=32, seed=given.pop("seed", 0), **config)
+    return given
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Train, and return the result."""
+    import trl
+
+    prompts, reward = task_of(cell)
+    if cell.model == "smollm2":
+        prompts = [[{"role": "user", "content": text}] for text in prompts]
+    started, rows, samples = time.time(), list[dict[str, float]](), list[str]()
+
+    def told(step: int, row: dict[str, float]) -> None:
+        rows.append(row)
+        figures = " ".join(f"{name} {row.get(name, float('nan')):.4g}" for name in KEPT)
+        print(f"{cell.name} {step} {time.time() - started:.0f}s {figures}", flush=True)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        policy, history = trl.train(
+            **model_of(cell),
+            prompts=prompts[:-HELD_OUT],
+            reward=reward,
+            held_out=prompts[-HELD_OUT:],
+            eval_every=cell.steps,
+            steps=cell.steps,
+            on_step=told,
+            **settings_of(cell),
+        )
+    if policy.tokenizer is not None:
+        sampler = trl.Sampler(policy.tokenizer, max_new_tokens=24)
+        samples = sampler(policy, prompts[-8:]).response_texts()
+    held = [row for row in history if any(name.startswith("held_out/") for name in row)]
+    return {
+        "cell": asdict(cell),
+        "name": cell.name,
+        "seconds": round(time.time() - started),
+        "steps": {name: [round(row.get(name, 0.0), 7) for row in rows] for name in KEPT},
+        "held_out": [
+            {name: round(x, 4) for name, x in row.items() if name.startswith("held_out/")}
+            for row in (held[0], held[-1])
+        ],
+        "samples": samples,
+        "warnings": sorted({str(warning.message)[:300] for warning in caught}),
+    }
+
+
+# -- results ---------------------------------------------------------------------------------------
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """The last result of each cell, by name."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return {result["name"]: result for result in map(json.loads, lines)}
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """One row a cell: held-out reward, KL, distinct-2, length before and after, and the rates."""
+    lines = [
+        "| cell | reward | KL, nats | distinct-2 | tokens | rate, first to last step | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells():
+        if (result := found.get(cell.name)) is None:
+            continue
+        before, after = result["held_out"]
+
+        def pair(name: str, digits: int, before: Any = before, after: Any = after) -> str:
+            return f"{before[name]:.{digits}f} → {after[name]:.{digits}f}"
+
+        rates = result["steps"]["learning_rate"]
+        lines.append(
+            f"| {cell.name} | {pair('held_out/reward/mean', 2)} | {after['held_out/kl']:.1f} "
+            f"| {pair('held_out/distinct_2', 2)} | {pair('held_out/length', 0)} "
+            f"| {rates[0]:.1e} to {rates[-1]:.1e} | {result['seconds']} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What `trl.train` learns at its defaults.")
+    parser.add_argument("--only", default="", help="cells with this in their names")
+    parser.add_argument("--cell", help="run this one here, whether it has a result or not")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    chosen = parser.parse_args()
+    wanted = [cell for cell in cells() if chosen.only in cell.name]
+    if chosen.table:
+        print(table(results()))
+    elif chosen.list:
+        found = results()
+        print("\n".join(f"{'x' if cell.name in found else ' '} {cell.name}" for cell in wanted))
+    elif chosen.cell:
+        (cell,) = [cell for cell in cells() if cell.name == chosen.cell]
+        result = run(cell)
+        RESULTS.parent.mkdir(exist_ok=True)
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+    else:
+        for cell in wanted:
+            if cell.name not in results():
+                subprocess.run([sys.executable, __file__, "--cell", cell.name], check=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""A learning rate that sizes itself: each step moves the policy about as far as was asked for.
+
+What a rate does differs a thousandfold between models, adapters, precisions and stages of a run;
+how far the policy moves, measured by approxkl, is what PPO can bear. So the distance is set, and
+the rate follows, update by update: the adaptive penalty of Schulman et al. (arXiv:1707.06347,
+section 4) and the adaptive rates of RL for robots (RSL-RL, rl_games), with the rule solved for the
+rate in place of fixed factors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+FIRST = 0.01
+"""Share of the initial rate in the very first update: Adam's first moves every weight by the whole
+rate, and what that does is not known yet."""
+GROW = 4.0
+"""Most that a rate changes by from one update to the next."""
+KEEP = 0.8
+"""Weight of a measurement beside that of the next one."""
+LEAST_WAY = 0.1
+"""An update goes at least so much of an even share of its step's way."""
+TOO_FAR = 2.0
+"""Times the way, from where on a step's remaining updates are left out."""
+
+
+@dataclass
+class AutoRate:
+    """The rate of the updates of a run.
+
+        d = √max(0, approxkl − floor)
+
+    is how far the step has moved the policy: approxkl before its first update, the floor, is
+    rounding. It grows with the sum s of the rates that the step has applied. Over the measurements
+    so far, each worth `KEEP` times the next,
+
+        c = √(Σ w·d² / Σ w·s²)
+
+    is what a rate of 1 would move. Update i of n (0, 1, …) goes its share of the way that is left,
+
+        rate = max((way − d) / (n − i), LEAST_WAY · way / n) / c        way = factor · √target
+
+    within `GROW` times the last rate, and within the bounds. While nothing has moved measurably the
+    rate grows by `GROW`.
+
+    Args:
+        target: approxkl at the end of a step.
+        initial: Rate to begin near; any order of magnitude will do.
+        lowest: Bound of the rate.
+        highest: Likewise.
+    """
+
+    target: float
+    initial: float
+    lowest: float
+    highest: float
+
+    def __post_init__(self) -> None:
+        self.rate = min(max(FIRST * self.initial, self.lowest), self.highest)
+        """Of the next update."""
+        self._moved = self._spent = 0.0  # Σ w·d², Σ w·s²
+        self.begin(1)
+
+    def begin(self, updates: int, factor: float = 1.0) -> None:
+        """Begin a step of at most so many updates; `factor` on the way, that of a schedule."""
+        self._updates, self._way = updates, factor * math.sqrt(self.target)
+        self._floor: float | None = None
+        self._distance = self._sum = 0.0
+        self._applied = 0
+
+    def measured(self, approxkl: float) -> None:
+        """Set the rate of the next update, given approxkl [nats] before it."""
+        if self._floor is None:
+            self._floor = approxkl
+        if self._applied:
+            self._distance = math.sqrt(max(approxkl - self._floor, 0.0))
+            self._moved = KEEP * self._moved + self._distance**2
+            self._spent = KEEP * self._spent + self._sum**2
+        elif not self._moved:
+            return  # the first update of all, or again after one that was not applied
+        share = (self._way - self._distance) / max(self._updates - self._applied, 1)
+        share = max(share, LEAST_WAY * self._way / self._updates)
+        most, least = GROW * self.rate, self.rate / GROW
+        wanted = share * math.sqrt(self._spent / self._moved) if self._moved else most
+        self.rate = min(max(wanted, least, self.lowest), most, self.highest)
+
+    @property
+    def too_far(self) -> bool:
+        """Whether what is left of the step's updates is to be left out."""
+        return self._distance > TOO_FAR * self._way
+
+    @property
+    def at_bound(self) -> float:
+        """−1.0 or 1.0 if the lowest or highest rate is in force, else 0.0."""
+        return float(self.rate >= self.highest) - float(self.rate <= self.lowest)
+
+    def applied(self) -> None:
+        """Count an update at the present rate."""
+        self._sum += self.rate
+        self._applied += 1
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what the next step depends on."""
+        return {"rate": self.rate, "moved": self._moved, "spent": self._spent}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from `state_dict()`."""
+        self.rate, self._moved, self._spent = state["rate"], state["moved"], state["spent"]
