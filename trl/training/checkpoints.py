@@ -75,14 +75,12 @@ class Checkpoints:
         """
         problems = []
         for path in reversed(self.all()):
-            problem = damage(path)
-            if problem is None:
+            if not (problem := damage(path)):
                 return path, problems
             problems.append(f"{path}: {problem}")
         if problems:
-            raise CheckpointError(
-                "no checkpoint is whole: " + "; ".join(problems) + ". Start the run anew."
-            )
+            told = "; ".join(problems)
+            raise CheckpointError(f"no checkpoint is whole: {told}. Start the run anew.")
         return None, []
 
 
@@ -150,7 +148,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         partial.mkdir()
         with disk_full_told(target.parent):
             yield partial
-            _sync(*partial.rglob("*"), partial)
+            sync(*partial.rglob("*"), partial)
     except BaseException:
         remove(partial)
         raise
@@ -159,7 +157,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     if target.exists():
         os.rename(target, old)
     os.rename(partial, target)
-    _sync(target.parent)
+    sync(target.parent)
     remove(old)
 
 
@@ -169,29 +167,18 @@ def disk_full_told(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        code = getattr(error, "errno", None)
+        code, free = getattr(error, "errno", None), shutil.disk_usage(folder).free
         # PyTorch and safetensors raise errors of their own, which do not carry the number.
-        full = code in (errno.ENOSPC, errno.EDQUOT) or (
-            code is None and shutil.disk_usage(folder).free < 1 << 20
-        )
-        if not full:
+        if code not in (errno.ENOSPC, errno.EDQUOT) and (code is not None or free >= 1 << 20):
             raise
-        free = shutil.disk_usage(folder).free / 1e6
-        raise OSError(
-            errno.ENOSPC, f"the disk is full ({free:.0f} MB are free)", str(folder)
-        ) from error
+        told = f"the disk is full ({free / 1e6:.0f} MB are free)"
+        raise OSError(errno.ENOSPC, told, str(folder)) from error
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder if it is there. If that is broken off, no whole checkpoint is left of it."""
-    if not folder.exists():
-        return
-    if step_of(folder) is not None:
-        hidden = folder.with_name(f".{folder.name}.old")
-        remove(hidden)
-        os.rename(folder, hidden)
-        folder = hidden
-    shutil.rmtree(folder)
+    """Delete a folder if it is there. What is left of a checkpoint, if broken off, is not whole."""
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def _digest(path: Path) -> str:
@@ -199,12 +186,10 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(*paths: Path) -> None:
+def sync(*paths: Path) -> None:
     """Wait until files, and the names in folders, are on the disk."""
-    for path in paths:
-        if path.is_dir() and os.name != "posix":  # elsewhere a folder cannot be opened
-            continue
-        handle = os.open(path, os.O_RDONLY)
+    for path in paths if os.name == "posix" else filter(Path.is_file, paths):
+        handle = os.open(path, os.O_RDONLY)  # elsewhere a folder cannot be opened
         try:
             os.fsync(handle)
         finally:

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
 from trl import starter
 from trl.config import closest
@@ -79,18 +78,17 @@ def train_classifier(recipe: ClassifierRecipe, *, resume: bool = False) -> dict[
             return encode([(piece(text, recipe.crop_words, rng), label) for text, label in rows])
 
         openings = [(" ".join(text.split()[: recipe.opening_words]), label) for text, label in test]
-        tests = {"": lambda: encode(test), "opening_": lambda: encode(openings)}
-        summary = {
-            "labels": list(recipe.labels),
-            "opening_words": recipe.opening_words,
-            "train_texts": len(train),
-            "test_texts": len(test),
-            "dropped_duplicates": dropped,
-        }
-        collate = transformers.DataCollatorWithPadding(tokenizer)
-        examples = Examples(train, pieces, recipe)
-        fit = Fit(recipe, folder, model, examples, classification_loss, collate)
-        return fit("classifier", tokenizer, tests, classification_metrics, summary)
+        fit = Fit(recipe, folder, model, tokenizer, Examples(train, pieces, recipe))
+        return fit(
+            {"": lambda: encode(test), "opening_": lambda: encode(openings)},
+            {
+                "labels": list(recipe.labels),
+                "opening_words": recipe.opening_words,
+                "train_texts": len(train),
+                "test_texts": len(test),
+                "dropped_duplicates": dropped,
+            },
+        )
 
 
 def piece(text: str, words: tuple[int, int] | None, rng: random.Random) -> str:
@@ -105,29 +103,6 @@ def piece(text: str, words: tuple[int, int] | None, rng: random.Random) -> str:
     size = round(math.exp(rng.uniform(*map(math.log, words))))
     first = rng.randint(0, max(0, len(whole) - size))
     return " ".join(whole[first : first + size])
-
-
-def classification_loss(
-    model: nn.Module, inputs: dict[str, Tensor]
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Return the mean cross-entropy of a batch, its logits [B, labels] and the accuracy."""
-    labels = inputs["labels"]
-    texts = {name: tensor for name, tensor in inputs.items() if name != "labels"}
-    logits = model(**texts).logits.float()
-    right = (logits.argmax(1) == labels).float().mean()
-    return F.cross_entropy(logits, labels), logits, {"accuracy": right}
-
-
-def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Return how it did; `confusion` counts texts by label (rows) and answer (columns)."""
-    classes = logits.shape[1]
-    cells = labels * classes + logits.argmax(1)
-    confusion = torch.bincount(cells, minlength=classes**2).view(classes, classes)
-    return {
-        "accuracy": confusion.diag().sum().item() / len(labels),
-        "loss": F.cross_entropy(logits, labels).item(),
-        "confusion": confusion.tolist(),
-    }
 
 
 # What the recipe names

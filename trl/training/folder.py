@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
-from trl.training.checkpoints import disk_full_told
+from trl.training.checkpoints import disk_full_told, sync
 
 FIRST_ROW = {"step": 0, "episodes": 0}
 """The row before the first step; the figures of the held-out prompts follow, if there are any."""
@@ -58,7 +58,7 @@ class RunFolder:
         metrics = self.file("metrics")
         if not metrics.exists():
             return self.recipe.exists()
-        without_figures = ("", json.dumps(FIRST_ROW) + "\n")
+        without_figures = ("", _line(FIRST_ROW))
         text = metrics.read_text(encoding="utf-8", errors="replace")
         return self.checkpoints.exists() or text not in without_figures
 
@@ -97,21 +97,16 @@ class RunFolder:
         return [json.loads(line) for line in text.split("\n")[:-1]]
 
     def add(self, name: str, *rows: Mapping[str, Any]) -> None:
-        """Append rows to a file of lines. What is not a finite number becomes null."""
-        text = "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
+        """Append rows to a file of lines. NaN and infinity, which JSON has not, become null."""
+        text = "".join(_line(row) for row in rows)
         with disk_full_told(self.path), self.file(name).open("a", encoding="utf-8") as lines:
             lines.write(text)
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of the files of lines, which are on the disk then."""
-        sizes = {}
-        for name in LINES:
-            path = self.file(name)
-            sizes[name] = path.stat().st_size if path.exists() else 0
-            if sizes[name]:
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        return sizes
+        there = {name: self.file(name) for name in LINES if self.file(name).exists()}
+        sync(*there.values())
+        return {name: path.stat().st_size for name, path in there.items()}
 
     def cut(self, sizes: Mapping[str, int]) -> None:
         """Take back what was written since: the lines of steps that are done again."""
@@ -129,12 +124,5 @@ class RunFolder:
             os.replace(partial, target)
 
 
-def _plain(value: Any) -> Any:
-    """Return the value with null for NaN and infinity, which JSON has no words for."""
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def _line(row: Mapping[str, Any]) -> str:
+    return TypeAdapter(Any).dump_json(row).decode() + "\n"

@@ -16,7 +16,8 @@ from trl.ppo import PPOTrainer
 from trl.rollout.sampler import Sampler
 from trl.training.loop import Row, mean_of_each
 
-FIGURES = ("kl", "length", "ended", "distinct_2")
+MEANS = ("kl", "length", "ended")
+FIGURES = (*MEANS, "distinct_2")
 """Figures of an evaluation besides rewards."""
 
 
@@ -60,13 +61,12 @@ class HeldOut:
         if processes > 1:
             found = gather_object(found)
         by_prompt = {index: (sample, tokens) for index, sample, tokens in found}
-        ordered = [by_prompt[index] for index in range(len(self.prompts))]
-        samples = [sample for sample, _ in ordered]
-        distinct_2 = distinct_n([tokens for _, tokens in ordered])
-        return samples, _figures(samples) | {"held_out/distinct_2": distinct_2}
+        samples, tokens = zip(*(by_prompt[i] for i in range(len(self.prompts))), strict=True)
+        return list(samples), _figures(samples) | {"held_out/distinct_2": distinct_n(tokens)}
 
     @torch.no_grad()
     def _measure_share(self, share: list[int]) -> list[tuple[int, Sample, list[int]]]:
+        """Return the index of each prompt, its sample and the tokens of the response."""
         trainer = self.trainer
         with trainer.sampling():
             prompts = [self.prompts[index] for index in share]
@@ -74,53 +74,39 @@ class HeldOut:
             seeds = [self.sampler.seed * len(self.prompts) + index for index in share]
             rollout = self.sampler(trainer.model, prompts, seeds=seeds)
         scored = score(self.scorer, rollout)
-        rewards = scored.totals.tolist()
         with without_dropout(*filter(None, (trainer.model, trainer.ref_model))):
             own = trainer.forward_pass(trainer.policy, rollout)
             kl = (own.logprobs - trainer.reference_logprobs(rollout, own)).sum(1)
         if trainer.reference is None:  # not measured, which is not the same as 0
             kl = kl.fill_(math.nan)
-        ended = rollout.ended
-        assert ended is not None
-        assert rollout.query_texts is not None
-        assert rollout.response_texts is not None
-        parts = {k: x.tolist() for k, x in ({**scored.parts} | scored.figures).items()}
+        assert rollout.ended is not None
         tokens = rollout.response_lists()
-        return [
-            (
-                index,
-                {
-                    "prompt": rollout.query_texts[row],
-                    "response": rollout.response_texts[row],
-                    "reward": rewards[row],
-                    "kl": kl[row].item(),
-                    "length": len(tokens[row]),
-                    "ended": bool(ended[row]),
-                    "parts": {
-                        name: values[row]
-                        for name, values in parts.items()
-                        if not math.isnan(values[row])
-                    },
-                },
-                tokens[row],
-            )
-            for row, index in enumerate(share)
-        ]
+        columns = {
+            "prompt": rollout.query_texts,
+            "response": rollout.response_texts,
+            "reward": scored.totals.tolist(),
+            "kl": kl.tolist(),
+            "length": [len(row) for row in tokens],
+            "ended": rollout.ended.tolist(),
+        }
+        parts = {k: x.tolist() for k, x in ({**scored.parts} | scored.figures).items()}
+        found = []
+        for row, index in enumerate(share):
+            sample = {name: column[row] for name, column in columns.items()}
+            of_row = {name: values[row] for name, values in parts.items()}
+            sample["parts"] = {name: x for name, x in of_row.items() if not math.isnan(x)}
+            found.append((index, sample, tokens[row]))
+        return found
 
 
 def _figures(samples: Sequence[Sample]) -> Row:
     """Return the mean figures of samples, and the median reward."""
-    rewards = [sample["reward"] for sample in samples]
+    parts = mean_of_each([sample["parts"] for sample in samples])
     return {
-        "held_out/reward/mean": statistics.fmean(rewards),
-        "held_out/reward/median": statistics.median(rewards),
-        **{
-            f"held_out/reward/{name}": mean
-            for name, mean in mean_of_each([sample["parts"] for sample in samples]).items()
-        },
-        "held_out/kl": statistics.fmean(sample["kl"] for sample in samples),
-        "held_out/length": statistics.fmean(sample["length"] for sample in samples),
-        "held_out/ended": statistics.fmean(sample["ended"] for sample in samples),
+        "held_out/reward/mean": statistics.fmean(sample["reward"] for sample in samples),
+        "held_out/reward/median": statistics.median(sample["reward"] for sample in samples),
+        **{f"held_out/reward/{name}": mean for name, mean in parts.items()},
+        **{f"held_out/{k}": statistics.fmean(sample[k] for sample in samples) for k in MEANS},
     }
 
 

@@ -19,8 +19,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from trl.batch import Rollout
+from trl.config import check_values
 from trl.config.errors import refuse
 from trl.config.ppo import sampling_contradictions
+from trl.config.types import Count
 from trl.evaluation.scores import Scorer, score
 from trl.ppo import PPOTrainer
 from trl.rollout.queries import Chat, listed
@@ -76,8 +78,7 @@ class Loop:
             both = f"{sampler.distribution.temperature} and {config.temperature}"
             refuse("temperature", "be the same for sampler and trainer", both)
         self.processes = trainer.accelerator.num_processes
-        if type(parts) is not int or parts < 1:
-            refuse("parts", "be a whole number > 0", repr(parts))
+        check_values("Loop", {"parts": (Count, parts)})
         group = sampler.group_size
         got = {"batch_size": config.batch_size, "parts": parts, "group_size": group}
         for name, rule, *fix in sampling_contradictions(config, group, parts, self.processes):
@@ -90,9 +91,8 @@ class Loop:
         self.steps_done = 0
         self.rollout: Rollout | None = None
         self.scores = self.all_scores = torch.empty(0)
-        self.profile = None
-        if profile is not None and trainer.accelerator.is_main_process:
-            self.profile = Profile(profile, trainer)
+        profiles = profile is not None and trainer.accelerator.is_main_process
+        self.profile = Profile(profile, trainer) if profiles else None
         self._order: list[int] = []
         self._shuffle = torch.Generator().manual_seed(config.seed)
 
@@ -101,13 +101,12 @@ class Loop:
 
         A step that fails can be called again: it takes the same prompts and random numbers.
         """
-        before = self._order, self._shuffle.get_state(), self.sampler.calls
+        before = self.state_dict()
         try:
             with self.profile.step() if self.profile else nullcontext():
                 row = self._step()
         except BaseException:  # Ctrl-C too
-            self._order, shuffle, self.sampler.calls = before
-            self._shuffle.set_state(shuffle)
+            self.load_state_dict(before)
             raise
         self.steps_done += 1
         return row
@@ -129,10 +128,8 @@ class Loop:
         self.sampler.calls = state["sampler_calls"]
 
     def _step(self) -> Row:
-        trainer = self.trainer
-        started = time.perf_counter()
-        prompts = self._next_prompts()
-        rate = self._set_learning_rate()
+        trainer, profile, started = self.trainer, self.profile, time.perf_counter()
+        prompts, rate = self._next_prompts(), self._set_learning_rate()
         rollout, scored, sampled = self._rollout_and_scores(prompts)
         evaluated = time.perf_counter()
         stats = trainer.step(rollout, scored)
@@ -149,7 +146,6 @@ class Loop:
         }
         tokens = lengths.sum().item() * self.processes  # the others have about as many
         updates = stats["ppo/updates"] + stats["ppo/skipped_updates"]
-        profile = self.profile
         return {
             "reward/mean": gathered.mean().item(),
             "reward/std": gathered.std(correction=0).item(),
@@ -185,21 +181,18 @@ class Loop:
     def _set_learning_rate(self) -> float:
         """Set the learning rate of this step, and return that of the first group of weights."""
         groups = self.trainer.optimizer.param_groups
-        if self.schedule is not None:
-            factor = self.schedule(self.steps_done)
-            for group, rate in zip(groups, self.rates, strict=True):
-                group["lr"] = rate * factor
+        for group, rate in zip(groups, self.rates, strict=True) if self.schedule else ():
+            group["lr"] = rate * self.schedule(self.steps_done)
         return float(groups[0]["lr"])
 
     def _next_prompts(self) -> list[Any]:
         """Return this process's share of the next batch."""
         while len(self._order) < self.prompts_per_step:
             again = torch.randperm(len(self.prompts), generator=self._shuffle)
-            self._order = self._order + again.tolist()  # the old list may be needed again
-        size = self.prompts_per_step
+            self._order += again.tolist()
+        size, rank = self.prompts_per_step, self.trainer.accelerator.process_index
         chosen, self._order = self._order[:size], self._order[size:]
-        share = chosen[self.trainer.accelerator.process_index :: self.processes]
-        return [self.prompts[index] for index in share]
+        return [self.prompts[index] for index in chosen[rank :: self.processes]]
 
 
 def mean_of_each(rows: Sequence[Row]) -> Row:

@@ -8,18 +8,15 @@ model, history = trl.train(
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from trl.anatomy import language_model
 from trl.compute.precision import make_accelerator
@@ -37,18 +34,14 @@ from trl.config.recipe import (
 from trl.data.prompts import PromptSplit
 from trl.evaluation.function import as_scorer
 from trl.evaluation.scores import Scorer
-from trl.models.checkpoint import hub_arguments
-from trl.models.loading import quiet_transformers
 from trl.models.reference import ReferenceKind
-from trl.models.with_value_head import load_policy
-from trl.optimization.schedule import schedule_factor
-from trl.ppo import PPOTrainer
+from trl.optimization.settings import resolve_config
 from trl.rollout.queries import Chat
 from trl.rollout.sampler import Sampler
 from trl.training.folder import RunFolder
 from trl.training.loop import Row, checked_prompts
-from trl.training.parts import Parts, seeded
-from trl.training.resume import check_same, opened
+from trl.training.parts import Parts
+from trl.training.resume import opened
 from trl.training.run import Run
 from trl.watch.diagnosis import Finding
 
@@ -148,51 +141,44 @@ def train(
 
     With `out`, the step that is under way at Ctrl-C is finished, and a checkpoint written, first.
     """
-    _check_arguments(on_step, config, ppo_params, sampler_kwargs, out, resume)
-    config = config or PPOConfig.from_kwargs(**ppo_params)
-    scorer = as_scorer(reward)
+    _check_arguments(on_step, ppo_params, sampler_kwargs, out, resume)
+    config, scorer = resolve_config(config, ppo_params), as_scorer(reward)
     measured = [] if held_out is None else checked_prompts(held_out, "held_out")
     split = PromptSplit(checked_prompts(prompts), measured)
-    if peft_config is None and unfrozen_layers is None:
-        _warn_of_frozen_weights(model)
+    _warn_of_frozen_weights(model, peft_config, unfrozen_layers)
+    falls = ScheduleConfig(kind="linear" if decay_learning_rate else "constant")
     every = CheckpointConfig(every=checkpoint_every)
-    recipe = Recipe(steps=steps, eval_every=eval_every, checkpoints=every, quiet=True)
+    recipe = Recipe(steps=steps, eval_every=eval_every, checkpoints=every, schedule=falls)
     changes = {"peft_config": peft_config, "unfrozen_layers": unfrozen_layers}
-    schedule = partial(schedule_factor, total_steps=steps) if decay_learning_rate else None
-    of_loop = {"schedule": schedule, "parts": parts, "profile": profile}
-    history: list[Row] = []
-
-    def on_row(row: Row) -> Any:
-        if row["step"] > 0 or measured:
-            history.append(_figures(row))
-        return row["step"] > 0 and on_step and on_step(int(row["step"]), history[-1])
-
     accelerator = make_accelerator(config.precision)
     folder = None if out is None else RunFolder(Path(out).expanduser())
-    nowhere = nullcontext((None, []))
-    with opened(folder, resume, accelerator) if folder else nowhere as (checkpoint, _):
-        with seeded(config.seed), quiet_transformers():  # an adapter's new weights are random
-            policy = load_policy(model, **changes, **model_kwargs or {})
-        trainer = PPOTrainer(policy, ref_model, config, accelerator=accelerator)
-        policy.tokenizer = _tokenizer(tokenizer, model, policy, split, model_kwargs or {})
-        sampling = _sampling(config, policy.tokenizer, max_new_tokens, sampler_kwargs)
-        made = Parts(trainer, policy.tokenizer, split, scorer=scorer, **sampling, **of_loop)
+    with opened(folder, resume, accelerator) as (checkpoint, _):
+        made = Parts(
+            model,
+            config,
+            accelerator,
+            recipe,
+            prompts=lambda tokenizer, policy: split,
+            scorer=scorer,
+            sampling={"max_new_tokens": max_new_tokens} | dict(sampler_kwargs or {}),
+            seed=config.seed,
+            ref_model=ref_model,
+            tokenizer=tokenizer,
+            model_kwargs=changes | (model_kwargs or {}),
+            only_tokens=isinstance(split.train[0], Tensor) and not measured,
+            parts=parts,
+            profile=profile,
+        )
         if folder is not None:
-            recipe = _described(recipe, made, folder, model, sampling["sampling"])
-        run = Run(recipe, made, folder, on_row=on_row, on_finding=_warn_of)
-        return _trained(run, checkpoint, history)
+            recipe = _described(recipe, made, folder, model, max_new_tokens, sampler_kwargs or {})
+        return _trained(Run(recipe, made, folder, on_step=on_step, on_finding=_warn_of), checkpoint)
 
 
-def _trained(run: Run, checkpoint: Path | None, history: list[Row]) -> Trained:
+def _trained(run: Run, checkpoint: Path | None) -> Trained:
     """Make the steps that are left."""
-    trained = Trained(run.parts.model, history)
-    if checkpoint is not None:
-        check_same(run.folder, run.recipe)
-        run.go_on_from(checkpoint)
-        rows = run.folder.rows("metrics")
-        history += [_figures(row) for row in rows if row["step"] > 0 or run.parts.held_out]
+    trained = Trained(run.parts.model, run.history)
     try:
-        if run.train().interrupted:
+        if run.train(checkpoint).interrupted:
             raise KeyboardInterrupt
     except BaseException as error:  # Ctrl-C too: hours of training may lie behind
         error.trained = trained
@@ -200,71 +186,51 @@ def _trained(run: Run, checkpoint: Path | None, history: list[Row]) -> Trained:
     return trained
 
 
-def _figures(row: Mapping[str, Any]) -> Row:
-    """Return a row of the history; what metrics.jsonl has no number for is NaN."""
-    return {
-        name: math.nan if value is None else float(value)
-        for name, value in row.items()
-        if name != "episodes"
-    }
-
-
 def _warn_of(finding: Finding) -> None:
     warnings.warn(f"trl.train, step {finding.step}: {finding}", stacklevel=7)
 
 
-def _sampling(
-    config: PPOConfig, tokenizer: Any, max_new_tokens: Any, given: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Return settings of `Sampler`, and the seed that its random numbers start from."""
-    settings = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": config.temperature,
-        "add_bos": getattr(tokenizer, "bos_token_id", None) is not None,
-    } | dict(given or {})
-    return {"seed": settings.pop("seed", config.seed), "sampling": settings}
-
-
 def _described(
-    recipe: Recipe, parts: Parts, folder: RunFolder, model: Any, sampling: Mapping[str, Any]
+    recipe: Recipe,
+    parts: Parts,
+    folder: RunFolder,
+    model: Any,
+    max_new_tokens: int | tuple[int, int],
+    given: Mapping[str, Any],
 ) -> Recipe:
     """Return the recipe with what can be said of objects, for `trl report` and `trl compare`."""
     config, loop, policy = parts.trainer.config, parts.loop, parts.model
-    limit = sampling["max_new_tokens"]
-    shortest, longest = limit if isinstance(limit, tuple) else (None, limit)
-    if isinstance(model, (str, os.PathLike)):
-        name = os.fspath(model)
-    else:
+    limits = max_new_tokens if isinstance(max_new_tokens, tuple) else (None, max_new_tokens)
+    if not isinstance(model, (str, os.PathLike)):
         inner = language_model(policy)
-        name = inner.config.name_or_path or type(inner).__name__
+        model = inner.config.name_or_path or type(inner).__name__
+    frozen, reference = getattr(policy, "unfrozen_layers", None), parts.trainer.reference
     return replace(
         recipe,
         model=ModelConfig(
-            name=name,
-            unfrozen_layers=getattr(policy, "unfrozen_layers", None),
-            reference=None if parts.trainer.reference else "none",
+            name=os.fspath(model),
+            unfrozen_layers=frozen,
+            reference=None if reference else "none",
         ),
         data=DataConfig(
             prompts=f"{len(parts.prompts.train)} prompts given in Python",
             held_out=len(parts.prompts.held_out),
         ),
         sampling=SamplingConfig(
-            max_new_tokens=longest,
-            shortest_limit=shortest,
-            group_size=loop.sampler.group_size,
-            eos=sampling.get("eos_token_id", "") is not None,
-            stop_strings=tuple(sampling.get("stop_strings", ())),
-            add_bos=loop.sampler.add_bos,
-            max_rows=loop.sampler.max_rows,
+            shortest_limit=limits[0],
+            max_new_tokens=limits[1],
+            eos=given.get("eos_token_id", "") is not None,
+            stop_strings=tuple(given.get("stop_strings", ())),
             parts=loop.parts,
+            **{k: getattr(loop.sampler, k) for k in ("group_size", "add_bos", "max_rows")},
         ),
         reward=tuple(
             RewardConfig(kind="function", name=_place_of(scorer), title=name, weight=weight)
             for name, (scorer, weight) in parts.judge.parts.items()
         ),
         ppo=config,
-        schedule=ScheduleConfig(kind="linear" if loop.schedule else "constant"),
         seed=config.seed,
+        quiet=True,
         out=str(folder.path),
         profile=loop.profile and str(loop.profile.folder),
     )
@@ -281,12 +247,7 @@ def _place_of(scorer: Any) -> str:
 
 
 def _check_arguments(
-    on_step: Any,
-    config: PPOConfig | None,
-    ppo_params: Mapping[str, Any],
-    sampler_kwargs: Any,
-    out: Any,
-    resume: Any,
+    on_step: Any, ppo_params: Mapping[str, Any], sampler_kwargs: Any, out: Any, resume: Any
 ) -> None:
     """Raise a TypeError or ValueError for arguments that no training can have."""
     if on_step is not None and not callable(on_step):
@@ -301,25 +262,17 @@ def _check_arguments(
         instead = {name: f" Pass it as sampler_kwargs={{{name!r}: ...}}." for name in of_sampler}
         hints = {k: instead.get(k) or closest(k.removeprefix("num_"), known) for k in unknown}
         raise TypeError(" ".join(f"train has no parameter `{k}`.{v}" for k, v in hints.items()))
-    if config is not None and ppo_params:
-        raise TypeError(
-            f"pass settings in `config` or as keyword arguments, not both; got "
-            f"{sorted(ppo_params)} beside `config`: use dataclasses.replace(config, ...)."
-        )
     if not isinstance(sampler_kwargs, Mapping | None):
         refuse("sampler_kwargs", "be a dict or None", repr(sampler_kwargs), error=TypeError)
-    for name in sampler_kwargs or ():
-        if name in ("tokenizer", "max_new_tokens"):
-            fix = f"pass it as train({name}=...)"
-            refuse("sampler_kwargs", f"not have `{name}`", fix=fix, error=TypeError)
-        if name not in of_sampler:
-            raise TypeError(f"Sampler has no setting `{name}`.{closest(str(name), of_sampler)}")
+    for name in {"tokenizer", "max_new_tokens"}.intersection(sampler_kwargs or ()):
+        fix = f"pass it as train({name}=...)"
+        refuse("sampler_kwargs", f"not have `{name}`", fix=fix, error=TypeError)
 
 
-def _warn_of_frozen_weights(model: Any) -> None:
+def _warn_of_frozen_weights(model: Any, *reasons: Any) -> None:
     """Warn if a loaded model has weights that are not trained, and nothing says why."""
     explained = hasattr(model, "v_head") or hasattr(model, "get_base_model")
-    if not isinstance(model, nn.Module) or explained:
+    if not isinstance(model, nn.Module) or explained or any(each is not None for each in reasons):
         return
     # Embeddings of positions are left out: some are computed once, and never trained.
     weights = [weight for name, weight in model.named_parameters() if "position" not in name]
@@ -331,40 +284,3 @@ def _warn_of_frozen_weights(model: Any) -> None:
             "call model.requires_grad_(True) to train all, or pass unfrozen_layers or peft_config.",
             stacklevel=3,
         )
-
-
-# -- the tokenizer -------------------------------------------------------------------------------
-
-
-def _tokenizer(
-    given: PreTrainedTokenizerBase | str | None,
-    model: Any,
-    policy: nn.Module,
-    prompts: PromptSplit,
-    model_kwargs: dict[str, Any],
-) -> PreTrainedTokenizerBase | None:
-    """Return the policy's tokenizer: the one given, or the one beside the model or its base."""
-    if given is not None and not isinstance(given, (str, os.PathLike)):
-        return given
-    where = hub_arguments(model_kwargs)
-    where |= {key: model_kwargs[key] for key in ("trust_remote_code",) if key in model_kwargs}
-    # An adapter's folder may have none; the model that it was put on comes from another place.
-    names, beside = [language_model(policy).config.name_or_path], None
-    if given is not None:
-        names = [os.fspath(given)]
-    elif isinstance(model, (str, os.PathLike)):
-        beside = os.path.expanduser(os.fspath(model))
-        names = list(dict.fromkeys([beside, *names]))
-    for name in names:
-        if name != beside:  # which revision and which folder are said of the model alone
-            where = {k: v for k, v in where.items() if k not in ("revision", "subfolder")}
-        try:
-            return AutoTokenizer.from_pretrained(name, **where)
-        except (OSError, ValueError) as error:
-            problem = error
-    if given is None and isinstance(prompts.train[0], Tensor) and not prompts.held_out:
-        return None  # nothing asks for one, unless the reward reads text, and then says so
-    places = " or ".join(map(repr, names))
-    raise ValueError(
-        f"`tokenizer` must be given: there is none beside the model ({places})."
-    ) from problem

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import json
 import os
@@ -23,21 +22,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from trl import starter
+from trl import evaluation, starter
 from trl.anatomy import language_model
-from trl.config import SettingsError, closest
+from trl.config import PPOConfig, SettingsError, closest
+from trl.config.errors import problem
 from trl.config.folder import recipe_folder
-from trl.config.recipe import STARTER, ModelConfig, Recipe, RewardConfig
+from trl.config.recipe import STARTER, LoRAConfig, Recipe, RewardConfig
 from trl.data.pretraining import PretrainingText
 from trl.data.prompts import PromptSplit, load_prompts
-from trl.evaluation.classifier import ClassifierScorer
-from trl.evaluation.control import ControlScorer
-from trl.evaluation.endpoint import EndpointScorer
-from trl.evaluation.function import FunctionScorer
-from trl.evaluation.reward_model import RewardModelScorer
-from trl.evaluation.scores import Scorer
-from trl.evaluation.weighted_sum import WeightedSum
-from trl.models.adapters import base_weights
+from trl.evaluation import Scorer, WeightedSum
+from trl.models.adapters import base_weights, import_peft
+from trl.models.checkpoint import hub_arguments
+from trl.models.loading import quiet_transformers
+from trl.models.reference import ReferenceKind
 from trl.models.with_value_head import load_policy
 from trl.optimization.schedule import schedule_factor
 from trl.ppo import PPOTrainer
@@ -55,13 +52,22 @@ class Parts:
     `trl.train` is given the objects; `Parts.of_recipe` makes them from their names.
 
     Args:
-        trainer: Of the policy.
-        tokenizer: The policy's. None: prompts are token ids.
-        prompts: To train on, and to measure on, which may be none.
+        model: The policy: a name, a folder, or a loaded model.
+        config: Settings of PPO.
+        accelerator: Of the trainer.
+        recipe: Its steps, and how the learning rate goes over them.
+        prompts: Called as prompts(tokenizer, policy=...), returns what to train on, and what to
+            measure on, which may be nothing.
         scorer: To train with.
         judge: To measure with; None: the same.
-        sampling: Settings of `Sampler` but for its seed.
-        seed: Of the responses; each process draws others.
+        sampling: Settings of `Sampler`. Its temperature is that of `config`, and texts begin with
+            the BOS token if there is one, unless they say otherwise.
+        seed: Of new weights, and of the responses unless `sampling` has one; each process draws
+            others.
+        ref_model: See `PPOTrainer`.
+        tokenizer: See `find_tokenizer`.
+        model_kwargs: See `load_policy`.
+        only_tokens: Prompts are token ids: without a tokenizer there is none.
         **of_loop: See `Loop`.
 
     Attributes:
@@ -72,30 +78,51 @@ class Parts:
 
     def __init__(
         self,
-        trainer: PPOTrainer,
-        tokenizer: PreTrainedTokenizerBase | None,
-        prompts: PromptSplit,
+        model: str | os.PathLike[str] | nn.Module,
+        config: PPOConfig,
+        accelerator: Accelerator,
+        recipe: Recipe,
         *,
+        prompts: Callable[..., PromptSplit],
         scorer: Scorer,
         judge: WeightedSum | None = None,
         sampling: Mapping[str, Any],
         seed: int,
+        ref_model: nn.Module | ReferenceKind | None = None,
+        tokenizer: PreTrainedTokenizerBase | str | None = None,
+        model_kwargs: Mapping[str, Any],
+        only_tokens: bool = False,
         **of_loop: Any,
     ) -> None:
-        self.trainer, self.model, self.tokenizer = trainer, trainer.model, tokenizer
-        self.prompts = prompts
+        # An adapter's new weights are random.
+        with seeded(seed), quiet_transformers(), warnings.catch_warnings():
+            # That peft turned the matrices of GPT-2 about, which it should.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+            self.model = load_policy(model, **model_kwargs)
+        self.trainer = PPOTrainer(self.model, ref_model, config, accelerator=accelerator)
+        self.tokenizer = find_tokenizer(
+            tokenizer, model, self.model, model_kwargs, needed=not only_tokens
+        )
+        self.model.tokenizer = self.tokenizer  # saved beside it
+        self.prompts = prompts(self.tokenizer, policy=self.model)
         is_sum = isinstance(scorer, WeightedSum)
         self.judge = judge or (scorer if is_sum else WeightedSum([(scorer, 1.0)]))
-        self.seed = own_seed(seed, trainer.accelerator)
-        sampler = Sampler(tokenizer, **sampling, seed=self.seed)
-        self.loop = Loop(trainer, sampler, scorer, prompts.train, **of_loop)
+        has_bos = getattr(self.tokenizer, "bos_token_id", None) is not None
+        defaults = {"temperature": config.temperature, "add_bos": has_bos, "seed": seed}
+        settings = defaults | dict(sampling)
+        seed = settings.pop("seed")
+        self.seed = own_seed(seed, accelerator)
+        sampler = Sampler(self.tokenizer, **settings, seed=self.seed)
+        total, kind = recipe.total_steps, asdict(recipe.schedule)
+        of_loop["schedule"] = partial(schedule_factor, total_steps=total, **kind)
+        self.loop = Loop(self.trainer, sampler, scorer, self.prompts.train, **of_loop)
         self.held_out = None
-        if prompts.held_out:
-            sampler = Sampler(tokenizer, **{**sampling, "group_size": 1}, seed=seed + 1)
-            sampler.check(self.model, prompts.held_out, name="held-out prompts")
-            self.held_out = HeldOut(trainer, sampler, self.judge, prompts.held_out)
+        if self.prompts.held_out:
+            sampler = Sampler(self.tokenizer, **settings | {"group_size": 1}, seed=seed + 1)
+            sampler.check(self.model, self.prompts.held_out, name="held-out prompts")
+            self.held_out = HeldOut(self.trainer, sampler, self.judge, self.prompts.held_out)
         self.parameters = sum(weight.numel() for weight in self.model.parameters())
-        self._reference = _reference_hash(trainer)
+        self._reference = _reference_hash(self.trainer)
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, accelerator: Accelerator) -> Parts:
@@ -106,29 +133,41 @@ class Parts:
         """
         scorer, judge = load_scorer(recipe.reward)
         _check_best(recipe.checkpoints.best, judge)
-        tokenizer = load_tokenizer(recipe.model)
-        with seeded(recipe.seed):  # an adapter's new weights are random
-            model = load_model(recipe.model)
-        trainer = PPOTrainer(
-            model, recipe.model.reference, recipe.seeded_ppo, accelerator=accelerator
-        )
-        if recipe.pretraining.text is not None:
-            seed = own_seed(recipe.seed, accelerator)
-            trainer.pretraining = PretrainingText(recipe.pretraining, tokenizer, seed=seed)
-        return cls(
-            trainer,
-            tokenizer,
-            load_prompts(recipe.data, tokenizer, seed=recipe.seed, policy=model),
+        model, sampling, seed = recipe.model, recipe.sampling, recipe.seed
+        where = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        parts = cls(
+            model_name(model.name),
+            recipe.seeded_ppo,
+            accelerator,
+            recipe,
+            prompts=partial(load_prompts, recipe.data, seed=seed),
             scorer=scorer,
             judge=judge,
-            sampling=_sampling(recipe, tokenizer),
-            seed=recipe.seed,
-            schedule=partial(
-                schedule_factor, total_steps=recipe.total_steps, **asdict(recipe.schedule)
-            ),
-            parts=recipe.sampling.parts,
+            sampling={
+                "max_new_tokens": (
+                    sampling.shortest_limit or sampling.max_new_tokens,
+                    sampling.max_new_tokens,
+                ),
+                "eos_token_id": "tokenizer" if sampling.eos else None,
+                **{k: getattr(sampling, k) for k in ("stop_strings", "group_size", "max_rows")},
+                **({} if sampling.add_bos else {"add_bos": False}),
+            },
+            seed=seed,
+            ref_model=model.reference,
+            tokenizer=model.tokenizer and model_name(model.tokenizer),
+            model_kwargs={
+                "peft_config": model.lora and peft_config(model.lora),
+                "unfrozen_layers": model.unfrozen_layers,
+                **{name: value for name, value in where.items() if value},
+            },
+            parts=sampling.parts,
             profile=recipe.profile,
         )
+        if recipe.pretraining.text is not None:
+            own = own_seed(seed, accelerator)
+            text = PretrainingText(recipe.pretraining, parts.tokenizer, seed=own)
+            parts.trainer.pretraining = text
+        return parts
 
     # -- where they stand ------------------------------------------------------------------------
 
@@ -161,12 +200,14 @@ class Parts:
                 "is of a run on other prompts: the file or dataset of `data.prompts` has changed "
                 "since. Bring it back, or start another run with --out."
             )
-        processes = self.trainer.accelerator.num_processes
-        if state["processes"] != processes:
-            return f"is of a run on {state['processes']} processes, got {processes}: start as many."
-        if {name: weight.shape for name, weight in self._weights().items()} != {
-            name: weight.shape for name, weight in state["weights"].items()
-        }:
+        there, here = state["processes"], self.trainer.accelerator.num_processes
+        if there != here:
+            return f"is of a run on {there} processes, got {here}: start as many."
+        there, here = (
+            {name: weight.shape for name, weight in weights.items()}
+            for weights in (state["weights"], self._weights())
+        )
+        if there != here:
             return (
                 "has other weights than the model of the run: is its folder, or its name on the "
                 "hub, another model now?"
@@ -216,9 +257,12 @@ def _as_json(prompt: Any) -> Any:
 
 
 def own_seed(seed: int, accelerator: Accelerator) -> int:
-    """Return the seed of this process; what is no number is left for the sampler to refuse."""
-    own = accelerator.num_processes, accelerator.process_index
-    return seed * own[0] + own[1] if isinstance(seed, int) else seed
+    """Return the seed of this process, which no other has, nor the held-out prompts (seed + 1).
+
+    What is no number is left for the sampler to refuse.
+    """
+    processes, index = accelerator.num_processes, accelerator.process_index
+    return (seed + 1) * processes + index if isinstance(seed, int) and processes > 1 else seed
 
 
 def _reference_hash(trainer: PPOTrainer) -> str | None:
@@ -228,9 +272,11 @@ def _reference_hash(trainer: PPOTrainer) -> str | None:
     """
     if trainer.reference is None:
         return None
+    policy = trainer.model if trainer.ref_model is None else trainer.ref_model
+    model = language_model(policy)
+    with_adapter = trainer.reference.kind == "adapter-at-start"
     digest = hashlib.sha256()
-    model = trainer.model if trainer.ref_model is None else trainer.ref_model
-    for name, weight in base_weights(language_model(model)):
+    for name, weight in model.named_parameters() if with_adapter else base_weights(model):
         few = weight.detach().flatten()[:: max(1, weight.numel() // 16)][:16]
         digest.update(f"{name}{few.tolist()}".encode())
     return digest.hexdigest()[:32]
@@ -238,18 +284,19 @@ def _reference_hash(trainer: PPOTrainer) -> str | None:
 
 def _check_best(best: str | None, judge: WeightedSum) -> None:
     """Raise unless `checkpoints.best` is a figure that evaluations will have."""
-    names = [*judge.parts]
-    for scorer, _ in judge.parts.values():
-        if isinstance(scorer, ControlScorer):
-            names += ["hit", *(f"hit/{prefix.strip()}" for prefix in scorer.targets)]
-    known = [f"held_out/{name}" for name in ("reward/mean", "reward/median", *FIGURES)]
-    known += [f"held_out/reward/{name}" for name in names]
+    names = ["reward/mean", "reward/median", *FIGURES]
+    for title, (scorer, _) in judge.parts.items():
+        names.append(f"reward/{title}")
+        if isinstance(scorer, evaluation.ControlScorer):
+            names += ["reward/hit", *(f"reward/hit/{each.strip()}" for each in scorer.targets)]
+    known = [f"held_out/{name}" for name in names]
     if best is not None and best not in known:
-        _refuse(f"`checkpoints.best` must be one of {known}, got {best!r}.{closest(best, known)}")
+        hint = closest(best, known)
+        _refuse("checkpoints.best", f"be one of {known}", repr(best), hint=hint)
 
 
-def _refuse(problem: str) -> NoReturn:
-    raise SettingsError("Recipe", [problem])
+def _refuse(name: str, rule: str, got: str = "", fix: str = "", *, hint: str = "") -> NoReturn:
+    raise SettingsError("Recipe", [problem(name, rule, got, fix) + hint])
 
 
 # -- the policy ----------------------------------------------------------------------------------
@@ -260,61 +307,57 @@ def model_name(name: str) -> str:
     return str(starter.LANGUAGE_MODEL) if name == STARTER else os.path.expanduser(name)
 
 
-def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
-    """Return the policy's tokenizer."""
-    where = {"revision": settings.revision} if settings.tokenizer is None else {}
-    return AutoTokenizer.from_pretrained(
-        model_name(settings.tokenizer or settings.name),
-        trust_remote_code=settings.trust_remote_code,
-        **where,
-    )
-
-
-def load_model(settings: ModelConfig) -> nn.Module:
-    """Return the policy, with a value head; its new weights come from torch's random numbers."""
-    where = {name: getattr(settings, name) for name in ("revision", "trust_remote_code")}
-    with warnings.catch_warnings():
-        # That peft turned the matrices of GPT-2 about, which it should.
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
-        return load_policy(
-            model_name(settings.name),
-            peft_config=_lora(settings),
-            unfrozen_layers=settings.unfrozen_layers,
-            **{name: value for name, value in where.items() if value},
-        )
-
-
-def _lora(settings: ModelConfig) -> Any:
-    """Return the adapter's configuration in the terms of peft; None: no adapter."""
-    lora = settings.lora
-    if lora is None:
-        return None
-    try:
-        from peft import LoraConfig
-    except ImportError:
-        raise ImportError("`model.lora` needs the package peft: pip install peft.") from None
-    layers: str | list[str] = lora.target_modules
+def peft_config(lora: LoRAConfig) -> Any:
+    """Return the configuration of an adapter in the terms of peft."""
+    layers: Any = lora.target_modules
     if layers != "all-linear":
-        layers = [part.strip() for part in lora.target_modules.split(",")]
-    return LoraConfig(
+        layers = [part.strip() for part in layers.split(",")]
+    return import_peft().LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=layers
     )
 
 
-def _sampling(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return the settings of `Sampler` but for its seed."""
-    settings = recipe.sampling
-    longest = settings.max_new_tokens
-    shortest = longest if settings.shortest_limit is None else settings.shortest_limit
-    return {
-        "max_new_tokens": (shortest, longest),
-        "temperature": recipe.ppo.temperature,
-        "eos_token_id": "tokenizer" if settings.eos else None,
-        "stop_strings": settings.stop_strings,
-        "group_size": settings.group_size,
-        "max_rows": settings.max_rows,
-        "add_bos": settings.add_bos and tokenizer.bos_token_id is not None,
-    }
+def find_tokenizer(
+    given: PreTrainedTokenizerBase | str | None,
+    model: Any,
+    policy: nn.Module,
+    model_kwargs: Mapping[str, Any],
+    *,
+    needed: bool = True,
+) -> PreTrainedTokenizerBase | None:
+    """Return the policy's tokenizer: the one given, or the one beside the model or its base.
+
+    Args:
+        given: A tokenizer, its name or folder, or None.
+        model: What the policy was loaded from.
+        policy: As it was loaded.
+        model_kwargs: With what; revision and subfolder are those of `model` alone.
+        needed: Whether it is an error that there is none beside the model.
+
+    Raises:
+        ValueError: naming the places where there is none.
+    """
+    if given is not None and not isinstance(given, (str, os.PathLike)):
+        return given
+    # An adapter's folder may have none; the model that it was put on comes from another place.
+    beside = os.path.expanduser(os.fspath(model)) if isinstance(model, (str, os.PathLike)) else ""
+    names = [beside, language_model(policy).config.name_or_path] if given is None else [given]
+    names = [os.fspath(name) for name in dict.fromkeys(names) if name]
+    trust, failed = model_kwargs.get("trust_remote_code"), None
+    for name in names:
+        where = hub_arguments(dict(model_kwargs))
+        if name != beside:
+            where = {k: v for k, v in where.items() if k not in ("revision", "subfolder")}
+        try:
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **where)
+        except (OSError, ValueError) as error:
+            failed = error
+    if given is None and not needed:
+        return None
+    places = " or ".join(map(repr, names))
+    raise ValueError(
+        f"`tokenizer` must be given: there is none beside the model ({places})."
+    ) from failed
 
 
 # -- scorers -------------------------------------------------------------------------------------
@@ -327,120 +370,92 @@ def load_scorer(rewards: Sequence[RewardConfig]) -> tuple[WeightedSum, WeightedS
         SettingsError: for a function that is not there, naming its place in the recipe.
         OSError, ValueError: for a model that cannot be loaded, or has no such label.
     """
-    loaded: dict[str, ClassifierScorer] = {}
-    modules: dict[str, ModuleType] = {}
-    parts = []
+    parts, loaded = [], dict[str, Any]()
     for index, settings in enumerate(rewards):
-        scorer = _scorer(settings, f"reward[{index}]", loaded, modules)
-        scorer.name = settings.title or _title(settings)
+        scorer, name = _scorer(settings, f"reward[{index}].name", loaded)
+        scorer.name = settings.title or name
         if scorer.name in TAKEN:
-            _refuse(
-                f"`reward[{index}].title` must not be one of {list(TAKEN)}, which are figures of "
-                f"the whole reward, got {scorer.name!r}: set another title."
-            )
+            rule = f"not be one of {list(TAKEN)}, which are figures of the whole reward"
+            _refuse(f"reward[{index}].title", rule, repr(scorer.name), "set another title")
         parts.append((scorer, settings.weight))
     return WeightedSum([part for part in parts if part[1] != 0]), WeightedSum(parts)
 
 
-def _scorer(
-    settings: RewardConfig,
-    path: str,
-    loaded: dict[str, ClassifierScorer],
-    modules: dict[str, ModuleType],
-) -> Any:
+def _scorer(settings: RewardConfig, path: str, loaded: dict[str, Any]) -> tuple[Any, str]:
+    """Return a scorer, and its name unless it has a title; `loaded` is what others have loaded."""
     if settings.kind == "function":
-        return FunctionScorer(load_function(settings.name, f"{path}.name", modules))
+        function = load_function(settings.name, path, loaded)
+        return evaluation.FunctionScorer(function), settings.name.rpartition(":")[2]
     if settings.kind == "endpoint":
-        return EndpointScorer(settings.name)
+        return evaluation.EndpointScorer(settings.name), settings.kind
+    name = os.path.expanduser(settings.name)
     if settings.kind == "reward_model":
-        return RewardModelScorer(os.path.expanduser(settings.name))
-    starts = settings.name == STARTER
-    name = str(starter.CLASSIFIER) if starts else os.path.expanduser(settings.name)
-    label = int(settings.label) if settings.label.isdecimal() else settings.label
-    first = loaded.get(name)  # a classifier that is named twice is loaded once
-    model, tokenizer = (first.model, first.tokenizer) if first else (name, None)
-    loaded[name] = scorer = ClassifierScorer(model, tokenizer, label=label, output=settings.output)
+        return evaluation.RewardModelScorer(name), settings.kind
+    how: Any = {"label": int(settings.label) if settings.label.isdecimal() else settings.label}
+    if name in loaded:  # a classifier that is named twice is loaded once
+        how["tokenizer"] = loaded[name].tokenizer
+    model = loaded[name].model if name in loaded else name
+    model = str(starter.CLASSIFIER) if model == STARTER else model
+    scorer = evaluation.ClassifierScorer(model, **how, output=settings.output)
+    loaded[name] = scorer
     if settings.kind == "classifier":
-        return scorer
-    return ControlScorer(scorer, settings.targets, weights=settings.target_weights)
-
-
-def _title(settings: RewardConfig) -> str:
-    if settings.kind == "classifier":
-        return f"{settings.label.lower()}_{settings.output}"
-    if settings.kind == "function":
-        return settings.name.rpartition(":")[2]
-    return settings.kind
+        return scorer, f"{settings.label.lower()}_{settings.output}"
+    control = evaluation.ControlScorer(scorer, settings.targets, weights=settings.target_weights)
+    return control, settings.kind
 
 
 def load_function(
-    name: str, path: str, modules: dict[str, ModuleType] | None = None
+    name: str, path: str, loaded: dict[str, Any] | None = None
 ) -> Callable[[list[str]], Any]:
     """Return the function `package.module:function`, or `file.py:function`.
 
     Args:
         name: Where it is.
         path: The setting's place in the recipe, for errors.
-        modules: Files that were executed already; this one is added.
+        loaded: Files that were executed already; this one is added.
 
     Raises:
         SettingsError: if it is not there, or is no function.
     """
     place, _, attribute = name.rpartition(":")
     if place.endswith(".py"):
-        module = _module_of_file(Path(place), path, {} if modules is None else modules)
+        module = _module_of_file(place, path, {} if loaded is None else loaded)
     else:
-        module = _module(place, path)
+        _look_in(Path.cwd())  # `trl` is a script: unlike `python`, it does not look here
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            _refuse(path, "name a module that can be imported", f"{place!r} ({error})")
     function = getattr(module, attribute, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value)]
-        _refuse(
-            f"`{path}` must name a function of {place}, which has no function "
-            f"{attribute!r}.{closest(attribute, known)}"
-        )
+        rule = f"name a function of {place}, which has no function {attribute!r}"
+        _refuse(path, rule, hint=closest(attribute, known))
     return function
 
 
-def _module_of_file(given: Path, path: str, modules: dict[str, ModuleType]) -> ModuleType:
-    file = given.expanduser()
-    if not file.is_file():
-        file = recipe_folder() / file  # where the functions of the recipes that ship lie
-    if not file.is_file():
-        _refuse(
-            f"`{path}` must name a file that is there, got {str(given)!r}, looked for in "
-            f"{Path.cwd()}: mend the path."
-        )
-    file = file.resolve()
+def _module_of_file(given: str, path: str, loaded: dict[str, Any]) -> ModuleType:
+    # Here, or where the functions of the recipes that ship lie.
+    places = [place / Path(given).expanduser() for place in (Path.cwd(), recipe_folder())]
+    file = next((place.resolve() for place in places if place.is_file()), None)
+    if file is None:
+        got = f"{given!r}, looked for in {Path.cwd()}"
+        _refuse(path, "name a file that is there", got, "mend the path")
     name = f"trl_recipe_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
-    if name in modules:  # two functions of one recipe share what their file keeps
-        return modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    _look_in(file.parent)  # it may import its neighbours
-    sys.modules[name] = module  # dataclasses and pickle look a module up by its name
-    try:
+    if name not in loaded:  # two functions of one recipe share what their file keeps
+        spec: Any = importlib.util.spec_from_file_location(name, file)
+        # Dataclasses and pickle look a module up by its name.
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        _look_in(file.parent)  # it may import its neighbours
         spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    modules[name] = module
-    return module
+        loaded[name] = module
+    return loaded[name]  # type: ignore[no-any-return]
 
 
 def _look_in(folder: Path) -> None:
     """Let imports find the modules of a folder, after all others."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-
-
-def _module(name: str, path: str) -> ModuleType:
-    _look_in(Path.cwd())  # `trl` is a script: unlike `python`, it does not look here
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        _refuse(f"`{path}` must name a module that can be imported, got {name!r} ({error}).")
 
 
 @contextmanager

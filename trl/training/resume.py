@@ -30,12 +30,12 @@ by rounding, unless the learning rate falls over the steps of the whole run."""
 
 @contextmanager
 def opened(
-    folder: RunFolder, resume: str | Path | None, accelerator: Accelerator
+    folder: RunFolder | None, resume: str | Path | None, accelerator: Accelerator
 ) -> Iterator[tuple[Path | None, list[str]]]:
     """Keep a folder for one run; yield the checkpoint to go on from, and notes on its choice.
 
     Args:
-        folder: That of the run.
+        folder: That of the run. None: it has none.
         resume: None: start anew, in a folder without a run. "auto": go on from the last whole
             checkpoint, or start if there is none. A checkpoint's folder: go on from that one.
         accelerator: Of several processes the first decides, and the others wait until it has.
@@ -44,6 +44,9 @@ def opened(
         OSError, ValueError: for a folder in use, or a checkpoint that is not there.
         CheckpointError: if there are checkpoints, but none is whole.
     """
+    if folder is None:
+        yield None, []
+        return
     with folder.in_use() if accelerator.is_main_process else nullcontext():
         found = _find_checkpoint(folder, resume)
         accelerator.wait_for_everyone()
@@ -120,19 +123,12 @@ def check_same(
         )
 
 
-def seed_everything(seed: int) -> None:
-    """Seed what a reward, or a model, may draw from."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
 def random_state() -> dict[str, Any]:
     """Return the state of every source of random numbers of this process."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "numpy": (kind, keys.tolist(), *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
@@ -142,8 +138,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     """Go on from `random_state()`."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    np.random.set_state(tuple(state["numpy"]))
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -14,14 +14,14 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from torch import nn
 
 import trl
@@ -49,7 +49,6 @@ from trl.training.resume import (
     check_same,
     opened,
     random_state,
-    seed_everything,
     set_random_state,
 )
 from trl.watch.diagnosis import Diagnosis, Finding
@@ -62,6 +61,8 @@ TRACKED_SAMPLES = 16
 
 FORMAT = 1
 """Of what is in a checkpoint."""
+VERSIONS = {"trl": trl.__version__, "torch": str(torch.__version__)}
+"""Of what writes it."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,11 @@ def run_recipe(recipe: Recipe, resume: str | Path | None = None) -> Result:
     accelerator = make_accelerator(recipe.ppo.precision)
     with told_to_peers(), opened(folder, resume, accelerator) as (checkpoint, notes):
         if checkpoint is not None:
-            check_same(folder, recipe)
+            check_same(folder, recipe)  # before anything is loaded
         check_trackers(recipe.tracking.to)  # cheap, so it comes first
         with quiet_transformers():
             run = Run(recipe, Parts.of_recipe(recipe, accelerator), folder)
-        if checkpoint is not None:
-            notes.append(run.go_on_from(checkpoint))
-        return run.train(notes)
+        return run.train(checkpoint, notes)
 
 
 class Run:
@@ -113,8 +112,13 @@ class Run:
         recipe: How it goes, and what the parts were made of.
         parts: What it is made of.
         folder: Where it writes. None: nowhere, and random numbers are not seeded.
-        on_row: Gets each row of figures; the run ends if it returns what counts as true.
-        on_finding: Gets what looks wrong, besides the screen.
+        on_step: Called as on_step(step, row) after each step, step counting from 1, on every
+            process; the run ends if it returns what counts as true on any of them.
+        on_finding: Gets what looks wrong, besides the screen; on the first process.
+
+    Attributes:
+        history: The figures of each step, earlier sessions included; with held-out prompts, those
+            of step 0 come first.
     """
 
     def __init__(
@@ -123,12 +127,12 @@ class Run:
         parts: Parts,
         folder: RunFolder | None,
         *,
-        on_row: Callable[[Row], Any] = lambda row: None,
+        on_step: Callable[[int, Row], Any] | None = None,
         on_finding: Callable[[Finding], None] = lambda finding: None,
     ) -> None:
         self.recipe, self.parts, self.folder = recipe, parts, folder
         self.path = Path(recipe.out).expanduser()
-        self.on_row, self.on_finding = on_row, on_finding
+        self.on_step, self.on_finding = on_step, on_finding
         self.trainer, self.loop = parts.trainer, parts.loop
         self.accelerator = self.trainer.accelerator
         self.main = folder is not None and self.accelerator.is_main_process
@@ -140,6 +144,7 @@ class Run:
             precision=self.trainer.precision,
             compares_groups=self.trainer.algorithm.groups,
         )
+        self.history: list[Row] = []
         self.resumed_at: int | None = None
         self.before: Row = {}
         self.after: Row = {}
@@ -155,45 +160,61 @@ class Run:
 
     # -- the run ---------------------------------------------------------------------------------
 
-    def train(self, notes: Sequence[str] = ()) -> Result:
-        """Make the steps that are left, then save the policy, the summary and the report."""
-        recipe, loop = self.recipe, self.loop
+    def train(self, checkpoint: Path | None = None, notes: Sequence[str] = ()) -> Result:
+        """Make the steps that are left, then save the policy, the summary and the report.
+
+        Args:
+            checkpoint: What to go on from; None: start.
+            notes: What to tell first.
+        """
+        if checkpoint is not None:
+            notes = [*notes, self._go_on_from(checkpoint)]
+        recipe, loop, tracking = self.recipe, self.loop, self.recipe.tracking
         total = recipe.total_steps
         self.started = time.perf_counter()
         with ExitStack() as stack:
             quiet = recipe.quiet or not self.main
             display = Display(total, first_step=loop.steps_done, quiet=quiet)
             self.display = stack.enter_context(display)
-            self.trackers = stack.enter_context(closing(self._trackers()))
-            for note in [*notes, *self._introduction(), *self.trackers.notes]:
+            trackers = Trackers(
+                tracking.to if self.main else (),
+                out=self.path,
+                project=tracking.project,
+                run_name=tracking.name,
+                config=settings.as_mapping(recipe),
+                resume_step=self.resumed_at,
+            )
+            self.trackers = stack.enter_context(closing(trackers))
+            for note in [*notes, *self._introduction(), *trackers.notes]:
                 display.note(note)
             interrupt = GracefulStop()
             if self.folder is not None:
                 stack.enter_context(interrupt)
             if self.resumed_at is None:
                 self._begin()
-            enough = asked = False
-            while loop.steps_done < total and not (self.stopped or enough):
+            reason = self.stopped
+            while reason is None and loop.steps_done < total:
                 enough = self._step()
                 asked = self._any(interrupt.asked)
-                last = loop.steps_done == total or self.stopped is not None or enough
+                reason = self.stopped or ("`on_step` ended it" if enough else None)
+                last = reason is not None or loop.steps_done == total
                 if last or asked or loop.steps_done % recipe.checkpoints.every == 0:
                     self._write_checkpoint()
                 if asked and not last:
-                    return self._interrupted()
-            steps = f"all {loop.steps_done} steps are made"
-            return self._end(self.stopped or ("`on_step` ended it" if enough else steps))
+                    return self._end("interrupted", finished=False)
+            return self._end(reason or f"all {loop.steps_done} steps are made")
 
     def _begin(self) -> None:
         """Measure and write what stands before the first step."""
+        parts = self.parts
         if self.folder is not None:
-            seed_everything(self.parts.seed)
+            set_seed(parts.seed % 2**32)  # of what a reward, or a model, may draw from
         if self.main:
             self.folder.cut({})  # of a start that never came to its first checkpoint
-        parts = self.parts
-        self._tell(
-            self.diagnosis.look_at_start(parts.model, parts.tokenizer, sampler=self.loop.sampler)
+        found = self.diagnosis.look_at_start(
+            parts.model, parts.tokenizer, sampler=self.loop.sampler
         )
+        self._tell(found)
         row: Row = dict(FIRST_ROW)
         if parts.held_out is not None:
             row |= self._evaluate()
@@ -202,31 +223,39 @@ class Run:
         if self.main:  # not before: a start whose scorer fails at once is no run
             self.folder.write("recipe.yaml", settings.dump(self.recipe))
         self._write_row(row)
-        self.on_row(row)
+        self._remember(row)
         self._tell(self.diagnosis.look(row))
 
     def _step(self) -> bool:
-        """Make a step, and return whether it was enough for `on_row`."""
-        loop, recipe = self.loop, self.recipe
+        """Make a step, and return whether it was enough for `on_step`."""
+        loop, recipe, stop = self.loop, self.recipe, self.recipe.stop
         row = loop.step()
-        step = loop.steps_done
+        step, measures = loop.steps_done, self.parts.held_out is not None
         row = {"step": step, "episodes": step * self.trainer.config.batch_size} | row
-        self.stopped = self._kl_too_large(row)
-        last = step == recipe.total_steps or self.stopped is not None
-        due = step % recipe.eval_every == 0 or last
-        if self.parts.held_out is not None and due:
+        if stop.kl is not None and row["objective/kl"] > stop.kl:
+            self.stopped = f"the KL, {row['objective/kl']:.1f} nats, is above stop.kl, {stop.kl}"
+        due = step % recipe.eval_every == 0 or step == recipe.total_steps or bool(self.stopped)
+        if measures and due:
             row |= self._evaluate()
-        enough = self._any(bool(self.on_row(row)))
-        if self.parts.held_out is not None and enough and not due:
+        self._remember(row)
+        enough = self._any(bool(self.on_step and self.on_step(step, self.history[-1])))
+        if measures and enough and not due:
             row |= self._evaluate()  # the last one, as it turns out
         assert loop.rollout is not None
-        self._write_row(row, loop.all_scores.tolist())
+        self._write_row(row)
+        if self.main:
+            scores = [round(score, 4) for score in loop.all_scores.tolist()]
+            self.folder.add("scores", {"step": step, "scores": scores})
         self._tell(self.diagnosis.look(row, loop.rollout, loop.scores))
         self.display.row(row)
         if not self.display.console.quiet:
             for query, response in pairs_of(loop.rollout)[:1]:
                 self.display.sample(query, response, loop.scores[0].item())
-        self.stopped = self.stopped or self._no_more_gain()
+        if stop.patience is not None and self.without_gain >= stop.patience:
+            self.stopped = self.stopped or (
+                f"{self.without_gain} evaluations in a row were no better than that of step "
+                f"{self.best_step} (stop.patience)"
+            )
         return enough
 
     def _evaluate(self) -> Row:
@@ -253,40 +282,27 @@ class Run:
         if self.loop.steps_done:  # the policy as it was at first is where it came from
             self._save_policy("best")
 
-    def _kl_too_large(self, row: Row) -> str | None:
-        """Return why the run ends early, if the policy went too far."""
-        stop = self.recipe.stop
-        if stop.kl is not None and row["objective/kl"] > stop.kl:
-            return f"the KL, {row['objective/kl']:.1f} nats, is above stop.kl, {stop.kl}"
-        return None
-
-    def _no_more_gain(self) -> str | None:
-        """Return why the run ends early, if it does not get better."""
-        stop = self.recipe.stop
-        if stop.patience is not None and self.without_gain >= stop.patience:
-            return (
-                f"{self.without_gain} evaluations in a row were no better than that of step "
-                f"{self.best_step} (stop.patience)"
-            )
-        return None
-
     def _any(self, flag: bool) -> bool:
         """Return whether the flag is set on any process."""
-        if self.folder is None or self.accelerator.num_processes == 1:
-            return flag
-        flags = torch.tensor(float(flag), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flags) > 0)
+        if flag:
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
+
+    def _remember(self, *rows: Mapping[str, Any]) -> None:
+        """Add figures to the history; what metrics.jsonl has no number for is NaN."""
+        for row in rows:
+            if row["step"] > 0 or self.parts.held_out is not None:
+                named = {name: value for name, value in row.items() if name != "episodes"}
+                self.history.append(
+                    {k: math.nan if v is None else float(v) for k, v in named.items()}
+                )
 
     # -- what is written -------------------------------------------------------------------------
 
-    def _write_row(self, row: Row, scores: list[float] | None = None) -> None:
-        if not self.main:
-            return
-        step = int(row["step"])
-        self.folder.add("metrics", row)
-        if scores is not None:
-            self.folder.add("scores", {"step": step, "scores": [round(s, 4) for s in scores]})
-        self.trackers.log(row, step)
+    def _write_row(self, row: Row) -> None:
+        if self.main:
+            self.folder.add("metrics", row)
+            self.trackers.log(row, int(row["step"]))
 
     def _tell(self, findings: list[Finding]) -> None:
         """Show what looks wrong, once."""
@@ -297,59 +313,24 @@ class Run:
             if self.accelerator.is_main_process:
                 self.on_finding(finding)
 
-    def _trackers(self) -> Trackers:
-        tracking = self.recipe.tracking
-        return Trackers(
-            tracking.to if self.main else (),
-            out=self.path,
-            project=tracking.project,
-            run_name=tracking.name,
-            config=settings.as_mapping(self.recipe),
-            resume_step=self.resumed_at,
-        )
-
     def _save_policy(self, name: str) -> None:
         """Write the policy as plain transformers loads it, whole or not at all."""
         if self.main:
             with replaced_folder(self.path / name) as partial, quiet_transformers():
                 self.parts.model.save_pretrained(partial)
-                if self.parts.tokenizer is not None:
-                    self.parts.tokenizer.save_pretrained(partial)
         if self.folder is not None:
             self.accelerator.wait_for_everyone()
 
-    def _end(self, reason: str) -> Result:
-        self._save_policy("policy")
-        summary = self._summary(reason, finished=True)
-        if self.main:
-            report = write_report([self.path], self.path)
-            if not self.recipe.quiet:
-                self.display.console.print(*before_after_tables(*read_runs([self.path])))
-            self.display.note(
-                f"Finished in {duration(summary['seconds'])}: {reason}. The tuned model is in "
-                f"{self.folder.policy}/; look at {report}."
-            )
-            if self.recipe.profile is not None:
-                self.display.note(f"Where the time went is in {self.recipe.profile}/.")
-        return self._result(summary)
-
-    def _interrupted(self) -> Result:
-        summary = self._summary("interrupted", finished=False)
-        command = f"trl train {shlex.quote(str(self.folder.recipe))} --resume"
-        self.display.note(f"Stopped after step {self.loop.steps_done}. Go on with: {command}")
-        return self._result(summary)
-
-    def _result(self, summary: dict[str, Any]) -> Result:
-        steps = self.loop.steps_done
-        return Result(self.path, self.parts.model, steps, summary, not summary["finished"])
-
-    def _summary(self, reason: str, *, finished: bool) -> dict[str, Any]:
+    def _end(self, reason: str, *, finished: bool = True) -> Result:
         """Write how the run ended, and return it."""
+        if finished:
+            self._save_policy("policy")
+        steps, note = self.loop.steps_done, self.display.note
         summary = {
             "before": self.before,
             "after": self.after,
             "best": {"step": self.best_step, self.recipe.checkpoints.best or "": self.best},
-            "steps": self.loop.steps_done,
+            "steps": steps,
             "total_steps": self.recipe.total_steps,
             "seconds": self._seconds(),
             "finished": finished,
@@ -357,32 +338,43 @@ class Run:
             "parameters": self.parts.parameters,
             "precision": self.trainer.precision.replace("no", "fp32"),
             "processes": self.accelerator.num_processes,
-            "versions": _versions(),
+            "versions": VERSIONS,
         }
         if self.main:
             self.folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
-        return summary
+        if self.main and finished:
+            report = write_report([self.path], self.path)
+            if not self.recipe.quiet:
+                self.display.console.print(*before_after_tables(*read_runs([self.path])))
+            note(
+                f"Finished in {duration(summary['seconds'])}: {reason}. The tuned model is in "
+                f"{self.folder.policy}/; look at {report}."
+            )
+            if self.recipe.profile is not None:
+                note(f"Where the time went is in {self.recipe.profile}/.")
+        elif not finished:
+            command = f"trl train {shlex.quote(str(self.folder.recipe))} --resume"
+            note(f"Stopped after step {steps}. Go on with: {command}")
+        return Result(self.path, self.parts.model, steps, summary, not finished)
 
     def _seconds(self) -> float:
         return self.seconds + time.perf_counter() - self.started
 
-    def _introduction(self) -> list[str]:
-        """Return what the run is, and what the user may not expect of its settings."""
+    def _introduction(self) -> Iterator[str]:
+        """Yield what the run is, and what the user may not expect of its settings."""
         recipe, config = self.recipe, self.trainer.config
-        notes = []
         if recipe.episodes is not None and (rest := recipe.episodes % config.batch_size):
-            notes.append(
+            yield (
                 f"{recipe.episodes} episodes are {recipe.total_steps} whole steps of "
                 f"{config.batch_size}: {rest} are left out."
             )
         trained = sum(weight.numel() for weight in self.trainer.trainable)
-        notes.append(
+        yield (
             f"{config.algorithm.upper()} on {recipe.model.name}: "
             f"{self.parts.parameters / 1e6:.1f}M parameters, {trained / 1e6:.1f}M of them "
             f"trained, {self.trainer.precision.replace('no', 'fp32')}; "
             f"{self.parts.prompts}; in {self.path}/."
         )
-        return notes
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -413,16 +405,18 @@ class Run:
             "best": (self.best, self.best_step, self.without_gain, self._best_figure()),
             "stopped": (self.stopped, settings.as_mapping(self.recipe.stop)),
             "files": self.folder.sizes(),
-            "versions": _versions(),
+            "versions": VERSIONS,
             "seconds": self._seconds(),
         }
 
-    def go_on_from(self, checkpoint: Path) -> str:
+    def _go_on_from(self, checkpoint: Path) -> str:
         """Bring everything to where the checkpoint was written; return a note on it.
 
         Raises:
+            SettingsError: if the settings are not those of the run so far.
             CheckpointError: if it is of another model, or of another number of processes.
         """
+        check_same(self.folder, self.recipe)
         state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=True)
         if state["format"] != FORMAT:
             raise CheckpointError(
@@ -452,12 +446,9 @@ class Run:
                 if step_of(path) > state["step"]:  # of steps that are made again, or damaged
                     remove(path)
         self.accelerator.wait_for_everyone()
+        self._remember(*self.folder.rows("metrics"))
         set_random_state(own["random"])
         return f"Going on after step {state['step']}, from {checkpoint}."
 
     def _best_figure(self) -> tuple[str | None, str]:
         return self.recipe.checkpoints.best, self.recipe.checkpoints.mode
-
-
-def _versions() -> dict[str, str]:
-    return {"trl": trl.__version__, "torch": str(torch.__version__)}

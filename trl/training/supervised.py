@@ -1,8 +1,7 @@
-"""A supervised fit: a model learns from examples, by the `Trainer` of transformers, in a folder.
+"""A supervised fit: a classifier learns from examples, by the `Trainer` of transformers.
 
-What is learnt is handed in: a loss, the examples in their order, what to measure on, and how. Here
-stands what all such fits share: the folder of the run, figures now and then, the display,
-checkpoints, going on after Ctrl-C or a kill, and the measurement at the end.
+Here stands the folder of the run, figures now and then, the display, checkpoints, going on after
+Ctrl-C or a kill, and the measurement at the end; what is learnt from is handed in.
 
 The folder holds recipe.yaml, metrics.jsonl (a line every `log_every` updates), summary.json, the
 model in a folder that plain transformers loads and, until all of that is there, checkpoints/. A fit
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
 from rich.console import Console
 from torch import Tensor, nn
@@ -40,10 +40,7 @@ from trl.training.resume import check_same
 from trl.watch.display import Display
 
 Example = dict[str, Any]
-"""The `input_ids` of a text, a list, and its `labels`."""
-
-Loss = Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, Tensor, dict[str, Tensor]]]
-"""From a model and a batch to the loss [], the answers [B, …], and figures [] of the batch."""
+"""The `input_ids` of a text, a list, and its label, `labels`."""
 
 POOL = 50
 """Updates whose examples are sorted by length together."""
@@ -136,15 +133,14 @@ def last_checkpoint(folder: RunFolder) -> tuple[int, str] | None:
 
 
 class Fit(transformers.Trainer):
-    """A model in training on the `Trainer` of transformers; called, it makes all of the run.
+    """A classifier in training on the `Trainer` of transformers; called, it makes all of the run.
 
     Args:
-        recipe: Of it, what any fit has: batch size, learning rate, precision and so on.
+        recipe: Of it, how to go about it: batch size, learning rate, precision and so on.
         folder: See `open_folder`. If there is a checkpoint in it, the fit goes on from that.
         model: In float32; it is trained in place.
+        tokenizer: Pads the examples, and is saved beside the model.
         examples: To learn from.
-        loss: See `Loss`.
-        collate: From some examples to a batch.
     """
 
     def __init__(
@@ -152,14 +148,19 @@ class Fit(transformers.Trainer):
         recipe: ClassifierRecipe,
         folder: RunFolder,
         model: transformers.PreTrainedModel,
+        tokenizer: transformers.PreTrainedTokenizerBase,
         examples: Examples,
-        loss: Loss,
-        collate: Callable[[list[Example]], Any],
     ) -> None:
+        collate = transformers.DataCollatorWithPadding(tokenizer)
         arguments = _arguments(recipe, folder, model)
         super().__init__(model, arguments, data_collator=collate, train_dataset=examples)
         self.remove_callback(transformers.PrinterCallback)
-        self.recipe, self.folder, self.examples, self.loss_of = recipe, folder, examples, loss
+        self.recipe, self.folder, self.tokenizer, self.examples = (
+            recipe,
+            folder,
+            tokenizer,
+            examples,
+        )
         self.main = self.is_world_process_zero()
         self.first_step, self.checkpoint = last_checkpoint(folder) or (0, None)
         self.display = Display(
@@ -168,26 +169,18 @@ class Fit(transformers.Trainer):
             quiet=recipe.quiet or not self.main,
             title="training",
         )
-        self.figures = list[dict[str, Tensor]]()
+        self.accuracies = list[Tensor]()
         """Of the updates since the last row."""
         self.seconds = 0.0
         """Of training, in all sessions."""
 
     def __call__(
-        self,
-        name: str,
-        tokenizer: transformers.PreTrainedTokenizerBase,
-        tests: Mapping[str, Callable[[], list[Example]]],
-        metrics: Callable[[Tensor, Tensor], dict[str, Any]],
-        summary: Mapping[str, Any],
+        self, tests: Mapping[str, Callable[[], list[Example]]], summary: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Train the model, measure it, save it, and write the other files of the run.
 
         Args:
-            name: What the model is, and its folder is called.
-            tokenizer: Saved beside the model.
             tests: What makes the examples to measure on; the keys stand before the figures' names.
-            metrics: From the answers and the labels of a test to its figures.
             summary: What summary.json has besides.
 
         Returns:
@@ -197,41 +190,42 @@ class Fit(transformers.Trainer):
             KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
             ArithmeticError: if the loss is not finite.
         """
-        started = time.perf_counter()
-        precision = self.args.mixed_precision.replace("no", "fp32")
+        started, target = time.perf_counter(), self.folder.path / "classifier"
+        sizes = {
+            "parameters": self.model.num_parameters(),
+            "precision": self.args.mixed_precision.replace("no", "fp32"),
+            "steps": self.examples.steps,
+        }
         self.display.note(
-            f"{type(self.model).__name__} of {self.model.num_parameters() / 1e6:.1f}M parameters, "
-            f"precision {precision}: {len(self.examples.rows):,} texts to train on, "
+            f"{type(self.model).__name__} of {sizes['parameters'] / 1e6:.1f}M parameters, "
+            f"precision {sizes['precision']}: {len(self.examples.rows):,} texts to train on, "
             f"{self.examples.steps - self.first_step:,} steps."
         )
+        figures = dict[str, Any]()
         with quiet_transformers():
             self._learn()
-            figures = dict[str, Any]()
             for prefix, make_test in tests.items():
                 test = by_length(make_test())
                 self.display.note(f"Measuring on {len(test):,} texts.")
                 found = self.predict(test)  # type: ignore[arg-type]  # a list has what it needs
                 both = torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids)
                 figures |= {prefix + key: value for key, value in metrics(*both).items()}
-        told = " · ".join(f"{key} {x:.3f}" for key, x in figures.items() if isinstance(x, float))
-        figures |= summary
-        figures |= {
-            "parameters": self.model.num_parameters(),
-            "precision": precision,
-            "steps": self.examples.steps,
-            "tokens": self.state.num_input_tokens_seen,
-            "threads": torch.get_num_threads(),
-            "processes": self.args.world_size,
-            "train_seconds": self.seconds,
-            "seconds": time.perf_counter() - started,
-        }
-        if self.main:
-            with replaced_folder(self.folder.path / name) as target, quiet_transformers():
-                self.model.save_pretrained(target)
-                tokenizer.save_pretrained(target)
-            self.folder.write("summary.json", json.dumps(figures, indent=2) + "\n")
-            remove(self.folder.checkpoints)
-        self.display.note(f"{told}. The {name} is in {self.folder.path / name}.")
+            told = " · ".join(f"{k} {x:.3f}" for k, x in figures.items() if isinstance(x, float))
+            figures |= summary | sizes
+            figures |= {
+                "tokens": self.state.num_input_tokens_seen,
+                "threads": torch.get_num_threads(),
+                "processes": self.args.world_size,
+                "train_seconds": self.seconds,
+                "seconds": time.perf_counter() - started,
+            }
+            if self.main:
+                with replaced_folder(target) as partial:
+                    self.model.save_pretrained(partial)
+                    self.tokenizer.save_pretrained(partial)
+                self.folder.write("summary.json", json.dumps(figures, indent=2) + "\n")
+                remove(self.folder.checkpoints)
+        self.display.note(f"{told}. The classifier is in {target}.")
         return figures
 
     def _learn(self) -> None:
@@ -256,11 +250,14 @@ class Fit(transformers.Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any
     ) -> Any:
-        """Return the loss, and the answers if they are asked for."""
-        loss, answers, figures = self.loss_of(model, inputs)
+        """Return the mean cross-entropy of a batch, and its logits [B, labels] if asked for."""
+        labels = inputs["labels"]
+        texts = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+        logits = model(**texts).logits.float()
         if model.training:
-            self.figures.append({name: figure.detach() for name, figure in figures.items()})
-        return (loss, {"answers": answers}) if return_outputs else loss
+            self.accuracies.append((logits.argmax(1) == labels).float().mean())
+        loss = F.cross_entropy(logits, labels)
+        return (loss, {"logits": logits}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write a row and show it. The Trainer's summary at the end is left out."""
@@ -271,21 +268,32 @@ class Fit(transformers.Trainer):
                 f"The loss is {logs['loss']} at step {self.state.global_step}: lower "
                 f"`learning_rate` (now {self.recipe.learning_rate}), or set `precision` to fp32."
             )
-        for name in self.figures[0]:
-            mean = torch.stack([figures[name] for figures in self.figures]).mean()
-            logs[name] = self.accelerator.reduce(mean, "mean").item()
-        self.figures.clear()
+        mean = torch.stack(self.accuracies).mean()
+        self.accuracies.clear()
         self.seconds = time.perf_counter() - self._started
         row = {
             "step": self.state.global_step,
             "epoch": self.state.global_step * self.recipe.batch_size / len(self.examples.rows),
             **logs,
+            "accuracy": self.accelerator.reduce(mean, "mean").item(),
             "tokens": self.state.num_input_tokens_seen,
             "seconds": self.seconds,
         }
         if self.main:
             self.folder.add("metrics", row)
         self.display.row(row)
+
+
+def metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return how it did; `confusion` counts texts by label (rows) and answer (columns)."""
+    classes = logits.shape[1]
+    cells = labels * classes + logits.argmax(1)
+    confusion = torch.bincount(cells, minlength=classes**2).view(classes, classes)
+    return {
+        "accuracy": confusion.diag().sum().item() / len(labels),
+        "loss": F.cross_entropy(logits, labels).item(),
+        "confusion": confusion.tolist(),
+    }
 
 
 def _arguments(

@@ -20,7 +20,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoTokenizer
 
 from trl import starter
 from trl.batch import Rollout
@@ -31,7 +30,7 @@ from trl.evaluation.scores import score
 from trl.models.loading import quiet_transformers
 from trl.models.with_value_head import load_policy
 from trl.rollout.sampler import Sampler
-from trl.training.parts import load_scorer, model_name
+from trl.training.parts import find_tokenizer, load_scorer, model_name
 
 Row = dict[str, Any]
 Pair = tuple[str, str]
@@ -61,7 +60,7 @@ def sample(model: str | Path, prompts: Sequence[str], *, n: int = 1, **sampling:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with quiet_transformers():
         policy = load_policy(name).to(device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = find_tokenizer(None, name, policy, {})
     settings = {"group_size": n, "max_rows": AT_ONCE, "add_bos": tokenizer.bos_token_id is not None}
     with warnings.catch_warnings():  # what it warns of matters in training only
         warnings.filterwarnings("ignore", message=".*from a cut distribution")
@@ -83,9 +82,7 @@ def policy_folder(model: str | Path) -> str:
     """
     name = model_name(str(model))
     folder = Path(name).expanduser()
-    if not folder.is_dir() or any(
-        (folder / file).is_file() for file in ("config.json", "adapter_config.json")
-    ):
+    if any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
         return name
     for inside in (folder / "policy", folder / "best"):
         if inside.is_dir():
@@ -115,11 +112,13 @@ def score_texts(texts: Sequence[str | Pair], rewards: Sequence[RewardConfig]) ->
     pairs = [_pair(text, prefixes) if isinstance(text, str) else text for text in texts]
     rows: list[Row] = []
     for start in range(0, len(pairs), AT_ONCE):
-        some = pairs[start : start + AT_ONCE]
-        scored = score(scorer, _rollout(some))
-        for row, (pair, total) in enumerate(zip(some, scored.totals.tolist(), strict=True)):
+        prompts, responses = zip(*pairs[start : start + AT_ONCE], strict=True)
+        none = torch.zeros(len(prompts), 1, dtype=torch.long)  # tokens that stand for none
+        rollout = Rollout.from_lists(none, none)
+        scored = score(scorer, replace(rollout, query_texts=prompts, response_texts=responses))
+        for row, total in enumerate(scored.totals.tolist()):
             parts = {name: part[row].item() for name, part in scored.parts.items()}
-            rows.append({"text": "".join(pair), "score": total, "parts": parts})
+            rows.append({"text": prompts[row] + responses[row], "score": total, "parts": parts})
     return rows
 
 
@@ -127,13 +126,6 @@ def _pair(text: str, prefixes: Sequence[str]) -> Pair:
     """Return a text after the control prefix that it begins with, if it does."""
     prefix = max((each for each in prefixes if text.startswith(each)), key=len, default="")
     return prefix, text.removeprefix(prefix)
-
-
-def _rollout(pairs: Sequence[Pair]) -> Rollout:
-    """Return texts as a rollout; its tokens stand for none."""
-    one = torch.zeros(len(pairs), 1, dtype=torch.long)
-    prompts, texts = zip(*pairs, strict=True)
-    return replace(Rollout.from_lists(one, one), query_texts=prompts, response_texts=texts)
 
 
 # -- texts in, rows out --------------------------------------------------------------------------
@@ -153,8 +145,7 @@ def read_texts(source: str) -> list[str | Pair]:
     A table with the columns prompt and response, as `trl sample` writes it, gives pairs.
     """
     if source == "-":
-        lines = [line.strip() for line in sys.stdin]
-        return [line for line in lines if line]
+        return list(filter(None, map(str.strip, sys.stdin)))
     if not Path(source).expanduser().exists() and not HUB_NAME.fullmatch(source):
         raise FileNotFoundError(
             "TEXTS must be a file with one text a line, a table, or a dataset on the hub, got "
