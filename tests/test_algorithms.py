@@ -131,6 +131,7 @@ def test_the_kl_estimator_follows_the_place_of_the_kl():
         ({"algorithm": "grpo", "kl_in": "reward"}, "k1"),
         ({"kl_in": "loss"}, "k3"),
         ({"kl_in": "loss", "kl_estimator": "k2"}, "k2"),
+        ({"kl_in": "loss", "kl_estimator": "k3+"}, "k3+"),
     ):
         config = PPOConfig(**settings)
         assert kl_kind(config, compose(config)) == expected, settings
@@ -526,8 +527,8 @@ def test_group_ids_of_a_rollout_are_checked():
         ({"algorithm": "rloo", "value_warmup_steps": 3}, "`value_warmup_steps` must be 0 with"),
         ({"value_warmup_steps": 3, "vf_coef": 0}, "`vf_coef` must be > 0 with value_warmup_steps"),
         ({"algorithm": "dr_grpo", "gamma": 0.9}, "`gamma` must be 1 with algorithm='dr_grpo'"),
-        ({"algorithm": "grpo", "kl_estimator": "k1"}, "`kl_estimator` must be 'k2' or 'k3' with"),
-        ({"kl_in": "loss", "kl_estimator": "k1"}, "`kl_estimator` must be 'k2' or 'k3' with"),
+        ({"algorithm": "grpo", "kl_estimator": "k1"}, "`kl_estimator` must be 'k2', 'k3' or 'k3"),
+        ({"kl_in": "loss", "kl_estimator": "k1"}, "`kl_estimator` must be 'k2', 'k3' or 'k3"),
         ({"kl_in": "both"}, "`kl_in` must be one of"),
         ({"aggregate": "mean"}, "`aggregate` must be one of"),
         ({"aggregate": "constant"}, "`aggregate_length` must be given with aggregate='constant'"),

@@ -337,13 +337,13 @@ def test_a_package_that_is_missing_is_one_line(monkeypatch, capsys):
 
 
 def test_what_a_part_of_a_recipe_lacks_is_named_as_it_was_given(monkeypatch):
-    from trl.training.parts import load_function, load_model
+    from trl.training.parts import load_function, peft_config
 
     with pytest.raises(SettingsError, match=r"is there, got 'nofile\.py', looked for in"):
         load_function("nofile.py:f", "reward[0].name")
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r"pip install peft\."):
-        load_model(ModelConfig(lora=LoRAConfig()))
+        peft_config(LoRAConfig())
 
 
 def test_an_import_that_fails_keeps_its_traceback(runs, monkeypatch):

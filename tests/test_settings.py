@@ -4,6 +4,7 @@ import json
 import re
 import string
 from dataclasses import replace
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ from trl.config.recipe import (
     StopConfig,
     TrackingConfig,
 )
-from trl.config.types import Count, Positive
+from trl.config.section import section
+from trl.config.types import Count, Positive, Share
 
 
 @pytest.fixture
@@ -636,9 +638,9 @@ def test_every_setting_has_a_text_and_a_kind(cls):
 def test_paths_name_type_default_and_text():
     found = {setting.path: setting for setting in paths(Recipe)}
     assert found["ppo.learning_rate"][1:4] == (
-        "a finite number > 0",
+        "a finite number > 0 and <= 100",
         "1.41e-05",
-        "Step size of Adam.",
+        "Step size of Adam: it moves every weight by about as much.",
     )
     assert found["model.lora"].default == "null"
     assert found["model.lora.rank"].default == "16"
@@ -696,10 +698,44 @@ def test_python_may_give_numbers_of_numpy():
 
 
 def test_a_section_of_another_class_is_refused_and_too_many_values_too():
-    with pytest.raises(
-        SettingsError, match=r"`ppo` must be a PPOConfig \{algorithm: …\}, got \{'g"
-    ):
+    told = r"`ppo` must be a PPOConfig \{algorithm: …\}, got \{'g.*: pass PPOConfig\(\*\*\{…\}\)\.$"
+    with pytest.raises(SettingsError, match=told):
         Recipe(ppo={"gamma": 0.5})
+    with pytest.raises(SettingsError, match=r"`lora` must be a LoRAConfig .*pass LoRAConfig\("):
+        ModelConfig(lora={"rank": 2})
     with pytest.raises(TypeError, match="LoRAConfig has 4 fields, got 5 values"):
         LoRAConfig(1, 2.0, 0.5, "a", 5)
     assert LoRAConfig(1, 2.0) == LoRAConfig(rank=1, alpha=2.0)
+    told = r"`algorithm` must be given once, got 'rloo' and algorithm='ppo': keep one\."
+    with pytest.raises(TypeError, match=told):
+        PPOConfig("rloo", algorithm="ppo")
+
+
+@section
+class Pair:
+    """A section with a field that has no default."""
+
+    count: Count
+    share: Share = 0.5
+
+
+@section
+class Pairs:
+    """A section with others inside of it."""
+
+    first: Pair
+    others: Annotated[tuple[Pair, ...], "a list of pairs"] = ()
+
+
+def test_a_setting_that_must_be_given_is_named():
+    with pytest.raises(SettingsError) as error:
+        build(Pairs, {"others": [{"share": 1}], "first": {"shares": 2}})
+    assert error.value.found == [
+        "`first.count` must be given: an integer > 0.",
+        "`first.shares` is not a setting, got 2. Did you mean `first.share`?",
+        "`others[0].count` must be given: an integer > 0.",
+    ]
+    with pytest.raises(SettingsError, match="Pair: `count` must be given: an integer > 0"):
+        Pair(share=1.0)
+    with pytest.raises(SettingsError, match=r"Pairs: `first` must be given: a Pair \{count: …\}"):
+        Pairs()

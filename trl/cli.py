@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trl
 from trl import config as settings
 from trl.config import SettingsError, closest
+from trl.config.errors import problem
 from trl.config.folder import recipe_folder
 
 if TYPE_CHECKING:  # making these classes takes longer than showing what commands there are
@@ -120,14 +121,12 @@ def _sample(options: argparse.Namespace, flags: Flags) -> int:
 
 
 def _score(options: argparse.Namespace, flags: Flags) -> int:
-    values, owner = {}, None
-    if options.recipe is not None:
-        path = find_recipe(options.recipe)
-        owner, values = str(path), settings.read_yaml(path)
-        values = {"reward": values["reward"]} if "reward" in values else {}
+    path = options.recipe and find_recipe(options.recipe)
+    values = settings.read_yaml(path) if path else {}
+    values = {"reward": values["reward"]} if "reward" in values else {}
+    owner = str(path) if path else None
     rewards = settings.build(settings.Scoring, values, flags=flags, owner=owner).reward
-    if options.recipe is not None:
-        rewards = _beside(rewards, path)
+    rewards = _beside(rewards, path) if path else rewards
     from trl.training import tools
 
     tools.show(tools.score_texts(tools.read_texts(options.texts), rewards), options.out)
@@ -282,13 +281,9 @@ def find_recipe(name: str) -> Path:
         FileNotFoundError: naming the closest one that there is.
     """
     path = Path(name).expanduser()
-    shipped = recipe_folder() / f"{name}.yaml"
-    if path.is_file():
-        return path
-    if (path / "recipe.yaml").is_file():
-        return path / "recipe.yaml"
-    if name in recipe_names():
-        return shipped
+    for found in (path, path / "recipe.yaml", recipe_folder() / f"{name}.yaml"):
+        if found.is_file():
+            return found
     beside = [str(each) for each in path.parent.glob("*.y*ml")]
     raise FileNotFoundError(
         f"There is no recipe {name!r}, neither a file nor one that ships with trl "
@@ -309,17 +304,14 @@ def read_recipe(name: str, flags: Sequence[tuple[str, str]] = ()) -> Recipe | Cl
     """
     path = find_recipe(name)
     values = settings.read_yaml(path)
-    task = dict(flags).get("task", values.get("task"))
-    if task not in (None, "classifier"):
-        hint = closest(str(task), ["classifier"])
-        problem = f"`task` must be classifier, or left out for PPO, got {str(task)!r}.{hint}"
-        raise SettingsError(str(path), [problem])
-    if task == "classifier":
-        return settings.build(settings.ClassifierRecipe, values, flags=flags, owner=str(path))
-    recipe = settings.build(settings.Recipe, values, flags=flags, owner=str(path))
+    is_classifier = dict(flags).get("task", values.get("task")) is not None
+    cls: Any = settings.ClassifierRecipe if is_classifier else settings.Recipe
+    recipe = settings.build(cls, values, flags=flags, owner=str(path))
+    if is_classifier:
+        return recipe  # type: ignore[no-any-return]
     if "out" not in dict(flags) and (path.parent / "metrics.jsonl").is_file():
         recipe = replace(recipe, out=str(path.parent))  # a run goes on where it is now
-    return replace(recipe, reward=_beside(recipe.reward, path))
+    return replace(recipe, reward=_beside(recipe.reward, path))  # type: ignore[no-any-return]
 
 
 def _beside(rewards: tuple[RewardConfig, ...], recipe: Path) -> tuple[RewardConfig, ...]:
@@ -334,15 +326,13 @@ def _beside(rewards: tuple[RewardConfig, ...], recipe: Path) -> tuple[RewardConf
         file, _, function = reward.name.rpartition(":")
         path = Path(file).expanduser()
         beside = (recipe.parent / path).resolve()
-        if reward.kind == "function" and file.endswith(".py"):
-            if beside.is_file():
-                reward = replace(reward, name=f"{beside}:{function}")
-            elif not path.is_file() and not (recipe_folder() / path).is_file():
-                there = [each.name for each in beside.parent.glob("*.py")]
-                problems.append(
-                    f"`reward[{index}].name` must name a file that is there, got {file!r}, but "
-                    f"there is no {beside}: mend the path.{closest(beside.name, there)}"
-                )
+        is_file = reward.kind == "function" and file.endswith(".py")
+        if is_file and beside.is_file():
+            reward = replace(reward, name=f"{beside}:{function}")
+        elif is_file and not path.is_file() and not (recipe_folder() / path).is_file():
+            hint = closest(beside.name, [each.name for each in beside.parent.glob("*.py")])
+            rule, got = "name a file that is there", f"{file!r}, but there is no {beside}"
+            problems.append(problem(f"reward[{index}].name", rule, got, "mend the path") + hint)
         found.append(reward)
     if problems:
         raise SettingsError(str(recipe), problems)
@@ -352,10 +342,9 @@ def _beside(rewards: tuple[RewardConfig, ...], recipe: Path) -> tuple[RewardConf
 def _kind_of(arguments: list[str]) -> type:
     """Return which dataclass the recipe among some arguments is of, for its help."""
     try:
-        values = settings.read_yaml(find_recipe(*arguments[:1]))
+        is_classifier = "task" in settings.read_yaml(find_recipe(*arguments[:1]))
     except (OSError, SettingsError, TypeError):
-        return settings.Recipe
-    is_classifier = values.get("task") == "classifier"
+        is_classifier = False
     return settings.ClassifierRecipe if is_classifier else settings.Recipe
 
 
@@ -411,15 +400,17 @@ class _Parser(argparse.ArgumentParser):
     def parse(self, arguments: list[str]) -> tuple[argparse.Namespace, Flags]:
         """Return the command's own options, and the settings among what stands after it."""
         arguments = [_with_dashes(argument) for argument in arguments]
-        if self.settings is None:
-            return self.parse_args(arguments), []
-        cls = self.settings(arguments)
-        if {"-h", "--help"} & set(arguments):
+        cls = self.settings and self.settings(arguments)
+        if cls and {"-h", "--help"} & set(arguments):
             self.print_help()
             print(_settings_help(cls), end="")
             self.exit()
-        others, flags = self._split(arguments, cls)
-        return self.parse_args(others), flags
+        others, flags = self._split(arguments, cls) if cls else (arguments, [])
+        options, unknown = self.parse_known_args(others)
+        if unknown:
+            hint = closest(unknown[0], self._option_string_actions)
+            self.error(f"unknown argument {unknown[0]!r}.{hint}")
+        return options, flags
 
     def _split(self, arguments: list[str], cls: type) -> tuple[list[str], Flags]:
         """Take the settings out of the arguments: all flags but the command's own options."""
@@ -428,8 +419,7 @@ class _Parser(argparse.ArgumentParser):
         names = {field.name for kind in kinds for field in fields(kind)}
         # True or false, so that their flags may stand alone.
         truths = {each.path for kind in kinds for each in settings.paths(kind) if each.is_truth}
-        others, flags = list[str](), Flags()
-        waiting = list(arguments)
+        others, flags, waiting = list[str](), Flags(), list(arguments)
         while waiting:
             argument = waiting.pop(0)
             flag, equals, value = argument.partition("=")
@@ -439,23 +429,15 @@ class _Parser(argparse.ArgumentParser):
             path = flag[2:].replace("-", "_")
             if path not in names and closest(flag, own):
                 self.error(f"unknown argument {flag!r}.{closest(flag, own)}")
-            if not equals:
-                bare = not waiting or waiting[0].startswith("--")
-                if path in truths and (bare or waiting[0].lower() not in TRUTHS):
-                    value = "true"
-                elif bare:
-                    self.error(f"argument {flag}: expected a value after it.")
-                else:
-                    value = waiting.pop(0)
+            bare = not waiting or waiting[0].startswith("--")
+            if not equals and path in truths and (bare or waiting[0].lower() not in TRUTHS):
+                value = "true"
+            elif not equals and bare:
+                self.error(f"argument {flag}: expected a value after it.")
+            elif not equals:
+                value = waiting.pop(0)
             flags.append((path, value))
         return others, flags
-
-    def parse_args(self, args: Sequence[str], namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
-        options, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            hint = closest(unknown[0], self._option_string_actions)
-            self.error(f"unknown argument {unknown[0]!r}.{hint}")
-        return options
 
     def error(self, message: str) -> NoReturn:
         for action in self._actions:  # say what the word in capitals stands for

@@ -1,6 +1,7 @@
 """Measuring on held-out prompts."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.training.runs import make_parts, tiny_recipe
 from trl.training.held_out import distinct_n
-from trl.training.parts import Parts
+from trl.training.parts import Parts, own_seed
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,23 @@ def test_distinct_n_needs_a_length():
         distinct_n([[1]], 0)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_no_process_has_the_seed_of_another_or_of_the_held_out_prompts(seed):
+    for processes in (1, 2, 3, 8):
+        ranks = range(processes)
+        seeds = [
+            own_seed(seed, SimpleNamespace(num_processes=processes, process_index=rank))
+            for rank in ranks
+        ]
+        assert len({*seeds, seed + 1}) == processes + 1
+        others = [
+            own_seed(seed + 1, SimpleNamespace(num_processes=processes, process_index=rank))
+            for rank in ranks
+        ]
+        assert not set(seeds) & set(others)
+    assert own_seed(seed, SimpleNamespace(num_processes=1, process_index=0)) == seed
+
+
 def test_a_measurement_is_the_mean_of_its_samples_and_changes_nothing(tmp_path):
     make_parts(tmp_path)
     parts = Parts.of_recipe(tiny_recipe(tmp_path, tmp_path / "run"), Accelerator())
@@ -52,6 +70,7 @@ def test_a_measurement_is_the_mean_of_its_samples_and_changes_nothing(tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
     assert first == second  # the same random numbers, whatever was trained between
     assert [sample["prompt"] for sample in first[0]] == parts.prompts.held_out
+    assert parts.held_out.sampler.seed == 1  # whatever the number of processes
     samples, figures = first
     for sample in samples:
         assert sample["kl"] == pytest.approx(0, abs=1e-4)  # the policy is the reference yet

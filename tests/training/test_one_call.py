@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
 
 import trl
@@ -236,9 +237,25 @@ def test_figures_that_are_not_measured_come_back_as_nan(tmp_path):
     assert untimed(again.history) == untimed(whole.history)
 
 
-def test_an_adapter_and_a_model_by_name(tmp_path):
-    from peft import LoraConfig
+def test_an_adapter_that_the_kl_is_measured_against_must_be_the_same(tmp_path):
+    def trained(number):
+        config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        model = get_peft_model(tiny_model("llama"), config)
+        for name, weight in model.named_parameters():
+            weight.data.fill_(number) if "lora_B" in name else None
+        return model
 
+    changes = {"held_out": None, "steps": 2, "learning_rate": 1e-3}
+    torch.manual_seed(0)
+    train(tmp_path / "run", model=trained(0.5), **changes)
+    torch.manual_seed(0)
+    assert len(train(tmp_path / "run", model=trained(0.5), resume="auto", **changes).history) == 2
+    torch.manual_seed(0)
+    with pytest.raises(CheckpointError, match="of a run with another reference"):
+        train(tmp_path / "run", model=trained(0.25), resume="auto", **changes)
+
+
+def test_an_adapter_and_a_model_by_name(tmp_path):
     make_parts(tmp_path)
     changes = {
         "model": tmp_path / "model",

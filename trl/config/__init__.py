@@ -25,24 +25,9 @@ not before there is something to set.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from trl.config.errors import OLD_SPELLINGS, SettingsError, closest
-
-__all__ = [
-    "OLD_SPELLINGS",
-    "ClassifierRecipe",
-    "PPOConfig",
-    "Recipe",
-    "Scoring",
-    "SettingsError",
-    "as_mapping",
-    "build",
-    "check_values",
-    "closest",
-    "differences",
-    "dump",
-    "paths",
-    "read_yaml",
-]
+from trl.config.errors import OLD_SPELLINGS as OLD_SPELLINGS
+from trl.config.errors import SettingsError as SettingsError
+from trl.config.errors import closest as closest
 
 _HOME = {
     "PPOConfig": "ppo",
@@ -53,13 +38,20 @@ _HOME = {
     "check_values": "section",
 }
 
+__all__ = sorted([*_HOME, "OLD_SPELLINGS", "SettingsError", "closest"])
+
 if TYPE_CHECKING:
-    from trl.config.listing import paths
-    from trl.config.ppo import PPOConfig
-    from trl.config.reading import build, read_yaml
-    from trl.config.recipe import ClassifierRecipe, Recipe, Scoring
-    from trl.config.section import check_values
-    from trl.config.writing import as_mapping, differences, dump
+    from trl.config.listing import paths as paths
+    from trl.config.ppo import PPOConfig as PPOConfig
+    from trl.config.reading import build as build
+    from trl.config.reading import read_yaml as read_yaml
+    from trl.config.recipe import ClassifierRecipe as ClassifierRecipe
+    from trl.config.recipe import Recipe as Recipe
+    from trl.config.recipe import Scoring as Scoring
+    from trl.config.section import check_values as check_values
+    from trl.config.writing import as_mapping as as_mapping
+    from trl.config.writing import differences as differences
+    from trl.config.writing import dump as dump
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from trl.config.algorithms import FACTS, AlgorithmName
 from trl.config.errors import OLD_SPELLINGS, refuse
@@ -38,10 +40,11 @@ class PPOConfig:
     """Bound c > 1 on the loss of a bad token that became likelier: −c·advantage (3 in the paper);
     None: no bound."""
 
-    learning_rate: Positive = 1.41e-5
-    """Step size of Adam."""
-    adam_eps: Positive = 1e-8
-    """Adam's ε. Ziegler et al. use 1e-5, which makes the first updates several times smaller."""
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = 1.41e-5
+    """Step size of Adam: it moves every weight by about as much."""
+    adam_eps: Annotated[float, Field(ge=1e-30)] = 1e-8
+    """Adam's ε. Ziegler et al. use 1e-5, which makes the first updates several times smaller; of
+    less than 1e-30 float32 makes 0, and divides by it."""
     tf_adam: bool = False
     """Add ε as TensorFlow's Adam does, outside of the bias correction: what Ziegler et al. ran."""
 
@@ -56,9 +59,10 @@ class PPOConfig:
     kl_in: Literal["reward", "loss"] | None = None
     """Where the KL penalty stands: in the reward of each token, or in the loss, where its gradient
     is that of the policy now. None: loss for grpo and dr_grpo, else reward."""
-    kl_estimator: Literal["k1", "k2", "k3"] | None = None
-    """Estimator of the token KL. None: k1 = log π − log π_ref in the reward, where it is the sound
-    choice, and k3 in the loss, where k1 would have a gradient of mean 0."""
+    kl_estimator: Literal["k1", "k2", "k3", "k3+"] | None = None
+    """Estimator of the token KL; k3+ has the value of k3 and the gradient of k2. None: k1 = log π −
+    log π_ref in the reward, where it is the sound choice, and k3 in the loss, where k1 would have
+    a gradient of mean 0."""
 
     gamma: Share = 1.0
     """Discount per token."""
@@ -161,10 +165,6 @@ class PPOConfig:
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Yield what is wrong with settings that each are in order."""
-        if self.learning_rate > 100:
-            yield "learning_rate", "be at most 100", "Adam moves every weight by as much"
-        if self.adam_eps < 1e-30:
-            yield "adam_eps", "be at least 1e-30", "float32 makes 0 of it, and divides by it"
         named, facts = f"with algorithm={self.algorithm!r}", FACTS[self.algorithm]
         if self.whiten_rewards and not facts.critic:
             why = "which has no critic that the scale of token rewards would matter to"
@@ -176,7 +176,7 @@ class PPOConfig:
         if self.gamma != 1 and facts.groups:
             yield "gamma", f"be 1 {named}, whose advantages are of whole responses"
         if (self.kl_in or facts.kl_in) == "loss" and self.kl_estimator == "k1":
-            rule = "be 'k2' or 'k3' with the KL in the loss, where the gradient of k1 has mean 0"
+            rule = "be 'k2', 'k3' or 'k3+' with the KL in the loss: k1 has a gradient of mean 0"
             yield "kl_estimator", rule, "or set kl_in='reward'"
         if self.aggregate == "constant" and self.aggregate_length is None:
             fix = "set it to the most tokens a response may have"

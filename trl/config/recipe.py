@@ -394,7 +394,7 @@ class Recipe:
 class ClassifierRecipe:
     """Settings of `trl train` for a sentiment classifier, or any other, to score texts with."""
 
-    task: Literal["classifier"] = "classifier"
+    task: Annotated[Literal["classifier"], "classifier, or left out for PPO"] = "classifier"
     """What tells this recipe from one of reinforcement learning."""
     model: Text = STARTER
     """A folder or hub name to start from; starter: a new small BERT of the starter's size, with the

@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import field, fields
+from dataclasses import field, fields, is_dataclass
 from typing import Any, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from trl.config.errors import SettingsError, closest, closest_path, problem, shown
+from trl.config.errors import SettingsError, closest, closest_path, problem, refuse, shown
 from trl.config.listing import paths
-from trl.config.types import choices, kinds_of, section_in, words
+from trl.config.types import bare, choices, kinds_of, section_in, words
 from trl.config.writing import as_mapping
 
 T = TypeVar("T")
@@ -44,11 +44,14 @@ def section(cls: type[T]) -> type[T]:
 
     @functools.wraps(checked)
     def init(self: T, *args: Any, **kwargs: Any) -> None:
+        if len(args) > len(known):
+            raise TypeError(f"{cls.__name__} has {len(known)} fields, got {len(args)} values.")
         for name in kwargs:
             if name not in known:
                 raise TypeError(f"{cls.__name__} has no field `{name}`.{closest(name, known)}")
-        if len(args) > len(known):
-            raise TypeError(f"{cls.__name__} has {len(known)} fields, got {len(args)} values.")
+            if name in known[: len(args)]:
+                got = f"{shown(args[known.index(name)])} and {name}={shown(kwargs[name])}"
+                refuse(name, "be given once", got, "keep one", error=TypeError)
         given = dict(zip(known, args, strict=False)) | kwargs
         try:
             checked(self, **{name: plain(value) for name, value in given.items()})
@@ -95,9 +98,14 @@ def sentences(error: ValidationError, cls: Any, tree: Mapping[str, Any]) -> list
             told = [f"`{path}.{one[1:]}" if path else one for one in inner.found]
         elif each["type"] == "unexpected_keyword_argument":
             told = [unknown_setting(cls, path, value)]
+        elif each["type"] == "missing":
+            told = [problem(path, f"be given: {words(kind)}")]
         else:
+            # A file may have mappings for sections; in Python they are objects.
+            is_mapping = is_dataclass(bare(kind)) and isinstance(value, Mapping)
+            fix = f"pass {bare(kind).__name__}(**{{…}})" if is_mapping else ""
             hint = closest(str(each["input"]), choices(kind))
-            told = [problem(path, f"be {words(kind)}", shown(value)) + hint]
+            told = [problem(path, f"be {words(kind)}", shown(value), fix) + hint]
         found.setdefault(path, told)
     return [sentence for told in found.values() for sentence in told]
 
@@ -111,7 +119,7 @@ def _blamed(cls: Any, loc: tuple[int | str, ...], tree: Any) -> tuple[str, Any, 
             break
         kind = inside if isinstance(part, int) else kinds_of(inside).get(part)
         path = f"{path}[{part}]" if isinstance(part, int) else f"{path}.{part}".lstrip(".")
-        value = value[part]
+        value = value[part] if isinstance(part, int) else value.get(part)
     return path, kind, value
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from trl.config import PPOConfig
 from trl.config.algorithms import FACTS
 from trl.config.errors import refuse
+from trl.core import KLKind
 from trl.optimization.advantages import discounted_returns, gae, group_normalize, leave_one_out
 from trl.optimization.losses import (
     cispo_loss,
@@ -199,6 +200,6 @@ def compose(config: PPOConfig) -> Algorithm:
     return replace(ALGORITHMS[config.algorithm], **changes)
 
 
-def kl_kind(config: PPOConfig, algorithm: Algorithm) -> Literal["k1", "k2", "k3"]:
+def kl_kind(config: PPOConfig, algorithm: Algorithm) -> KLKind:
     """Return the estimator of the KL: the one set, else k1 in the reward and k3 in the loss."""
     return config.kl_estimator or ("k1" if algorithm.kl_in == "reward" else "k3")
