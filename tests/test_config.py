@@ -120,5 +120,5 @@ def test_the_starter_models_are_found_without_torch():
 )
 def test_what_no_float32_update_survives_is_refused(name, value, rule):
     """The weights were NaN after the first update, and not "those after the last good one"."""
-    with pytest.raises(ValueError, match=f"`{name}` must be a finite number .*{rule}, got {value}"):
+    with pytest.raises(ValueError, match=f"`{name}` must be a finite number .*{rule}, got "):
         PPOConfig(**{name: value})

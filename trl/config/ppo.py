@@ -167,8 +167,7 @@ class PPOConfig:
         """Yield what is wrong with settings that each are in order."""
         named, facts = f"with algorithm={self.algorithm!r}", FACTS[self.algorithm]
         if self.whiten_rewards and not facts.critic:
-            why = "which has no critic that the scale of token rewards would matter to"
-            yield "whiten_rewards", f"be False {named}, {why}", "use scale_scores"
+            yield "whiten_rewards", f"be False {named}, which has no critic", "use scale_scores"
         if self.value_warmup_steps and not facts.critic:
             yield "value_warmup_steps", f"be 0 {named}, which trains no values"
         if self.value_warmup_steps and facts.critic and self.vf_coef == 0:

@@ -81,8 +81,7 @@ class ModelConfig:
     def contradictions(self) -> Iterator[Contradiction]:
         """Yield what is wrong with settings that each are in order."""
         if self.lora is not None and self.unfrozen_layers is not None:
-            rule = "be None beside `lora`, which trains its adapter only"
-            yield "unfrozen_layers", rule, "keep one of the two"
+            yield "unfrozen_layers", "be None beside `lora`", "keep one of the two"
         if str(self.reference).startswith("adapter") and self.lora is None:
             yield "reference", f"not be {self.reference} without `lora`", "set `lora`"
         if self.reference == "shared-trunk" and self.unfrozen_layers is None:
@@ -202,12 +201,12 @@ class RewardConfig:
         of_kind = f"for kind {self.kind!r}"
         if self.kind == "control" and not self.targets:
             yield "targets", "name a range for each prefix of a control"
-        if self.kind != "control" and self.targets:
-            yield "targets", f"be empty {of_kind}", "or set kind: control"
         if not set(self.target_weights) <= set(self.targets):
             yield "target_weights", f"name prefixes of targets, {list(self.targets)}"
         if self.kind == "function" and ":" not in self.name:
             yield "name", f"be package.module:function or file.py:function {of_kind}"
+        if self.kind != "control" and self.targets:
+            yield "targets", f"be left out {of_kind}", "or set kind: control"
         if self.kind != "classifier" and self.output != "logit":
             yield "output", f"be left out {of_kind}"
         if self.kind not in ("classifier", "control") and self.label != "POSITIVE":
@@ -372,22 +371,19 @@ class Recipe:
             rule = f"be set together with ppo.pretraining_coef ({self.ppo.pretraining_coef})"
             yield "pretraining.text", rule
         if self.ppo.missing_eos_penalty is not None and not (sampling.eos or sampling.stop_strings):
-            rule = "be None if nothing can end a response"
-            yield "ppo.missing_eos_penalty", rule, "set sampling.eos: true, or stop_strings"
-        yield from self._of_rewards()
-
-    def _of_rewards(self) -> Iterator[Contradiction]:
-        """Yield what rewards and prompts ask of each other."""
+            yield (
+                "ppo.missing_eos_penalty",
+                "be None if nothing ends a response",
+                "set sampling.eos",
+            )
         prefixes, kinds = list(self.data.prefixes), {reward.kind for reward in self.reward}
         if all(reward.weight == 0 for reward in self.reward):
             yield "reward", "have a scorer with a weight other than 0"
         for index, reward in enumerate(self.reward):
             if reward.kind == "control" and set(reward.targets) != set(prefixes):
-                rule = f"have a range for each of data.prefixes {prefixes} and no other"
-                yield f"reward[{index}].targets", rule
+                yield f"reward[{index}].targets", f"be for each of data.prefixes {prefixes} alone"
         if prefixes and "control" not in kinds and self.data.prompts == STARTER:
-            rule = "be empty unless a reward is of kind 'control': nothing else tells them apart"
-            yield "data.prefixes", rule
+            yield "data.prefixes", "be empty unless a reward of kind 'control' tells them apart"
 
 
 @section

@@ -51,15 +51,14 @@ def kinds_of(cls: Any) -> dict[str, Any]:
 
 
 def is_optional(kind: Any) -> bool:
-    """Tell whether a setting may be None."""
+    """Tell whether a setting may be None, which then stands last in its type."""
     return type(None) in typing.get_args(kind)
 
 
 def bare(kind: Any) -> Any:
     """Return a type without its limits, and without None."""
-    if is_optional(kind):
-        return bare(next(each for each in typing.get_args(kind) if each is not type(None)))
-    return bare(typing.get_args(kind)[0]) if typing.get_origin(kind) is Annotated else kind
+    has_more = is_optional(kind) or typing.get_origin(kind) is Annotated
+    return bare(typing.get_args(kind)[0]) if has_more else kind
 
 
 def entry(kind: Any) -> Any:
@@ -83,8 +82,7 @@ def choices(kind: Any) -> tuple[str, ...]:
 def words(kind: Any) -> str:
     """Return in words what the values of a type are."""
     if is_optional(kind):
-        inner = next(each for each in typing.get_args(kind) if each is not type(None))
-        return f"{words(inner)} or None"
+        return f"{words(typing.get_args(kind)[0])} or None"
     if typing.get_origin(kind) is Annotated:
         told = [each for each in kind.__metadata__ if isinstance(each, str)]
         return told[0] if told else words(typing.get_args(kind)[0]) + _limits(kind)
