@@ -112,6 +112,7 @@ TROUBLE = {
     "value_not_learning": [{"ppo/val/explained_variance": -0.01}] * 31,
     "kl_above_target": [{"objective/kl": 19.0}] * 6,
     "kl_runaway": [{"objective/kl": 4.0 * step} for step in range(12)],
+    "updates_without_signal": [{}, {"objective/constant_scores": 1.0, "reward/std": 0.0}, {}],
     "updates_skipped": [{"ppo/updates": 0.0, "ppo/skipped_updates": 4.0}] * 3,
     "gradient_clipped": [{"ppo/grad_norm": 60.0}] * 11,
     "reward_falling": [{"reward/mean": 1.0 - 0.1 * step} for step in range(20)],
@@ -126,6 +127,7 @@ TROUBLE = {
         {"response/length": 20.0 + step, "reward/mean": 0.05 * step} for step in range(31)
     ],
 }
+EQUAL = TROUBLE["updates_without_signal"]
 TRIED_BELOW = {"repeated_text", "no_group_signal", "not_a_number"}
 
 
@@ -207,7 +209,28 @@ def test_bf16_may_round_and_hides_small_steps():
 
 def test_responses_that_must_end():
     rows = [{"response/ended": 0.0}] * 5
-    assert set(found(rows, must_end=True)) == {"never_ends"}
+    assert set(found(rows, config=PPOConfig(missing_eos_penalty=1.0))) == {"never_ends"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "config"),
+    [
+        ({}, PPOConfig(algorithm="reinforce++")),  # no critic that could have residues
+        ({}, PPOConfig(value_warmup_steps=3)),  # the policy is left alone
+        ({}, PPOConfig(batch_size=1, minibatch_size=1)),
+        ({"ppo/updates": 0.0}, PPOConfig()),
+        ({"objective/constant_scores": 0.0}, PPOConfig()),
+    ],
+)
+def test_equal_scores_that_move_no_policy_are_let_be(changed, config):
+    assert found([row | changed for row in EQUAL], config=config) == {}
+
+
+def test_updates_made_of_equal_scores_are_told_with_their_numbers():
+    (finding,) = found(EQUAL).values()
+    assert finding.step == 2
+    assert "got the same score, 1, and 4 updates" in finding.seen
+    assert "(approxkl 0.005)" in finding.seen
 
 
 # --- texts and scores ---------------------------------------------------------------------------
@@ -249,10 +272,11 @@ def test_groups_with_equal_scores_teach_nothing_if_they_are_compared():
     groups = rollout(random_rows(8), group_ids=torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]))
     equal = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5])
     batches = {"rollouts": [groups] * 3, "scores": [equal] * 3}
-    assert set(found([{}] * 3, **batches, compares_groups=True)) == {"no_group_signal"}
+    rloo = PPOConfig(algorithm="rloo")
+    assert set(found([{}] * 3, **batches, config=rloo)) == {"no_group_signal"}
     assert found([{}] * 3, **batches) == {}
     batches["scores"][1] = equal + torch.tensor([0.1] + [0.0] * 7)
-    assert found([{}] * 3, **batches, compares_groups=True) == {}
+    assert found([{}] * 3, **batches, config=rloo) == {}
 
 
 def test_length_that_does_not_pay_inside_of_a_batch_is_no_exploit():
@@ -324,12 +348,13 @@ def test_a_sampler_that_cuts_is_named():
 def test_a_penalty_without_an_end_is_named():
     policy = tiny_model("llama")
     policy.generation_config.eos_token_id = None
-    assert set(at_start(policy=policy, must_end=True)) == {"no_end"}
-    assert at_start(policy=policy, words=tokenizer(), must_end=True) == {}
+    config = PPOConfig(missing_eos_penalty=1.0)
+    assert set(at_start(config, policy)) == {"no_end"}
+    assert at_start(config, policy, words=tokenizer()) == {}
     endless = Sampler(tokenizer(), eos_token_id=None)
-    assert set(at_start(policy=policy, sampler=endless, must_end=True)) == {"no_end"}
+    assert set(at_start(config, policy, sampler=endless)) == {"no_end"}
     stops = Sampler(tokenizer(), eos_token_id=None, stop_strings=["w3"])
-    assert at_start(policy=policy, sampler=stops, must_end=True) == {}
+    assert at_start(config, policy, sampler=stops) == {}
 
 
 def test_a_controller_that_cannot_move_is_named():

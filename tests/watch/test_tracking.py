@@ -5,6 +5,7 @@ import math
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from trl.config.recipe import TRACKERS
@@ -18,9 +19,14 @@ ROW = {
     "objective/kl": 2.0,
     "tokens_per_second": 100.0,
     "episodes": 64,
-    "ppo/val/explained_variance": math.nan,
     "note": "no number",
     "flag": True,
+}
+NOT_FINITE = ROW | {
+    "ppo/val/explained_variance": math.nan,
+    "objective/kl_dist": np.array([[0.0, math.nan, 2.0], [math.inf, 1.0, 0.0]], np.float32),
+    "objective/ref_logprobs": np.full((2, 3), math.nan, np.float32),  # without a reference
+    "objective/logprobs": np.full((2, 3), -1.5, np.float32),
 }
 SAMPLES = [{"prompt": "I saw", "response": " a | b\n[bold]", "score": 0.25}]
 
@@ -123,6 +129,33 @@ def test_tensorboard_reads_back_what_was_logged_and_a_resumed_run_has_no_doubles
     assert '"gamma": 1.0' in texts["config/text_summary"]
 
 
+def logged_twice(trackers):
+    """Log what is not finite twice: the first time it is said."""
+    names = "`objective/kl_dist`, `objective/ref_logprobs`, `ppo/val/explained_variance`"
+    with pytest.warns(UserWarning, match=f"no NaN and no infinity.*left out of {names}, now"):
+        trackers.log(NOT_FINITE, 1)
+    trackers.log(NOT_FINITE, 2)  # a warning would be an error here, and so is a tracker given up
+
+
+def test_tensorboard_has_histograms_of_what_is_finite(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trackers = Trackers(["tensorboard"], out=tmp_path / "a")
+    logged_twice(trackers)
+    trackers.close()
+    folder = tmp_path / "a" / "tensorboard" / "a"
+    accumulator = EventAccumulator(str(folder), size_guidance={"histograms": 0})
+    accumulator.Reload()
+    tags = accumulator.Tags()
+    assert "ppo/val/explained_variance" not in tags["scalars"]
+    assert sorted(tags["histograms"]) == ["objective/kl_dist", "objective/logprobs"]
+    for event in accumulator.Histograms("objective/kl_dist"):
+        found = event.histogram_value
+        assert (found.min, found.max, found.num, found.sum) == (0, 2, 4, 3)
+    assert [event.step for event in accumulator.Histograms("objective/kl_dist")] == [1, 2]
+
+
 def test_tensorboard_shows_samples_as_text(tmp_path):
     pytest.importorskip("tensorboard")
     trackers = Trackers(["tensorboard"], out=tmp_path / "a")
@@ -193,6 +226,17 @@ def test_wandb_offline_writes_a_folder_and_goes_on_with_the_same_run(tmp_path):
     assert len(kept) in (1, 2)  # two that start within a second share a folder
     assert list((tmp_path / "wandb").glob("offline-run-*/files/media/table/samples_*.json"))
     assert list((tmp_path / "wandb").glob("offline-run-*")) == [path.parent for path in kept]
+
+
+def test_wandb_has_histograms_of_what_is_finite(tmp_path):
+    pytest.importorskip("wandb")
+    trackers = Trackers(["wandb"], out=tmp_path)
+    logged_twice(trackers)
+    run = trackers._running["wandb"].tracker
+    assert "ppo/val/explained_variance" not in run.summary.keys()
+    assert sum(run.summary["objective/kl_dist"]["values"]) == 4
+    assert sum(run.summary["objective/logprobs"]["values"]) == 6
+    trackers.close()
 
 
 # --- trackio and mlflow: stand-ins --------------------------------------------------------------

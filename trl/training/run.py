@@ -139,11 +139,7 @@ class Run:
         if folder is not None:
             self.checkpoints = Checkpoints(folder.checkpoints, recipe.checkpoints.keep)
             check_readable({name: part.state_dict() for name, part in parts.stateful().items()})
-        self.diagnosis = Diagnosis(
-            self.trainer.config,
-            precision=self.trainer.precision,
-            compares_groups=self.trainer.algorithm.groups,
-        )
+        self.diagnosis = Diagnosis(self.trainer.config, precision=self.trainer.precision)
         self.history: list[Row] = []
         self.resumed_at: int | None = None
         self.before: Row = {}

@@ -69,23 +69,10 @@ class Diagnosis:
     Args:
         config: The settings of PPO.
         precision: That of the trainer, as `PPOTrainer.precision` has it.
-        compares_groups: The algorithm takes the responses to one prompt as each other's baseline
-            (RLOO, GRPO): groups with equal scores then teach nothing.
-        must_end: Responses should end by themselves. None: if there is a penalty for those that do
-            not.
     """
 
-    def __init__(
-        self,
-        config: PPOConfig,
-        *,
-        precision: str = "no",
-        compares_groups: bool = False,
-        must_end: bool | None = None,
-    ) -> None:
-        if must_end is None:
-            must_end = config.missing_eos_penalty is not None
-        self.history = History(config, precision, compares_groups, must_end)
+    def __init__(self, config: PPOConfig, *, precision: str = "no") -> None:
+        self.history = History(config, precision)
         self.found: list[str] = []
 
     def look(
@@ -126,9 +113,9 @@ class Diagnosis:
             tokenizer: Its tokenizer.
             sampler: The `Sampler` that writes the responses.
         """
-        config = getattr(language_model(policy), "generation_config", None)
-        self.history.generation_config = config
-        self.history.tokenizer, self.history.sampler = tokenizer, sampler
+        history = self.history
+        history.generation_config = getattr(language_model(policy), "generation_config", None)
+        history.tokenizer, history.sampler = tokenizer, sampler
         return self._new(0, at_start=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,16 +150,14 @@ class Diagnosis:
 
 def _of_texts(rollout: Rollout) -> dict[str, float]:
     """Return distinct-2 of the responses, and the share of the most frequent one."""
-    mask = rollout.response_mask[:ROWS_READ].cpu()
-    tokens = rollout.responses[:ROWS_READ].cpu()
+    mask, tokens = (x[:ROWS_READ].cpu() for x in (rollout.response_mask, rollout.responses))
     both = mask[:, 1:] & mask[:, :-1]
     pairs = (tokens[:, :-1].long() << 32 | tokens[:, 1:].long())[both]
     figures = {"batch/distinct_2": pairs.unique().numel() / pairs.numel()} if len(pairs) else {}
     if len(mask) >= SAME_ROWS:
         texts = [tuple(row[kept].tolist()) for row, kept in zip(tokens, mask, strict=True)]
-        text, times = Counter(texts).most_common(1)[0]
-        share = times / len(texts) if len(text) >= SAME_TOKENS else 0.0
-        figures["batch/same_response"] = share
+        ((text, times),) = Counter(texts).most_common(1)
+        figures["batch/same_response"] = times / len(texts) * (len(text) >= SAME_TOKENS)
     return figures
 
 

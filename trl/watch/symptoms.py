@@ -9,8 +9,8 @@
     )
     def name_of_it(run: History) -> Seen:
         '''Where its threshold comes from.'''
-        values = run.last("some/figure", 3)
-        return {"some": values[-1]} if values and min(values) > 7 else None
+        some = run.over(3, "some/figure", min)
+        return {"some": some} if some > 7 else None
 
 A threshold is chosen such that a healthy run does not reach it by chance: a mean is compared with
 its own noise, and a state must last for some steps. Findings come in the order of this file.
@@ -23,12 +23,14 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
 from torch import Tensor
 
 from trl.config import PPOConfig
+from trl.config.algorithms import FACTS
 
 KEPT = 40
 """Values of each figure that are kept: the longest window below, and some to spare."""
@@ -38,6 +40,8 @@ SURE = 3.0
 """Standard errors by which a mean must lie beyond a bound, so that it is not noise."""
 ESSENTIAL = ("reward/mean", "ppo/loss/total", "ppo/grad_norm", "ppo/policy/approxkl")
 """Figures that are never NaN; others may not be measured in some settings."""
+RESUMED = ("steps", "first", "last", "best_reward")
+"""What a resumed run needs of a history."""
 
 
 @dataclass
@@ -46,8 +50,6 @@ class History:
 
     config: PPOConfig
     precision: str = "no"
-    compares_groups: bool = False
-    must_end: bool = False
     generation_config: Any = None
     """This and the next two: of the policy, and what writes the responses; known at the start."""
     tokenizer: Any = None
@@ -56,7 +58,7 @@ class History:
     first: dict[str, float] = field(default_factory=dict)
     best_reward: float | None = None
     """The highest mean of `REWARD_STEPS` batches, or the first batch."""
-    kept: dict[str, list[float]] = field(default_factory=dict)
+    last: dict[str, list[float]] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
     """Figures of the last step that should be numbers and are not."""
 
@@ -67,36 +69,38 @@ class History:
         for name, value in figures.items():
             if math.isfinite(value):
                 self.first.setdefault(name, value)
-                self.kept[name] = [*self.kept.get(name, []), value][-KEPT:]
+                self.last[name] = [*self.last.get(name, []), value][-KEPT:]
             elif name in self.first or name in ESSENTIAL:
                 self.broken.append(name)
         if "reward/mean" in self.first:
-            recent = fmean(self.last("reward/mean", REWARD_STEPS) or [self.first["reward/mean"]])
+            recent = fmean(self.window(REWARD_STEPS, "reward/mean") or [self.first["reward/mean"]])
             self.best_reward = recent if self.best_reward is None else max(recent, self.best_reward)
 
-    def up_to(self, count: int, name: str) -> list[float]:
-        """Return the last values of a figure, at most so many."""
-        return self.kept.get(name, [])[-count:]
+    def window(self, count: int, name: str, least: int | None = None) -> list[float]:
+        """Return the last values of a figure, none if there are not so many, or not `least`."""
+        values = self.last.get(name, [])[-count:]
+        return values if len(values) >= (least or count) else []
 
-    def last(self, name: str, count: int) -> list[float]:
-        """Return the last values of a figure, or none if there are not so many."""
-        values = self.up_to(count, name)
-        return values if len(values) == count else []
+    def over(self, count: int, name: str, of: Callable[[list[float]], float] = fmean) -> float:
+        """Return the mean of the last values, or what else is asked of them.
+
+        NaN, which is beyond no bound, if there are not so many.
+        """
+        values = self.window(count, name)
+        return of(values) if values else math.nan
 
     def latest(self, name: str) -> float:
         """Return the last value of a figure; 0 if there is none."""
-        return self.kept.get(name, [0.0])[-1]
+        return self.last.get(name, [0.0])[-1]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values, copied."""
-        state = {"steps": self.steps, "first": self.first, "best_reward": self.best_reward}
-        return deepcopy(state | {"last": self.kept})
+        return deepcopy({name: getattr(self, name) for name in RESUMED})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`."""
-        state = deepcopy(dict(state))
-        self.steps, self.first = int(state["steps"]), state["first"]
-        self.best_reward, self.kept = state["best_reward"], state["last"]
+        for name in RESUMED:
+            setattr(self, name, deepcopy(state[name]))
 
 
 Seen = dict[str, Any] | None
@@ -126,6 +130,9 @@ def symptom(
 ) -> Callable[[Callable[[History], Seen]], Symptom]:
     """Make a symptom of the function that checks for it, and that has its name."""
     return lambda check: Symptom(check.__name__, check, seen, causes, fix, explained_by, at_start)
+
+
+before_start = partial(symptom, at_start=True)
 
 
 def is_constant(spread: float, scores: Tensor | float) -> bool:
@@ -188,12 +195,10 @@ def negative_kl(run: History) -> Seen:
     over a batch of B has the variance 2·KL/B while the KL is small. The mean of ten batches is
     least far from −0.1 at a KL of 0.1: (0.1 + 0.1) / √(0.2/10B), 4 standard errors for B = 8.
     """
-    values = run.last("objective/kl", 10)
-    if not values:
-        return None
-    mean, error = fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    mean = run.over(10, "objective/kl")
+    error = run.over(10, "objective/kl", statistics.stdev) / math.sqrt(10)
     sure = mean <= min(-0.1, -SURE * error)
-    return {"mean": mean, "error": error, "steps": len(values)} if sure else None
+    return {"mean": mean, "error": error, "steps": 10} if sure else None
 
 
 @symptom(
@@ -214,7 +219,7 @@ def ratio_not_one(run: History) -> Seen:
     the median of some is compared.
     """
     allowed = 1e-4 if run.precision == "no" else 0.05
-    ratio = statistics.median(run.last("ppo/first_log_ratio", 5) or [0.0])
+    ratio = run.over(5, "ppo/first_log_ratio", statistics.median)
     return {"ratio": ratio, "allowed": allowed} if ratio > allowed else None
 
 
@@ -230,11 +235,28 @@ def ratio_not_one(run: History) -> Seen:
 )
 def constant_score(run: History) -> Seen:
     """A reward that is seldom won gives a batch or two of zeros by chance."""
-    spreads, means = run.last("reward/std", 3), run.last("reward/mean", 3)
-    if run.config.batch_size == 1 or not spreads or not means:
+    spreads, means = run.window(3, "reward/std"), run.window(3, "reward/mean")
+    equal = spreads and means and all(map(is_constant, spreads, means))
+    return {"score": means[-1], "steps": 3} if equal and run.config.batch_size > 1 else None
+
+
+@symptom(
+    "All responses of the batch got the same score, {score:.4g}, and {updates:.0f} updates of full "
+    "strength were made of it (approxkl {change:.2g}): advantages are whitened, so that what the "
+    "value head has got wrong, and the KL, is all that they teach.",
+    "The reward is seldom won, or nearly always: in a small batch all responses are alike.",
+    "The scorer does not see the response, or `ppo.clip_scores` cuts all scores to one number.",
+    fix="Raise `ppo.batch_size`, mix in prompts of another difficulty, or use a finer reward. With "
+    "an `ppo.algorithm` that has no value head such a batch teaches nothing but the KL.",
+)
+def updates_without_signal(run: History) -> Seen:
+    """One batch is enough: each such one moves the policy as far as any other, to no end."""
+    updates, score = run.latest("ppo/updates"), run.latest("reward/mean")
+    equal = run.latest("objective/constant_scores") == 1 and run.config.batch_size > 1
+    trains = updates > 0 and run.steps > run.config.value_warmup_steps
+    if not equal or not trains or not FACTS[run.config.algorithm].critic:
         return None
-    equal = all(map(is_constant, spreads, means))
-    return {"score": means[-1], "steps": len(spreads)} if equal else None
+    return {"score": score, "updates": updates, "change": run.latest("ppo/policy/approxkl")}
 
 
 @symptom(
@@ -248,8 +270,8 @@ def constant_score(run: History) -> Seen:
 )
 def no_group_signal(run: History) -> Seen:
     """As with constant scores, a batch or two may be so by chance."""
-    shares = run.last("batch/equal_groups", 3)
-    return {"steps": 3} if run.compares_groups and shares and min(shares) == 1 else None
+    equal = run.over(3, "batch/equal_groups", min) == 1
+    return {"steps": 3} if equal and FACTS[run.config.algorithm].groups else None
 
 
 @symptom(
@@ -263,9 +285,8 @@ def no_group_signal(run: History) -> Seen:
 )
 def updates_skipped(run: History) -> Seen:
     """The scale of fp16 begins with a step or two of overflow, until it has come down."""
-    applied, skipped = run.last("ppo/updates", 3), run.last("ppo/skipped_updates", 3)
-    none = applied and skipped and max(applied) == 0 and min(skipped) > 0
-    return {"steps": len(applied), "skipped": skipped[-1]} if none else None
+    none = run.over(3, "ppo/updates", max) == 0 and run.over(3, "ppo/skipped_updates", min) > 0
+    return {"steps": 3, "skipped": run.latest("ppo/skipped_updates")} if none else None
 
 
 @symptom(
@@ -282,9 +303,9 @@ def entropy_collapsed(run: History) -> Seen:
     GPT-2 goes from 3.9 to 3.4 in a good run. Instruction-tuned models begin below half a nat, hence
     the share of the start.
     """
-    values, start = run.last("ppo/policy/entropy", 3), run.first.get("ppo/policy/entropy", 0.0)
-    low = values and max(values) <= min(0.5, 0.25 * start)
-    return {"start": start, "now": values[-1]} if low else None
+    start = run.first.get("ppo/policy/entropy", 0.0)
+    low = run.over(3, "ppo/policy/entropy", max) <= min(0.5, 0.25 * start)
+    return {"start": start, "now": run.latest("ppo/policy/entropy")} if low else None
 
 
 @symptom(
@@ -304,15 +325,12 @@ def repeated_text(run: History) -> Seen:
         ("batch/distinct_2", 3, "of the last batches"),
         ("held_out/distinct_2", 1, "on the held-out prompts"),
     ):
-        values, start = run.last(name, steps), run.first.get(name, 0.0)
-        if values and max(values) < min(0.2, 0.3 * start):
-            how.append(
-                f"only {values[-1]:.1%} of the token pairs {what} differ (distinct-2; {start:.0%} "
-                "at the start)"
-            )
-    shares = run.last("batch/same_response", 3)
-    if shares and min(shares) > 0.5:
-        how.append(f"{shares[-1]:.0%} of the responses are the same text")
+        now, start = run.latest(name), run.first.get(name, 0.0)
+        if run.over(steps, name, max) < min(0.2, 0.3 * start):
+            pairs = f"only {now:.1%} of the token pairs {what} differ"
+            how.append(f"{pairs} (distinct-2; {start:.0%} at the start)")
+    if run.over(3, "batch/same_response", min) > 0.5:
+        how.append(f"{run.latest('batch/same_response'):.0%} of the responses are the same text")
     return {"how": ", and ".join(how)} if how else None
 
 
@@ -327,10 +345,11 @@ def repeated_text(run: History) -> Seen:
 )
 def kl_above_target(run: History) -> Seen:
     """Three times `kl_target`: an adaptive coefficient should not let the KL reach that."""
-    config, kl = run.config, fmean(run.last("objective/kl", 5) or [0.0])
-    if not config.adaptive_kl or config.init_kl_coef == 0 or kl <= 3 * config.kl_target:
+    times = run.over(5, "objective/kl") / run.config.kl_target
+    if not run.config.adaptive_kl or run.config.init_kl_coef == 0 or not times > 3:
         return None
-    return {"kl": kl, "times": kl / config.kl_target, "now": run.latest("objective/kl_coef")}
+    now = run.latest("objective/kl_coef")
+    return {"kl": times * run.config.kl_target, "times": times, "now": now}
 
 
 @symptom(
@@ -349,8 +368,8 @@ def kl_runaway(run: History) -> Seen:
     gibberish that the reward model liked (arXiv:2403.17031): 30 nats, and half a nat per token.
     Growth by a quarter in ten steps is steep.
     """
-    values = run.up_to(10, "objective/kl")
-    if len(values) < 4:
+    values = run.window(10, "objective/kl", least=4)
+    if not values:
         return None
     before, now = values[0], fmean(values[-3:])
     far = now > max(30.0, 0.5 * run.latest("response/length"))
@@ -372,13 +391,11 @@ def reward_falling(run: History) -> Seen:
     """A standard deviation of the scores of a batch, and more than luck. The best batch so far is
     also a lucky one: by four standard errors of its mean, at the most.
     """
-    values, spreads = run.last("reward/mean", REWARD_STEPS), run.last("reward/std", REWARD_STEPS)
-    best, size = run.best_reward, run.config.batch_size
-    if not values or not spreads or best is None or size == 1:
-        return None
-    now, spread = fmean(values), fmean(spreads)
-    luck = 4 * max(spread / math.sqrt(size), statistics.stdev(values) / 2)
-    if best - now <= spread + luck:
+    now, spread = run.over(REWARD_STEPS, "reward/mean"), run.over(REWARD_STEPS, "reward/std")
+    best, size = run.best_reward or 0.0, run.config.batch_size
+    error = run.over(REWARD_STEPS, "reward/mean", statistics.stdev) / 2
+    luck = 4 * max(spread / math.sqrt(size), error)
+    if size == 1 or not best - now > spread + luck:
         return None
     return {"best": best, "now": now, "times": (best - now) / spread if spread else math.inf}
 
@@ -394,10 +411,11 @@ def reward_falling(run: History) -> Seen:
 )
 def never_ends(run: History) -> Seen:
     """At most 2 % of five batches end by themselves; half did at the start, or all should."""
-    values, start = run.last("response/ended", 5), run.first.get("response/ended", 0.0)
-    if not values or max(values) > 0.02 or (start < 0.5 and not run.must_end):
+    start, now = run.first.get("response/ended", 0.0), run.latest("response/ended")
+    should = start >= 0.5 or run.config.missing_eos_penalty is not None
+    if not should or not run.over(5, "response/ended", max) <= 0.02:
         return None
-    return {"now": values[-1], "before": f", {start:.0%} at the start" if start > 0.02 else ""}
+    return {"now": now, "before": f", {start:.0%} at the start" if start > 0.02 else ""}
 
 
 @symptom(
@@ -412,13 +430,13 @@ def length_exploited(run: History) -> Seen:
     """The mean length has changed by half, with a correlation of 0.8 to the mean reward over the
     last 30 steps, and of 0.3 to the score inside of a batch, all of one sign.
     """
-    lengths, rewards = run.last("response/length", 30), run.last("reward/mean", 30)
+    lengths, rewards = run.window(30, "response/length"), run.window(30, "reward/mean")
     if not lengths or not rewards:
         return None
     start, now = run.first["response/length"], fmean(lengths[-5:])
     sign = 1 if now > start else -1
     over_steps = correlation(lengths, rewards) or 0.0
-    within = run.up_to(10, "batch/score_length")
+    within = run.window(10, "batch/score_length", least=1)
     inside = fmean(within or [sign]) * sign
     if abs(now - start) < 0.5 * start or start == 0 or over_steps * sign < 0.8 or inside < 0.3:
         return None
@@ -437,9 +455,8 @@ def length_exploited(run: History) -> Seen:
 )
 def clip_fraction(run: History) -> Seen:
     """Share of tokens whose gradient the clip has cut off. Good runs have 0.01 to 0.3."""
-    values = run.last("ppo/policy/clipfrac", 3)
-    much = values and fmean(values) > 0.4
-    return {"share": fmean(values), "steps": len(values)} if much else None
+    share = run.over(3, "ppo/policy/clipfrac")
+    return {"share": share, "steps": 3} if share > 0.4 else None
 
 
 @symptom(
@@ -455,10 +472,10 @@ def gradient_clipped(run: History) -> Seen:
     """Adam does not see the scale of a gradient but it does see which samples decide it; norms of 1
     to 20 times the limit are common at the start.
     """
-    limit, values = run.config.max_grad_norm, run.last("ppo/grad_norm", 10)
-    if not limit or not values or min(values) <= 50 * limit:
-        return None
-    return {"norm": min(values), "steps": len(values), "times": min(values) / limit}
+    limit, norm = run.config.max_grad_norm, run.over(10, "ppo/grad_norm", min)
+    return (
+        {"norm": norm, "steps": 10, "times": norm / limit} if limit and norm > 50 * limit else None
+    )
 
 
 @symptom(
@@ -478,10 +495,11 @@ def value_not_learning(run: History) -> Seen:
     after 16; after 30 steps, the last ten must be above 0 in the mean.
     """
     names = ("ppo/val/explained_variance", "ppo/val/var_explained")
-    name = next((name for name in names if run.last(name, 30)), None)
-    if name is None or (mean := fmean(run.last(name, 10))) > 0:
-        return None
-    return {"steps": run.steps, "mean": mean, "name": name}
+    for name in names:
+        if run.window(30, name):
+            mean = run.over(10, name)
+            return {"steps": run.steps, "mean": mean, "name": name} if mean <= 0 else None
+    return None
 
 
 @symptom(
@@ -500,15 +518,15 @@ def learning_rate_too_small(run: History) -> Seen:
     the KL stays at 0.01. A policy that has come somewhere, and stays there at the end of its
     schedule, has a KL.
     """
-    changes, rewards = run.last("ppo/policy/approxkl", 20), run.last("reward/mean", 20)
+    change, rewards = run.over(20, "ppo/policy/approxkl", max), run.window(20, "reward/mean")
     small = {"no": 1e-6, "bf16": 5e-4, "fp16": 1e-5}.get(run.precision, 0.0)
-    if not changes or not rewards or run.steps < 20 + run.config.value_warmup_steps:
+    if not rewards or run.steps < 20 + run.config.value_warmup_steps or not change < small:
         return None
     gain = fmean(rewards[10:]) - fmean(rewards[:10])
     noise = math.sqrt(2 / 10) * statistics.stdev(rewards)
-    if max(changes) >= small or run.latest("objective/kl") > 0.05 or abs(gain) > SURE * noise:
+    if run.latest("objective/kl") > 0.05 or abs(gain) > SURE * noise:
         return None
-    return {"change": max(changes), "steps": len(changes), "reward": fmean(rewards)}
+    return {"change": change, "steps": 20, "reward": fmean(rewards)}
 
 
 # --- before the first step ----------------------------------------------------------------------
@@ -523,12 +541,11 @@ CUTS: dict[str, tuple[Any, ...]] = {
 """
 
 
-@symptom(
+@before_start(
     "The sampler draws from a cut distribution ({cuts}), training scores the model's whole one.",
     "The settings of generation for users were taken over for training.",
     fix="Leave top_k, top_p and min_new_tokens of the Sampler at their defaults to train. The KL "
     "that is measured can be driven negative otherwise.",
-    at_start=True,
 )
 def sampler_cuts(run: History) -> Seen:
     """The sampler says itself what it cuts."""
@@ -536,14 +553,13 @@ def sampler_cuts(run: History) -> Seen:
     return {"cuts": ", ".join(cuts)} if cuts else None
 
 
-@symptom(
+@before_start(
     "The policy's generation_config has {named}. Sampler does not use them: it draws from the "
     "model's whole distribution, which is the one that is trained. `generate` uses them.",
     "They came with the model, for the text that users see.",
     fix="Judge the run by its own samples. To see the same with `generate`, pass do_sample=True, "
     "top_k=0, top_p=1.0 and the temperature of `ppo.temperature`. If you train on what `generate` "
     "wrote, pass them there too, or the KL goes negative.",
-    at_start=True,
 )
 def generation_config_cuts(run: History) -> Seen:
     """Those of the settings that are not where they change nothing."""
@@ -552,12 +568,11 @@ def generation_config_cuts(run: History) -> Seen:
     return {"named": ", ".join(named)} if named else None
 
 
-@symptom(
+@before_start(
     "Responses are to end by themselves, but there is no EOS token and no stop string to end one.",
     "The tokenizer has no EOS token.",
     "`sampling.eos` is off.",
     fix="Set `sampling.eos: true` and the tokenizer's eos_token, or set `sampling.stop_strings`.",
-    at_start=True,
 )
 def no_end(run: History) -> Seen:
     """A response may end at an EOS token or at a stop string; a sampler knows of both."""
@@ -565,16 +580,16 @@ def no_end(run: History) -> Seen:
     can_end = any(getattr(source, "eos_token_id", None) is not None for source in sources)
     if run.sampler is not None:
         can_end = bool(run.sampler.stop)
-    return {} if run.must_end and not can_end else None
+    must_end = run.config.missing_eos_penalty is not None
+    return {} if must_end and not can_end else None
 
 
-@symptom(
+@before_start(
     "`ppo.adaptive_kl` is on and `ppo.init_kl_coef` is 0: the controller multiplies, so the "
     "coefficient stays 0 and `ppo.kl_target` does nothing.",
     "The KL penalty was switched off by its coefficient alone.",
     fix="Set `ppo.adaptive_kl: false` to say so, or a small `ppo.init_kl_coef` such as 0.01 for "
     "the controller to move.",
-    at_start=True,
 )
 def kl_coef_stays_0(run: History) -> Seen:
     """The settings tell."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import os
 import re
 import time
@@ -26,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import tracking
 from accelerate.state import PartialState
 
@@ -101,6 +101,7 @@ class Trackers:
         check_trackers(names)
         self.notes: list[str] = []
         self._running: dict[str, Any] = {}
+        self._left_out: set[str] = set()
         if not names or not PartialState().is_main_process:
             return
         self.out, self.project, self.config = Path(out), project, dict(config or {})
@@ -117,15 +118,35 @@ class Trackers:
         file.write_text(json.dumps(self.ids, indent=2) + "\n", encoding="utf-8")
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """Send the figures of a step; what is not a finite number is left out."""
-        figures = {
-            tracked_name(name): float(value)
+        """Send the figures of a step.
+
+        Args:
+            row: Numbers; and arrays, which become histograms in TensorBoard and W&B. Other values
+                are left out.
+            step: Which step.
+
+        Warns:
+            UserWarning: once for each figure that has NaN or infinity, which are left out.
+        """
+        known = {
+            name: np.asarray(value, np.float64)
             for name, value in row.items()
-            if isinstance(value, (int, float)) and not isinstance(value, bool)
-            if name != "step" and math.isfinite(value)
+            if isinstance(value, (int, float, np.ndarray)) and not isinstance(value, bool)
+            if name != "step"
+        }
+        finite = {name: values[np.isfinite(values)] for name, values in known.items()}
+        if left_out := {n for n in known if finite[n].size < known[n].size} - self._left_out:
+            self._left_out |= left_out
+            names = ", ".join(f"`{name}`" for name in sorted(left_out))
+            what = f"the trackers get no NaN and no infinity, which are left out of {names}"
+            warnings.warn(f"{what}, now and later", stacklevel=2)
+        figures = {
+            tracked_name(name): values if known[name].ndim else values.item()
+            for name, values in finite.items()
+            if values.size
         }
         if figures:
-            self._each(lambda tracker: tracker.log(figures, step=step))
+            self._each(lambda tracker: _send_figures(tracker, figures, step))
 
     def log_samples(self, samples: Iterable[Mapping[str, Any]], step: int) -> None:
         """Send some samples, as a table where the tracker has such a thing, else as text.
@@ -206,6 +227,21 @@ class Trackers:
             # As text: its table of hyperparameters would make a run of its own beside this one.
             settings = json.dumps(self.config, indent=2, default=str)
             tracker.log({"config": f"```json\n{settings}\n```"}, step=0)
+
+
+def _send_figures(tracker: Any, figures: Mapping[str, Any], step: int) -> None:
+    """Send numbers, and arrays of finite numbers where the tracker has histograms."""
+    numbers = {name: value for name, value in figures.items() if isinstance(value, float)}
+    arrays = {name: value for name, value in figures.items() if name not in numbers}
+    if tracker.name == "wandb":
+        import wandb
+
+        numbers |= {name: wandb.Histogram(values) for name, values in arrays.items()}
+    if numbers:
+        tracker.log(numbers, step=step)
+    if tracker.name == "tensorboard":
+        for name, values in arrays.items():
+            tracker.writer.add_histogram(name, values, step)
 
 
 def _send_samples(tracker: Any, rows: Sequence[Mapping[str, Any]], step: int) -> None:
