@@ -3,9 +3,11 @@
     python notebooks/readme.py            # write it (make readme)
     python notebooks/readme.py --check    # write nothing; say what differs (make check)
 
-Cells follow each other as they stand: Markdown as it is, code as a block of Python. Not shown are
+Cells follow each other as they stand: Markdown as it is, code as a block of Python, and below it
+what it prints. Not shown are
 
-* cells with the tag `hidden`, and outputs;
+* cells with the tag `hidden`;
+* the code of cells with the tag `output`, which print what a cell above has made;
 * `# fmt: off` as the first line of a code cell, which is there for the formatter.
 
 Links start from the folder of the notebook, and in the README from the root of the repository:
@@ -29,7 +31,7 @@ README = FOLDER.parent / "README.md"
 COMMAND = "make readme"
 COMMENT = f"<!-- Written from notebooks/index.ipynb by `{COMMAND}`: change it there. -->"
 
-HIDDEN = "hidden"
+HIDDEN, OUTPUT = "hidden", "output"
 FOR_THE_FORMATTER = re.compile(r"\A# fmt: off\n")
 # Code comes first, inline or fenced: what it holds is not looked at again.
 CODE_OR_TARGET = re.compile(
@@ -45,19 +47,24 @@ def readme(notebook: nbformat.NotebookNode) -> str:
     """Return the README that a notebook makes."""
     parts = [COMMENT]
     for cell in notebook.cells:
-        source = cell.source.strip("\n")
-        if HIDDEN in cell.metadata.get("tags", []) or not source:
+        source, tags = cell.source.strip("\n"), cell.metadata.get("tags", [])
+        if HIDDEN in tags or not source:
             continue
-        parts.append(python_block(source) if cell.cell_type == "code" else relinked(source))
+        if cell.cell_type != "code":
+            parts.append(relinked(source))
+            continue
+        if OUTPUT not in tags:
+            parts.append(block(FOR_THE_FORMATTER.sub("", source), "python"))
+        if printed := "".join(output.get("text", "") for output in cell.get("outputs", [])):
+            parts.append(block(printed.rstrip("\n"), "text"))
     return "\n\n".join(parts) + "\n"
 
 
-def python_block(source: str) -> str:
-    """Return code in a fence that is longer than any that the code holds."""
-    source = FOR_THE_FORMATTER.sub("", source)
-    longest = max(map(len, re.findall(r"`{3,}", source)), default=2)
+def block(text: str, kind: str) -> str:
+    """Return a text in a fence that is longer than any that the text holds."""
+    longest = max(map(len, re.findall(r"`{3,}", text)), default=2)
     fence = "`" * (longest + 1)
-    return f"{fence}python\n{source}\n{fence}"
+    return f"{fence}{kind}\n{text}\n{fence}"
 
 
 def relinked(markdown: str) -> str:

@@ -19,7 +19,7 @@ HIDDEN = {"tags": ["hidden"]}
 EXAMPLE_OF_2020 = "600be922ed2cafae7889989dbecd20dc9f120b7bcdb8243a73800d5d425031bc"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def maker() -> ModuleType:
     """The generator."""
     spec = importlib.util.spec_from_file_location("notebooks_readme", FOLDER / "readme.py")
@@ -52,8 +52,8 @@ def test_it_is_written_the_same_again(maker, readme):
 
 
 def shown(kind):
-    """The cells of a kind that the README shows."""
-    cells = [cell for cell in INDEX.cells if "hidden" not in cell.metadata.get("tags", [])]
+    """The cells of a kind whose source the README shows."""
+    cells = [cell for cell in INDEX.cells if not cell.metadata.get("tags", [])]
     return [cell.source for cell in cells if cell.cell_type == kind]
 
 
@@ -61,6 +61,17 @@ def test_the_first_example_is_the_one_of_2020(maker):
     blocks = re.findall(r"^```python\n(.*?)^```$", maker.README.read_text(), re.DOTALL | re.M)
     assert len(blocks) == len(shown("code")) == 4
     assert hashlib.sha256(blocks[0].encode()).hexdigest() == EXAMPLE_OF_2020
+
+
+def test_the_reader_sees_what_every_block_prints(maker):
+    """Below each block of Python stands what it prints; for the first a cell of its own prints."""
+    text = maker.README.read_text()
+    pairs = re.findall(r"^```python\n(.*?)^```\n\n(?:```text\n(.*?)^```$)?", text, re.DOTALL | re.M)
+    assert [len(printed) > 20 for _, printed in pairs] == [True] * 4
+    assert "response: " in pairs[0][1]
+    printing = [cell for cell in INDEX.cells if cell.get("outputs")]
+    assert len(printing) == 4
+    assert "output" in printing[0].metadata.tags
 
 
 def test_all_python_of_the_readme_stands_in_cells_that_run():
@@ -127,11 +138,17 @@ def shown_after_all(cells):
     cells[2].metadata = {}
 
 
+def prints_something_else(cells):
+    cells[4].outputs[0].text = "no such thing\n"
+
+
 def hidden_after_all(cells):
     cells[3].metadata = HIDDEN
 
 
-@pytest.mark.parametrize("change", [swapped, shown_after_all, hidden_after_all])
+@pytest.mark.parametrize(
+    "change", [swapped, shown_after_all, hidden_after_all, prints_something_else]
+)
 def test_a_notebook_that_was_changed_is_found(change, maker, readme, monkeypatch, capsys):
     notebook = nbformat.from_dict(INDEX)
     change(notebook.cells)
@@ -144,19 +161,22 @@ def test_a_notebook_that_was_changed_is_found(change, maker, readme, monkeypatch
 # -- the rules -------------------------------------------------------------------------------------
 
 
-def test_cells_follow_each_other_without_what_is_hidden_and_without_outputs(maker):
+def test_cells_follow_each_other_with_what_they_print_and_without_what_is_hidden(maker):
     output = new_output("stream", name="stdout", text="4\n")
+    value = new_output("execute_result", data={"text/plain": "5"}, execution_count=1)
     cells = [
         new_markdown_cell("# A\n\ntext\n"),
         new_markdown_cell("only here", metadata=HIDDEN),
-        new_code_cell("import os", metadata=HIDDEN),
-        new_code_cell("print(2 + 2)  ", metadata={"tags": ["other"]}, outputs=[output]),
+        new_code_cell("import os", metadata=HIDDEN, outputs=[output]),
+        new_code_cell("print(2 + 2)  ", metadata={"tags": ["other"]}, outputs=[output, value]),
+        new_code_cell("print(4)", metadata={"tags": ["output"]}, outputs=[output]),
         new_code_cell(""),
         new_markdown_cell("\nend"),
     ]
     assert maker.readme(new_notebook(cells=cells)) == (
         "<!-- Written from notebooks/index.ipynb by `make readme`: change it there. -->\n\n"
-        "# A\n\ntext\n\n```python\nprint(2 + 2)  \n```\n\nend\n"
+        "# A\n\ntext\n\n```python\nprint(2 + 2)  \n```\n\n"
+        "```text\n4\n```\n\n```text\n4\n```\n\nend\n"
     )
 
 
@@ -168,11 +188,11 @@ def test_cells_follow_each_other_without_what_is_hidden_and_without_outputs(make
         ('x = """\n```\n"""', '````python\nx = """\n```\n"""\n````'),
         ("x = '`````'", "``````python\nx = '`````'\n``````"),
         ("# fmt: off\nx = 'a'", "```python\nx = 'a'\n```"),
-        ("x = 'a'\n# fmt: off\n", "```python\nx = 'a'\n# fmt: off\n\n```"),
+        ("x = 'a'\n# fmt: off", "```python\nx = 'a'\n# fmt: off\n```"),
     ],
 )
 def test_code_stands_in_a_fence_that_holds_it(source, block, maker):
-    assert maker.python_block(source) == block
+    assert maker.readme(new_notebook(cells=[new_code_cell(source)])).endswith(f"-->\n\n{block}\n")
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def test_wandb_has_histograms_of_what_is_finite(tmp_path):
     trackers = Trackers(["wandb"], out=tmp_path)
     logged_twice(trackers)
     run = trackers._running["wandb"].tracker
-    assert "ppo/val/explained_variance" not in run.summary.keys()
+    assert "ppo/val/explained_variance" not in dict(run.summary)
     assert sum(run.summary["objective/kl_dist"]["values"]) == 4
     assert sum(run.summary["objective/logprobs"]["values"]) == 6
     trackers.close()
