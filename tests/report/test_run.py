@@ -15,7 +15,11 @@ def only(folder):
 
 def test_a_whole_run(tmp_path):
     run = only(make_run(tmp_path / "one", steps=20, eval_every=5, warnings=KL_NEGATIVE))
-    assert (run.name, run.algorithm, run.model) == ("one", "ppo", "gpt2")
+    assert (run.name, run.recipe["ppo.algorithm"], run.recipe["model.name"]) == (
+        "one",
+        "ppo",
+        "gpt2",
+    )
     assert run.finished
     assert run.last_step == 20
     assert run.state == "20 steps"
@@ -125,7 +129,7 @@ def test_broken_recipe_and_summary(tmp_path):
     (tmp_path / "summary.json").write_text('{"before": {')
     run = only(tmp_path)
     assert not run.finished
-    assert run.algorithm is None
+    assert run.recipe == run.summary == {}
     assert any(note.startswith("recipe.yaml could not be read") for note in run.notes)
     assert any(note.startswith("summary.json could not be read") for note in run.notes)
 

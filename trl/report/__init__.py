@@ -7,13 +7,8 @@ Everything here is made from plain Python values or from the files of a run, so 
 made again at any time, also while the run goes on.
 """
 
+from trl.report.figures import before_after_tables, compare
 from trl.report.page import write_report
 from trl.report.run import read_runs
-from trl.report.tables import before_after_tables, compare
 
-__all__ = [
-    "before_after_tables",
-    "compare",
-    "read_runs",
-    "write_report",
-]
+__all__ = ["before_after_tables", "compare", "read_runs", "write_report"]

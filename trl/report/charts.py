@@ -7,11 +7,10 @@ drawing.py draws what is here.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +24,7 @@ BINS = 24
 SMALL = 0.6
 """Height of a panel below the main one."""
 
+Array = np.ndarray[Any, np.dtype[np.float64]]
 NOT_SCORERS = {f"reward/{name}" for name in ("mean", "std", "median", "min", "max")}
 
 
@@ -41,7 +41,7 @@ class Curve:
     y: list[float]
     low: list[float] | None = None
     high: list[float] | None = None
-    kind: Literal["line", "points", "stairs", "area"] = "line"
+    kind: Literal["line", "points", "stairs"] = "line"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +102,12 @@ def series(rows: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], 
     return [step for step, _ in points], [value for _, value in points]
 
 
-def thin(values: Sequence[float], most: int = MOST_POINTS) -> list[float]:
+def thin(values: Sequence[float] | Array, most: int = MOST_POINTS) -> list[float]:
     """Means over blocks of equal size, so many that at most `most` remain; NaN is left out."""
-    size = math.ceil(len(values) / most) if values else 1
-    return [
-        statistics.fmean(there) if (there := [v for v in block if math.isfinite(v)]) else math.nan
-        for block in (values[start : start + size] for start in range(0, len(values), size))
-    ]
+    size = max(1, math.ceil(len(values) / most))
+    blocks = [np.array(values[start : start + size]) for start in range(0, len(values), size)]
+    there = [block[np.isfinite(block)] for block in blocks]
+    return [float(block.mean()) if block.size else math.nan for block in there]
 
 
 def histogram(
@@ -161,36 +160,29 @@ def _curves(panel: Panel, run: Run, runs: Sequence[Run]) -> Iterator[Curve]:
     alone = len(runs) == 1
     steps, values = series(run.metrics, panel.key)
     if steps:
-        values = [panel.scale * value for value in values]
-        low = high = None
+        y = panel.scale * np.array(values)
         _, spreads = series([row for row in run.metrics if panel.key in row], panel.spread)
-        if len(spreads) == len(values) and len(runs) <= MOST_BANDS:
-            low = thin([value - spread for value, spread in zip(values, spreads, strict=True)])
-            high = thin([value + spread for value, spread in zip(values, spreads, strict=True)])
+        with_band = len(spreads) == len(values) and len(runs) <= MOST_BANDS
+        band = [thin(y - spreads), thin(y + spreads)] if with_band else []
         label = "training batch" if alone else run.name
-        yield Curve(label, run.number, run.number, thin(steps), thin(values), low, high)
+        yield Curve(label, run.number, run.number, thin(steps), thin(y), *band)
     steps, values = series(run.metrics, panel.held_out)
     if steps:
         label, style = ("held-out prompts", 1) if alone else (run.name, run.number)
         yield Curve(label, run.number, style, thin(steps), thin(values), kind="points")
 
 
-def by_part(
-    chart: Chart, runs: Sequence[Run], unit: str, kind: Literal["line", "area"] = "line"
-) -> Chart | None:
-    """Fill a chart whose panels add up: one run has them as curves of one panel."""
+def by_part(chart: Chart, runs: Sequence[Run], unit: str) -> Chart | None:
+    """Fill a chart whose panels belong together: one run has them as curves of one panel."""
     if len(runs) > 1:
         return over_steps(chart, runs)
-    parts = [(panel, series(runs[0].metrics, panel.key)) for panel in chart.panels]
-    if len({tuple(steps) for _, (steps, _) in parts}) > 1:
-        kind = "line"  # what was not measured at the same steps does not stand on each other
-    curves = [
-        Curve(panel.unit, 0, style, thin(steps), thin(values), kind=kind)
-        for style, (panel, (steps, values)) in enumerate(parts)
-        if steps
-    ]
-    panel = Panel(unit, floor=0 if kind == "area" else None, curves=curves)
-    return replace(chart, panels=[panel]) if curves else None
+    curves = []
+    for style, panel in enumerate(chart.panels):
+        steps, values = series(runs[0].metrics, panel.key)
+        if steps:
+            curves.append(Curve(panel.unit, 0, style, thin(steps), thin(values)))
+    floor = chart.panels[0].floor
+    return replace(chart, panels=[Panel(unit, floor=floor, curves=curves)]) if curves else None
 
 
 def by_scorer(chart: Chart, runs: Sequence[Run]) -> Chart | None:
@@ -348,7 +340,7 @@ CHARTS = (
         "Time of a step",
         "Seconds of each phase.",
         [Panel(phase, f"time/{phase}", floor=0, height=SMALL) for phase in PHASES],
-        fill=partial(by_part, unit="seconds", kind="area"),
+        fill=partial(by_part, unit="seconds"),
     ),
     Chart(
         "throughput",

@@ -34,21 +34,18 @@ PAGE_COLOURS = {INK: "--ink", FAINT: "--faint", GRID: "--grid", PAPER: "--card"}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
-    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
-    **dict.fromkeys(("axes.edgecolor", "grid.color"), GRID),
-    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), FAINT),
-    "axes.linewidth": 1,
-    "axes.grid": True,
-    "axes.axisbelow": True,
+    "font.size": 8.5,
+    "figure.titlesize": 12,
+    "figure.titleweight": "bold",
     "axes.formatter.limits": (-4, 5),
-    "grid.linewidth": 0.7,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "legend.labelcolor": INK,
+    **dict.fromkeys(("text.color", "legend.labelcolor"), INK),
+    **dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), FAINT),
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), GRID),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
     **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
-    "axes.labelsize": 9,
-    **{f"{axis}tick.labelsize": 8.5 for axis in "xy"},
-    **{f"{axis}tick.{size}.size": 0 for axis in "xy" for size in ("major", "minor")},
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
 }
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 4.4, 0.66, 0.1, 0.2, 0.42
 """Inches: of a chart, and of its edges, which all charts have alike."""
@@ -70,7 +67,6 @@ def draw(
     """
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
 
     # The salt makes the ids in the SVG other ones in each chart.
     with (
@@ -79,15 +75,11 @@ def draw(
     ):
         height = max(2.1, 0.7 * len(chart.panels)) + TOP + BOTTOM
         figure = Figure((WIDTH, height), dpi=200)
-        grid = {
-            "left": LEFT / WIDTH,
-            "right": 1 - RIGHT / WIDTH,
-            "top": 1 - TOP / height,
-            "bottom": BOTTOM / height,
-            "hspace": 0.2,
-            "height_ratios": [panel.height for panel in chart.panels],
-        }
-        all_axes = figure.subplots(len(chart.panels), sharex=True, squeeze=False, gridspec_kw=grid)
+        figure.subplots_adjust(
+            LEFT / WIDTH, BOTTOM / height, 1 - RIGHT / WIDTH, 1 - TOP / height, hspace=0.2
+        )
+        heights = [panel.height for panel in chart.panels]
+        all_axes = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)
         all_axes = all_axes[:, 0]
         for axes, panel in zip(all_axes, chart.panels, strict=True):
             _draw_panel(axes, panel, whole_steps=chart.x_label == "step")
@@ -100,14 +92,12 @@ def draw(
             for axes in all_axes
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        rows = math.ceil(len(handles) / 3) if always_legend or len(handles) > 1 else 0
-        if rows:
+        if always_legend or len(handles) > 1:
             place = {"loc": "upper left", "bbox_to_anchor": (0, 0)}
             figure.legend(handles.values(), handles, ncols=3, **place)
-        figure.suptitle(chart.title, x=0.03, y=1, ha="left", va="bottom", weight="bold", color=INK)
+        figure.suptitle(chart.title, x=0.03, y=1, ha="left", va="bottom")
         png.parent.mkdir(parents=True, exist_ok=True)
-        whole = Bbox([[0, -0.1 - 0.2 * rows], [WIDTH, height + 0.25]])
-        figure.savefig(png, facecolor="white", bbox_inches=whole)
+        figure.savefig(png, facecolor="white", bbox_inches="tight")
     return _inline(svg.getvalue(), f"{chart.title}. {chart.note}"), places
 
 
@@ -128,20 +118,8 @@ def _place(axes: Any, width: float, height: float) -> dict[str, list[float]]:
 def _draw_panel(axes: Any, panel: Panel, *, whole_steps: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    areas = [curve for curve in panel.curves if curve.kind == "area"]
-    if areas:
-        axes.stackplot(
-            areas[0].x,
-            *(curve.y for curve in areas),
-            labels=[_legend_name(curve.label) for curve in areas],
-            colors=[SERIES[curve.style % len(SERIES)] for curve in areas],
-            edgecolor=PAPER,
-            linewidth=0.6,
-            alpha=0.75,
-        )
     for curve in panel.curves:
-        if curve.kind != "area":
-            _draw_curve(axes, curve)
+        _draw_curve(axes, curve)
     low, high = axes.get_ylim()
     if panel.floor is not None and panel.floor <= axes.dataLim.y0:
         low = panel.floor
@@ -154,7 +132,6 @@ def _draw_panel(axes: Any, panel: Panel, *, whole_steps: bool) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
     axes.set_ylabel(_legend_name(panel.unit))
     axes.yaxis.set_label_coords(-0.5 / (WIDTH - LEFT - RIGHT), 0.5)
-    axes.yaxis.get_offset_text().set(fontsize=8, color=FAINT)
 
 
 def _draw_curve(axes: Any, curve: Curve) -> None:

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import math
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from trl.report.figures import (
 )
 from trl.report.run import Run, Sample, read_runs
 from trl.report.words import BEYOND_CHANCE, MovedWord, marked, moved_words
+from trl.watch.markdown import visible
 
 OPEN_SAMPLES = 6
 FOLDED_SAMPLES = 26
@@ -34,9 +34,6 @@ LONGEST_TEXT = 1_500
 """Characters of a prompt or response that are shown."""
 LISTED_WORDS = 12
 """Words listed on each side."""
-
-UNSEEN = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-"""Control characters, and those that turn the direction of what follows."""
 
 
 def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
@@ -70,18 +67,6 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     html = environment.get_template("report.html.jinja").render(content)
     page.write_bytes(html.encode("utf-8"))
     return page
-
-
-def visible(text: Any) -> Any:
-    """A text of unknown origin, fit to be shown: signs that cannot be seen are named.
-
-    Control characters and those that turn the direction of the text become ‹U+202E›, halves of
-    surrogate pairs the replacement character. What is no text, or is HTML already, stays.
-    """
-    if not isinstance(text, str) or hasattr(text, "__html__"):
-        return text
-    text = re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
-    return re.sub(UNSEEN, lambda sign: f"‹U+{ord(sign.group()):04X}›", text)
 
 
 def _content(runs: Sequence[Run], pictures: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,16 +79,6 @@ class Run:
         return bool(self.summary.get("finished", self.summary))
 
     @property
-    def algorithm(self) -> str | None:
-        """Its algorithm, if the recipe is there."""
-        return self.recipe.get("ppo.algorithm")
-
-    @property
-    def model(self) -> str | None:
-        """The model that was tuned."""
-        return self.recipe.get("model.name")
-
-    @property
     def last_step(self) -> int:
         """The last step there is a row of."""
         return int(self.metrics[-1]["step"]) if self.metrics else 0
@@ -109,8 +100,13 @@ class Run:
     @property
     def evaluations(self) -> list[tuple[int, dict[str, float]]]:
         """Step and finite held-out figures of each evaluation, without the prefix `held_out/`."""
-        rows = [(int(row["step"]), _held_out(row)) for row in self.metrics]
-        return [(step, figures) for step, figures in rows if figures]
+        found = []
+        for row in self.metrics:
+            keys = [key for key in row if key.startswith("held_out/") and math.isfinite(row[key])]
+            if keys:
+                figures = {key.removeprefix("held_out/"): row[key] for key in keys}
+                found.append((int(row["step"]), figures))
+        return found
 
     @property
     def before(self) -> dict[str, float]:
@@ -152,9 +148,7 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
         refuse("runs", "hold at least one folder of a run")
     if problems := [problem for path in paths if (problem := _not_a_run(path))]:
         raise FileNotFoundError(" ".join(problems))
-    return [
-        _read(path, *named) for path, named in zip(paths, enumerate(_names(paths)), strict=True)
-    ]
+    return [_read(*run) for run in zip(paths, _names(paths), range(len(paths)), strict=True)]
 
 
 def _not_a_run(path: Path) -> str | None:
@@ -172,14 +166,13 @@ def _names(paths: Sequence[Path]) -> list[str]:
     parts = [path.resolve().parts for path in paths]
     names: list[str] = []
     for own in parts:
-        length = 1
-        while length < len(own) and sum(other[-length:] == own[-length:] for other in parts) > 1:
-            length += 1
-        names.append("/".join(own[-length:]))
+        ends = (own[-length:] for length in range(1, len(own) + 1))
+        alone = (end for end in ends if sum(other[-len(end) :] == end for other in parts) == 1)
+        names.append("/".join(next(alone)))
     return names
 
 
-def _read(path: Path, number: int, name: str) -> Run:
+def _read(path: Path, name: str, number: int) -> Run:
     run = Run(path, name, number)
     run.recipe = flatten(_mapping(path / "recipe.yaml", yaml.safe_load, run.notes))
     run.summary = _mapping(path / "summary.json", json.loads, run.notes)
@@ -208,15 +201,11 @@ def _read(path: Path, number: int, name: str) -> Run:
 
 def _mapping(path: Path, read: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:
     """Read a small file that holds a mapping, or note that it is missing or broken."""
-    problem = "could not be read"
-    try:
+    with suppress(FileNotFoundError, yaml.YAMLError, ValueError):
         found = read(path.read_text(encoding="utf-8", errors="replace"))
         if isinstance(found, dict):
             return found
-    except FileNotFoundError:
-        problem = "is missing"
-    except (yaml.YAMLError, ValueError):
-        pass
+    problem = "could not be read" if path.exists() else "is missing"
     notes.append(f"{path.name} {problem}: {WITHOUT[path.name]}.")
     return {}
 
@@ -254,12 +243,6 @@ def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         what = f"{unread} of {len(lines)} lines were left out"
         notes.append(f"{path.name}: {what}, since they are not JSON with a step.")
     return rows
-
-
-def _held_out(row: Mapping[str, float]) -> dict[str, float]:
-    """The finite held-out figures of a row, without the prefix `held_out/`."""
-    kept = [key for key in row if key.startswith("held_out/") and math.isfinite(row[key])]
-    return {key.removeprefix("held_out/"): row[key] for key in kept}
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from trl.watch.diagnosis import Finding
+from trl.watch.markdown import visible
 
 __all__ = ["Display"]
 
@@ -77,30 +78,21 @@ class Display:
         self.steps, self.first_step, self.console = steps, first_step, console
         self.live: Live | None = None
         self._figures: dict[str, float] = {}
-        self._step = first_step
+        self._step, self._shown_since = first_step, 0
         self._shown: Text | None = None
-        self._shown_since = 0
         self._waiting: Text | None = None
-        self._bar = Progress(
-            TextColumn(title),
-            BarColumn(bar_width=None),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            console=console,
-            expand=True,
-        )
+        done = TextColumn("{task.completed}/{task.total}")
+        left = TimeRemainingColumn(compact=True, elapsed_when_finished=True)
+        columns = (TextColumn(title), BarColumn(bar_width=None), done, left)
+        self._bar = Progress(*columns, console=console, expand=True)
 
     def __enter__(self) -> Display:
         self._started = time.perf_counter()
         # The bar's estimate counts the steps of this session only.
         self._task = self._bar.add_task("", total=self.steps, completed=self.first_step)
         if not self.console.quiet and _is_live(self.console):
-            self.live = Live(
-                console=self.console,
-                get_renderable=self._picture,
-                refresh_per_second=4,
-                vertical_overflow="crop",
-            )
+            crop: Any = {"vertical_overflow": "crop"}
+            self.live = Live(console=self.console, get_renderable=self._picture, **crop)
             self.live.start()
         return self
 
@@ -111,20 +103,17 @@ class Display:
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Show the figures of a step; one of an evaluation alone may lack most of them."""
-        step = int(row.get("step", self._step))
-        advanced = step > self._step
         before = self._step - self.first_step
-        self._step = max(step, self._step)
+        self._step = max(int(row.get("step", self._step)), self._step)
         for name, _ in FIGURES:
             value = row.get(name)
             if isinstance(value, (int, float)) and math.isfinite(value):
                 self._figures[name] = float(value)
         self._bar.update(self._task, completed=self._step)
-        if self.live is not None or not advanced:
-            return
         every = max(1, (self.steps - self.first_step) // LOG_LINES)
         done = self._step - self.first_step
-        if done == 1 or done // every > before // every or self._step == self.steps:
+        due = done == 1 or done // every > before // every or self._step == self.steps
+        if self.live is None and done > before and due:
             self._print_line(done)
 
     def sample(self, prompt: str, response: str, score: float) -> None:
@@ -142,11 +131,11 @@ class Display:
     def finding(self, finding: Finding) -> None:
         """Show what a diagnosis has found, above the bar."""
         title = Text(f"step {finding.step}: {finding.name.replace('_', ' ')}")
-        self.console.print(Panel(Text(_readable(str(finding))), title=title, border_style="yellow"))
+        self.console.print(Panel(Text(visible(str(finding))), title=title, border_style="yellow"))
 
     def note(self, text: str) -> None:
         """Show a line of text, above the bar."""
-        self.console.print(Text(_readable(text)))
+        self.console.print(Text(visible(text)))
 
     def _print_line(self, done: int) -> None:
         left = (time.perf_counter() - self._started) / done * (self.steps - self._step)
@@ -172,12 +161,6 @@ def _is_live(console: Console) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Return a text as one line of limited length, without characters that are not for reading."""
-    line = " ".join(_readable(text).split())
+    """Return a text as one line of limited length, in which signs that cannot be seen are named."""
+    line = " ".join(visible(text).split())
     return line if len(line) <= SAMPLE_CHARACTERS else line[: SAMPLE_CHARACTERS - 1] + "…"
-
-
-def _readable(text: str) -> str:
-    """Return a text without characters that are not for reading; its lines stay."""
-    kept = (c if c.isprintable() or c == "\n" else " " if c.isspace() else "�" for c in text)
-    return "".join(kept)

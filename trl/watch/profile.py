@@ -135,7 +135,7 @@ def backward_flops(weights: Weights, tokens: Tokens) -> int:
     """
     body = 2 * weights.trained + weights.passed
     # With nothing trained in the body no gradient goes through the head into it.
-    through = 1 if body or weights.head_trained else 0
+    through = bool(body or weights.head_trained)
     head = weights.head * (through + weights.head_trained) * tokens.predicted
     return 2 * body * tokens.read + 2 * head + 8 * weights.attention * tokens.pairs
 
@@ -186,19 +186,18 @@ def count_weights(model: nn.Module) -> Weights | None:
         return None
     embeddings = {m.weight for m in plain.modules() if isinstance(m, nn.Embedding)}
     head = getattr(plain.get_output_embeddings(), "weight", None)
-    lowest = 0
-    if not any(weight.requires_grad for weight in embeddings):
-        trained_layers = [any(w.requires_grad for w in layer.parameters()) for layer in layers]
-        lowest = trained_layers.index(True) if True in trained_layers else len(layers)
+    parts = [embeddings, *(list(layer.parameters()) for layer in layers)]
+    trained = [any(weight.requires_grad for weight in part) for part in parts]
+    # The layers below the first trained part; embeddings that are trained are below all of them.
+    lowest = max(0, trained.index(True) - 1) if True in trained else len(layers)
     trunk = {weight for layer in layers[:lowest] for weight in layer.parameters()}
-    counts = {"trained": 0, "passed": 0, "frozen": 0}
+    counts: Counter[str] = Counter()
     for weight in plain.parameters():
         if weight.ndim > 1 and weight is not head and weight not in embeddings:
             kind = "frozen" if weight in trunk else "passed"
             counts["trained" if weight.requires_grad else kind] += weight.numel()
-    width = config.hidden_size
-    if getattr(config, "head_dim", None):
-        width = config.num_attention_heads * config.head_dim
+    head_dim = getattr(config, "head_dim", None)
+    width = config.num_attention_heads * head_dim if head_dim else config.hidden_size
     return Weights(
         **counts,
         head=0 if head is None else head.numel(),
@@ -282,7 +281,7 @@ class Profile:
         self.policy = count_weights(trainer.model)
         self.reference = self._reference_weights()
         self.steps = 0
-        self.measured = {kind: Measured() for kind in ("warm-up", "traced", "timed")}
+        self.kind, self.measured = "", Measured()
         self._seconds: Counter[str] = Counter()
         self._flops: dict[str, float] = {}
         self._tokens = 0
@@ -296,30 +295,29 @@ class Profile:
         self.trainer.clock.around = self.phase
         try:
             traces = self._tracer() if kind == "traced" else nullcontext()
-            with traces as tracer, self._timed("step"):
+            with traces as tracer, self.phase("step"):
                 yield
         finally:
             self.trainer.clock.around = nullcontext
+        if kind != self.kind:  # the figures are of the best steps so far
+            self.kind, self.measured = kind, Measured()
         self.steps = number
-        total = self._seconds.pop("step")
-        self.measured[kind].add(total, self._tokens, self._seconds, self._flops)
+        self.measured.add(self._seconds.pop("step"), self._tokens, self._seconds, self._flops)
         if tracer is not None:
             tracer.export_chrome_trace(str(self.folder / f"trace-step-{number}.json.gz"))
-        self._write()
+        summary = self.summary()
+        (self.folder / "profile.json").write_text(json.dumps(summary, indent=2) + "\n")
+        (self.folder / "profile.md").write_text(profile_markdown(summary))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the seconds spent inside to a phase, and give them its name in the trace."""
-        with record_function(f"trl: {PHASES[name]}"), self._timed(name):
+        with record_function(f"trl: {PHASES.get(name, name)}"):
+            _wait(self.device)
+            started = time.perf_counter()
             yield
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        _wait(self.device)
-        started = time.perf_counter()
-        yield
-        _wait(self.device)
-        self._seconds[name] += time.perf_counter() - started
+            _wait(self.device)
+            self._seconds[name] += time.perf_counter() - started
 
     def count(self, rollout: Rollout, updates: float, seconds: float) -> dict[str, float]:
         """Count the work of the step that runs, and return `machine_share` if it can be counted.
@@ -347,8 +345,7 @@ class Profile:
 
     def summary(self) -> dict[str, Any]:
         """Return what profile.json holds, of the best steps there are."""
-        kind = next(kind for kind in ("timed", "traced", "warm-up") if self.measured[kind].steps)
-        found = self.measured[kind]
+        found = self.measured
         phases = {
             name: {"seconds": seconds, "share": seconds / found.total}
             | self._machine_share(found.flops[name], seconds)
@@ -356,7 +353,7 @@ class Profile:
         }
         return {
             "steps": found.steps,
-            "kind": kind,
+            "kind": self.kind,
             "seconds": found.total,
             "phases": phases,
             "tokens_per_second": found.tokens / found.total,
@@ -383,11 +380,6 @@ class Profile:
 
     def _tracer(self) -> torch.profiler.profile:
         return torch.profiler.profile()  # of the CPU, and of a GPU if there is one
-
-    def _write(self) -> None:
-        summary = self.summary()
-        (self.folder / "profile.json").write_text(json.dumps(summary, indent=2) + "\n")
-        (self.folder / "profile.md").write_text(profile_markdown(summary))
 
 
 KINDS = {
