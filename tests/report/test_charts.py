@@ -52,8 +52,7 @@ def test_series_is_empty_where_nothing_was_measured():
 
 
 def charts_by_slug(*folders):
-    charts, missing = charts_of(read_runs(folders))
-    return {chart.slug: chart for chart in charts}, missing
+    return charts_of(read_runs(folders))
 
 
 def test_charts_of_a_whole_run(tmp_path):
@@ -107,7 +106,7 @@ def test_what_is_hard_to_draw_is_drawn(tmp_path, values, kind):
     curve = Curve(
         "_$x^2$ \x1b 😀 שלום", 0, 0, [float(i) for i in range(len(values))], values, kind=kind
     )
-    chart = Chart("one", 'One "a"', "<b>", [Panel("$ <b> \x00", floor=0, curves=[curve])])
+    chart = Chart('One "a"', "<b>", [Panel("$ <b> \x00", floor=0, curves=[curve])])
     element, places = draw(chart, tmp_path / "one.png", always_legend=True)
     assert (tmp_path / "one.png").stat().st_size > 3_000
     assert "var(--s0)" in element
@@ -122,7 +121,7 @@ def test_what_is_hard_to_draw_is_drawn(tmp_path, values, kind):
 def test_a_point_alone_gets_a_mark(tmp_path):
     def marks(values):
         curve = Curve("c", 0, 0, list(range(len(values))), values)
-        chart = Chart("c", "C", "", [Panel("u", curves=[curve])])
+        chart = Chart("C", "", [Panel("u", curves=[curve])])
         svg, _ = draw(chart, tmp_path / "c.png")
         runs = svg[svg.index('class="run0') :]
         return runs.count("<use")
@@ -134,7 +133,7 @@ def test_a_point_alone_gets_a_mark(tmp_path):
 
 def test_places_lead_from_figures_to_pixels(tmp_path):
     curve = Curve("c", 0, 0, [0.0, 10.0], [0.0, 1.0], kind="points")
-    chart = Chart("c", "C", "", [Panel("u", curves=[curve])])
+    chart = Chart("C", "", [Panel("u", curves=[curve])])
     element, places = draw(chart, tmp_path / "c.png")
     left, right, low, high = places[0]["x"]
     bottom, top, under, over = places[0]["y"]

@@ -66,7 +66,6 @@ class Panel:
 class Chart:
     """A chart with its explanation."""
 
-    slug: str
     title: str
     note: str
     panels: Sequence[Panel] = ()
@@ -83,15 +82,16 @@ class Chart:
         return list(curves.values()) if len(curves) > 1 else []
 
 
-def charts_of(runs: Sequence[Run]) -> tuple[list[Chart], list[str]]:
+def charts_of(runs: Sequence[Run]) -> tuple[dict[str, Chart], list[str]]:
     """Fill the charts with some runs.
 
     Returns:
-        The charts, in the order to show them, and the titles of those with nothing to draw.
+        The charts by name, in the order to show them, and the titles of those with nothing to draw.
     """
-    filled = [(chart, (chart.fill or over_steps)(chart, runs)) for chart in CHARTS]
-    missing = [chart.title for chart, drawn in filled if drawn is None and chart.missed]
-    return [drawn for _, drawn in filled if drawn is not None], missing
+    filled = {name: (chart.fill or over_steps)(chart, runs) for name, chart in CHARTS.items()}
+    drawn = {name: chart for name, chart in filled.items() if chart is not None}
+    absent = [chart for name, chart in CHARTS.items() if name not in drawn and chart.missed]
+    return drawn, [chart.title for chart in absent]
 
 
 def series(rows: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
@@ -236,15 +236,13 @@ def spread_of_scores(chart: Chart, runs: Sequence[Run]) -> Chart | None:
     return replace(chart, panels=panels)
 
 
-CHARTS = (
-    Chart(
-        "reward",
+CHARTS = {
+    "reward": Chart(
         "Reward",
         "Score of the response, before the KL penalty.",
         [Panel("score", "reward/mean", "held_out/reward/mean", "reward/std")],
     ),
-    Chart(
-        "kl",
+    "kl": Chart(
         "KL to the reference",
         "How far the policy has moved from where it started. The sum over a response of "
         "log π − log π_ref, on average; it cannot stay below 0 if sampling and scoring agree.",
@@ -253,38 +251,31 @@ CHARTS = (
             Panel("coefficient", "objective/kl_coef", floor=0, height=SMALL),
         ],
     ),
-    Chart(
-        "reward-against-kl",
+    "reward-against-kl": Chart(
         "Reward against KL",
         "What reward each evaluation on held-out prompts has bought, and how far the policy moved "
         "for it. Higher at the same KL is better.",
         x_label="KL, nats per response",
         fill=reward_against_kl,
     ),
-    Chart(
-        "scores",
+    "scores": Chart(
         "Scores of a batch",
-        "How the scores of a training batch spread at the first, the middle and the last step, in "
-        "% of the responses.",
+        "How the scores of a batch spread at the first, middle and last step, in % of responses.",
         x_label="score",
         fill=spread_of_scores,
     ),
-    Chart(
-        "scorers",
+    "scorers": Chart(
         "Score by scorer",
         "Each scorer's part, before it is weighted.",
         fill=by_scorer,
         missed=False,  # one scorer alone has no chart of its own
     ),
-    Chart(
-        "entropy",
+    "entropy": Chart(
         "Entropy of the policy",
-        "How undecided the policy is at each token. A fast fall towards 0 means that it writes "
-        "the same again and again.",
+        "How undecided the policy is at each token. If it falls to 0, all responses are the same.",
         [Panel("nats per token", "ppo/policy/entropy", floor=0)],
     ),
-    Chart(
-        "length",
+    "length": Chart(
         "Response length",
         "Tokens of a response, and the share of responses that ended by themselves.",
         [
@@ -292,15 +283,12 @@ CHARTS = (
             Panel("ended, %", "response/ended", scale=100, floor=0, height=SMALL),
         ],
     ),
-    Chart(
-        "diversity",
+    "diversity": Chart(
         "Distinct-2",
-        "Different bigrams among all bigrams of the held-out responses together: how little "
-        "they repeat each other.",
+        "Different bigrams among all of the held-out responses: how little these repeat.",
         [Panel("share", held_out="held_out/distinct_2")],
     ),
-    Chart(
-        "clipfrac",
+    "clipfrac": Chart(
         "Clip fraction",
         "Share of tokens whose probability moved beyond the clip range within a step, and "
         "approximate KL between the policy before and after the update.",
@@ -309,43 +297,37 @@ CHARTS = (
             Panel("approx. KL, nats", "ppo/policy/approxkl", floor=0, height=SMALL),
         ],
     ),
-    Chart(
-        "explained-variance",
+    "explained-variance": Chart(
         "Explained variance",
-        "How much of the returns the value head predicts: 1 is all, 0 no more than their mean "
-        "does. Not drawn below −1.",
+        "How much of the returns the value head predicts: 1 all, 0 as their mean. From −1 on.",
         [Panel("share", "ppo/val/explained_variance", floor=0, bottom=-1)],
     ),
-    Chart(
-        "losses",
+    "losses": Chart(
         "Losses",
         "The policy's loss is near 0 by construction; what counts is its gradient. The value "
         "loss is half the squared error of the value head.",
         [Panel("policy", "ppo/loss/policy"), Panel("value", "ppo/loss/value", floor=0)],
     ),
-    Chart(
-        "gradient",
+    "gradient": Chart(
         "Gradient norm",
         "Before clipping, as the mean over the updates of a step.",
         [Panel("norm", "ppo/grad_norm", floor=0)],
     ),
-    Chart(
-        "learning-rate",
+    "learning-rate": Chart(
         "Learning rate",
         "Step size of the optimiser.",
         [Panel("learning rate", "learning_rate", floor=0)],
     ),
-    Chart(
-        "time",
+    "time": Chart(
         "Time of a step",
         "Seconds of each phase.",
         [Panel(phase, f"time/{phase}", floor=0, height=SMALL) for phase in PHASES],
         fill=partial(by_part, unit="seconds"),
     ),
-    Chart(
-        "throughput",
+    "throughput": Chart(
         "Throughput",
         "Tokens through a whole step, in each second.",
         [Panel("tokens per second", "tokens_per_second", floor=0)],
     ),
-)
+}
+"""The charts by the names of their files, in the order to show them."""

@@ -70,7 +70,7 @@ def draw(
 
     # The salt makes the ids in the SVG other ones in each chart.
     with (
-        matplotlib.rc_context(STYLE | {"svg.hashsalt": chart.slug}),
+        matplotlib.rc_context(STYLE | {"svg.hashsalt": png.stem}),
         warnings.catch_warnings(action="ignore"),  # signs that the font lacks, too large numbers
     ):
         height = max(2.1, 0.7 * len(chart.panels)) + TOP + BOTTOM

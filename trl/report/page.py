@@ -82,7 +82,7 @@ def _content(runs: Sequence[Run], pictures: Path) -> dict[str, Any]:
         "figures": _figures(runs),
         "rewards_differ": rewards_differ(runs),
         "paired": [sentence for run in runs if (sentence := _paired(run, len(runs) > 1))],
-        "charts": [_chart(chart, runs, pictures) for chart in charts],
+        "charts": [_chart(name, chart, runs, pictures) for name, chart in charts.items()],
         "pictures": pictures.name,
         "missing": missing,
         "words": [(run, sides) for run, sides in zip(runs, words, strict=True) if run.pairs],
@@ -131,9 +131,8 @@ def _paired(run: Run, with_name: bool) -> str | None:
 # --- charts ---------------------------------------------------------------------------------------
 
 
-def _chart(chart: Chart, runs: Sequence[Run], pictures: Path) -> dict[str, Any]:
-    png = pictures / f"{chart.slug}.png"
-    svg, places = draw(chart, png, always_legend=len(runs) > 1)
+def _chart(name: str, chart: Chart, runs: Sequence[Run], pictures: Path) -> dict[str, Any]:
+    svg, places = draw(chart, pictures / f"{name}.png", always_legend=len(runs) > 1)
     hover = []
     for place, panel in zip(places, chart.panels, strict=True):
         curves = [
@@ -146,6 +145,7 @@ def _chart(chart: Chart, runs: Sequence[Run], pictures: Path) -> dict[str, Any]:
             hover.append(place | {"step": chart.x_label == "step", "curves": curves})
     names = {run.name for run in runs}
     return {
+        "name": name,
         "chart": chart,
         "svg": visible(svg),
         "hover": json.dumps(hover, separators=(",", ":")),

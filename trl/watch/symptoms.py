@@ -181,8 +181,7 @@ def update_too_large(run: History) -> Seen:
 @symptom(
     "The KL to the reference is negative: {mean:.2f} ± {error:.2f} nats per response over the last "
     "{steps} steps. A real KL is never below 0, so what is scored is not what was sampled.",
-    "The sampler cuts the distribution: top_k, top_p, min_new_tokens, or generate() with the "
-    "model's own generation_config.",
+    "The sampler cuts the distribution: top_k, top_p, min_new_tokens, or a generation_config.",
     "Responses were sampled at another temperature than `ppo.temperature`.",
     "Padding, or tokens that the policy did not write, are inside the response mask.",
     "The rollout carries log-probs of another policy.",
@@ -204,8 +203,7 @@ def negative_kl(run: History) -> Seen:
 @symptom(
     "Before the first update of a step, log π differs by {ratio:.2g} in the mean from what was "
     "recorded (rounding explains {allowed:g}): the ratios of PPO should start at 1.",
-    "The sampler computes at another precision than the trainer: sample inside of "
-    "`trainer.sampling()`.",
+    "The sampler computes at another precision: sample inside of `trainer.sampling()`.",
     "The rollout carries log-probs of slightly other weights, such as of a server.",
     "The model is not quite a fixed function of its input: noise, experts chosen by the rest of "
     "the batch, kernels whose result depends on padding.",
@@ -275,13 +273,11 @@ def no_group_signal(run: History) -> Seen:
 
 
 @symptom(
-    "No update was applied in the last {steps} steps, {skipped:.0f} of the last one's were "
-    "skipped: the policy does not learn.",
+    "No update was applied for {steps} steps ({skipped:.0f} skipped in the last): no learning.",
     "`ppo.max_approxkl` is so small that the first update exceeds it.",
     "The importance ratios are wild from the start: recorded log-probs are not the policy's.",
     "fp16: gradients overflow in every update.",
-    fix="Raise `ppo.max_approxkl` or leave it out, set `ppo.reuse_recorded: false`, or "
-    "`ppo.precision` to bf16 or fp32.",
+    fix="Raise `ppo.max_approxkl`, set `ppo.reuse_recorded: false`, or `ppo.precision: bf16`.",
 )
 def updates_skipped(run: History) -> Seen:
     """The scale of fp16 begins with a step or two of overflow, until it has come down."""
@@ -355,8 +351,7 @@ def kl_above_target(run: History) -> Seen:
 @symptom(
     "The KL to the reference has gone from {before:.1f} to {now:.1f} nats per response in {steps} "
     "steps: the policy leaves its language behind, and the reward model what it was trained on.",
-    "`ppo.init_kl_coef` is 0, or too small for the size of the rewards: nothing holds the policy "
-    "to the reference.",
+    "`ppo.init_kl_coef` is 0, or so small beside the rewards that nothing holds the policy back.",
     "The learning rate is too large, or there are too many updates on each batch.",
     "The scores are large: they outweigh the KL.",
     fix="Raise `ppo.init_kl_coef` (0.05 to 0.2 for scores of the size of 1), lower "
@@ -378,8 +373,7 @@ def kl_runaway(run: History) -> Seen:
 
 
 @symptom(
-    "The mean reward has fallen from {best:.3g} to {now:.3g}, by {times:.1f} standard deviations "
-    "of the scores in a batch.",
+    "The mean reward has fallen from {best:.3g} to {now:.3g}, by {times:.1f} standard deviations.",
     "The learning rate is too large: an update has broken the policy.",
     "The KL coefficient has grown and pulls the policy back.",
     "The value head misleads the policy (see its explained variance).",
@@ -461,8 +455,7 @@ def clip_fraction(run: History) -> Seen:
 
 @symptom(
     "The gradient's norm has been {norm:.3g} or more for {steps} steps, {times:.0f} times "
-    "`ppo.max_grad_norm`: every update is cut to a small part of itself, and the sample with the "
-    "largest error decides its direction.",
+    "`ppo.max_grad_norm`: updates are cut short, and the sample with the largest error leads them.",
     "The scores are far larger than 1, so that the value loss outweighs the rest.",
     "The value head is far from the returns at the start.",
     "Single scores are outliers.",
@@ -485,9 +478,8 @@ def gradient_clipped(run: History) -> Seen:
     "`ppo.cliprange_value` is small against the size of the rewards: values may hardly move.",
     "The rewards are far from the size of 1.",
     "The score can hardly be told from what has been read so far.",
-    fix="Raise `ppo.vf_coef` (0.1 to 0.5 or 1) or `ppo.cliprange_value`, or set "
-    "`ppo.scale_scores: true`; `ppo.value_warmup_steps` lets it learn first. Or take another "
-    "`ppo.algorithm`, without a value head.",
+    fix="Raise `ppo.vf_coef` (to 0.5 or 1) or `ppo.cliprange_value`, set `ppo.scale_scores: true`, "
+    "let it learn first (`ppo.value_warmup_steps`), or take an algorithm without a value head.",
     explained_by=("constant_score", "updates_skipped"),
 )
 def value_not_learning(run: History) -> Seen:
@@ -588,8 +580,7 @@ def no_end(run: History) -> Seen:
     "`ppo.adaptive_kl` is on and `ppo.init_kl_coef` is 0: the controller multiplies, so the "
     "coefficient stays 0 and `ppo.kl_target` does nothing.",
     "The KL penalty was switched off by its coefficient alone.",
-    fix="Set `ppo.adaptive_kl: false` to say so, or a small `ppo.init_kl_coef` such as 0.01 for "
-    "the controller to move.",
+    fix="Set `ppo.adaptive_kl: false` to say so, or an `ppo.init_kl_coef` of 0.01 for it to move.",
 )
 def kl_coef_stays_0(run: History) -> Seen:
     """The settings tell."""
