@@ -26,6 +26,7 @@ from trl.config.recipe import ClassifierRecipe, Recipe
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+SCRIPTS = ROOT / "tests/data/moving"
 NAMES = [page.relative_to(DOCS).as_posix() for page in PAGES]
 BLOCK = re.compile(r"^```(python[^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ENVIRONMENT = os.environ | {
@@ -73,36 +74,46 @@ import torch
 torch.set_num_threads(1)
 pages, told = json.load(open("pages.json")), {}
 home = os.getcwd()
-for name, code in pages.items():
+for name, (code, arguments) in pages.items():
     os.makedirs(os.path.join(home, name))
     os.chdir(os.path.join(home, name))
     torch.manual_seed(0)
-    problem = ""
-    with warnings.catch_warnings(record=True) as warned, contextlib.redirect_stdout(io.StringIO()):
+    problem, printed, sys.argv = "", io.StringIO(), [name, *arguments]
+    with warnings.catch_warnings(record=True) as warned, contextlib.redirect_stdout(printed):
         warnings.simplefilter("always", UserWarning)
         try:
             exec(compile(code, name, "exec"), {"__name__": "__main__"})
         except BaseException:
             problem = traceback.format_exc()
-    told[name] = [problem, *(str(warning.message) for warning in warned)]
+    told[name] = [printed.getvalue(), problem, *(str(warning.message) for warning in warned)]
 json.dump(told, open(os.path.join(home, "told.json"), "w"))
 """
 WITH_PYTHON = [name for name, page in zip(NAMES, PAGES, strict=True) if blocks(page)]
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """What each page said when its blocks were run in order: its error, and its warnings."""
+def ran(tmp_path_factory):
+    """Where the blocks of the pages, and the new script of the guide, were run in order."""
     folder = tmp_path_factory.mktemp("pages")
-    code = {name: "\n".join(blocks(DOCS / name)) for name in WITH_PYTHON}
+    code = {name: ("\n".join(blocks(DOCS / name)), []) for name in WITH_PYTHON}
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(starter.prompts("train")[:40]) + "\n")
+    models = [str(starter.LANGUAGE_MODEL), str(starter.CLASSIFIER)]
+    code["new.py"] = (SCRIPTS / "new.py").read_text(), [*models, str(prompts), "2", "tuned"]
     (folder / "pages.json").write_text(json.dumps(code))
     run(["-c", RUNNER], folder)
-    return json.loads((folder / "told.json").read_text())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(ran):
+    """What each of them said: what it printed, its error, and its warnings."""
+    return json.loads((ran / "told.json").read_text())
 
 
 @pytest.mark.parametrize("name", WITH_PYTHON)
 def test_python_of_a_page_runs_in_order(name, told):
-    problem, *warned = told[name]
+    _, problem, *warned = told[name]
     assert not problem, problem
     assert warned == []
 
@@ -309,7 +320,6 @@ def test_an_example_checks_its_own_result(name, tmp_path):
 # -- moving from old releases ----------------------------------------------------------------------
 
 GUIDE = (ROOT / "docs/moving.md").read_text()
-SCRIPTS = ROOT / "tests/data/moving"
 
 # The fields of PPOConfig of trl 0.11.4, and those that trl.experimental.ppo of 1.12.0 adds to
 # TrainingArguments, in the order of their sources.
@@ -355,13 +365,12 @@ def test_the_changes_of_the_guide_make_the_new_script_of_the_old_one():
     assert moved((SCRIPTS / "old.py").read_text()) == (SCRIPTS / "new.py").read_text()
 
 
-def test_the_new_script_runs_and_saves_a_policy(tmp_path):
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(starter.prompts("train")[:40]) + "\n")
-    models = [str(starter.LANGUAGE_MODEL), str(starter.CLASSIFIER)]
-    told = run([str(SCRIPTS / "new.py"), *models, str(prompts), "2", "tuned"], tmp_path)
-    assert re.findall(r"step (\d): reward (\S+), KL (\S+)", told)[1][0] == "1"
-    assert trl.CausalLMWithValueHead.from_pretrained(tmp_path / "tuned").v_head is not None
+def test_the_new_script_runs_and_saves_a_policy(ran, told):
+    printed, problem, *warned = told["new.py"]
+    assert not problem, problem
+    assert warned == []
+    assert re.findall(r"step (\d): reward (\S+), KL (\S+)", printed)[1][0] == "1"
+    assert trl.CausalLMWithValueHead.from_pretrained(ran / "new.py" / "tuned").v_head is not None
 
 
 def test_every_field_of_the_old_config_has_a_row():

@@ -45,7 +45,10 @@ def test_words_of_any_script():
     ]
 
 
-@given(st.text())
+signs = st.text("aAfilmnoßİ'’_- \n\t好😀\x00", max_size=30)
+
+
+@given(signs)
 def test_marked_pieces_are_the_text_again(text):
     moved = {entry.word: entry for entry in moved_words(["a film"], ["no film"])}
     pieces = marked(f"{text} A film{text}", moved)

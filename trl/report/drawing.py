@@ -67,6 +67,7 @@ def draw(
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
     # The salt makes the ids in the SVG other ones in each chart.
     with (
@@ -92,12 +93,14 @@ def draw(
             for axes in all_axes
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        if always_legend or len(handles) > 1:
+        rows = math.ceil(len(handles) / 3) if always_legend or len(handles) > 1 else 0
+        if rows:
             place = {"loc": "upper left", "bbox_to_anchor": (0, 0)}
             figure.legend(handles.values(), handles, ncols=3, **place)
         figure.suptitle(chart.title, x=0.03, y=1, ha="left", va="bottom")
         png.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(png, facecolor="white", bbox_inches="tight")
+        whole = Bbox([[0, -0.1 - 0.2 * rows], [WIDTH, height + 0.25]])
+        figure.savefig(png, facecolor="white", bbox_inches=whole)
     return _inline(svg.getvalue(), f"{chart.title}. {chart.note}"), places
 
 
