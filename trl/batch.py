@@ -143,8 +143,8 @@ class Rollout:
     query_messages: Annotated[tuple[Sequence[Mapping[str, Any]], ...] | None, TUPLE] = None
     """B chats, for queries that were chats: {"role": …, "content": …} for each message."""
     columns: Annotated[Mapping[str, tuple[Any, ...]] | None, TUPLES] = None
-    """What else is known of each row, such as the right answer: B values for each name, which JSON
-    can hold."""
+    """What else is known of each row, such as the right answer: B values for each name. To be
+    saved they must be such as JSON can hold."""
     trunk_states: Annotated[Tensor | None, ALL_BUT_THE_LAST] = None
     """[B, T − 1, d] what the frozen lower layers of a policy make of all tokens but the last."""
 
@@ -415,9 +415,22 @@ class Rollout:
         return replace(self, **moved)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the rollout to one safetensors file, its texts and other columns included."""
+        """Write the rollout to one safetensors file, its texts and other columns included.
+
+        Raises:
+            TypeError: if a column has values that JSON cannot hold.
+        """
         tensors = self._tensors()
         others = {k: value for k, (_, value) in self._known().items() if k not in tensors}
+        for name, column in (self.columns or {}).items():
+            try:
+                json.dumps(column)
+            except (TypeError, ValueError) as error:
+                rule, fix = (
+                    "hold what JSON can, to be saved",
+                    "leave the column out, or write texts",
+                )
+                refuse(f"columns[{name!r}]", rule, str(error), fix, error=TypeError)
         # Copies: the format has no place for two tensors that share their memory.
         copies = {k: tensor.detach().cpu().contiguous().clone() for k, tensor in tensors.items()}
         save_file(copies, path, metadata={"texts": json.dumps(others)})

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -7,9 +8,14 @@ import numpy
 import pytest
 import torch
 
+import trl
 from tests.evaluation.rollouts import make_rollout, without_texts
+from trl import PPOConfig, starter
 from trl.batch import Rollout
-from trl.evaluation import FunctionScorer, ScoringError, as_scorer
+from trl.compute.precision import make_accelerator
+from trl.config.recipe import DataConfig, Recipe, RewardConfig, SamplingConfig
+from trl.evaluation import FunctionScorer, ScoringError, as_scorer, score
+from trl.training.parts import Parts
 
 NAN = float("nan")
 NOT_A_LIST = "not a list: a reward is called once for all responses, and returns a list of"
@@ -170,13 +176,19 @@ class Scores:
 
 
 @pytest.mark.parametrize(
-    "function", [one_pair, Scores().two, lambda *, texts: [], lambda: [], Scores.one]
+    "function", [lambda a, b, /: [], lambda *, texts: [], lambda: [], Scores.one, Scores.two]
 )
-def test_a_function_that_cannot_take_one_list_is_refused(function):
-    with pytest.raises(TypeError, match=r"one list of texts; for \(query, response\) .*on="):
+def test_a_function_that_cannot_take_a_list_is_refused(function):
+    with pytest.raises(TypeError, match=r"it gets one list of texts, and columns by .* names"):
         FunctionScorer(function)
-    with pytest.raises(TypeError, match=r"it gets one list of \(query, response\) pairs\.$"):
+    with pytest.raises(TypeError, match=r"it gets one list of \(query, response\) pairs, and"):
         FunctionScorer(function, on="pairs")
+
+
+@pytest.mark.parametrize("function", [one_pair, Scores().two])
+def test_a_function_of_one_pair_is_told_of_columns_and_pairs(function):
+    with pytest.raises(ScoringError, match=r"got `response`: .*use FunctionScorer\(.*on='pairs'"):
+        FunctionScorer(function)(ROLLOUT)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +204,89 @@ def test_a_function_that_cannot_take_one_list_is_refused(function):
 )
 def test_a_function_that_can_take_one_list_is_not(function):
     FunctionScorer(function)
+
+
+COLUMNS = {"answer": ("red", "red", "blue"), "level": (1, 2, 3)}
+WITH_COLUMNS = dataclasses.replace(ROLLOUT, columns=COLUMNS)
+
+
+def by_parameter(texts, answer):
+    assert texts == ["a red", "a green", "the blue"]
+    return [float(a in text) for text, a in zip(texts, answer, strict=True)]
+
+
+def as_in_trl(completions, answer, **kwargs):
+    assert kwargs == {"level": [1, 2, 3]}
+    return [float(c == a) for c, a in zip(completions, answer, strict=True)]
+
+
+def prompts_first(prompts, completions, *, answer, level=None, other="none"):
+    assert (prompts, level, other) == (["a ", "a ", "the "], [1, 2, 3], "none")
+    return as_in_trl(completions, answer, level=level)
+
+
+async def later(pairs, answer):
+    return [float(response == a) for (_, response), a in zip(pairs, answer, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("function", "on"),
+    [(by_parameter, "texts"), (as_in_trl, "texts"), (prompts_first, "texts"), (later, "pairs")],
+)
+def test_columns_by_the_names_of_parameters(function, on):
+    assert FunctionScorer(function, on=on)(WITH_COLUMNS).scores.tolist() == [1.0, 0.0, 1.0]
+
+
+def test_on_goes_over_the_name_of_the_first_parameter():
+    scorer = FunctionScorer(lambda completions: [len(pair) for pair in completions], on="pairs")
+    assert scorer(ROLLOUT).scores.tolist() == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("rollout", "there"), [(WITH_COLUMNS, r"\['answer', 'level'\]"), (ROLLOUT, r"\[\]")]
+)
+def test_a_column_that_is_not_there_is_named_with_those_that_are(rollout, there):
+    def reward(texts, solution):
+        return [0.0] * len(texts)
+
+    with pytest.raises(ScoringError, match=f"^reward must .*`solution`: the columns are {there}"):
+        score(as_scorer(reward), rollout)
+
+
+def test_a_run_gives_the_reward_the_columns_of_its_rows(tmp_path):
+    rows = [{"prompt": f"{n} It was", "answer": n} for n in range(8)]
+    seen = []
+
+    def right(prompts, answer):
+        seen.extend(zip(prompts, answer, strict=True))
+        return [0.0] * len(prompts)
+
+    settings = {"batch_size": 4, "ppo_epochs": 1, "max_new_tokens": 2, "steps": 2}
+    trl.train(starter.LANGUAGE_MODEL, rows, right, out=tmp_path / "run", **settings)
+    assert sorted(seen) == [(f"{n} It was", n) for n in range(8)]
+
+
+def test_a_recipe_gives_the_reward_the_columns_of_a_file(tmp_path):
+    rows = [{"answer": n, "text": f"{n} It was", "level": [n, None]} for n in range(9)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "mine.py").write_text(
+        "def right(texts, answer, **others):\n"
+        "    rows = zip(texts, answer, others['level'], strict=True)\n"
+        "    assert all(a == int(text.split()[1]) == level[0] for text, a, level in rows)\n"
+        "    return answer\n"
+    )
+    recipe = Recipe(
+        data=DataConfig(prompts=str(tmp_path / "rows.jsonl"), held_out=1, prefixes=("a ", "b ")),
+        sampling=SamplingConfig(max_new_tokens=2),
+        reward=(RewardConfig(kind="function", name=f"{tmp_path}/mine.py:right"),),
+        ppo=PPOConfig(batch_size=16, ppo_epochs=1),
+        steps=1,
+    )
+    parts = Parts.of_recipe(recipe, make_accelerator("fp32"))
+    assert all(type(prompt) is str for prompt in parts.prompts.train)
+    answers = [sample["reward"] for sample in parts.held_out.measure()[0]]
+    answers += [parts.loop.step()["reward/mean"] * 16 / 2]
+    assert sum(answers) == sum(range(9)) + answers[0]  # the one held out has two prefixes
 
 
 def test_a_name_of_choice():

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.conftest import tiny_gpt2
 from tests.rollout.families import make
 from tests.rollout.tokenizers_for_tests import CHAT_TEMPLATE, byte_level, sentence_pieces
+from trl.batch import Rollout
 from trl.rollout import Sampler
 from trl.rollout.queries import decode_pair, encode_queries
 
@@ -214,11 +215,43 @@ def test_rows_of_a_data_set_have_their_prompts_in_a_column():
     assert encode(Dataset.from_list(rows), tokenizer) == expected
     with pytest.raises(ValueError, match=r"a column of \['prompt', .*got \['answer'\]"):
         encode([{"answer": "x"}], tokenizer)
-    for other in ({"answer": "y"}, "cd"):
-        with pytest.raises(
-            ValueError, match=r"`queries\[1\]` must be a row with the column 'prompt'"
-        ):
+    for other in ({"answer": "y"}, {"prompt": "cd"}, {**rows[1], "level": 1}, "cd"):
+        rule = r"`queries\[1\]` must be a row with the columns of the first, \['answer', 'prompt'\]"
+        with pytest.raises(ValueError, match=rule):
             encode([rows[0], other], tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("rows_of", "tokenizer"),
+    [(list, byte_level()), (Dataset.from_list, byte_level()), (list, None)],
+)
+def test_other_columns_of_rows_reach_the_rollout(rows_of, tokenizer, tmp_path):
+    rows = [{"answer": i, "prompt": "ab" * (i + 1), "level": [i, -i]} for i in range(3)]
+    if tokenizer is None:
+        rows = [row | {"prompt": torch.tensor([1, 2])} for row in rows]
+    sampler = Sampler(tokenizer, max_new_tokens=3, group_size=2)
+    rollout = sampler(tiny_gpt2(), rows_of(rows))
+    expected = {
+        "answer": (0, 0, 1, 1, 2, 2),
+        "level": tuple([i, -i] for i in range(3) for _ in "ab"),
+    }
+    assert rollout.columns == expected
+    sampler.calls = 0
+    parts = list(sampler.in_parts(tiny_gpt2(), rows_of(rows), 2))
+    assert Rollout.concat(parts).columns == expected
+    assert rollout.select(torch.tensor([5, 1])).columns["answer"] == (2, 0)
+    rollout.save(tmp_path / "rollout")
+    assert Rollout.load(tmp_path / "rollout").columns == expected
+    alone = [{"prompt": row["prompt"]} for row in rows]
+    assert sampler(tiny_gpt2(), alone).columns is None
+
+
+def test_a_column_that_json_cannot_hold_is_named_when_it_is_saved(tmp_path):
+    rows = [{"prompt": "ab", "answer": 1, "at": {1, 2}}]
+    rollout = Sampler(byte_level(), max_new_tokens=2)(tiny_gpt2(), rows)
+    with pytest.raises(TypeError, match=r"`columns\['at'\]` must hold what JSON can.*set"):
+        rollout.save(tmp_path / "rollout")
+    assert not (tmp_path / "rollout").exists()
 
 
 def test_a_character_that_begins_in_the_query_is_whole_in_the_text():

@@ -44,6 +44,15 @@ class PromptSplit:
     """Likewise; none of them stands in `train`, unless equal prompts were asked for."""
     left_out: dict[str, int] = field(default_factory=dict)
     """How many prompts of the source are in neither list, by the reason."""
+    train_rows: Sequence[Any] = ()
+    """`train` as `Sampler` and `Loop` take it: with the other columns of the source, which rewards
+    may ask for, as rows {"prompt": …, column: …}."""
+    held_out_rows: Sequence[Any] = ()
+    """Likewise of `held_out`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "train_rows", self.train_rows or self.train)
+        object.__setattr__(self, "held_out_rows", self.held_out_rows or self.held_out)
 
     def __str__(self) -> str:
         text = f"{len(self.train):,} prompts to train on, {len(self.held_out):,} held out"
@@ -97,11 +106,10 @@ def load_prompts(
         rule = f"be more than those held out (data.held_out: {settings.held_out:,})"
         got = f"{len(train):,} (left out: {_reasons(prepare.left_out) or 0})"
         refuse("data.prompts", rule, got)
-    return PromptSplit(
-        _with_prefixes(train[:end], settings.prefixes),
-        _with_prefixes(held_out or train[end:], settings.prefixes),
-        dict(+prepare.left_out),  # the counts above 0
-    )
+    rows = [_finished(side, settings.prefixes) for side in (train[:end], held_out or train[end:])]
+    prompts_alone = [[row["prompt"] for row in side] for side in rows]
+    with_more = [side if side and len(side[0]) > 1 else () for side in rows]
+    return PromptSplit(*prompts_alone, dict(+prepare.left_out), *with_more)  # the counts above 0
 
 
 def _with_prefixes(prompts: Sequence[Prompt], prefixes: Sequence[str]) -> list[Any]:
@@ -111,8 +119,16 @@ def _with_prefixes(prompts: Sequence[Prompt], prefixes: Sequence[str]) -> list[A
     return [prefix + prompt for prompt in prompts for prefix in prefixes]
 
 
-def _key(prompt: Prompt) -> str:
-    """Return what two prompts share if they are equal."""
+def _finished(rows: Sequence[dict[str, Any]], prefixes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows with every combination."""
+    prompts = _with_prefixes([row["prompt"] for row in rows], prefixes)
+    of_prompts = (row for row in rows for _ in prefixes or ("",))
+    return [row | {"prompt": text} for row, text in zip(of_prompts, prompts, strict=True)]
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    """Return what two rows share if their prompts are equal."""
+    prompt = row["prompt"]
     return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str)
 
 
@@ -133,8 +149,8 @@ class _Preparation:
     policy: nn.Module | None
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def __call__(self, source: str, name: str, *, held_out: bool = False) -> list[Prompt]:
-        """Return the prompts of a source, before the limit and the prefixes."""
+    def __call__(self, source: str, name: str, *, held_out: bool = False) -> list[dict[str, Any]]:
+        """Return the rows of a source with their "prompt", before the limit and the prefixes."""
         settings = self.settings
         # Sources of their own for what is random, so that one setting does not change another.
         cuts, order, writing = (
@@ -149,7 +165,8 @@ class _Preparation:
         before = self.left_out.copy()
         prompts = self._prompts(table, name, cuts)
         if settings.system is not None:
-            prompts = [[{"role": "system", "content": settings.system}, *chat] for chat in prompts]
+            system = {"role": "system", "content": settings.system}
+            prompts = [row | {"prompt": [system, *row["prompt"]]} for row in prompts]
         if settings.deduplicate:
             unique = {_key(prompt): prompt for prompt in prompts}  # where it stood first
             prompts = self.kept(list(unique.values()), prompts, "equal to another")
@@ -161,8 +178,8 @@ class _Preparation:
             prompts = [prompts[index] for index in order.permutation(len(prompts)).tolist()]
         return prompts
 
-    def held_out(self) -> list[Prompt]:
-        """Return the held-out prompts that have a source of their own."""
+    def held_out(self) -> list[dict[str, Any]]:
+        """Return the held-out rows that have a source of their own."""
         wanted, source = self.settings.held_out, self.settings.held_out_prompts
         if wanted == 0:
             return []
@@ -178,8 +195,13 @@ class _Preparation:
         self.left_out[reason] += len(every) - len(kept)
         return kept
 
-    def _prompts(self, table: Table, name: str, random: np.random.Generator) -> list[Prompt]:
-        """Return the rows of a table as texts or chats, without the blank ones."""
+    def _prompts(
+        self, table: Table, name: str, random: np.random.Generator
+    ) -> list[dict[str, Any]]:
+        """Return the rows of a table, without the blank ones, and their texts or chats as "prompt".
+
+        A template leaves the columns that it is made of in the row.
+        """
         settings = self.settings
         column = settings.column
         if settings.template is not None:
@@ -198,23 +220,29 @@ class _Preparation:
         if settings.cut_tokens is not None:
             cut = column or next(iter(columns))
             columns[cut] = _cut(columns[cut], self.tokenizer, settings.cut_tokens, random)
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        whole = [row for row in rows if None not in row.values()]
+        literals, keys = zip(*pieces, strict=True)
+        texts = [
+            None
+            if None in entries
+            else "".join(itertools.chain(*zip(literals, entries, strict=True)))
+            for entries in zip(*(columns[k] if k else [""] * table.size for k in keys), strict=True)
+        ]
+        rows = _rows(table, texts, None if settings.template else column)
+        whole = [row for row in rows if row["prompt"] is not None]
         self.kept(whole, rows, "not the same tokens when encoded again")
-        filled = ["".join(text + row.get(key, "") for text, key in pieces) for row in whole]
-        texts = self.kept([text for text in filled if text.strip()], filled, "blank")
-        if not settings.chat:
-            return texts
-        return [[{"role": "user", "content": text}] for text in texts]
+        rows = self.kept([row for row in whole if row["prompt"].strip()], whole, "blank")
+        if settings.chat:
+            rows = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
+        return rows
 
-    def _chats(self, table: Table, column: str, name: str) -> list[Prompt]:
-        """Return the chats of a column, up to where the assistant is to speak."""
+    def _chats(self, table: Table, column: str, name: str) -> list[dict[str, Any]]:
+        """Return the rows with the chats of a column, up to where the assistant is to speak."""
         settings = self.settings
         for key in ("cut_tokens", "prefixes"):
             if unfit := getattr(settings, key):
                 where = f"column {column!r} of {table.source}"
                 refuse(f"data.{key}", f"be left out for chats, as in {where}", repr(unfit))
-        chats: list[Prompt] = []
+        chats: list[Any] = []
         for row, entry in enumerate(table.column(column)):
             messages = _checked_messages(entry, table.place(row), name)
             if settings.system and messages and messages[0]["role"] == "system":
@@ -224,17 +252,17 @@ class _Preparation:
             while messages and messages[-1]["role"] == "assistant":
                 messages.pop()
             self.left_out["answers that ended a chat"] += before > len(messages) > 0
-            if messages:
-                chats.append(messages)
-        self.left_out["blank"] += table.size - len(chats)
-        return chats
+            chats.append(messages)
+        every = _rows(table, chats, column)
+        return self.kept([row for row in every if row["prompt"]], every, "blank")
 
-    def _of_right_length(self, prompts: list[Prompt]) -> list[Prompt]:
-        """Leave out prompts with too few or too many tokens."""
+    def _of_right_length(self, table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Leave out rows whose prompts have too few or too many tokens."""
         settings = self.settings
         low, high = settings.min_tokens or 0, settings.max_tokens
-        if (low == 0 and high is None) or not prompts:
-            return prompts
+        if (low == 0 and high is None) or not table:
+            return table
+        prompts = [row["prompt"] for row in table]
         if isinstance(prompts[0], str):
             enough = low if high is None else high + 1
             texts = _with_prefixes(prompts, settings.prefixes)
@@ -246,7 +274,7 @@ class _Preparation:
         too_long = ~too_short & (sizes.max(1) > (math.inf if high is None else high))
         self.left_out["shorter than data.min_tokens"] += int(too_short.sum())
         self.left_out["longer than data.max_tokens"] += int(too_long.sum())
-        return list(itertools.compress(prompts, ~(too_short | too_long)))
+        return list(itertools.compress(table, ~(too_short | too_long)))
 
     def _written(self, seed: int) -> list[str]:
         """Return texts that the policy writes from nothing but the BOS token."""
@@ -270,6 +298,19 @@ class _Preparation:
         rule = f"be at most {len(texts)}, which the policy wrote in eight times as many attempts"
         advice = "lower it, or raise data.model_prompt_tokens"
         refuse("data.model_prompts", rule, str(settings.model_prompts), advice)
+
+
+def _rows(table: Table, prompts: Sequence[Any], column: str | None) -> list[dict[str, Any]]:
+    """Return each row's prompt, and its other columns: those but `column`, which prompts are from.
+
+    None: they are from a template, and a column alone has nothing to add to it.
+    """
+    names = [name for name in table.names if name not in (column, "prompt")]
+    columns = {name: table.column(name) for name in names if len(table.names) > 1}
+    return [
+        {"prompt": prompt} | {name: columns[name][row] for name in columns}
+        for row, prompt in enumerate(prompts)
+    ]
 
 
 def _template_pieces(template: str, table: Table) -> list[tuple[str, str | None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from inspect import Parameter
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from trl.config import check_values
 from trl.config.errors import refuse
 from trl.evaluation.scores import (
     Scorer,
+    ScoringError,
     failures_named,
     name_of,
     pairs_of,
@@ -24,6 +26,18 @@ from trl.scored import Scored, shorten
 __all__ = ["FunctionScorer", "as_scorer"]
 
 On = Literal["texts", "pairs", "tokens"]
+
+READERS: dict[str, Callable[[Rollout], list[Any]]] = {
+    "texts": texts_of,
+    "pairs": pairs_of,
+    "tokens": Rollout.response_lists,
+    "prompts": lambda rollout: [query for query, _ in pairs_of(rollout)],
+    "completions": lambda rollout: [response for _, response in pairs_of(rollout)],
+}
+"""What makes the lists of a function: the first three by `on`, the others by name."""
+
+OF_TRL = ("prompts", "completions")
+"""Names of parameters that TRL's reward functions have."""
 
 
 class FunctionScorer:
@@ -38,6 +52,15 @@ class FunctionScorer:
         on="tokens"  list[int]          the counted token ids of the response: with its EOS, without
                                         padding and without what the policy did not write itself
 
+    Its other parameters are named after columns of the rows that the prompts came from, and get
+    B values of them; `**others` gets all columns that have no parameter:
+
+        def right(pairs, answer):
+            return [float(a in response) for (_, response), a in zip(pairs, answer)]
+
+    As in TRL, a parameter `prompts` gets the texts of the queries and `completions` those of the
+    responses; the first one too, unless `on` says otherwise.
+
     A function of anything else in a rollout is a scorer already: `def mine(rollout) -> Tensor`, or
     `-> Scored` if it has more to tell.
 
@@ -48,7 +71,7 @@ class FunctionScorer:
     belongs to a loop must be opened inside the function.
 
     Args:
-        function: of one list.
+        function: of lists, see above.
         on: what the list holds.
         name: for messages and metrics. Default: that of the function.
     """
@@ -62,18 +85,43 @@ class FunctionScorer:
         self.function = function
         self.on = on
         self.name = name or name_of(function)
-        _check_takes_one(function, on)
+        self._asks = _parameters(function, on)
 
     def __call__(self, rollout: Rollout) -> Scored:
         """Score each response, or each of its tokens.
 
         Raises:
-            ScoringError: if the function raises or does not return what it should.
+            ScoringError: if the function raises or does not return what it should, or asks for a
+                column that the rollout does not have.
         """
-        read = {"texts": texts_of, "pairs": pairs_of, "tokens": Rollout.response_lists}[self.on]
-        batch = read(rollout)
+        first, *others = self._asks
+        trl = self.on == "texts" and first.name in OF_TRL
+        batch = READERS[first.name if trl else self.on](rollout)
+        more = self._columns(others, rollout)
         with failures_named(self.name, rollout):
-            return Scored.of(result_of(self.function(batch)), rollout)
+            return Scored.of(result_of(self.function(batch, **more)), rollout)
+
+    def _columns(self, asked: list[Parameter], rollout: Rollout) -> dict[str, list[Any]]:
+        """Return what the parameters after the first get, by their names."""
+        there = {name: list(values) for name, values in (rollout.columns or {}).items()}
+        more: dict[str, list[Any]] = {}
+        for parameter in asked:
+            name = parameter.name
+            if parameter.kind is Parameter.VAR_KEYWORD:
+                taken = {each.name for each in self._asks}
+                more |= {column: there[column] for column in there if column not in taken}
+            elif name in there:
+                more[name] = there[name]
+            elif name in OF_TRL:
+                more[name] = READERS[name](rollout)
+            elif parameter.default is Parameter.empty:
+                raise ScoringError(
+                    f"{self.name} must ask for columns of the prompts' rows, got `{name}`: the "
+                    f"columns are {list(there)}. Prompts with columns are rows, such as "
+                    f"{{'prompt': ..., {name!r}: ...}}; for (query, response) pairs use "
+                    "FunctionScorer(function, on='pairs')."
+                )
+        return more
 
 
 def as_scorer(reward: Scorer | Callable[[list[str]], Any]) -> Scorer:
@@ -91,21 +139,30 @@ def as_scorer(reward: Scorer | Callable[[list[str]], Any]) -> Scorer:
     return reward if _takes_a_rollout(reward) else FunctionScorer(reward)
 
 
-def _check_takes_one(function: Callable[..., Any], on: On) -> None:
-    """Raise a TypeError unless the function can be called with one list."""
+def _parameters(function: Callable[..., Any], on: On) -> list[Parameter]:
+    """Return the parameters of a function: that of its list, and those that get columns.
+
+    Raises:
+        TypeError: if it cannot be called with a list, and the others by name.
+    """
+    nameless = [Parameter("_", Parameter.POSITIONAL_ONLY)]
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some functions written in C do not tell theirs
-        return
+        return nameless
+    every = list(signature.parameters.values())
+    by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    others = [each for each in every[1:] if each.kind in (*by_name, Parameter.VAR_KEYWORD)]
     try:
-        signature.bind([])
+        signature.bind([], **{each.name: [] for each in others if each.kind in by_name})
+        if every[0].name == "self":
+            raise TypeError("a method without its object")
     except TypeError:
         name = name_of(function)
         what = {"texts": "texts", "pairs": "(query, response) pairs", "tokens": "token lists"}[on]
-        fix = f"it gets one list of {what}"
-        if on == "texts":
-            fix += f"; for (query, response) pairs use FunctionScorer({name}, on='pairs')"
-        refuse("function", "take one argument", f"{name}{signature}", fix, error=TypeError)
+        fix = f"it gets one list of {what}, and columns by the names of its other parameters"
+        refuse("function", "take a list first", f"{name}{signature}", fix, error=TypeError)
+    return [every[0], *others]
 
 
 def _takes_a_rollout(function: Callable[..., Any]) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trl.batch import token_rows
-from trl.config.errors import refuse
+from trl.config.errors import refuse, shown
 
 Chat = Sequence[Mapping[str, Any]]
 """Messages: {"role": "user", "content": "…"}."""
@@ -40,6 +40,8 @@ class Encoded(NamedTuple):
     """B texts; None for queries that were token ids."""
     messages: list[list[dict[str, Any]]] | None
     """B chats; None for queries that were something else."""
+    others: list[dict[str, Any]] | None
+    """What else B rows of a data set have, by column; None without such."""
 
 
 def encode_queries(
@@ -60,7 +62,7 @@ def encode_queries(
     Args:
         queries: Texts; chats; token ids as a tensor [B, Q] or B tensors of any length; what a
             tokenizer returns (`input_ids` and `attention_mask`); or rows with a column of
-            `COLUMNS`, as a data set has them.
+            `COLUMNS`, as a data set has them, all with the same columns.
         tokenizer: Needed for texts and chats.
         add_bos: Begin texts with the BOS token where the tokenizer does not do it itself.
         keep_eos: Leave special tokens at the end, as encoders expect them.
@@ -70,12 +72,12 @@ def encode_queries(
         TypeError: if the queries are neither texts nor chats nor tensors, or differ in kind.
         ValueError: if there are none, one is empty, or the tokenizer lacks what they need.
     """
-    queries = listed(queries, name)
+    queries, others = prompts_apart(listed(queries, name))
     if isinstance(queries, Tensor) or len(queries) == 0 or isinstance(queries[0], Tensor):
         rows = token_rows(name, queries)
         if isinstance(queries, Tensor) and tokenizer is not None:
             _check_no_padding(queries, tokenizer, name)
-        return Encoded([row.long() for row in rows], None, None)
+        return Encoded([row.long() for row in rows], None, None, others)
     _check_kinds(queries, name)
     if tokenizer is None:
         rule, fix = "be tensors of token ids for a sampler without tokenizer", "Sampler(tokenizer)"
@@ -92,11 +94,14 @@ def encode_queries(
         if not tokens:
             fix = "leave it out, or set add_bos=True to let the model begin a text"
             refuse(f"{name}[{index}]", "have at least one token", repr(texts[index]), fix)
-    return Encoded([torch.tensor(tokens, dtype=torch.long) for tokens in rows], texts, messages)
+    tokens_of_rows = [torch.tensor(tokens, dtype=torch.long) for tokens in rows]
+    return Encoded(tokens_of_rows, texts, messages, others)
 
 
 def listed(queries: Any, name: str) -> Tensor | Sequence[Any]:
     """Return queries as a tensor [B, Q] or as a list with an entry for each, rather than one query.
+
+    Rows of a data set stay rows: `prompts_apart` takes the prompts out of them.
 
     Args:
         queries: See `encode_queries`.
@@ -104,7 +109,7 @@ def listed(queries: Any, name: str) -> Tensor | Sequence[Any]:
 
     Raises:
         TypeError: naming what they are.
-        ValueError: for rows without a column of prompts.
+        ValueError: for rows without a column of prompts, or with different columns.
     """
     got, one = type(queries).__name__, {"queries": "query", "prompts": "prompt"}.get(name, name)
     if isinstance(queries, Mapping) and "input_ids" in queries:
@@ -119,14 +124,28 @@ def listed(queries: Any, name: str) -> Tensor | Sequence[Any]:
     if "role" in queries[0]:
         got = "the messages of one"
         refuse(name, "be a list of chats", got, "pass [chat]", error=TypeError)
-    column = next((column for column in COLUMNS if column in queries[0]), None)
-    if column is None:
+    if not any(column in queries[0] for column in COLUMNS):
         fix = f"name the prompts' column so, or pass [row['...'] for row in {name}]"
         refuse(name, f"be rows with a column of {list(COLUMNS)}", str(list(queries[0])), fix)
     for index, row in enumerate(queries):
-        if not isinstance(row, Mapping) or column not in row:
-            refuse(f"{name}[{index}]", f"be a row with the column {column!r}", repr(row)[:80])
-    return [row[column] for row in queries]
+        if not isinstance(row, Mapping) or row.keys() != queries[0].keys():
+            rule = f"be a row with the columns of the first, {list(queries[0])}"
+            got = shown(list(row) if isinstance(row, Mapping) else row)
+            refuse(f"{name}[{index}]", rule, got, "give None where there is nothing")
+    return queries
+
+
+def prompts_apart(queries: Any) -> tuple[Any, list[dict[str, Any]] | None]:
+    """Return the prompts of rows, and the other columns of each row; queries of another kind as is.
+
+    Args:
+        queries: What `listed` returns.
+    """
+    if isinstance(queries, Tensor) or not len(queries) or not isinstance(queries[0], Mapping):
+        return queries, None
+    prompt = next(column for column in COLUMNS if column in queries[0])
+    others = [{name: row[name] for name in row if name != prompt} for row in queries]
+    return [row[prompt] for row in queries], others if others[0] else None
 
 
 def _unpadded(encoding: Mapping[str, Any], name: str) -> list[Tensor]:

@@ -144,7 +144,8 @@ class Sampler:
             policy: A language model of transformers, causal or encoder-decoder, or a wrapper with
                 it as `.language_model`. If its output has `.value` [B, T], values are recorded.
             queries: Texts, chats (lists of messages), or token ids: B tensors of any length or
-                one tensor [B, Q].
+                one tensor [B, Q]; or rows of a data set, dicts with one of these as "prompt",
+                "query", "text" or "messages": what else they have becomes `Rollout.columns`.
             seeds: One number for each row of the rollout (B · group_size) that fixes its response.
                 None: they follow from `seed` and `calls`.
             progress: Called after every step.
@@ -288,13 +289,15 @@ class Sampler:
     ) -> Rollout:
         """Bring together what was recorded, a row for each response."""
         query_of_row = torch.arange(len(record.lengths), device=queries.device) // self.group_size
+        every = query_of_row.tolist()
         more: dict[str, Any] = {"temperature": self.distribution.temperature}
+        if others := encoded.others:
+            more["columns"] = {name: tuple(others[q][name] for q in every) for name in others[0]}
         if self.group_size > 1:
             more["group_ids"] = query_of_row
         rollout = record.rollout(queries[query_of_row], query_mask[query_of_row], **more)
         if self.tokenizer is None:
             return rollout
-        every = query_of_row.tolist()
         decoded = [
             decode_pair(
                 query,

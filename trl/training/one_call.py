@@ -36,7 +36,7 @@ from trl.evaluation.function import as_scorer
 from trl.evaluation.scores import Scorer
 from trl.models.reference import ReferenceKind
 from trl.optimization.settings import resolve_config
-from trl.rollout.queries import Chat
+from trl.rollout.queries import Chat, prompts_apart
 from trl.rollout.sampler import Sampler
 from trl.training.folder import RunFolder
 from trl.training.loop import Row, checked_prompts
@@ -145,6 +145,7 @@ def train(
     config, scorer = resolve_config(config, ppo_params), as_scorer(reward)
     measured = [] if held_out is None else checked_prompts(held_out, "held_out")
     split = PromptSplit(checked_prompts(prompts), measured)
+    first, _ = prompts_apart(split.train[:1])
     _warn_of_frozen_weights(model, peft_config, unfrozen_layers)
     falls = ScheduleConfig(kind="linear" if decay_learning_rate else "constant")
     every = CheckpointConfig(every=checkpoint_every)
@@ -165,7 +166,7 @@ def train(
             ref_model=ref_model,
             tokenizer=tokenizer,
             model_kwargs=changes | (model_kwargs or {}),
-            only_tokens=isinstance(split.train[0], Tensor) and not measured,
+            only_tokens=isinstance(first[0], Tensor) and not measured,
             parts=parts,
             profile=profile,
         )

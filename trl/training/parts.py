@@ -115,12 +115,13 @@ class Parts:
         sampler = Sampler(self.tokenizer, **settings, seed=self.seed)
         total, kind = recipe.total_steps, asdict(recipe.schedule)
         of_loop["schedule"] = partial(schedule_factor, total_steps=total, **kind)
-        self.loop = Loop(self.trainer, sampler, scorer, self.prompts.train, **of_loop)
+        self.loop = Loop(self.trainer, sampler, scorer, self.prompts.train_rows, **of_loop)
         self.held_out = None
         if self.prompts.held_out:
             sampler = Sampler(self.tokenizer, **settings | {"group_size": 1}, seed=seed + 1)
-            sampler.check(self.model, self.prompts.held_out, name="held-out prompts")
-            self.held_out = HeldOut(self.trainer, sampler, self.judge, self.prompts.held_out)
+            held_out = self.prompts.held_out_rows
+            sampler.check(self.model, held_out, name="held-out prompts")
+            self.held_out = HeldOut(self.trainer, sampler, self.judge, held_out)
         self.parameters = sum(weight.numel() for weight in self.model.parameters())
         self._reference = _reference_hash(self.trainer)
 
@@ -252,8 +253,10 @@ class Parts:
 
 
 def _as_json(prompt: Any) -> Any:
-    """Return token ids, or a message that is no dict, as JSON has them."""
-    return prompt.tolist() if isinstance(prompt, Tensor) else dict(prompt)
+    """Return token ids, or a message that is no dict, as JSON has them, and what others are."""
+    if hasattr(prompt, "tolist"):
+        return prompt.tolist()
+    return dict(prompt) if isinstance(prompt, Mapping) else type(prompt).__name__
 
 
 def own_seed(seed: int, accelerator: Accelerator) -> int:
