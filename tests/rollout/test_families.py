@@ -1,10 +1,14 @@
 """Every family: padding, positions, caches, groups and dropped rows leave the numbers right."""
 
+import re
+import textwrap
+
 import pytest
 import torch
 import transformers
 from torch import nn
 
+import trl.rollout
 from tests.conftest import ragged
 from tests.families import tiny_model
 from tests.rollout.families import (
@@ -18,6 +22,7 @@ from tests.rollout.families import (
     make,
 )
 from trl.anatomy import language_model
+from trl.batch import Rollout, pad_rows
 from trl.kernels.attention import ATTENTION_GRAIN
 from trl.models.response import ResponseModel
 from trl.rollout import Sampler, sampling
@@ -140,6 +145,52 @@ def test_an_encoder_decoder_needs_a_start_token():
     plain.config.decoder_start_token_id = plain.generation_config.decoder_start_token_id = None
     with pytest.raises(ValueError, match="`model.config.decoder_start_token_id` must be set"):
         Sampler()(model, QUERIES)
+
+
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+BART = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 64}
+BART |= {f"{side}_attention_heads": 4 for side in ("encoder", "decoder")}
+BART |= {f"{side}_ffn_dim": 48 for side in ("encoder", "decoder")} | {"forced_eos_token_id": None}
+LED = BART | {f"max_{side}_position_embeddings": 64 for side in ("encoder", "decoder")}
+KIN = dict.fromkeys(("mt5", "umt5", "longt5"), T5)
+KIN |= dict.fromkeys(("mbart", "m2m_100", "pegasus", "plbart", "blenderbot"), BART)
+KIN |= {"marian": BART | {"decoder_vocab_size": VOCAB}, "led": LED | {"attention_window": 8}}
+
+
+@pytest.mark.parametrize("family", KIN)
+def test_encoder_decoders_that_are_named_are_scored_as_sampled(family):
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    config = transformers.AutoConfig.for_model(family, vocab_size=VOCAB, **KIN[family], **ids)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)
+    rollout = Sampler(max_new_tokens=(3, 9), eos_token_id=[2])(model, QUERIES)
+    # M2M100 gives a token of padding no position, wherever it stands.
+    assert not any(0 in response for response in rollout.response_lists())
+    with torch.no_grad():
+        again = ResponseModel(model)(rollout)
+    assert -rollout.behaviour_logprobs[rollout.response_mask].mean() > 0.3
+    torch.testing.assert_close(again.logprobs, rollout.behaviour_logprobs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", SEQ2SEQ)
+def test_generate_of_an_encoder_decoder_fills_a_rollout(family):
+    """The second snippet of `trl.rollout`, as it stands there."""
+    model = language_model(make(family))
+    model.generation_config.forced_bos_token_id = 7
+    eos = model.generation_config.decoder_start_token_id = model.config.decoder_start_token_id = 2
+    (snippet,) = re.findall(r"\n    start = .*check\(\)\n", trl.rollout.__doc__, re.DOTALL)
+    queries, query_mask = pad_rows(QUERIES, left=False)
+    names = {"trl": trl, "Rollout": Rollout, "model": model, "eos": eos}
+    names |= {"queries": queries, "query_mask": query_mask}
+    exec(textwrap.dedent(snippet), names)
+    rollout, output = names["rollout"], names["output"]
+    assert output[:, :2].tolist() == [[2, 7]] * 3
+    assert rollout.query_lists() == [query.tolist() for query in QUERIES]
+    for response, row in zip(rollout.response_lists(), output[:, 2:].tolist(), strict=True):
+        assert response == row[: row.index(eos) + 1 if eos in row else None]
+    assert max(map(len, rollout.response_lists())) > 2
 
 
 @pytest.mark.parametrize("forced", [None, 7])
