@@ -366,7 +366,7 @@ def test_check_names_a_recorded_field_that_does_not_fit(changes, message):
         ([torch.ones(2)], "each of the 2 responses, got 1"),
         ([torch.ones(2), torch.ones(3)], r"response_masks\[1\].* \[2\] .*got \[3\]"),
         ([torch.ones(2), torch.zeros(2)], r"response_masks\[1\].* must count a token"),
-        ([torch.ones(2), [1, 1]], r"response_masks\[1\].* got list"),
+        ([torch.ones(2), torch.ones(2) * 1j], r"response_masks\[1\].* True and False"),
     ],
 )
 def test_bad_response_masks_are_named(masks, message):
@@ -506,3 +506,86 @@ def test_a_mask_of_something_between_is_refused(bad):
     mask = [torch.tensor([1.0, bad])]
     with pytest.raises(ValueError, match=r"`response_masks\[0\]` must be True and False, or 1 and"):
         Rollout.from_lists(torch.ones(1, 1).long(), torch.ones(1, 2).long(), response_masks=mask)
+
+
+# --- tensors that hold no plain numbers ---------------------------------------------------------
+
+IDS = torch.tensor([[3, 4], [5, 6]])
+ODD = {
+    "sparse": IDS.to_sparse,
+    "csr": IDS.to_sparse_csr,
+    "meta": lambda: IDS.to("meta"),
+    "nested": lambda: torch.nested.nested_tensor([IDS[0], IDS[1]]),
+    "jagged": lambda: torch.nested.nested_tensor([IDS[0], IDS[1]], layout=torch.jagged),
+    "a list": IDS.tolist,
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch: they may change
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_whose_numbers_are_not_there_are_refused_by_name(kind):
+    odd = ODD[kind]()
+    with pytest.raises(TypeError, match=r"`query(\[0\])?` must be a "):
+        Rollout.from_lists(odd, IDS)
+    with pytest.raises(TypeError, match=r"`response(\[0\])?` must be a "):
+        Rollout.from_lists(IDS, odd)
+    base = Rollout.from_lists(IDS, IDS)
+    for name in ("queries", "responses", "response_mask", "behaviour_logprobs", "group_ids"):
+        with pytest.raises(TypeError, match=f"`{name}` must be a tensor"):
+            replace(base, **{name: odd}).check()
+    if kind != "a list":
+        with pytest.raises(TypeError, match=r"`response_masks\[0\]` must be a tensor"):
+            Rollout.from_lists(IDS, IDS, response_masks=[odd, odd])
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64, torch.float32])
+def test_ids_are_whole_numbers(dtype):
+    base = Rollout.from_lists(IDS, IDS)
+    for name in ("queries", "responses"):
+        with pytest.raises(ValueError, match=f"`{name}` must be integers"):
+            replace(base, **{name: IDS.to(dtype)}).check()
+    with pytest.raises(TypeError, match=r"`query\[0\]` must hold token ids of an integer dtype"):
+        Rollout.from_lists(IDS.to(dtype), IDS)
+    with pytest.raises(ValueError, match="`group_ids` must be one whole number"):
+        Rollout.from_lists(IDS, IDS, group_ids=torch.ones(2).to(dtype))
+
+
+@pytest.mark.parametrize("group_ids", [["a", "b"], [2**70, 0], [[0], [1]], [0, 1, 2]])
+def test_group_ids_that_are_no_numbers_are_refused(group_ids):
+    with pytest.raises(ValueError, match="`group_ids` must be one whole number"):
+        Rollout.from_lists(IDS, IDS, group_ids=group_ids)
+
+
+def test_a_row_whose_mask_begins_behind_its_eos_counts_nothing_and_is_refused():
+    masks = [torch.tensor([1, 1]), torch.tensor([0, 1])]
+    with pytest.raises(ValueError, match="`response_masks` must count a token up to .* in row 1"):
+        Rollout.from_lists(IDS, IDS, eos_token_id=5, response_masks=masks)
+    assert Rollout.from_lists(IDS, IDS, eos_token_id=6, response_masks=masks).response_mask[1, 1]
+
+
+def test_rows_are_chosen_by_lists_too():
+    rollout = full()
+    chosen = rollout.select(torch.tensor([2, 0]))
+    for rows in ([2, 0], (2, 0), [-1, -3], range(2, -1, -2)):
+        assert rollout.select(rows).columns == chosen.columns
+        assert torch.equal(rollout.select(rows).responses, chosen.responses)
+    assert torch.equal(rollout.select([True, False, True]).values, rollout.select([0, 2]).values)
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([], ValueError, "choose at least one row"),
+        ([False] * 3, ValueError, "choose at least one row"),
+        ([True, False], ValueError, r"a mask of the shape \[3\] of the rows"),
+        ([0, 3], IndexError, "indices .* of the 3 rows, .* got 0 to 3"),
+        ([-4], IndexError, "got -4 to -4"),
+        ([0.0], TypeError, r"got torch.float32 \[1\]"),
+        (1, TypeError, r"got torch.int64 \[\]"),
+        (["a"], TypeError, r"got \['a'\]"),
+        (None, TypeError, "got None"),
+    ],
+)
+def test_rows_that_are_none_are_refused(rows, error, message):
+    with pytest.raises(error, match=f"`rows` must .*{message}"):
+        full().select(rows)

@@ -1,6 +1,7 @@
 """Whether scores fit a rollout, judged once for `step` and for scorers."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -113,3 +114,23 @@ def test_a_number_that_no_float_holds_is_bad_scores():
         score_tensor([1.0, 10**400], rollout)
     with pytest.raises(BadScores, match="finite numbers"):
         score_tensor([1.0, float("inf")], rollout)
+
+
+@pytest.mark.parametrize("number", [2**1024, -(10**400), Fraction(10**400), Fraction(10**400, 3)])
+def test_numbers_that_no_float_holds_are_refused(number):
+    with pytest.raises(BadScores, match="one number for each of the 3 responses, got"):
+        score_tensor([0.0, number, 1.0], recorded())
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch: they may change
+@pytest.mark.parametrize(
+    "made",
+    [
+        torch.ones(3).to_sparse,
+        lambda: torch.ones(3, device="meta"),
+        lambda: torch.nested.nested_tensor([torch.ones(1)] * 3),
+    ],
+)
+def test_tensors_whose_numbers_are_not_there_are_refused(made):
+    with pytest.raises(BadScores, match="a tensor with all its numbers"):
+        score_tensor(made(), recorded())

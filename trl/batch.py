@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trl.config.errors import refuse
+from trl.config.errors import refuse, shown
 from trl.core import position_ids_from_mask
 
 TokenLists = Tensor | Sequence[Tensor]
@@ -171,7 +171,7 @@ class Rollout:
 
         Raises:
             TypeError: if they are not integer tensors, or the EOS is not a token id.
-            ValueError: if the numbers of rows differ, or a row is empty.
+            ValueError: if the numbers of rows differ, or a row is empty or counts no token.
         """
         query_rows = token_rows("query", queries)
         response_rows = token_rows("response", responses)
@@ -186,14 +186,20 @@ class Rollout:
             padded_responses = padded_responses.masked_fill(~response_mask, 0)
         if response_masks is not None:
             response_mask &= _padded_masks(response_masks, response_rows).to(response_mask.device)
+            _check_counts(
+                "response_masks", response_mask, "count a token up to the EOS in every row"
+            )
         if group_ids is not None:
             group_ids = _group_numbers(group_ids, len(response_rows)).to(response_mask.device)
         return cls(padded_queries, query_mask, padded_responses, response_mask, group_ids=group_ids)
 
     def check(self) -> None:
         """Raise a ValueError unless the tensors have the layout that the class promises."""
+        for name, (axes, value) in self._known().items():
+            if axes.names and axes not in (TUPLE, TUPLES):
+                check_dense(name, value)
         for name, tokens in (("queries", self.queries), ("responses", self.responses)):
-            if tokens.is_floating_point() or tokens.ndim != 2:
+            if not _are_whole(tokens) or tokens.ndim != 2:
                 got = f"{tokens.dtype} {list(tokens.shape)}"
                 refuse(name, "be integers [batch, length]", got)
         if len(self) == 0:
@@ -204,9 +210,6 @@ class Rollout:
         (rows, before), after = self.queries.shape, self.responses.shape[1]
         sizes = {"B": rows, "Q": before, "R": after, "T−1": before + after - 1}
         for name, (axes, value) in self._known().items():
-            if axes.names and axes not in (TUPLE, TUPLES) and not isinstance(value, Tensor):
-                got, fix = type(value).__name__, f"wrap it in torch.tensor({name})"
-                refuse(name, "be a tensor", got, fix, error=TypeError)
             if isinstance(value, Tensor):
                 found = list(value.shape)
                 shape = [sizes[axis] for axis in axes.names if axis in sizes]
@@ -249,7 +252,7 @@ class Rollout:
         return self.queries.shape[0]
 
     def __repr__(self) -> str:
-        recorded = list(self._tensors())[4:]  # tokens and masks are always there
+        recorded = list(self.tensors())[4:]  # tokens and masks are always there
         shown = f"Rollout of {len(self)}: queries {list(self.queries.shape)}"
         shown += f", responses {list(self.responses.shape)}"
         if recorded:
@@ -291,14 +294,16 @@ class Rollout:
         pairs = zip(self.query_texts, self.response_texts, strict=True)
         return tuple(_with_space(*pair) if self.texts_apart else "".join(pair) for pair in pairs)
 
-    def select(self, rows: Tensor) -> Rollout:
+    def select(self, rows: Tensor | Sequence[int] | Sequence[bool]) -> Rollout:
         """Return the given rows, without the columns that are padding in all of them.
 
         Args:
             rows: Indices [b], or a bool mask [B] of the rows to keep.
 
         Raises:
+            TypeError: if they are something else.
             ValueError: if there are none, or the mask has another length.
+            IndexError: if there is no such row.
         """
         rows = self._indices(rows)
         first, last = self.window(rows)
@@ -312,8 +317,10 @@ class Rollout:
                 kept[name] = kept[name][:, columns[axes.names[1]]]
         return replace(self, **kept)
 
-    def _indices(self, rows: Tensor) -> Tensor:
+    def _indices(self, rows: Tensor | Sequence[int] | Sequence[bool]) -> Tensor:
         """Return the indices of the chosen rows, of which there must be some."""
+        if not isinstance(rows, Tensor) or rows.device.type == "cpu":  # a GPU would be waited for
+            rows = self._read_indices(rows)
         if rows.dtype == torch.bool:
             if list(rows.shape) != [len(self)]:
                 rule = f"be indices, or a mask of the shape {[len(self)]} of the rows"
@@ -322,6 +329,21 @@ class Rollout:
         if rows.numel() == 0:
             refuse("rows", "choose at least one row", "none")
         return rows
+
+    def _read_indices(self, rows: Any) -> Tensor:
+        """Return indices or a mask as a tensor, checked."""
+        rule = f"be indices [b] of the {len(self)} rows, or a mask of them"
+        try:
+            rows = torch.as_tensor(rows, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            refuse("rows", rule, shown(rows), error=TypeError)
+        if rows.numel() == 0 or rows.dtype == torch.bool:
+            return rows
+        if not _are_whole(rows) or rows.ndim != 1:
+            refuse("rows", rule, f"{rows.dtype} {list(rows.shape)}", error=TypeError)
+        if int(rows.max()) >= len(self) or int(rows.min()) < -len(self):
+            refuse("rows", rule, f"{int(rows.min())} to {int(rows.max())}", error=IndexError)
+        return rows.to(self.queries.device, torch.long)
 
     def window(self, rows: Tensor) -> tuple[int, int]:
         """Return the first column of the queries, and the number of columns of the responses, that
@@ -357,7 +379,7 @@ class Rollout:
 
     def split(self, rows: int) -> Iterator[Rollout]:
         """Yield the rollout in parts of so many rows; the last may be smaller."""
-        for chosen in torch.arange(len(self)).split(rows):
+        for chosen in torch.arange(len(self), device=self.queries.device).split(rows):
             yield self.select(chosen)
 
     def micro_batches(
@@ -404,14 +426,14 @@ class Rollout:
     def shuffled_rows(self, generator: torch.Generator) -> Tensor:
         """Return all rows [B] in random order, those of a group side by side."""
         if self.group_ids is None:
-            return torch.randperm(len(self), generator=generator)
+            return torch.randperm(len(self), generator=generator, device="cpu")
         group = self.group_ids.cpu().unique(return_inverse=True)[1]
-        order = torch.randperm(int(group.max()) + 1, generator=generator)
+        order = torch.randperm(int(group.max()) + 1, generator=generator, device="cpu")
         return order[group].argsort(stable=True)
 
     def to(self, device: torch.device | str) -> Rollout:
         """Return the same rollout on `device`."""
-        moved: dict[str, Any] = {k: tensor.to(device) for k, tensor in self._tensors().items()}
+        moved: dict[str, Any] = {k: tensor.to(device) for k, tensor in self.tensors().items()}
         return replace(self, **moved)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -420,7 +442,7 @@ class Rollout:
         Raises:
             TypeError: if a column has values that JSON cannot hold.
         """
-        tensors = self._tensors()
+        tensors = self.tensors()
         others = {k: value for k, (_, value) in self._known().items() if k not in tensors}
         for name, column in (self.columns or {}).items():
             try:
@@ -447,7 +469,7 @@ class Rollout:
             refuse(os.fspath(path), "hold a Rollout", "other tensors")
         return cls(**{name: _with_tuples(value) for name, value in known.items()})
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """Return the fields that are tensors, by name."""
         return {k: value for k, (_, value) in self._known().items() if isinstance(value, Tensor)}
 
@@ -502,9 +524,14 @@ def _with_space(query: str, response: str) -> str:
 
 def _group_numbers(group_ids: Tensor | Sequence[int], rows: int) -> Tensor:
     """Return the groups of so many responses as integers [B]."""
-    numbers = torch.as_tensor(group_ids)
-    if list(numbers.shape) != [rows] or numbers.is_floating_point() or numbers.is_complex():
-        rule = f"be one whole number for each of the {rows} responses"
+    rule = f"be one whole number for each of the {rows} responses"
+    try:
+        device = group_ids.device if isinstance(group_ids, Tensor) else "cpu"
+        numbers = torch.as_tensor(group_ids, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        refuse("group_ids", rule, shown(group_ids))
+    check_dense("group_ids", numbers)
+    if list(numbers.shape) != [rows] or not _are_whole(numbers):
         refuse("group_ids", rule, f"{numbers.dtype} {list(numbers.shape)}")
     return numbers.long()
 
@@ -526,9 +553,40 @@ def check_token_mask(name: str, mask: Tensor, tokens: Tensor) -> None:
     if mask.dtype != torch.bool or mask.shape != tokens.shape:
         rule = f"be bool and of the shape {list(tokens.shape)} of its tokens"
         refuse(name, rule, f"{mask.dtype} {list(mask.shape)}", f"use {name}.bool()")
+    _check_counts(name, mask, "count a token in every row")
+
+
+def _check_counts(name: str, mask: Tensor, rule: str) -> None:
     if not mask.any(1).all():
-        row = int((~mask.any(1)).nonzero()[0])
-        refuse(name, "count a token in every row", f"none in row {row}")
+        refuse(name, rule, f"none in row {int((~mask.any(1)).nonzero()[0])}")
+
+
+def check_dense(name: str, value: Any, rule: str = "be a tensor") -> None:
+    """Raise a TypeError unless it is a tensor whose entries are all in memory."""
+    if not isinstance(value, Tensor):
+        got, fix = type(value).__name__, f"wrap it in torch.tensor({name})"
+        refuse(name, rule, got, fix, error=TypeError)
+    if value.is_nested or value.layout != torch.strided or value.is_meta:
+        kind = "a nested one" if value.is_nested else f"{value.layout} on {value.device}"
+        fix = "use .to_dense(), .unbind() for nested ones, or a device that holds numbers"
+        refuse(name, rule + " with all its numbers", kind, fix, error=TypeError)
+
+
+def check_unicode(texts: Sequence[str], name: str) -> None:
+    """Raise unless tokenizers and files can take the texts: half of a surrogate pair has no UTF-8.
+
+    JSON can name one, as an emoji that was cut in two.
+    """
+    for row, text in enumerate(texts):
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            fix = "use text.encode('utf-8', 'replace').decode()"
+            refuse(f"{name}[{row}]", "be valid Unicode", shown(text), fix)
+
+
+def _are_whole(numbers: Tensor) -> bool:
+    """Return whether a tensor is of integers."""
+    kind = numbers.dtype
+    return not (kind.is_floating_point or kind.is_complex or kind == torch.bool)
 
 
 def check_left_padded(name: str, mask: Tensor) -> None:
@@ -546,6 +604,8 @@ def token_rows(name: str, tokens: TokenLists) -> list[Tensor]:
         TypeError: if a row is not a tensor of integers.
         ValueError: if there are no rows, a row is not 1-D, or a row is empty.
     """
+    if isinstance(tokens, Tensor):
+        check_dense(name, tokens)
     if isinstance(tokens, Tensor) and tokens.ndim != 2:
         got = f"a tensor of shape {list(tokens.shape)}"
         fix = f"use {name}.unsqueeze(0) for a single row"
@@ -555,10 +615,8 @@ def token_rows(name: str, tokens: TokenLists) -> list[Tensor]:
         refuse(name, "have at least one row", "none")
     for index, row in enumerate(rows):
         where = f"{name}[{index}]"
-        if not isinstance(row, Tensor):
-            got, fix = type(row).__name__, "wrap it in torch.tensor(...)"
-            refuse(where, "be a 1-D tensor of token ids", got, fix, error=TypeError)
-        if row.is_floating_point() or row.is_complex() or row.dtype == torch.bool:
+        check_dense(where, row, "be a 1-D tensor of token ids")
+        if not _are_whole(row):
             got, fix = str(row.dtype), "convert it with .long()"
             refuse(where, "hold token ids of an integer dtype", got, fix, error=TypeError)
         if row.ndim != 1:
@@ -589,11 +647,11 @@ def _padded_masks(masks: Sequence[Tensor] | Tensor, responses: list[Tensor]) -> 
         refuse("response_masks", rule, str(len(rows)))
     for index, (mask, response) in enumerate(zip(rows, responses, strict=True)):
         name = f"response_masks[{index}]"
-        if not isinstance(mask, Tensor) or mask.shape != response.shape:
-            got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        check_dense(name, mask)
+        if mask.shape != response.shape:
             rule = f"be a tensor of the shape {list(response.shape)} of its response"
-            refuse(name, rule, str(got))
-        if not ((mask == 0) | (mask == 1)).all():
+            refuse(name, rule, str(list(mask.shape)))
+        if mask.is_complex() or not ((mask == 0) | (mask == 1)).all():
             refuse(name, "be True and False, or 1 and 0", str(mask.tolist()))
         if not mask.bool().any():
             refuse(name, "count a token", "none", "leave the row out")

@@ -42,7 +42,7 @@ def check_positions(
     limit = getattr(text_config(model), "max_position_embeddings", None)
     if limit is None:
         return
-    queries = torch.as_tensor(queries)
+    queries = queries if isinstance(queries, Tensor) else torch.tensor(queries, device="cpu")
     responses = torch.as_tensor(responses, device=queries.device).expand_as(queries)
     apart = is_encoder_decoder(model)  # each side has its own positions
     needed = torch.maximum(queries, responses) if apart else queries + responses

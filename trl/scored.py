@@ -16,10 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trl.batch import Rollout, pad_and_cat
-
-CHARACTERS_SHOWN = 80
-"""Of a value or a text in an error."""
+from trl.batch import Rollout, check_dense, pad_and_cat
+from trl.config.errors import shown
 
 
 class BadScores(ValueError):
@@ -74,9 +72,10 @@ class Scored:
                 rows,
             )
         for name, column in (*given.parts.items(), *given.figures.items()):
-            if list(column.shape) != [len(rollout)]:
+            shape = list(column.shape) if isinstance(column, Tensor) else type(column).__name__
+            if shape != [len(rollout)]:
                 rule = f"parts and figures of the shape {[len(rollout)]}"
-                raise BadScores(rule, f"{list(column.shape)} for {name!r}")
+                raise BadScores(rule, f"{shape} for {name!r}")
         return cls(scores, given.parts, given.figures)
 
     @classmethod
@@ -122,6 +121,10 @@ def score_tensor(found: Any, rollout: Rollout) -> Tensor:
         BadScores: if they are not numbers, or not as many as that, or one is not finite.
     """
     if isinstance(found, Tensor):
+        try:
+            check_dense("scores", found)
+        except TypeError as error:
+            raise BadScores("a tensor with all its numbers", str(error)) from None
         scores = found.detach()
     else:
         scores = _placed(number_entries(found, len(rollout)), rollout)
@@ -158,7 +161,7 @@ def number_entries(found: Any, rows: int) -> list[float | list[float]]:
     found = _plain(found)
     rule = f"one number for each of the {rows} responses"
     if isinstance(found, (str, bytes, Mapping, Set)) or not isinstance(found, Iterable):
-        got = f"the number {found}" if isinstance(found, Real) else shorten(found)
+        got = f"the number {found}" if isinstance(found, Real) else shown(found)
         fix = "a reward is called once for all responses, and returns a list of numbers"
         raise BadScores(rule, f"{got}, not a list", fix)
     entries = [_plain(entry) for entry in found]
@@ -170,13 +173,16 @@ def number_entries(found: Any, rows: int) -> list[float | list[float]]:
         if not all(_is_number(x) for x in (entry if isinstance(entry, list) else [entry]))
     ]
     if wrong:
-        raise BadScores(rule, shorten(entries[wrong[0]]), rows=wrong)
+        raise BadScores(rule, shown(entries[wrong[0]]), rows=wrong)
     return entries
 
 
 def _is_number(value: Any) -> bool:
     """Tell whether it is a real number that a float can hold; one that is not finite is, too."""
-    return isinstance(value, Real) and not (isinstance(value, int) and abs(value) >= 2**1023)
+    try:
+        return isinstance(value, Real) and math.isnan(float(value)) in (True, False)
+    except OverflowError:
+        return False
 
 
 def _placed(entries: Sequence[float | list[float]], rollout: Rollout) -> Tensor:
@@ -184,32 +190,30 @@ def _placed(entries: Sequence[float | list[float]], rollout: Rollout) -> Tensor:
     lists = {row: entry for row, entry in enumerate(entries) if isinstance(entry, list)}
     if all(len(entry) == 1 for entry in lists.values()):
         numbers = [entry[0] if isinstance(entry, list) else entry for entry in entries]
-        return torch.tensor(numbers, dtype=torch.float64).float()
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu").float()
     rule = "one number for each response, or one for each token of each response"
     if len(lists) < len(entries):
         got = f"both: lists for {len(lists)} of {len(entries)} responses"
         raise BadScores(rule, got, rows=list(lists))
     mask = rollout.response_mask.cpu()
-    placed = torch.zeros(mask.shape, dtype=torch.float32)
+    placed = torch.zeros(mask.shape, dtype=torch.float32, device="cpu")
     for row, entry in lists.items():
         counted = mask[row].nonzero().flatten()
         length = int(counted[-1]) + 1
         if len(entry) not in (length, len(counted)):
             got = f"{len(entry)} for the {len(counted)} tokens of row {row}"
             raise BadScores(rule, got, rows=[row])
-        places = counted if len(entry) == len(counted) else torch.arange(length)
-        placed[row, places] = torch.tensor(entry, dtype=torch.float64).float()
+        places = counted if len(entry) == len(counted) else slice(length)
+        placed[row, places] = torch.tensor(entry, dtype=torch.float64, device="cpu").float()
     return placed.masked_fill(~mask, 0.0)
 
 
 def _joined(columns: Sequence[Mapping[str, Tensor]], sizes: Sequence[int]) -> dict[str, Tensor]:
     """Return the columns [b] of all parts below each other, NaN where a part has none."""
     names = dict.fromkeys(name for column in columns for name in column)
-    pairs = [
-        (column, torch.full((size,), math.nan, dtype=torch.float32))
-        for column, size in zip(columns, sizes, strict=True)
-    ]
-    return {name: torch.cat([column.get(name, none) for column, none in pairs]) for name in names}
+    none = torch.full((max(sizes),), math.nan, dtype=torch.float32, device="cpu")
+    pairs = list(zip(columns, sizes, strict=True))
+    return {name: torch.cat([c.get(name, none[:size]) for c, size in pairs]) for name in names}
 
 
 def _plain(found: Any) -> Any:
@@ -217,12 +221,3 @@ def _plain(found: Any) -> Any:
     if hasattr(found, "tolist"):
         found = found.tolist()
     return [_plain(entry) for entry in found] if isinstance(found, (list, tuple)) else found
-
-
-def shorten(value: object) -> str:
-    """Return how a value is written, without its middle if that is long."""
-    written = value if isinstance(value, str) else repr(value)
-    if len(written) > CHARACTERS_SHOWN:
-        half = CHARACTERS_SHOWN // 2
-        written = f"{written[:half]} … {written[-half:]}"
-    return repr(written) if isinstance(value, str) else written

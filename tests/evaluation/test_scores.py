@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
+from tests.conftest import tiny_gpt2
 from tests.evaluation.rollouts import make_rollout, without_texts
-from trl.evaluation import ScoringError, score
+from trl import Sampler, starter
+from trl.evaluation import ClassifierScorer, EndpointScorer, ScoringError, WeightedSum, score
 from trl.evaluation.scores import pairs_of, texts_of
 
 NAN, INF = float("nan"), float("inf")
@@ -158,3 +161,88 @@ def test_texts_that_stand_apart_are_read_and_shown_with_a_space():
     assert pairs_of(rollout)[0] == ("w3 w4", "w31 w17")
     with pytest.raises(ScoringError, match="row 0: 'w3 w4 w31 w17'"):
         score(gives([NAN, 0.0]), rollout)
+
+
+# --- a scorer reads, and does not write ---------------------------------------------------------
+
+
+def cuts_the_mask(rollout):
+    rollout.response_mask[:, 1:] = False
+    return [0.0] * len(rollout)
+
+
+def writes_by_numpy(rollout):
+    rollout.responses.numpy()[0, 0] = 3
+    return [0.0] * len(rollout)
+
+
+def scales_values(rollout):
+    rollout.values.mul_(2)
+    return [0.0] * len(rollout)
+
+
+def answers_in_the_chat(rollout):
+    rollout.query_messages[0].append({"role": "assistant", "content": "no"})
+    return [0.0] * len(rollout)
+
+
+async def sorts_a_column(rollout):
+    rollout.columns["answers"][1].sort()
+    return [0.0] * len(rollout)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("scorer", "field"),
+    [
+        (cuts_the_mask, "response_mask"),
+        (writes_by_numpy, "responses"),
+        (scales_values, "values"),
+        (answers_in_the_chat, "query_messages"),
+        (sorts_a_column, "columns"),
+    ],
+)
+def test_a_scorer_that_writes_into_its_rollout_is_named(scorer, field, wrapped):
+    rollout = make_rollout(("a", "b"), ("c", "d"), lengths=[3, 2])
+    rollout = replace(
+        rollout,
+        values=torch.ones(2, 3) * rollout.response_mask,
+        query_messages=([{"role": "user", "content": "a"}], [{"role": "user", "content": "c"}]),
+        columns={"answers": ([2, 1], [2, 1])},
+    )
+    name = scorer.__name__
+    with pytest.raises(ScoringError, match=f"^{name} must leave the rollout .* its {field}: chang"):
+        score(WeightedSum([(scorer, 1.0)]) if wrapped else scorer, rollout)
+
+
+def test_a_scorer_of_an_inference_rollout_is_taken():
+    with torch.inference_mode():
+        rollout = make_rollout(("a", "b"), ("c", "d"))
+    assert score(lambda rollout: [1.0, 2.0], rollout).scores.tolist() == [1.0, 2.0]
+
+
+# --- halves of characters -----------------------------------------------------------------------
+
+HALF = "a film \ud83d"
+
+
+def test_half_a_surrogate_pair_is_refused_by_name():
+    message = r"`{}` must be valid Unicode, got 'a film \\ud83d': use text.encode"
+    tokenizer = AutoTokenizer.from_pretrained(starter.LANGUAGE_MODEL)
+    sampler = Sampler(tokenizer, max_new_tokens=2)
+    policy = tiny_gpt2()
+    with pytest.raises(ValueError, match=message.format(r"queries\[1\]")):
+        sampler(policy, ["whole", HALF])
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(ValueError, match=message.format(r"queries\[0\]")):
+        sampler(policy, [[{"role": "user", "content": HALF}]])
+    with pytest.raises(ValueError, match=message.format(r"stop_strings\[0\]")):
+        Sampler(tokenizer, stop_strings=[HALF])
+    rollout = make_rollout(("a", "b"), (HALF, ""))
+    classifier = ClassifierScorer(starter.CLASSIFIER)
+    with pytest.raises(ValueError, match=message.format(r"texts\[1\]")):
+        classifier(["whole", HALF])
+    for scorer in (classifier, EndpointScorer("http://localhost:1")):
+        with pytest.raises(ScoringError, match=message.format(r"texts\[1\]")):
+            score(scorer, rollout)
+    assert score(lambda rollout: [1.0, 2.0], rollout).scores.tolist() == [1.0, 2.0]

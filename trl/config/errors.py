@@ -22,6 +22,9 @@ OLD_SPELLINGS = {
 OTHER_IDEAS = {"target_kl": "max_approxkl", "early_stopping": "max_approxkl"}
 """Settings of releases 0.4 to 0.11 whose idea has another form here, and where to look."""
 
+CHARACTERS_SHOWN = 80
+"""Of a value or a text in an error."""
+
 
 class SettingsError(ValueError):
     """What is wrong with a configuration, all at once.
@@ -66,9 +69,12 @@ def refuse(
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    """Return a value as a message shows it, without its middle if that is long."""
+    written = value if isinstance(value, str) else repr(value)
+    if len(written) > CHARACTERS_SHOWN:
+        half = CHARACTERS_SHOWN // 2
+        written = f"{written[:half]} … {written[-half:]}"
+    return repr(written) if isinstance(value, str) else written
 
 
 def closest(name: str, known: Iterable[str]) -> str:

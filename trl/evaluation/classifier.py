@@ -13,10 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl.batch import Rollout
 from trl.config import check_values, closest
-from trl.config.errors import refuse
+from trl.config.errors import refuse, shown
 from trl.evaluation.scores import failures_named, texts_of
 from trl.evaluation.sequence_model import SequenceModel
-from trl.scored import Scored, shorten
+from trl.scored import Scored
 
 __all__ = ["ClassifierScorer"]
 
@@ -108,7 +108,7 @@ class ClassifierScorer(SequenceModel):
 def _checked(texts: Sequence[str]) -> list[str]:
     if isinstance(texts, str | Tensor) or not all(isinstance(text, str) for text in texts):
         fix = "pass [text], and decode token ids with tokenizer.batch_decode(ids)"
-        refuse("texts", "be a list of strings", shorten(texts), fix, error=TypeError)
+        refuse("texts", "be a list of strings", shown(texts), fix, error=TypeError)
     return list(texts)
 
 

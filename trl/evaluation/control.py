@@ -13,11 +13,11 @@ from torch import Tensor
 
 from trl.batch import Rollout
 from trl.config import check_values
-from trl.config.errors import refuse
+from trl.config.errors import refuse, shown
 from trl.config.types import Count, Positive, RangeOfEach, WeightOfEach
 from trl.evaluation.classifier import ClassifierScorer
 from trl.evaluation.scores import pairs_of
-from trl.scored import Scored, shorten
+from trl.scored import Scored
 
 __all__ = ["ControlScorer", "range_reward"]
 
@@ -139,11 +139,12 @@ class ControlScorer:
             query.removeprefix(prefix) for query, prefix in zip(queries, prefixes, strict=True)
         )
         log_odds = self.classifier(replace(rollout, query_texts=plain)).scores
-        low, high = torch.tensor([self.targets[prefix] for prefix in prefixes]).double().T
+        exact = {"dtype": torch.float64, "device": "cpu"}
+        low, high = torch.tensor([self.targets[prefix] for prefix in prefixes], **exact).T
         rewards = range_reward(log_odds, low, high, best=self.best, worst=self.worst)
         long_enough = rollout.response_mask.sum(1).cpu() >= self.min_tokens
         rewards = torch.where(long_enough, rewards, self.worst)
-        weights = torch.tensor([self.weights[prefix] for prefix in prefixes])
+        weights = torch.tensor([self.weights[prefix] for prefix in prefixes], **exact).float()
         hits = _hits(prefixes, rewards > 0, list(self.targets))
         return Scored(self.scale * rewards * weights, figures=hits)
 
@@ -153,7 +154,7 @@ class ControlScorer:
         if not found:
             known = ", ".join(map(repr, self.targets))
             raise ValueError(
-                f"each query must begin with one of the prefixes {known}, got {shorten(query)}: "
+                f"each query must begin with one of the prefixes {known}, got {shown(query)}: "
                 "put one before the prompt, or add it to `targets`."
             )
         return max(found, key=len)
@@ -164,7 +165,7 @@ def _hits(prefixes: list[str], hits: Tensor, known: list[str]) -> dict[str, Tens
     hits = hits.float()
     rows = {"hit": hits}
     for prefix in known:
-        own = torch.tensor([other == prefix for other in prefixes])
+        own = torch.tensor([other == prefix for other in prefixes], device="cpu")
         rows[f"hit/{prefix.strip()}"] = torch.where(own, hits, math.nan)
     return rows
 

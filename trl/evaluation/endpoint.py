@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import httpx
 from pydantic import Field, HttpUrl
 
-from trl.batch import Rollout
+from trl.batch import Rollout, check_unicode
 from trl.config import check_values
-from trl.config.errors import refuse
+from trl.config.errors import refuse, shown
 from trl.config.types import Count, NotNegative, Whole
 from trl.evaluation.scores import (
     ScoringError,
@@ -23,7 +23,7 @@ from trl.evaluation.scores import (
     scoring_error,
     texts_of,
 )
-from trl.scored import Scored, number_entries, shorten
+from trl.scored import Scored, number_entries
 
 __all__ = ["EndpointScorer"]
 
@@ -143,6 +143,8 @@ class EndpointScorer:
     ) -> list[float | list[float]]:
         """Ask for some rows until there is an answer; return one entry for each."""
         with failures_named(self.name, rollout, rows):
+            if self.request is None:
+                check_unicode(part, "texts")
             question = {"texts": part} if self.request is None else self.request(part)
             body = json.dumps(question, allow_nan=False).encode()
         asked_for = 0.0
@@ -159,7 +161,7 @@ class EndpointScorer:
                 break
             if answer.is_success:
                 return self._read(answer, rollout, rows)
-            cause, problem = None, f"status {answer.status_code} and {shorten(answer.text)}"
+            cause, problem = None, f"status {answer.status_code} and {shown(answer.text)}"
             if answer.status_code < 500 and answer.status_code != 429:
                 break
             asked_for = _seconds_asked_for(answer)
@@ -176,7 +178,7 @@ class EndpointScorer:
         try:
             found = self.parse(answer.json())
         except Exception as error:  # JSONDecodeError, and whatever `parse` raises
-            problem = f"an answer that cannot be read ({described(error)}): {shorten(answer.text)}"
+            problem = f"an answer that cannot be read ({described(error)}): {shown(answer.text)}"
             raise self._error(problem, rollout, rows) from error
         with failures_named(self.name, rollout, rows):
             return number_entries(found, len(rows))

@@ -11,7 +11,7 @@ import torch
 
 from trl.batch import Rollout
 from trl.config import check_values
-from trl.config.errors import refuse
+from trl.config.errors import refuse, shown
 from trl.evaluation.scores import (
     Scorer,
     ScoringError,
@@ -21,7 +21,7 @@ from trl.evaluation.scores import (
     result_of,
     texts_of,
 )
-from trl.scored import Scored, shorten
+from trl.scored import Scored
 
 __all__ = ["FunctionScorer", "as_scorer"]
 
@@ -135,7 +135,7 @@ def as_scorer(reward: Scorer | Callable[[list[str]], Any]) -> Scorer:
             "ClassifierScorer(model, label=...), RewardModelScorer(model), EndpointScorer(url), "
             "or a function of a `rollout`"
         )
-        refuse("reward", "be a scorer or a function", shorten(reward), fix, error=TypeError)
+        refuse("reward", "be a scorer or a function", shown(reward), fix, error=TypeError)
     return reward if _takes_a_rollout(reward) else FunctionScorer(reward)
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl.batch import Rollout
-from trl.config.errors import refuse
+from trl.config.errors import refuse, shown
 from trl.evaluation.scores import failures_named, pairs_of, texts_of
 from trl.evaluation.sequence_model import SequenceModel
-from trl.scored import Scored, shorten
+from trl.scored import Scored
 
 __all__ = ["RewardModelScorer"]
 
@@ -84,7 +84,7 @@ class RewardModelScorer(SequenceModel):
         for row, pair in enumerate(pairs):
             if isinstance(pair, str) or [type(text) for text in pair] != [str, str]:
                 rule = "be a (query, response) pair of strings"
-                refuse(f"pairs[{row}]", rule, shorten(pair), error=TypeError)
+                refuse(f"pairs[{row}]", rule, shown(pair), error=TypeError)
         if not self.chat_template:
             return self._scores([query + response for query, response in pairs])
         return self._scores([self._rendered([_said_by_user(q)], r) for q, r in pairs])

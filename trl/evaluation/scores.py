@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from trl.batch import Rollout
-from trl.scored import BadScores, Scored, shorten
+from trl.config.errors import shown
+from trl.scored import BadScores, Scored
 
 __all__ = ["Scorer", "ScoringError", "score"]
 
@@ -61,10 +62,34 @@ def score(scorer: Scorer, rollout: Rollout) -> Scored:
         rollout: of B responses, at most R tokens long.
     Raises:
         ScoringError: if the scorer raises, or gives the wrong count or shape, something that is
-            not a number, NaN or infinity, or a reward where no token counts.
+            not a number, NaN or infinity, or a reward where no token counts; or if it writes into
+            the rollout, which would then be trained as it has made it.
     """
+    before = _state(rollout)
     with failures_named(name_of(scorer), rollout):
-        return Scored.of(result_of(scorer(rollout)), rollout)
+        found = Scored.of(result_of(scorer(rollout)), rollout)
+    after = _state(rollout)
+    if changed := [name for name in before if after[name] != before[name]]:
+        raise ScoringError(
+            f"{name_of(scorer)} must leave the rollout as it is, but wrote into its "
+            f"{', '.join(changed)}: change a copy, such as rollout.{changed[0]}.clone(), or "
+            f"copy.deepcopy(rollout.{changed[0]}) of lists."
+        )
+    return found
+
+
+def _state(rollout: Rollout) -> dict[str, Any]:
+    """Return what is no longer the same when something was written into the field of that name."""
+    state: dict[str, Any] = {}
+    for name, tensor in rollout.tensors().items():
+        writes = 0 if tensor.is_inference() else tensor._version
+        whole = not tensor.is_floating_point()  # tokens and masks: also through NumPy, uncounted
+        state[name] = writes, tensor.cpu().numpy().tobytes() if whole else b""
+    # Texts cannot be written into.
+    return state | {
+        "columns": repr(rollout.columns),
+        "query_messages": repr(rollout.query_messages),
+    }
 
 
 # --- what goes in -------------------------------------------------------------------------------
@@ -179,6 +204,6 @@ def _place(trace: TracebackType | None) -> str:
 
 def _text(rollout: Rollout, row: int) -> str:
     if rollout.texts is None:
-        return f"tokens {shorten(rollout.responses[row][rollout.response_mask[row]].tolist())}"
+        return f"tokens {shown(rollout.responses[row][rollout.response_mask[row]].tolist())}"
     # The middle is left out: a prompt's beginning says which it is, the end is what was scored.
-    return shorten(rollout.texts[row])
+    return shown(rollout.texts[row])

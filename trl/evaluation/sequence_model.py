@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from trl.anatomy import accepts, without_dropout
+from trl.batch import check_unicode
 from trl.config import check_values
 from trl.config.errors import refuse
 from trl.config.types import Count
@@ -109,7 +110,8 @@ class SequenceModel:
             [B, number of labels] float32, on the CPU; in the order of the texts.
         """
         # Made outside inference mode: the caller may use it in a graph.
-        logits = torch.empty(len(token_ids), self.model.config.num_labels)
+        shape = len(token_ids), self.model.config.num_labels
+        logits = torch.empty(shape, dtype=torch.float32, device="cpu")
         for rows in _passes([len(ids) for ids in token_ids], size, unpadded):
             input_ids, mask = _pad([token_ids[row] for row in rows], _pad_token_id(self.model))
             inputs = {"input_ids": input_ids.to(self.model.device)}
@@ -173,6 +175,7 @@ def tokenize(
     """
     if not texts:
         return []
+    check_unicode(texts, "texts")
     token_ids = tokenizer(
         texts,
         truncation=max_length is not None,
@@ -203,7 +206,7 @@ def _pad(token_ids: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]
     On the right, where it moves no position; and with the token of the model, not with that of the
     tokenizer: causal models read the score at the last token that is not theirs for padding.
     """
-    rows = [torch.tensor(ids) for ids in token_ids]
+    rows = [torch.tensor(ids, device="cpu") for ids in token_ids]
     padded = pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
     return padded, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
 

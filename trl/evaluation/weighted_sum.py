@@ -59,7 +59,8 @@ class WeightedSum:
         """
         found = {name: score(scorer, rollout) for name, (scorer, _) in self.parts.items()}
         per_token = any(scored.scores.ndim == 2 for scored in found.values())
-        total = torch.zeros(rollout.response_mask.shape if per_token else len(rollout))
+        # From what is there: neither a default device nor a default dtype is for scores.
+        total = torch.zeros_like(max((s.scores for s in found.values()), key=Tensor.dim))
         parts = {name: scored.totals for name, scored in found.items()}
         figures: dict[str, Tensor] = {}
         for name, scored in found.items():
@@ -84,5 +85,5 @@ def _pairs(parts: Any) -> list[tuple[Any, Any]]:
 
 def at_last_token(scores: Tensor, mask: Tensor) -> Tensor:
     """Place each score [B] at the last counted token of its row: [B, R], 0 elsewhere."""
-    last = (mask.long() * torch.arange(mask.shape[1])).argmax(1, keepdim=True)
-    return torch.zeros(mask.shape).scatter(1, last, scores.unsqueeze(1))
+    last = mask.long().cumsum(1).argmax(1, keepdim=True)  # the first of the largest
+    return torch.zeros_like(mask, dtype=scores.dtype).scatter(1, last, scores.unsqueeze(1))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trl.batch import token_rows
+from trl.batch import check_unicode, token_rows
 from trl.config.errors import refuse, shown
 
 Chat = Sequence[Mapping[str, Any]]
@@ -85,17 +85,19 @@ def encode_queries(
     messages = None
     if isinstance(queries[0], str):
         texts = list(queries)
+        check_unicode(texts, name)
         rows = _encode_texts(texts, tokenizer, add_bos, keep_eos)
     else:
         messages = [_messages(chat, f"{name}[{index}]") for index, chat in enumerate(queries)]
         texts = _rendered(messages, tokenizer, name)
+        check_unicode(texts, name)
         rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
     for index, tokens in enumerate(rows):
         if not tokens:
             fix = "leave it out, or set add_bos=True to let the model begin a text"
             refuse(f"{name}[{index}]", "have at least one token", repr(texts[index]), fix)
-    tokens_of_rows = [torch.tensor(tokens, dtype=torch.long) for tokens in rows]
-    return Encoded(tokens_of_rows, texts, messages, others)
+    encoded = [torch.tensor(tokens, dtype=torch.long, device="cpu") for tokens in rows]
+    return Encoded(encoded, texts, messages, others)
 
 
 def listed(queries: Any, name: str) -> Tensor | Sequence[Any]:
@@ -152,9 +154,9 @@ def _unpadded(encoding: Mapping[str, Any], name: str) -> list[Tensor]:
     """Return the rows of what a tokenizer has made of texts, without its padding."""
     rows = encoding["input_ids"]
     masks = encoding.get("attention_mask")
-    if len(rows) and torch.as_tensor(rows[0]).ndim == 0:
+    if len(rows) and not hasattr(rows[0], "__len__"):
         rows, masks = [rows], [masks] if masks is not None else None  # of one text
-    rows = [torch.as_tensor(row) for row in rows]
+    rows = [row if isinstance(row, Tensor) else torch.as_tensor(row, device="cpu") for row in rows]
     if masks is None:
         return rows
     if len(masks) != len(rows):

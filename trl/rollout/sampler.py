@@ -190,7 +190,8 @@ class Sampler:
         encoded = self._encode(policy, queries, "queries")
         size = self.group_size
         streams = self._streams(len(encoded.rows) * size, seeds)
-        for rows in torch.arange(len(encoded.rows)).tensor_split(min(parts, len(encoded.rows))):
+        every = range(len(encoded.rows))
+        for rows in np.array_split(every, min(parts, len(every))):
             first, end = int(rows[0]), int(rows[-1]) + 1
             part = Encoded(*(column and column[first:end] for column in encoded))
             yield self._sample(policy, part, streams[first * size : end * size], progress)
@@ -213,10 +214,10 @@ class Sampler:
         lengths = [len(row) for row in tokens]
         check_positions(policy, lengths, max(limits))  # a function may give any
 
-        uniforms = torch.zeros(len(limits), max(limits), dtype=torch.float64)
+        numbers = np.zeros((len(limits), max(limits)))
         for row, (stream, limit) in enumerate(zip(streams, limits, strict=True)):
-            uniforms[row, :limit] = torch.from_numpy(stream.random(limit))
-        uniforms = uniforms.to(device, random_dtype(device))
+            numbers[row, :limit] = stream.random(limit)
+        uniforms = torch.from_numpy(numbers).to(device, random_dtype(device))
         record = Record.empty(torch.tensor(limits, device=device))
         total = later = sum(limits)
         for rows in self._batches(lengths):
@@ -347,12 +348,12 @@ class Sampler:
 
     def _batches(self, lengths: list[int]) -> Iterator[Tensor]:
         """Yield rows that are sampled together, on the CPU; rows of a query are adjacent."""
-        rows = torch.arange(len(lengths) * self.group_size)
+        rows = torch.arange(len(lengths) * self.group_size, device="cpu")
         if self.max_rows is None or len(rows) <= self.max_rows:
             yield rows
             return
         # Queries of like length together, the longest first: if memory is short it shows at once.
-        order = torch.tensor(lengths).repeat_interleave(self.group_size)
+        order = torch.tensor(lengths, device="cpu").repeat_interleave(self.group_size)
         order = order.argsort(descending=True, stable=True)
         yield from order.split(self.max_rows)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.stopping_criteria import StopStringCriteria
 
+from trl.batch import check_unicode
 from trl.config.errors import refuse
 
 
@@ -42,10 +43,11 @@ class StopRule:
         listed = isinstance(strings, Sequence) and not isinstance(strings, str)
         if not listed or not all(isinstance(text, str) and text for text in strings):
             refuse("stop_strings", "be a list of texts that are not empty", repr(strings))
+        check_unicode(strings, "stop_strings")
         if strings and tokenizer is None:
             fix = "pass Sampler(tokenizer, stop_strings=...)"
             refuse("stop_strings", "come with a tokenizer", "none", fix)
-        self._ids = torch.tensor([int(token) for token in token_ids], dtype=torch.long)
+        self._ids = torch.tensor(list(map(int, token_ids)), dtype=torch.long, device="cpu")
         self._strings: Any = _ends_with(tokenizer, list(strings)) if strings else None
 
     @property
@@ -56,7 +58,8 @@ class StopRule:
     def also(self, token_ids: Sequence[int]) -> StopRule:
         """Return the same rule with more tokens that end a response."""
         rule = copy.copy(self)
-        rule._ids = torch.tensor(sorted({*self.token_ids, *token_ids}), dtype=torch.long)
+        every = sorted({*self.token_ids, *token_ids})
+        rule._ids = torch.tensor(every, dtype=torch.long, device="cpu")
         return rule
 
     @property
@@ -88,7 +91,8 @@ class StopRule:
 def _ends_with(tokenizer: Any, strings: list[str]) -> Callable[[Tensor, None], Tensor]:
     """Return what tells whether the last token of a row completes one of the strings."""
     try:
-        return StopStringCriteria(tokenizer, strings)
+        with torch.device("cpu"):  # whatever the default one is
+            return StopStringCriteria(tokenizer, strings)
     except ValueError as error:
         # It writes each token behind "abcdef", which not every vocabulary can spell.
         if "substring not found" not in str(error):
@@ -101,8 +105,8 @@ class _DecodedEnds:
 
     def __init__(self, tokenizer: Any, strings: list[str]) -> None:
         self.tokenizer, self.strings = tokenizer, strings
-        # A token for each character, one before them whose space may be lost, and the last one.
-        self.maximum_token_len = max(map(len, strings)) + 2
+        # A token for each byte, one before them whose space may be lost, and the last one.
+        self.maximum_token_len = max(len(string.encode()) for string in strings) + 2
 
     def __call__(self, written: Tensor, _: None) -> Tensor:
         """Return [B] bool: does the last token of the rows [B, t] complete a string?"""
