@@ -412,7 +412,9 @@ def test_rows_can_be_chosen_by_a_mask():
         whole.select(torch.zeros(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="`rows` must choose at least one row, got none"):
         whole.select(torch.tensor([], dtype=torch.long))
-    with pytest.raises(ValueError, match=r"mask of the shape \[3\] of the rows, got a mask \[2\]"):
+    with pytest.raises(
+        ValueError, match=r"a mask of the shape \[3\] of them, got torch.bool \[2\]"
+    ):
         whole.select(torch.ones(2, dtype=torch.bool))
 
 
@@ -573,19 +575,19 @@ def test_rows_are_chosen_by_lists_too():
 
 
 @pytest.mark.parametrize(
-    ("rows", "error", "message"),
+    ("rows", "message"),
     [
-        ([], ValueError, "choose at least one row"),
-        ([False] * 3, ValueError, "choose at least one row"),
-        ([True, False], ValueError, r"a mask of the shape \[3\] of the rows"),
-        ([0, 3], IndexError, "indices .* of the 3 rows, .* got 0 to 3"),
-        ([-4], IndexError, "got -4 to -4"),
-        ([0.0], TypeError, r"got torch.float32 \[1\]"),
-        (1, TypeError, r"got torch.int64 \[\]"),
-        (["a"], TypeError, r"got \['a'\]"),
-        (None, TypeError, "got None"),
+        ([], "choose at least one row"),
+        ([False] * 3, "choose at least one row"),
+        ([True, False], r"a mask of the shape \[3\] of them, got torch.bool \[2\]"),
+        ([0, 3], "indices of the 3 rows, .* got 0 to 3"),
+        ([-4], "got -4 to -4"),
+        ([0.0], r"got torch.float32 \[1\]"),
+        (1, r"got torch.int64 \[\]"),
+        (["a"], r"got \['a'\]"),
+        (None, "got None"),
     ],
 )
-def test_rows_that_are_none_are_refused(rows, error, message):
-    with pytest.raises(error, match=f"`rows` must .*{message}"):
+def test_rows_that_are_none_are_refused(rows, message):
+    with pytest.raises(ValueError, match=f"`rows` must .*{message}"):
         full().select(rows)

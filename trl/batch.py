@@ -175,9 +175,9 @@ class Rollout:
         """
         query_rows = token_rows("query", queries)
         response_rows = token_rows("response", responses)
-        if len(query_rows) != len(response_rows):
-            got = f"{len(query_rows)} and {len(response_rows)}"
-            fix = "pass one response for each query"
+        sizes = len(query_rows), len(response_rows)
+        if sizes[0] != sizes[1]:
+            got, fix = "{} and {}".format(*sizes), "pass one response for each query"
             refuse("query` and `response", "have the same number of rows", got, fix)
         padded_queries, query_mask = pad_rows(query_rows, left=True)
         padded_responses, response_mask = pad_rows(response_rows, left=False)
@@ -186,22 +186,22 @@ class Rollout:
             padded_responses = padded_responses.masked_fill(~response_mask, 0)
         if response_masks is not None:
             response_mask &= _padded_masks(response_masks, response_rows).to(response_mask.device)
-            _check_counts(
-                "response_masks", response_mask, "count a token up to the EOS in every row"
-            )
+            rule = "count a token up to the EOS in every row"
+            _check_counts("response_masks", response_mask, rule)
         if group_ids is not None:
             group_ids = _group_numbers(group_ids, len(response_rows)).to(response_mask.device)
         return cls(padded_queries, query_mask, padded_responses, response_mask, group_ids=group_ids)
 
     def check(self) -> None:
         """Raise a ValueError unless the tensors have the layout that the class promises."""
-        for name, (axes, value) in self._known().items():
+        known = self._known()
+        for name, (axes, value) in known.items():
             if axes.names and axes not in (TUPLE, TUPLES):
                 check_dense(name, value)
-        for name, tokens in (("queries", self.queries), ("responses", self.responses)):
+        for name in ("queries", "responses"):
+            tokens = getattr(self, name)
             if not _are_whole(tokens) or tokens.ndim != 2:
-                got = f"{tokens.dtype} {list(tokens.shape)}"
-                refuse(name, "be integers [batch, length]", got)
+                refuse(name, "be integers [batch, length]", f"{tokens.dtype} {list(tokens.shape)}")
         if len(self) == 0:
             refuse("queries", "have at least one row", "none")
         check_token_mask("query_mask", self.query_mask, self.queries)
@@ -209,23 +209,23 @@ class Rollout:
         check_left_padded("query_mask", self.query_mask)
         (rows, before), after = self.queries.shape, self.responses.shape[1]
         sizes = {"B": rows, "Q": before, "R": after, "T−1": before + after - 1}
-        for name, (axes, value) in self._known().items():
+        for name, (axes, value) in known.items():
             if isinstance(value, Tensor):
                 found = list(value.shape)
                 shape = [sizes[axis] for axis in axes.names if axis in sizes]
                 if found[: len(shape)] != shape or len(found) != len(axes.names):
-                    refuse(name, f"have the shape {shape} in this Rollout", str(found))
+                    refuse(name, f"have the shape {shape} in this Rollout", found)
             elif axes.names:
                 for column in value.values() if isinstance(value, Mapping) else [value]:
                     if len(column) != rows:
                         rule = f"have one entry for each of the {rows} rows of this Rollout"
-                        refuse(name, rule, str(len(column)))
+                        refuse(name, rule, len(column))
         self._check_recorded()
 
     def _check_recorded(self) -> None:
         """Raise a ValueError unless what was recorded are numbers of the kind that it says."""
         if self.ended is not None and self.ended.dtype != torch.bool:
-            refuse("ended", "be bool", str(self.ended.dtype), "use ended.bool()")
+            refuse("ended", "be bool", self.ended.dtype, "use ended.bool()")
         if self.group_ids is not None:
             _group_numbers(self.group_ids, len(self))
         for name in ("behaviour_logprobs", "values"):
@@ -233,15 +233,13 @@ class Rollout:
             if numbers is None:
                 continue
             if not numbers.is_floating_point():
-                refuse(name, "be floating-point numbers", str(numbers.dtype))
+                refuse(name, "be floating-point numbers", numbers.dtype)
             counted = numbers[self.response_mask.to(numbers.device)]
-            if not counted.isfinite().all():
-                bad = counted[~counted.isfinite()][0].item()
-                refuse(name, "be finite on the tokens that count", str(bad))
+            if not (finite := counted.isfinite()).all():
+                refuse(name, "be finite on the tokens that count", counted[~finite][0].item())
             if name == "behaviour_logprobs" and counted.max() > MOST_LOG_PROB:
-                got = f"{counted.max().item():.3g}"
                 fix = "a probability is at most 1; pass log-probs, not probabilities or values"
-                refuse(name, "be log-probs, at most 0", got, fix)
+                refuse(name, "be log-probs, at most 0", f"{counted.max().item():.3g}", fix)
 
     def _known(self) -> dict[str, tuple[Axes, Any]]:
         """Return the fields that are not None, each with its axes."""
@@ -301,9 +299,7 @@ class Rollout:
             rows: Indices [b], or a bool mask [B] of the rows to keep.
 
         Raises:
-            TypeError: if they are something else.
-            ValueError: if there are none, or the mask has another length.
-            IndexError: if there is no such row.
+            ValueError: if there are none, or no such rows, or the mask has another length.
         """
         rows = self._indices(rows)
         first, last = self.window(rows)
@@ -319,31 +315,21 @@ class Rollout:
 
     def _indices(self, rows: Tensor | Sequence[int] | Sequence[bool]) -> Tensor:
         """Return the indices of the chosen rows, of which there must be some."""
-        if not isinstance(rows, Tensor) or rows.device.type == "cpu":  # a GPU would be waited for
-            rows = self._read_indices(rows)
-        if rows.dtype == torch.bool:
-            if list(rows.shape) != [len(self)]:
-                rule = f"be indices, or a mask of the shape {[len(self)]} of the rows"
-                refuse("rows", rule, f"a mask {list(rows.shape)}")
+        rule = f"be indices of the {len(self)} rows, or a mask of the shape {[len(self)]} of them"
+        try:
+            rows = torch.as_tensor(rows, device=self.queries.device)
+        except (TypeError, ValueError, RuntimeError):
+            refuse("rows", rule, shown(rows))
+        if rows.dtype == torch.bool and list(rows.shape) == [len(self)]:
             rows = rows.nonzero()[:, 0]
         if rows.numel() == 0:
             refuse("rows", "choose at least one row", "none")
-        return rows
-
-    def _read_indices(self, rows: Any) -> Tensor:
-        """Return indices or a mask as a tensor, checked."""
-        rule = f"be indices [b] of the {len(self)} rows, or a mask of them"
-        try:
-            rows = torch.as_tensor(rows, device="cpu")
-        except (TypeError, ValueError, RuntimeError):
-            refuse("rows", rule, shown(rows), error=TypeError)
-        if rows.numel() == 0 or rows.dtype == torch.bool:
-            return rows
         if not _are_whole(rows) or rows.ndim != 1:
-            refuse("rows", rule, f"{rows.dtype} {list(rows.shape)}", error=TypeError)
-        if int(rows.max()) >= len(self) or int(rows.min()) < -len(self):
-            refuse("rows", rule, f"{int(rows.min())} to {int(rows.max())}", error=IndexError)
-        return rows.to(self.queries.device, torch.long)
+            refuse("rows", rule, f"{rows.dtype} {list(rows.shape)}")
+        on_cpu = rows.device.type == "cpu"  # a GPU would be waited for
+        if on_cpu and not -len(self) <= int(rows.min()) <= int(rows.max()) < len(self):
+            refuse("rows", rule, f"{int(rows.min())} to {int(rows.max())}")
+        return rows
 
     def window(self, rows: Tensor) -> tuple[int, int]:
         """Return the first column of the queries, and the number of columns of the responses, that
@@ -399,17 +385,16 @@ class Rollout:
         lengths = self.lengths.tolist()
         every = range(len(self)) if rows is None else rows.tolist()
         group: list[int] = []
-        longest_query = longest_response = 0
+        size = 0, 0  # tokens of the longest query and response
         for row in self._longest_first(every, lengths):
-            query = max(longest_query, query_lengths[row])
-            response = max(longest_response, lengths[row] - query_lengths[row])
+            own = query_lengths[row], lengths[row] - query_lengths[row]
+            longest = max(size[0], own[0]), max(size[1], own[1])
             too_many = max_rows is not None and len(group) == max_rows
-            if group and (too_many or (len(group) + 1) * (query + response) > max_tokens):
+            if group and (too_many or (len(group) + 1) * sum(longest) > max_tokens):
                 yield torch.tensor(group, device=self.queries.device)
-                group = []
-                query, response = query_lengths[row], lengths[row] - query_lengths[row]
+                group, longest = [], own
             group.append(row)
-            longest_query, longest_response = query, response
+            size = longest
         if group:
             yield torch.tensor(group, device=self.queries.device)
 
@@ -526,8 +511,9 @@ def _group_numbers(group_ids: Tensor | Sequence[int], rows: int) -> Tensor:
     """Return the groups of so many responses as integers [B]."""
     rule = f"be one whole number for each of the {rows} responses"
     try:
-        device = group_ids.device if isinstance(group_ids, Tensor) else "cpu"
-        numbers = torch.as_tensor(group_ids, device=device)
+        numbers = (
+            group_ids if isinstance(group_ids, Tensor) else torch.tensor(group_ids, device="cpu")
+        )
     except (TypeError, ValueError, RuntimeError):
         refuse("group_ids", rule, shown(group_ids))
     check_dense("group_ids", numbers)
@@ -538,10 +524,8 @@ def _group_numbers(group_ids: Tensor | Sequence[int], rows: int) -> Tensor:
 
 def _until_end(tokens: Tensor, eos_token_id: int | Sequence[int]) -> Tensor:
     """Return the mask [B, R] of the tokens up to the first one that is an end, that included."""
-    ids = [eos_token_id] if isinstance(eos_token_id, Integral) else eos_token_id
-    if not isinstance(ids, Sequence) or not all(
-        type(token) is not bool and isinstance(token, Integral) for token in ids
-    ):
+    ids = eos_token_id if isinstance(eos_token_id, Sequence) else [eos_token_id]
+    if not all(isinstance(token, Integral) and not isinstance(token, bool) for token in ids):
         rule = "be a token id, a list of token ids or None"
         refuse("eos_token_id", rule, repr(eos_token_id), error=TypeError)
     ends = torch.isin(tokens, tokens.new_tensor([int(token) for token in ids])).long()
@@ -591,9 +575,10 @@ def _are_whole(numbers: Tensor) -> bool:
 
 def check_left_padded(name: str, mask: Tensor) -> None:
     """Raise unless in every row of `mask` [B, L] the padding comes first."""
-    if (mask[:, :-1] & ~mask[:, 1:]).any():
-        row = int((mask[:, :-1] & ~mask[:, 1:]).any(1).nonzero()[0])
-        got, fix = f"padding after a token in row {row}", "set tokenizer.padding_side = 'left'"
+    breaks = (mask[:, :-1] & ~mask[:, 1:]).any(1)
+    if breaks.any():
+        got = f"padding after a token in row {int(breaks.nonzero()[0])}"
+        fix = "set tokenizer.padding_side = 'left'"
         refuse(name, "have its padding on the left", got, fix)
 
 
@@ -606,10 +591,10 @@ def token_rows(name: str, tokens: TokenLists) -> list[Tensor]:
     """
     if isinstance(tokens, Tensor):
         check_dense(name, tokens)
-    if isinstance(tokens, Tensor) and tokens.ndim != 2:
-        got = f"a tensor of shape {list(tokens.shape)}"
-        fix = f"use {name}.unsqueeze(0) for a single row"
-        refuse(name, "be a tensor [batch, length] or a list of 1-D tensors", got, fix)
+        if tokens.ndim != 2:
+            got = f"a tensor of shape {list(tokens.shape)}"
+            fix = f"use {name}.unsqueeze(0) for a single row"
+            refuse(name, "be a tensor [batch, length] or a list of 1-D tensors", got, fix)
     rows = list(tokens)
     if not rows:
         refuse(name, "have at least one row", "none")
@@ -617,8 +602,8 @@ def token_rows(name: str, tokens: TokenLists) -> list[Tensor]:
         where = f"{name}[{index}]"
         check_dense(where, row, "be a 1-D tensor of token ids")
         if not _are_whole(row):
-            got, fix = str(row.dtype), "convert it with .long()"
-            refuse(where, "hold token ids of an integer dtype", got, fix, error=TypeError)
+            rule, fix = "hold token ids of an integer dtype", "convert it with .long()"
+            refuse(where, rule, row.dtype, fix, error=TypeError)
         if row.ndim != 1:
             fix = "pass one tensor of token ids for each row"
             refuse(where, "be 1-D", f"shape {list(row.shape)}", fix)
@@ -644,15 +629,15 @@ def _padded_masks(masks: Sequence[Tensor] | Tensor, responses: list[Tensor]) -> 
     rows = list(masks)
     if len(rows) != len(responses):
         rule = f"have one mask for each of the {len(responses)} responses"
-        refuse("response_masks", rule, str(len(rows)))
+        refuse("response_masks", rule, len(rows))
     for index, (mask, response) in enumerate(zip(rows, responses, strict=True)):
         name = f"response_masks[{index}]"
         check_dense(name, mask)
         if mask.shape != response.shape:
             rule = f"be a tensor of the shape {list(response.shape)} of its response"
-            refuse(name, rule, str(list(mask.shape)))
+            refuse(name, rule, list(mask.shape))
         if mask.is_complex() or not ((mask == 0) | (mask == 1)).all():
-            refuse(name, "be True and False, or 1 and 0", str(mask.tolist()))
+            refuse(name, "be True and False, or 1 and 0", mask.tolist())
         if not mask.bool().any():
             refuse(name, "count a token", "none", "leave the row out")
     return pad_rows(rows, left=False)[0].bool()

@@ -1,28 +1,59 @@
-"""Whether tokens fit a model: it must know each of them, and have a position for it."""
+"""Whether a model can write, and whether tokens fit it: it must know each, and have a position."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trl.anatomy import is_encoder_decoder, text_config, vocabulary_size
+from trl.anatomy import is_encoder_decoder, language_model, text_config, vocabulary_size
 from trl.config.errors import refuse
+
+
+def uncompiled(model: Any, name: str) -> nn.Module:
+    """Return the language model, without what `torch.compile` has put around it.
+
+    Every pass of sampling has another length: each would be compiled anew.
+
+    Args:
+        model: A language model of transformers, or a wrapper around one.
+        name: What errors call it.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    model = getattr(model, "_orig_mod", model)
+    plain = language_model(model) if isinstance(model, nn.Module) else None
+    if not hasattr(plain, "get_input_embeddings") or not hasattr(plain, "config"):
+        got = f"one of {type(model).__name__}" if isinstance(model, nn.Module) else repr(model)
+        rule = "be a language model of transformers, or have one as its `.language_model`"
+        fix = "AutoModelForCausalLM.from_pretrained(...) loads one"
+        refuse(name, rule, got, fix, error=TypeError)
+    return model
+
+
+def check_end_ids(model: nn.Module, token_ids: Sequence[int]) -> None:
+    """Raise unless the model has an embedding for every token that is to end a response."""
+    if (largest := max(token_ids, default=0)) >= vocabulary_size(model):
+        fix = "use the model's own tokenizer, or model.resize_token_embeddings(len(tokenizer))"
+        rule = f"hold ids from 0 to {vocabulary_size(model) - 1}, the tokens of the model"
+        refuse("eos_token_id", rule, largest, fix)
 
 
 def check_ids(model: nn.Module, rows: Tensor | Sequence[Tensor], name: str) -> None:
     """Raise unless the model has an embedding for every token of the rows [B, L], or [L_i] each."""
-    vocabulary = vocabulary_size(model)
+    last = vocabulary_size(model) - 1
     # One look at all of them.
     tokens = rows if isinstance(rows, Tensor) else torch.cat([row.cpu() for row in rows])
-    if int(tokens.min()) >= 0 and int(tokens.max()) < vocabulary:
+    if 0 <= int(tokens.min()) <= int(tokens.max()) <= last:
         return
     for index, row in enumerate(rows):
-        if int(row.min()) < 0 or int(row.max()) >= vocabulary:
-            rule = f"hold token ids from 0 to {vocabulary - 1}"
+        if int(row.min()) < 0 or int(row.max()) > last:
             got = f"{int(row.min())} to {int(row.max())}"
-            refuse(f"{name}[{index}]", rule, got, "encode with the model's own tokenizer")
+            fix = "encode with the model's own tokenizer"
+            refuse(f"{name}[{index}]", f"hold token ids from 0 to {last}", got, fix)
 
 
 def check_positions(

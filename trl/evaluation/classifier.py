@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.batch import Rollout
 from trl.config import check_values, closest
 from trl.config.errors import refuse, shown
-from trl.evaluation.scores import failures_named, texts_of
+from trl.evaluation.scores import texts_of
 from trl.evaluation.sequence_model import SequenceModel
 from trl.scored import Scored
 
@@ -68,17 +68,17 @@ class ClassifierScorer(SequenceModel):
         max_length: int | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        check_values("ClassifierScorer", {"output": (Output, output)})
         super().__init__(model, tokenizer, batch_size, max_length, device)
-        self.output = output
         self.label = _label_index(self.model, label)
-        kind = self.model.config.problem_type
-        self._independent = (
-            self.model.config.num_labels == 1 or kind == "multi_label_classification"
-        )
-        if kind == "regression" and output != "logit":
+        self.set_output(output)
+
+    def set_output(self, output: Output) -> None:
+        """Return another number of the label from now on: "logit", "probability" or "log_odds"."""
+        check_values("ClassifierScorer", {"output": (Output, output)})
+        if self.model.config.problem_type == "regression" and output != "logit":
             rule = 'be "logit" for a regression head, which has no probability'
             refuse("output", rule, repr(output))
+        self.output = output
 
     def __call__(self, texts: Sequence[str] | Rollout) -> Tensor | Scored:
         """Score texts, or the responses of a rollout that has its texts.
@@ -90,8 +90,7 @@ class ClassifierScorer(SequenceModel):
             [B] scores, float32, on the CPU; of a rollout as a `Scored`.
         """
         if isinstance(texts, Rollout):
-            with failures_named(type(self).__name__, texts):
-                return Scored.of(self._scores(self._logits(texts_of(texts))), texts)
+            return self._scored(texts, texts_of)
         return self._scores(self._logits(_checked(texts), keep_end=False))
 
     def _scores(self, logits: Tensor) -> Tensor:
@@ -99,7 +98,8 @@ class ClassifierScorer(SequenceModel):
         log_odds = logits[:, self.label]
         if self.output == "logit":
             return log_odds
-        if not self._independent:
+        config = self.model.config
+        if config.num_labels > 1 and config.problem_type != "multi_label_classification":
             others = torch.arange(logits.shape[1], device=logits.device) != self.label
             log_odds = log_odds - logits[:, others].logsumexp(dim=1)
         return log_odds if self.output == "log_odds" else log_odds.sigmoid()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -97,14 +98,8 @@ class ControlScorer:
         if not isinstance(classifier, ClassifierScorer):
             got = type(classifier).__name__
             refuse("classifier", "be a ClassifierScorer", got, error=TypeError)
-        self.classifier = ClassifierScorer(
-            classifier.model,
-            classifier.tokenizer,
-            label=classifier.label,
-            output="log_odds",
-            batch_size=classifier.batch_size,
-            max_length=classifier.max_length,
-        )
+        self.classifier = copy.copy(classifier)
+        self.classifier.set_output("log_odds")
         checks = {
             "scale": (Positive, scale),
             "best": (Positive, best),
@@ -114,9 +109,8 @@ class ControlScorer:
         }
         check_values("ControlScorer", checks)
         self.targets = _checked(targets)
-        for prefix in weights or {}:
-            if prefix not in self.targets:
-                refuse("weights", f"name prefixes of {list(self.targets)}", repr(prefix))
+        if unknown := [prefix for prefix in weights or {} if prefix not in self.targets]:
+            refuse("weights", f"name prefixes of {list(self.targets)}", repr(unknown[0]))
         self.weights = dict.fromkeys(self.targets, 1.0) | dict(weights or {})
         self.scale, self.best, self.worst = scale, best, worst
         self.min_tokens = min_tokens
@@ -135,9 +129,7 @@ class ControlScorer:
         """
         queries = [query for query, _ in pairs_of(rollout)]
         prefixes = [self._prefix_of(query) for query in queries]
-        plain = tuple(
-            query.removeprefix(prefix) for query, prefix in zip(queries, prefixes, strict=True)
-        )
+        plain = tuple(map(str.removeprefix, queries, prefixes))
         log_odds = self.classifier(replace(rollout, query_texts=plain)).scores
         exact = {"dtype": torch.float64, "device": "cpu"}
         low, high = torch.tensor([self.targets[prefix] for prefix in prefixes], **exact).T

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl.batch import Rollout
 from trl.config.errors import refuse, shown
-from trl.evaluation.scores import failures_named, pairs_of, texts_of
+from trl.evaluation.scores import pairs_of, texts_of
 from trl.evaluation.sequence_model import SequenceModel
 from trl.scored import Scored
 
@@ -68,6 +68,7 @@ class RewardModelScorer(SequenceModel):
             fix = "set tokenizer.chat_template, or leave the setting out"
             refuse("chat_template", rule, repr(chat_template), fix)
         self.chat_template = has_template if chat_template is None else chat_template
+        self.add_special_tokens = not self.chat_template  # which writes them itself
 
     def __call__(self, pairs: Sequence[tuple[str, str]] | Rollout) -> Tensor | Scored:
         """Score pairs of query and response, or the rows of a rollout that has its texts.
@@ -79,19 +80,19 @@ class RewardModelScorer(SequenceModel):
             [B] scores, float32, on the CPU; of a rollout as a `Scored`.
         """
         if isinstance(pairs, Rollout):
-            with failures_named(type(self).__name__, pairs):
-                return Scored.of(self._scores(self._texts_of(pairs)), pairs)
+            return self._scored(pairs, self._texts_of)
         for row, pair in enumerate(pairs):
             if isinstance(pair, str) or [type(text) for text in pair] != [str, str]:
                 rule = "be a (query, response) pair of strings"
                 refuse(f"pairs[{row}]", rule, shown(pair), error=TypeError)
         if not self.chat_template:
-            return self._scores([query + response for query, response in pairs])
-        return self._scores([self._rendered([_said_by_user(q)], r) for q, r in pairs])
+            texts = ["".join(pair) for pair in pairs]
+        else:
+            texts = [self._rendered([_said_by_user(q)], r) for q, r in pairs]
+        return self._scores(self._logits(texts))
 
-    def _scores(self, texts: list[str]) -> Tensor:  # [B]
-        # A template writes the special tokens itself.
-        return self._logits(texts, add_special_tokens=not self.chat_template)[:, 0]
+    def _scores(self, logits: Tensor) -> Tensor:
+        return logits[:, 0]
 
     def _texts_of(self, rollout: Rollout) -> list[str]:
         """Return what the model reads of each row."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from transformers import (
 )
 
 from trl.anatomy import accepts, without_dropout
-from trl.batch import check_unicode
+from trl.batch import Rollout, check_unicode
 from trl.config import check_values
 from trl.config.errors import refuse
 from trl.config.types import Count
+from trl.evaluation.scores import failures_named
+from trl.scored import Scored
 
 __all__ = ["SequenceModel", "token_limit", "tokenize"]
 
@@ -83,20 +85,28 @@ class SequenceModel:
         self._keeping_the_end.truncation_side = "left"
         self._unpadded = self._padding_changes()
 
-    def _logits(
-        self, texts: list[str], *, keep_end: bool = True, add_special_tokens: bool = True
-    ) -> Tensor:
+    add_special_tokens = True
+    """False: texts have them already."""
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        """Return the scores [B] that logits [B, number of labels] give."""
+        raise NotImplementedError
+
+    def _scored(self, rollout: Rollout, texts_of: Callable[[Rollout], list[str]]) -> Scored:
+        """Score the texts of a rollout."""
+        with failures_named(type(self).__name__, rollout):
+            return Scored.of(self._scores(self._logits(texts_of(rollout))), rollout)
+
+    def _logits(self, texts: list[str], *, keep_end: bool = True) -> Tensor:
         """Return [B, number of labels] of B texts, of which too long ones lose their beginning.
 
         Args:
             texts: Any number.
             keep_end: False: they lose what the tokenizer's own side says.
-            add_special_tokens: False: they are there already.
         """
         tokenizer = self._keeping_the_end if keep_end else self.tokenizer
-        token_ids = tokenize(
-            tokenizer, texts, max_length=self.max_length, add_special_tokens=add_special_tokens
-        )
+        settings = {"max_length": self.max_length, "add_special_tokens": self.add_special_tokens}
+        token_ids = tokenize(tokenizer, texts, **settings)
         return self._logits_of(token_ids, self.batch_size, unpadded=self._unpadded)
 
     def _logits_of(self, token_ids: list[list[int]], size: int, *, unpadded: bool) -> Tensor:

@@ -24,8 +24,7 @@ from trl.config import check_values, closest
 from trl.config.errors import refuse
 from trl.config.types import Count, CountRange, Whole
 from trl.core import LengthSampler
-from trl.fit import check_ids, check_positions
-from trl.rollout.checks import check_end_ids, uncompiled
+from trl.fit import check_end_ids, check_ids, check_positions, uncompiled
 from trl.rollout.draw import random_dtype
 from trl.rollout.queries import Encoded, Queries, decode_pair, encode_queries
 from trl.rollout.sampling import Distribution, Record, write

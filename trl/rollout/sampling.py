@@ -20,8 +20,7 @@ from trl.config.errors import refuse
 from trl.config.section import section
 from trl.config.types import Count, Positive, PositiveShare, Whole
 from trl.core import at_least_fp32
-from trl.fit import check_ids, check_positions
-from trl.rollout.checks import check_end_ids, uncompiled
+from trl.fit import check_end_ids, check_ids, check_positions, uncompiled
 from trl.rollout.decoder import Decoder
 from trl.rollout.draw import draw_at, draw_from_logits, uniform
 from trl.rollout.stop import StopRule
