@@ -36,6 +36,7 @@ from trl.compute.precision import (
 from trl.compute.working_weights import WorkingWeights
 from trl.config import PPOConfig
 from trl.kernels.gradients import Gradients
+from trl.models.head import constant_weights
 from trl.models.reference import Reference, ReferenceKind, make_reference
 from trl.models.response import ResponseModel
 from trl.optimization.adam import gradient_norm, make_adam, trainable_weights
@@ -105,9 +106,6 @@ class Updater:
             return None
         if reference.model is None:
             reference.module = self.policy
-            if reference.kind == "shared-trunk":
-                layers = self.responder.trunk.reference_layers
-                self._working_reference = WorkingWeights(layers, self._low)
             return reference
         self._working_reference = WorkingWeights(reference.model, self._low)
         if reference.kind == "copy":
@@ -139,15 +137,17 @@ class Updater:
     @contextmanager
     def as_reference(self) -> Iterator[nn.Module]:
         """Yield what answers as the reference inside, in quick passes."""
-        other_weights = self.reference.kind == "adapter-at-start"
+        switches = self.reference.model is None  # its weights may have other numbers inside
         try:
             with self.reference.switched():
-                if other_weights:
+                if switches:
                     self._working.refresh()
-                with self._working_reference.in_use():
+                # A head that is trained is centred by a mean that changes from step to step.
+                apart = self.reference.kind == "shared-trunk"
+                with self._working_reference.in_use(), constant_weights(apart=apart):
                     yield self.reference.module
         finally:
-            if other_weights:
+            if switches:
                 self._working.refresh()
 
     # -- an update -------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ copy            a frozen copy of the policy
 adapters-off    the policy with its adapter (LoRA, …) switched off: one base in memory
 adapter-at-start  the policy with its adapter as it was at first: for one that is trained already,
                 or that changed its base when it was made (PiSSA, OLoRA)
-shared-trunk    the policy's frozen lower layers, with an own copy of those that are trained
+shared-trunk    the policy's frozen lower layers, with what is above them as it was at first
 none            no reference: only with a KL coefficient of 0
 a model         one of the user's
 """
@@ -124,13 +124,13 @@ def make_reference(
             fix = "load it with unfrozen_layers=..., or leave `ref_model` out"
             rule = f"go with a policy whose lower layers are frozen if it is {asked!r}"
             refuse("ref_model", rule, "one without", fix)
-        return Reference(asked, responder, switched=responder.trunk.reference)
-    if not adapter:
+    elif not adapter:
         fix = "load it with peft_config=..., or leave `ref_model` out"
         rule = f"go with a policy that has an adapter if it is {asked!r}"
         refuse("ref_model", rule, "a plain model", fix)
-    _check_base_frozen(policy)
-    if asked == "adapter-at-start":
+    else:
+        _check_base_frozen(policy)
+    if asked != "adapters-off":
         trained = [w for w in language_model(policy).parameters() if w.requires_grad]
         start = [(weight, weight.detach().clone()) for weight in trained]
         return Reference(asked, responder, switched=partial(_swapped, start))

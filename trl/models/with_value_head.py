@@ -170,7 +170,8 @@ class _LMWithValueHead(nn.Module):
                 value head, is then trained.
             is_trainable: Whether a saved adapter goes on being trained; must be left out with a
                 loaded model.
-            unfrozen_layers: Train the top k layers only; the reference shares the others.
+            unfrozen_layers: Train the top k layers and what comes after them (a final norm, a
+                head that is not tied); the reference shares what is below.
             allow_pickle: Also load weights from pickles (pytorch_model.bin).
             **kwargs: What transformers' `from_pretrained` takes: dtype, device_map,
                 attn_implementation, quantization_config, revision, ….
@@ -247,8 +248,9 @@ class CausalLMWithValueHead(_LMWithValueHead):
 
     Args:
         pretrained_model: A loaded model of transformers, or a `PeftModel` around one.
-        unfrozen_layers: Train the top k layers only; the reference shares the others.
-            None: train what requires a gradient.
+        unfrozen_layers: Train the top k layers and what comes after them (a final norm, a head
+            that is not tied); the reference shares what is below. None: train what requires a
+            gradient.
     """
 
 
