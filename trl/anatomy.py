@@ -138,10 +138,7 @@ def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def without_dropout(*models: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode; every module gets its own mode back.
-
-    transformers checkpoints activations in training mode only, so not inside of this.
-    """
+    """Run in evaluation mode; every module gets its own mode back."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     for model in models:
         model.eval()

@@ -7,9 +7,11 @@ import torch
 import torch.nn.utils.prune
 from peft import LoraConfig
 from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tests.families import CAUSAL, SEQ2SEQ, tiny_model
-from tests.models.policies import leave_to_autograd
+from tests.families import CAUSAL, SEQ2SEQ, VOCABULARY, tiny_config, tiny_model
+from tests.models.policies import leave_to_autograd, lora_config
 from tests.models.test_families import policy_of, ragged_rollout
 from tests.test_core import Allocations
 from trl.compute.gradients import kept_gradients
@@ -23,7 +25,7 @@ from trl.models import head as head_module
 from trl.models import quick_kernels
 from trl.models.head import LanguageHead, centred_weight, constant_weights
 from trl.models.response import ResponseModel
-from trl.models.with_value_head import CausalLMWithValueHead
+from trl.models.with_value_head import CausalLMWithValueHead, load_policy
 from trl.ppo import PPOTrainer
 
 
@@ -544,3 +546,84 @@ def test_what_rests_in_a_step_stays_as_it_is(settings):
         for name, change in found.items():
             assert (change > 0) == (name.startswith("v_head") == heads_move), name
     assert changes[0] == pytest.approx(changes[1], rel=1e-3, abs=1e-6)
+
+
+# --- layers that are computed again -------------------------------------------------------------
+
+
+def deep_llama(**how):
+    torch.manual_seed(0)
+    config = tiny_config("llama")
+    config.num_hidden_layers = 8
+    policy = load_policy(AutoModelForCausalLM.from_config(config).eval(), **how)
+    nn.init.normal_(policy.v_head.summary.weight, std=0.1)
+    return policy
+
+
+CHECKPOINTED = {
+    "all": deep_llama,
+    "LoRA": lambda: deep_llama(peft_config=lora_config()),
+    "the top": lambda: deep_llama(unfrozen_layers=6),
+    "GPT-2": lambda: policy_of("gpt2"),
+    "an encoder-decoder": lambda: policy_of("t5"),
+    "a mixture of experts": lambda: policy_of("mixtral"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "processes"),
+    [(kind, precision, "one") for kind in CHECKPOINTED for precision in ("fp32", "bf16")]
+    + [("all", "fp32", "many"), ("LoRA", "bf16", "many")],
+)
+def test_layers_that_are_computed_again_give_the_same_numbers_in_less_memory(
+    kind, precision, processes
+):
+    seen = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        policy = CHECKPOINTED[kind]()
+        if again:
+            policy.gradient_checkpointing_enable()
+        kept: dict[int, int] = {}
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        trainer = trainer_of(policy, quick=processes == "one", precision=precision)
+        own = {weight.untyped_storage().data_ptr() for weight in policy.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            gradients = gradients_of_a_step(trainer)
+        size = sum(size for place, size in kept.items() if place not in own)
+        if again:  # what goes into a layer, [3, 11, 32], is kept as an argument
+            layers = sum(isinstance(m, GradientCheckpointingLayer) for m in policy.modules())
+            size += 4 * 3 * 11 * 32 * layers
+        seen.append((gradients, size))
+        assert not any(module.training for module in policy.modules())
+        assert all("forward" not in vars(module) for module in policy.modules())
+    (expected, much), (found, little) = seen
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+    assert little < (0.5 if kind in ("all", "LoRA", "the top") else 0.9) * much
+
+
+def test_a_model_that_checkpoints_in_its_own_way_is_refused():
+    trainer = trainer_of(policy_of("llama"), quick=True)
+    trainer.model.language_model.model.gradient_checkpointing = True
+    with pytest.raises(ValueError, match="gradient checkpointing can compute again, got Llama"):
+        trainer.step(ragged_rollout(), torch.zeros(3))
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied", "a new head"])
+def test_weights_that_are_replaced_after_the_trainer_was_made_are_refused(kind):
+    policy = policy_of("gpt2" if kind == "tied" else "llama")
+    trainer = trainer_of(policy, quick=True)
+    before = trainer.step(ragged_rollout(), torch.tensor([1.0, -1.0, 0.5]))
+    if kind == "a new head":
+        policy.v_head = type(policy.v_head)(policy.config)
+    else:
+        policy.language_model.resize_token_embeddings(VOCABULARY + 3)
+    with pytest.raises(ValueError, match=r"keep the weights .* made with, got another `.*weight`"):
+        trainer.step(ragged_rollout(), torch.tensor([1.0, -1.0, 0.5]))
+    assert trainer.steps_done == 1
+    assert before["ppo/updates"] == 1

@@ -14,14 +14,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from trl.anatomy import instead
 from trl.batch import ResponseOutput
 from trl.compute.gradients import kept_gradients
 from trl.compute.memory import keep_freed_memory
@@ -35,11 +40,14 @@ from trl.compute.precision import (
 )
 from trl.compute.working_weights import WorkingWeights
 from trl.config import PPOConfig
+from trl.config.errors import refuse
 from trl.kernels.gradients import Gradients
 from trl.models.head import constant_weights
 from trl.models.reference import Reference, ReferenceKind, make_reference
 from trl.models.response import ResponseModel
 from trl.optimization.adam import gradient_norm, make_adam, trainable_weights
+
+_NO_DROPOUT = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 def make_updater(
@@ -97,6 +105,7 @@ class Updater:
         self._low = LOW_PRECISION.get(self.precision)
         self._working = WorkingWeights(self.model, self._low)
         self._sampling = self._stepped = False
+        self._shapes = {weight: weight.shape for weight in self.model.parameters()}
 
     def make_reference(self, ref_model: nn.Module | ReferenceKind | None) -> Reference | None:
         """Make the reference for the policy as it is now: see `trl.models.reference`."""
@@ -156,6 +165,12 @@ class Updater:
         """Find the weights that a step trains."""
         if self._sampling:
             raise RuntimeError("`step` must be called outside of `sampling()`: it changes weights.")
+        for name, weight in self.model.named_parameters():
+            if self._shapes.get(weight) != weight.shape:  # the optimiser knows the old one
+                fix = "resize it, add an adapter or a head before, and make a new trainer"
+                got = f"another `{name}` {list(weight.shape)}"
+                refuse("model", "keep the weights that the trainer was made with", got, fix)
+        self._recomputed = _recomputed_layers(self.responder.plain)
         self._at_rest, rest = at_rest, set(at_rest)
         # Anew for every step: a user may have frozen some weights since, or watch a gradient.
         trainable = trainable_weights(self.model, self.optimizer)
@@ -165,9 +180,21 @@ class Updater:
         """Begin an update: gradients count from zero."""
         self.gradients.start()
 
-    def one_pass(self, last: bool) -> AbstractContextManager[None]:
-        """Return a context for a pass forward and backward; `last` of its update or not."""
-        return nullcontext()
+    @contextmanager
+    def one_pass(self, last: bool) -> Iterator[None]:
+        """Run a pass forward and backward inside; `last` of its update or not.
+
+        Layers for which `gradient_checkpointing_enable` was called keep their input alone, and are
+        computed again going backward, with the same kernels. transformers itself does so in
+        training mode only, which has dropout.
+        """
+        with ExitStack() as stack:
+            if self._recomputed:
+                stack.enter_context(self.responder.quick.in_use())
+            for layer in self._recomputed:
+                again = partial(checkpoint, layer.forward, **_NO_DROPOUT)
+                stack.enter_context(instead(layer, again))
+            yield
 
     def backward(self, loss: Tensor, output: ResponseOutput) -> None:
         """Add the gradient of a pass, given its share of the loss and what the policy gave."""
@@ -212,9 +239,12 @@ class ManyProcesses(Updater):
         with self.gradients.collect():
             yield
 
-    def one_pass(self, last: bool) -> AbstractContextManager[None]:
+    @contextmanager
+    def one_pass(self, last: bool) -> Iterator[None]:
         """Processes exchange gradients in the last pass of an update."""
-        return nullcontext() if last else self.accelerator.no_sync(self.policy)
+        exchange = nullcontext() if last else self.accelerator.no_sync(self.policy)
+        with super().one_pass(last), exchange:
+            yield
 
     def backward(self, loss: Tensor, output: ResponseOutput) -> None:
         """Add the gradient of a pass; that of all weights, since all processes wait for it."""
@@ -270,3 +300,17 @@ class OneProcess(Updater):
         update_in_pieces(self.optimizer.optimizer, low, self._factor)
         self._working.refresh({one.weight for one in low})
         return applied
+
+
+def _recomputed_layers(plain: PreTrainedModel) -> list[nn.Module]:
+    """Return the layers for which gradient checkpointing is enabled.
+
+    Raises:
+        ValueError: if it is enabled for a model that has it in its own way.
+    """
+    enabled = [part for part in plain.modules() if getattr(part, "gradient_checkpointing", False)]
+    layers = [part for part in enabled if isinstance(part, GradientCheckpointingLayer)]
+    if enabled and not layers:
+        got, fix = type(plain).__name__, "call gradient_checkpointing_disable()"
+        refuse("model", "have layers that gradient checkpointing can compute again", got, fix)
+    return layers

@@ -141,6 +141,14 @@ class _LMWithValueHead(nn.Module):
         """Generate with the language model's own method."""
         return self.pretrained_model.generate(*args, **kwargs)
 
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Let training compute the layers again going backward, rather than keep all of them."""
+        self.language_model.activation_checkpointing_enable(**kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Let training keep what the layers computed."""
+        self.language_model.activation_checkpointing_disable()
+
     def detach_value_head(self) -> None:
         """Stop the value loss from reaching the language model."""
         self.v_head.detach_head = True
