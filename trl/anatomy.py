@@ -16,6 +16,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from trl.config.errors import refuse
 
+_FIXED_SCALINGS = ("linear", "yarn", "llama3")
+"""Those of rotary positions that do not depend on the length of a text, as "dynamic" does."""
+
 
 def language_model(model: nn.Module) -> PreTrainedModel:
     """Return the transformers model inside a value-head or PEFT wrapper; a plain one is itself.
@@ -63,6 +66,25 @@ def vocabulary_size(model: nn.Module) -> int:
     # tokens makes its weight anew at every look: the weight inside has the same rows.
     embedding = getattr(embedding, "original_module", embedding)
     return embedding.weight.shape[0]
+
+
+def position_limits(model: nn.Module) -> tuple[int | None, int | None]:
+    """Return how many positions a text may have, and beyond how many all of them change; or None.
+
+    Rotary positions that are scaled by a fixed factor reach that much further. LongRoPE (Phi-3)
+    takes other frequencies for all positions of a pass in which one text is longer than those that
+    the model was first trained on.
+    """
+    config = text_config(model)
+    most, border = getattr(config, "max_position_embeddings", None), None
+    rotary = getattr(config, "rope_parameters", None) or {}
+    for scaling in [rotary] if "rope_type" in rotary else rotary.values():  # some: one for each
+        original = scaling.get("original_max_position_embeddings", most)  # kind of layer
+        if scaling["rope_type"] == "longrope":
+            border = original
+        elif scaling["rope_type"] in _FIXED_SCALINGS and most is not None:
+            most = max(most, int(scaling["factor"] * original))
+    return most, border
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:

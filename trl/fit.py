@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trl.anatomy import is_encoder_decoder, language_model, text_config, vocabulary_size
+from trl.anatomy import is_encoder_decoder, language_model, position_limits, vocabulary_size
 from trl.config.errors import refuse
 
 
@@ -70,7 +70,7 @@ def check_positions(
         responses: [B], or the most that any may have.
         name: What errors call the queries.
     """
-    limit = getattr(text_config(model), "max_position_embeddings", None)
+    limit, border = position_limits(model)
     if limit is None:
         return
     queries = queries if isinstance(queries, Tensor) else torch.tensor(queries, device="cpu")
@@ -85,3 +85,12 @@ def check_positions(
             f"{int(queries[row])} {sign} {int(responses[row])} tokens in row {row} of `{name}`: "
             "shorten the query or the response."
         )
+    shortest, longest = int(queries.min()), int(needed.max())
+    if border is not None and shortest <= border < longest:
+        rule = f"all be longer than {border} tokens, or fit into as many with their responses"
+        got = f"a query of {shortest} and a row of {longest} tokens"
+        fix = (
+            "beyond them the model's LongRoPE has other frequencies for every row of a pass, so that "
+            "log-probs are not those recorded: shorten the responses, or leave out some queries"
+        )
+        refuse(name, rule, got, fix)

@@ -4,11 +4,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config
 
-from tests.families import CAUSAL, VOCABULARY, tiny_model
+from tests.conftest import ragged
+from tests.families import CAUSAL, VOCABULARY, tiny_config, tiny_model
 from tests.models.policies import lora_config, ragged_rollout, step, trainer_of
 from trl.anatomy import language_model
 from trl.models.checks import check_fits, check_left_padding
 from trl.models.with_value_head import CausalLMWithValueHead
+from trl.rollout.sampler import Sampler
 
 SHAPE = {
     "vocab_size": VOCABULARY,
@@ -154,3 +156,63 @@ def test_the_text_part_of_a_composite_model_is_looked_at():
     language_model(policy).config.text_config.max_position_embeddings = 7
     with pytest.raises(ValueError, match="must fit the model's 7 positions, got 7 . 1 tokens"):
         check_fits(policy, ragged_rollout())
+
+
+def with_rotary(family, scaling, **sizes):
+    config = tiny_config(family)
+    for name, value in sizes.items():
+        setattr(config, name, value)
+    config.rope_parameters = {"rope_theta": 10000.0} | scaling
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 6}
+LLAMA3 = YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "limit"),
+    [
+        ({"rope_type": "default"}, 10),
+        (DYNAMIC, 10),  # beyond, every token changes what was recorded of those before
+        (LINEAR, 20),
+        (YARN, 24),
+        (LLAMA3, 24),
+    ],
+)
+def test_scaled_positions_are_trained_as_far_as_they_reach(scaling, limit):
+    policy = CausalLMWithValueHead(with_rotary("llama", scaling, max_position_embeddings=10))
+    queries, responses = ragged([limit - 6, 2], 0, VOCABULARY), ragged([6, 3], 1, VOCABULARY)
+    rollout = Sampler(None, max_new_tokens=6, eos_token_id=None)(policy, queries)
+    trainer = trainer_of(policy, batch_size=2, minibatch_size=2)
+    assert trainer.step(rollout, [1.0, -1.0])["ppo/first_log_ratio"] < 1e-5
+    too_long = [torch.cat((queries[0], queries[0][:1])), queries[1]]
+    with pytest.raises(ValueError, match=f"must fit the model's {limit} positions, got"):
+        trainer.step(too_long, responses, [1.0, -1.0])
+
+
+@pytest.mark.parametrize(
+    ("queries", "fits"),
+    [([10, 2], True), ([11, 2], False), ([20, 16], False), ([20, 17], True), ([17, 20], True)],
+)
+def test_rows_on_both_sides_of_the_border_of_longrope_are_refused(queries, fits):
+    """What is recorded of the shorter ones would depend on what is beside them."""
+    scaling = {"rope_type": "longrope", "original_max_position_embeddings": 16}
+    scaling |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0}
+    plain = with_rotary("phi3", scaling, original_max_position_embeddings=16)
+    policy = CausalLMWithValueHead(plain)
+    queries, responses = ragged(queries, 0, VOCABULARY), ragged([6, 6], 1, VOCABULARY)
+    sampler = Sampler(None, max_new_tokens=6, eos_token_id=None)
+    trainer = trainer_of(policy, batch_size=2, minibatch_size=2)
+    if fits:
+        rollout = sampler(policy, queries)
+        assert trainer.step(rollout, [1.0, -1.0])["ppo/first_log_ratio"] < 1e-5
+        return
+    rule = "must all be longer than 16 tokens, or fit into as many with their responses, got a que"
+    with pytest.raises(ValueError, match=rule):
+        sampler(policy, queries)
+    with pytest.raises(ValueError, match=rule):
+        trainer.step(queries, responses, [1.0, -1.0])
