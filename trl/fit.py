@@ -90,7 +90,7 @@ def check_positions(
         rule = f"all be longer than {border} tokens, or fit into as many with their responses"
         got = f"a query of {shortest} and a row of {longest} tokens"
         fix = (
-            "beyond them the model's LongRoPE has other frequencies for every row of a pass, so that "
-            "log-probs are not those recorded: shorten the responses, or leave out some queries"
+            "beyond them the model's LongRoPE has other frequencies for all rows of a pass, and "
+            "recorded log-probs would be wrong: shorten the responses, or leave out some queries"
         )
         refuse(name, rule, got, fix)

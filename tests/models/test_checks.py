@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, Gemma3Config
 
 from tests.conftest import ragged
-from tests.families import CAUSAL, VOCABULARY, tiny_config, tiny_model
+from tests.families import CAUSAL, SEQ2SEQ, VOCABULARY, tiny_config, tiny_model
 from tests.models.policies import lora_config, ragged_rollout, step, trainer_of
 from trl.anatomy import language_model
-from trl.models.checks import check_fits, check_left_padding
-from trl.models.with_value_head import CausalLMWithValueHead
+from trl.models.checks import check_fits, check_left_padding, check_one_pass
+from trl.models.with_value_head import CausalLMWithValueHead, load_policy
 from trl.rollout.sampler import Sampler
 
 SHAPE = {
@@ -81,6 +81,98 @@ def test_families_without_left_padding_are_named(family):
     model = model_of(family, WITHOUT_LEFT_PADDING[family])
     with pytest.raises(ValueError, match=f"`{type(model).__name__}` must take rows that are padd"):
         check_left_padding(model)
+
+
+PROPHETNET = {
+    "init_std": 0.2,
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "num_encoder_attention_heads": 4,
+    "num_decoder_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "decoder_start_token_id": 2,
+}
+
+
+@pytest.mark.parametrize("family", [*CAUSAL, *SEQ2SEQ])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_families_that_read_token_by_token_as_at_once_pass(family, dtype):
+    check_one_pass(tiny_model(family).to(dtype))
+
+
+@pytest.mark.parametrize("family", ["bert", "prophetnet"])
+def test_families_that_look_at_what_follows_are_named(family):
+    if family == "bert":
+        model = model_of(family, SHAPE)
+    else:
+        config = AutoConfig.for_model(family, **PROPHETNET)
+        model = AutoModelForSeq2SeqLM.from_config(config).eval()
+    with pytest.raises(
+        ValueError, match=f"`{type(model).__name__}` must predict .*what follows a token"
+    ):
+        trainer_of(load_policy(model))
+    if family == "bert":
+        with pytest.raises(
+            ValueError, match="`BertLMHeadModel` must predict .*what follows a token"
+        ):
+            trainer_of(load_policy(tiny_model("gpt2")), model)
+
+
+def test_a_cache_that_is_wrong_is_named(monkeypatch):
+    """As that of MiniMax is, to whoever leaves the positions to it."""
+    model = tiny_model("llama")
+    attend = model.model.layers[1].self_attn.forward
+
+    def forward(hidden_states, **kwargs):
+        if hidden_states.shape[1] == 1:
+            kwargs["past_key_values"] = None
+            kwargs["attention_mask"] = None
+        return attend(hidden_states, **kwargs)
+
+    monkeypatch.setattr(model.model.layers[1].self_attn, "forward", forward)
+    with pytest.raises(ValueError, match="`LlamaForCausalLM` must predict .* its cache changes"):
+        trainer_of(load_policy(model))
+
+
+class Quantizer:
+    """What transformers keeps beside a quantised model."""
+
+    def __init__(self, is_trainable, is_qat_trainable=False):
+        self.is_trainable, self.is_qat_trainable = is_trainable, is_qat_trainable
+
+
+@pytest.mark.parametrize(
+    ("quantized", "adapter", "quantizer", "message"),
+    [
+        (True, False, Quantizer(True), r"not be quantised .*bitsandbytes.*peft_config=LoraConfig"),
+        (True, False, Quantizer(False), r"not be quantised .*peft_config=LoraConfig"),
+        (True, False, None, r"not be quantised .*peft_config=LoraConfig"),
+        (True, True, Quantizer(False), r"not be quantised .*nor an adapter"),
+        (True, True, Quantizer(True), None),
+        (True, False, Quantizer(False, True), None),
+        (False, False, None, None),  # a GGUF file, whose numbers become float32
+    ],
+)
+def test_a_quantised_model_is_trained_by_an_adapter(quantized, adapter, quantizer, message):
+    plain = tiny_model("llama")
+    plain.is_quantized, plain.quantization_method = quantized, "bitsandbytes"
+    if quantizer is not None:
+        plain.hf_quantizer = quantizer
+    how = {"peft_config": lora_config()} if adapter else {}
+    policy = load_policy(plain, **how)
+    if message is None:
+        trainer_of(policy)
+        return
+    with pytest.raises(ValueError, match=f"`model` must {message}"):
+        trainer_of(policy)
+    trainer_of(load_policy(tiny_model("llama")), plain)  # as the reference it may be
+    plain.requires_grad_(False)
+    if not adapter:  # the value head alone
+        trainer_of(policy)
 
 
 def test_the_trainer_refuses_them_as_policy_and_as_reference():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from trl.anatomy import (
+    accepts,
     keep_hidden_states,
     language_model,
     low_precision_of,
@@ -21,8 +24,9 @@ from trl.fit import check_ids, check_positions
 from trl.models.response import ResponseModel
 
 # How far the hidden states of a token may be, in relation to their size, from those of the same
-# token beside padding: rounding is far below, attending to padding or counting it far above.
-_PADDING_TOLERANCE, _PADDING_TOLERANCE_LOW = 5e-3, 0.1
+# token beside padding, or read by itself: rounding is far below, attending to padding or counting
+# it far above.
+_TOLERANCE, _TOLERANCE_LOW = 5e-3, 0.1
 
 
 def check_policy(model: nn.Module, name: str) -> None:
@@ -40,10 +44,33 @@ def check_policy(model: nn.Module, name: str) -> None:
         if weight.is_meta:
             got = f"`{key}` on the meta device"
             refuse(name, "hold weights", got, "load the model with from_pretrained(...) first")
-        if weight.requires_grad and name == "model" and weight.dtype != torch.float32:
+        if name != "model" or not weight.requires_grad:
+            continue
+        if weight.dtype != torch.float32:
             got = f"`{key}` of {weight.dtype}, where small updates vanish"
             fix = "load it with dtype=torch.float32 and set precision='bf16' to be fast"
             refuse(name, "be trained in float32", got, fix)
+    if name == "model":
+        _check_quantized(model)
+
+
+def _check_quantized(model: nn.Module) -> None:
+    """Raise if a model's matrices are quantised and something of it is to be trained all the same.
+
+    It would be embeddings, norms and head, unless the quantisation is made for training.
+    """
+    plain, adapter = language_model(model), hasattr(model, "pretrained_model")
+    adapter = adapter and hasattr(model.pretrained_model, "get_base_model")
+    quantizer = getattr(plain, "hf_quantizer", None)
+    made_for_it = getattr(quantizer, "is_trainable" if adapter else "is_qat_trainable", False)
+    trained = any(weight.requires_grad for weight in plain.parameters())
+    if getattr(plain, "is_quantized", False) and trained and not made_for_it:
+        method = getattr(plain, "quantization_method", None)
+        got = f"{getattr(method, 'value', method)}, whose matrices nothing trains"
+        fix = "load it with peft_config=LoraConfig(...), or without quantization_config"
+        if adapter:
+            got, fix = f"{got}, nor an adapter on them", "quantise with bitsandbytes, say"
+        refuse("model", "not be quantised where it is trained", got, fix)
 
 
 def check_models(model: nn.Module, ref_model: Any) -> None:
@@ -68,8 +95,9 @@ def check_models(model: nn.Module, ref_model: Any) -> None:
         if sizes[0] != sizes[1]:
             got = f"{sizes[0]} and {sizes[1]} tokens"
             refuse("model` and `ref_model", "have the same vocabulary", got)
-        check_left_padding(language_model(ref_model))
-    check_left_padding(language_model(model))
+    for each in (model, *([ref_model] if isinstance(ref_model, nn.Module) else [])):
+        check_one_pass(language_model(each))
+        check_left_padding(language_model(each))
 
 
 def check_finite(name: str, logprobs: Tensor) -> None:
@@ -121,36 +149,19 @@ def check_left_padding(plain: PreTrainedModel) -> None:
         return
     tokens = (torch.arange(15) * 7 + 3) % vocabulary_size(plain)
     short, long = tokens[:6], tokens[6:]
-    responder = ResponseModel(plain)
     rollout = Rollout.from_lists([short[:-1], long[:-1]], [short[-1:], long[-1:]])
-    alone = {"input_ids": short[None].to(plain.device), "use_cache": False}
-    expected = _hidden_states(plain, plain, **alone)[0, :-1]  # the last predicts nothing
+
+    def alone() -> Tensor:
+        return _run(plain, plain, input_ids=short[None].to(plain.device), use_cache=False)[0]
+
+    expected = alone()[0, :-1]  # the last predicts nothing
     try:
-        padded = _hidden_states(plain, responder, rollout.to(plain.device))[0, 1 - len(short) :]
+        padded, _ = _run(plain, ResponseModel(plain), rollout.to(plain.device))
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise _no_left_padding(plain, f"it fails: {error}") from error
-    exact = all(weight.dtype == torch.float32 for weight in plain.parameters())
-    allowed = _PADDING_TOLERANCE if exact else _PADDING_TOLERANCE_LOW
-    gap = _relative_gap(padded, expected, exact)
-    if gap > allowed:
-        again = _hidden_states(plain, plain, **alone)[0, :-1]
-        if _relative_gap(again, expected, exact) <= allowed:  # else noise hides what padding does
-            raise _no_left_padding(plain, f"its hidden states change by {gap:.1%}")
-
-
-@torch.no_grad()
-def _hidden_states(plain: PreTrainedModel, run: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-    """Return the last hidden states [B, T, d] while `run`, the model or a wrapper, computes."""
-    with without_dropout(plain), keep_hidden_states(plain) as kept, low_precision_of(plain):
-        run(*args, **kwargs)
-    return kept.hidden.float()
-
-
-def _relative_gap(states: Tensor, expected: Tensor, exact: bool) -> float:
-    """Return how far the states [T, d] are from the expected ones, in relation to their size."""
-    gap = (states - expected).norm(dim=-1) / expected.norm(dim=-1)
-    # At low precision a token may go to another expert than when alone: the others still tell.
-    return float(gap.max() if exact else gap.median())
+    gap = _gap(plain, padded[0, 1 - len(short) :], expected, lambda: alone()[0, :-1])
+    if gap:
+        raise _no_left_padding(plain, f"its hidden states change by {gap:.1%}")
 
 
 def _no_left_padding(plain: PreTrainedModel, symptom: str) -> ValueError:
@@ -159,6 +170,91 @@ def _no_left_padding(plain: PreTrainedModel, symptom: str) -> ValueError:
         f"mask and positions counted from the first real token, but {symptom}: its log-probs "
         "would be wrong. Use a model of another family."
     )
+
+
+def check_one_pass(plain: PreTrainedModel) -> None:
+    """Raise unless a pass over a text gives what reading it token by token gives.
+
+    A response is written token by token, with a cache, and scored by a single pass. Some families
+    look at what follows a token, and the caches of some are wrong; a few tokens show it.
+
+    Args:
+        plain: A language model of transformers, see `language_model`.
+
+    Raises:
+        ValueError: if hidden states or logits differ by more than rounding.
+    """
+    tokens = ((torch.arange(6, device=plain.device) * 7 + 3) % vocabulary_size(plain))[None]
+    columns, given = {"input_ids": tokens}, {}
+    if plain.config.is_encoder_decoder:
+        with torch.no_grad(), without_dropout(plain), low_precision_of(plain):
+            given["encoder_outputs"] = plain.get_encoder()(input_ids=tokens)
+        columns = {"decoder_input_ids": tokens}
+    elif accepts(plain, "position_ids"):
+        columns["position_ids"] = torch.arange(6, device=plain.device)[None]
+
+    def predicted(hidden: Tensor, output: Any) -> Tensor:
+        # ProphetNet's hidden states are those of a text that is read at once, but not its logits.
+        return torch.cat([normalize(x[0].float(), dim=-1) for x in (hidden, output.logits)], dim=-1)
+
+    def at_once() -> Tensor:
+        return predicted(*_run(plain, plain, **given, **columns, use_cache=False))
+
+    whole, caches = at_once(), {}
+    symptoms = ("what follows a token changes that", "its cache changes that")
+    for symptom, seen in zip(symptoms, (slice(0, 4), slice(4, 5)), strict=True):
+        part = {name: column[:, seen] for name, column in columns.items()}
+        try:
+            found = _run(plain, plain, **given, **caches, **part, use_cache=True)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            return  # it takes no cache, or more than that: who samples with it says so
+        gap = _gap(plain, predicted(*found), whole[seen], lambda seen=seen: at_once()[seen])
+        if gap:
+            raise ValueError(
+                f"`{type(plain).__name__}` must predict the same whether a text is read at once or "
+                f"token by token, but {symptom} by {gap:.1%}: the log-probs of responses would be "
+                "wrong. Use a model of another family."
+            )
+        kinds = ("past_key_values", "cache_params")
+        caches = {kind: found[1][kind] for kind in kinds if found[1].get(kind) is not None}
+        if not caches:
+            return
+
+
+@torch.no_grad()
+def _run(plain: PreTrainedModel, run: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+    """Return the last hidden states [B, T, d] while `run`, the model or a wrapper, computes, and
+    what it returns.
+    """
+    with without_dropout(plain), keep_hidden_states(plain) as kept, low_precision_of(plain):
+        output = run(*args, **kwargs)
+    return kept.hidden.float(), output
+
+
+def _gap(
+    plain: PreTrainedModel, found: Tensor, expected: Tensor, again: Callable[[], Tensor]
+) -> float:
+    """Return how far the states [T, d] are from the expected ones, in relation to their size.
+
+    Args:
+        plain: Whose they are.
+        found: Those to look at.
+        expected: What they should be.
+        again: Computes these once more: noise hides what else makes a difference.
+
+    Returns:
+        0 if it is not more than rounding or noise.
+    """
+    exact = all(weight.dtype == torch.float32 for weight in plain.parameters())
+
+    def relative(states: Tensor) -> float:
+        gap = (states - expected).norm(dim=-1) / expected.norm(dim=-1)
+        # At low precision a token may go to another expert than when alone: the others still tell.
+        return float(gap.max() if exact else gap.median())
+
+    allowed = _TOLERANCE if exact else _TOLERANCE_LOW
+    gap = relative(found)
+    return gap if gap > allowed and relative(again()) <= allowed else 0.0
 
 
 def check_fits(model: nn.Module, rollout: Rollout) -> None:
