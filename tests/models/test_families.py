@@ -2,10 +2,16 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+)
 
 from tests.conftest import ragged
-from tests.families import CAUSAL, SEQ2SEQ, VOCABULARY, tiny_model
+from tests.families import CAUSAL, SEQ2SEQ, VOCABULARY, tiny_config, tiny_model
+from tests.models.policies import lora_config
 from trl.anatomy import response_start
 from trl.batch import Rollout
 from trl.compute.passes import with_trunk_states
@@ -194,3 +200,41 @@ def test_a_model_whose_decoder_makes_the_logits_is_refused_when_it_is_wrapped():
     model = AutoModelForSeq2SeqLM.from_config(config)
     with pytest.raises(TypeError, match="decoder apart from its language head, got FSMT"):
         Seq2SeqLMWithValueHead(model)
+
+
+def of_text_and_images(family):
+    """A model that transformers counts among those that read images, and not the causal ones."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16}
+    text = tiny_config("qwen2" if family == "qwen2_5_vl" else "llama").to_dict()
+    if family == "qwen2_5_vl":
+        text["rope_parameters"] |= {"rope_type": "default", "mrope_section": [1, 1, 2]}
+        text["model_type"] = "qwen2_5_vl_text"
+        eyes = sizes | {"depth": 1, "num_heads": 2, "out_hidden_size": 32}
+        tokens = {"image_token_id": 60, "video_token_id": 59}
+        tokens |= {"vision_start_token_id": 58, "vision_end_token_id": 57}
+    else:
+        eyes = sizes | {"model_type": "clip_vision_model", "num_hidden_layers": 1}
+        eyes |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+        tokens = {"image_token_index": 60}
+    config = AutoConfig.for_model(family, text_config=text, vision_config=eyes, **tokens)
+    torch.manual_seed(0)
+    return AutoModelForImageTextToText.from_config(config).eval()
+
+
+@pytest.mark.parametrize("how", ["all", "the top", "LoRA"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
+def test_the_text_of_a_model_that_reads_images_trains_saves_and_loads(family, how, tmp_path):
+    of_text_and_images(family).save_pretrained(tmp_path / "base")
+    changes = {"all": {}, "the top": {"unfrozen_layers": 1}}
+    changes |= {"LoRA": {"peft_config": lora_config(target_modules=["q_proj", "v_proj"])}}
+    policy = CausalLMWithValueHead.from_pretrained(tmp_path / "base", **changes[how])
+    before = [weight.clone() for weight in policy.parameters()]
+    trainer = PPOTrainer(policy, batch_size=3, minibatch_size=3, precision="fp32")
+    trainer.step(ragged_rollout(), [1.0, -1.0, 0.5])
+    assert any(not torch.equal(*pair) for pair in zip(before, policy.parameters(), strict=True))
+    policy.save_pretrained(tmp_path / "policy")
+    again = CausalLMWithValueHead.from_pretrained(tmp_path / "policy")
+    assert type(again.language_model) is type(policy.language_model)
+    tokens = torch.arange(12).view(2, 6)
+    assert torch.equal(policy(tokens).logits, again(tokens).logits)
+    assert torch.equal(policy(tokens).value, again(tokens).value)

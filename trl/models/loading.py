@@ -11,6 +11,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     PretrainedConfig,
 )
@@ -105,7 +106,11 @@ def _auto_class(source: Source, kwargs: dict[str, Any]) -> Any:
     if not isinstance(config, PretrainedConfig):
         code = {key: kwargs[key] for key in ("trust_remote_code", "code_revision") if key in kwargs}
         config = AutoConfig.from_pretrained(config or source.name, **code, **source.hub)
-    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    # Some that read images too (Qwen2.5-VL, Llava) are no causal models to transformers.
+    known = [auto._model_mapping for auto in (kind, AutoModelForImageTextToText)]
+    of_images = type(config) not in known[0] and type(config) in known[1]
+    return AutoModelForImageTextToText if of_images else kind
 
 
 @contextmanager
