@@ -41,7 +41,9 @@ from trl.models.adapters import check_enabled
 from trl.models.checks import check_device, check_finite, check_fits, check_models
 from trl.models.reference import ReferenceKind
 from trl.models.response import ResponseModel
+from trl.optimization.adam import set_rate
 from trl.optimization.algorithms import Counts, compose, kl_kind
+from trl.optimization.auto_rate import AutoRate
 from trl.optimization.clock import Clock
 from trl.optimization.inputs import Pretraining, pretraining_rollout, rollout_and_scores
 from trl.optimization.kl import AdaptiveKLController, FixedKLController
@@ -57,6 +59,7 @@ from trl.optimization.settings import resolve_config
 from trl.optimization.state import check_state, load_optimizer_state, optimizer_state
 from trl.optimization.statistics import step_statistics, totals
 from trl.optimization.update import PassStats, Update
+from trl.optimization.value_pretraining import ValuePretraining
 
 __all__ = ["AdaptiveKLController", "FixedKLController", "PPOConfig", "PPOTrainer"]
 
@@ -86,6 +89,8 @@ class PPOTrainer:
         config: The settings in force.
         algorithm: What the settings make of it; another `Algorithm` may take its place.
         kl_ctl: The KL controller; its `.value` is the coefficient β of the next step.
+        auto_rate: Sets the rate of updates with learning_rate="auto"; else None.
+        way_factor: Factor on the way of a step then, √target: what a schedule changes.
         steps_done: Steps so far.
         accelerator: Owns device, precision and processes.
         optimizer: The optimiser.
@@ -136,7 +141,10 @@ class PPOTrainer:
             if config.adaptive_kl
             else FixedKLController(config.init_kl_coef)
         )
+        self.auto_rate = AutoRate.of(config)
+        self.way_factor = 1.0
         self.score_moments = RunningMoments()
+        self.value_pretraining = ValuePretraining(config.value_pretraining)
         self.steps_done = 0
         self.clock = Clock()
         self.shuffle = torch.Generator().manual_seed(config.seed)
@@ -154,7 +162,8 @@ class PPOTrainer:
     @property
     def warming_up(self) -> bool:
         """Whether the step at hand, or the next, trains the values alone."""
-        return self.algorithm.critic and self.steps_done < self.config.value_warmup_steps
+        first = self.steps_done < self.config.value_warmup_steps
+        return self.algorithm.critic and (first or not self.value_pretraining.over)
 
     def step(
         self,
@@ -215,10 +224,12 @@ class PPOTrainer:
         )
         if self.reference and not self.warming_up:  # β steers a policy that moves
             self.kl_ctl.update(stats["objective/kl"], len(scores) * self.accelerator.num_processes)
+        if self.warming_up:
+            self.value_pretraining.count(stats["ppo/val/var_explained"])
         self.score_moments = moments
         self.steps_done += 1
         clock.lap("calc_stats")
-        return stats | clock.stats()
+        return stats | (self.auto_rate.stats() if self.auto_rate else {}) | clock.stats()
 
     def autocast(self) -> torch.autocast:
         """Return a context in which models compute at the trainer's precision, as for sampling."""
@@ -335,6 +346,10 @@ class PPOTrainer:
         self, rollout: Rollout, targets: Targets, texts: Sequence[Rollout], updates: list[Update]
     ) -> None:
         """Add each update to the list once it is made."""
+        limit, auto = self.config.max_approxkl, None if self.warming_up else self.auto_rate
+        if auto:
+            most = self.config.ppo_epochs * -(-len(rollout) // self._update_rows)
+            auto.begin(most, self.way_factor)
         for _ in range(self.config.ppo_epochs):
             squares = tokens = 0.0
             for rows in self._minibatches(rollout):
@@ -344,13 +359,26 @@ class PPOTrainer:
                     check_first_ratio(update.means["policy/abs_log_ratio"], self.precision)
                 squares += update.means["policy/approxkl"] * update.tokens
                 tokens += update.tokens
-                limit = self.config.max_approxkl
                 too_far = limit is not None and squares / tokens > limit
+                if auto:
+                    set_rate(self.optimizer, auto.measured(update.means["policy/approxkl"]))
+                    too_far |= auto.too_far
                 with self.clock.part("optimizer"):
                     self._apply(update, stop=too_far)
                 updates.append(update)
+                if auto and update.applied:
+                    auto.applied()
                 if too_far:
                     return
+        if auto and len(updates) == 1:  # no later update has measured what it did
+            set_rate(self.optimizer, auto.measured(self._approxkl(rollout, targets)))
+
+    def _approxkl(self, rollout: Rollout, targets: Targets) -> float:
+        """Return ½·mean((log π − log π_old)²) over the tokens of all processes."""
+        new, mask = self.forward_pass(self.policy, rollout), rollout.response_mask
+        squares = torch.where(mask, (new.logprobs - targets.old_logprobs).square(), 0.0)
+        total, tokens = self.accelerator.reduce(torch.stack([squares.sum(), mask.sum()]))
+        return float(0.5 * total / tokens)
 
     def _minibatches(self, rollout: Rollout) -> Iterator[Tensor]:
         """Yield the shuffled rows of each update; the last may be smaller.
@@ -466,6 +494,8 @@ class PPOTrainer:
             "steps_done": self.steps_done,
             "kl_controller": self.kl_ctl.state_dict(),
             "score_moments": self.score_moments.state_dict(),
+            "auto_rate": self.auto_rate and self.auto_rate.state_dict(),
+            "value_pretraining": self.value_pretraining.state_dict(),
             "shuffle": self.shuffle.get_state(),
             "optimizer": optimizer_state(self.optimizer),
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -478,11 +508,15 @@ class PPOTrainer:
             ValueError: if it is not the state of such a trainer; nothing has changed then.
         """
         scaler = self.accelerator.scaler
-        check_state(state, self.optimizer, scaled=scaler is not None)
+        scaled, auto = scaler is not None, self.auto_rate is not None
+        check_state(state, self.optimizer, scaled=scaled, auto=auto)
         load_optimizer_state(self.optimizer, state["optimizer"])
         self.steps_done = state["steps_done"]
         self.kl_ctl.load_state_dict(state["kl_controller"])
         self.score_moments.load_state_dict(state["score_moments"])
+        self.value_pretraining.load_state_dict(state["value_pretraining"])
+        if self.auto_rate:
+            self.auto_rate.load_state_dict(state["auto_rate"])
         self.shuffle.set_state(state["shuffle"].cpu())
         if scaler is not None:
             scaler.load_state_dict(state["scaler"])

@@ -71,7 +71,7 @@ def test_a_policy_that_does_not_move_makes_it_grow_to_its_bound():
     for _ in range(10):
         step(rate, moves=0.0)
     assert rate.rate == 1e-2
-    assert rate.at_bound == 1.0
+    assert rate.stats()["ppo/auto_rate/at_bound"] == 1.0
 
 
 def test_the_lowest_rate_holds_and_is_told():
@@ -79,7 +79,7 @@ def test_the_lowest_rate_holds_and_is_told():
     for _ in range(10):
         used, _ = step(rate, moves=1e9)
     assert used == [1e-7]  # and each step ends once it went too far
-    assert rate.at_bound == -1.0
+    assert rate.stats()["ppo/auto_rate/at_bound"] == -1.0
 
 
 def test_too_far_is_twice_the_way():

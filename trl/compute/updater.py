@@ -73,7 +73,9 @@ def make_updater(
     responder = ResponseModel(model, config.temperature)
     policy = accelerator.prepare_model(responder)
     trainable = trainable_weights(model, optimizer)
-    optimizer = accelerator.prepare_optimizer(optimizer or make_adam(trainable, config))
+    optimizer = accelerator.prepare_optimizer(
+        optimizer or make_adam(trainable, config, model.v_head.parameters())
+    )
     kind = OneProcess if policy is responder else ManyProcesses
     return kind(responder, policy, optimizer, accelerator, trainable)
 

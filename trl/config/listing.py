@@ -31,13 +31,15 @@ def paths(cls: Any) -> tuple[Setting, ...]:
 
     A section is there by what is in it; an optional one, and a list, by itself too.
     """
-    return tuple(_settings(cls, ""))
+    return tuple(_settings(cls, "", None))
 
 
-def _settings(cls: Any, prefix: str) -> Iterator[Setting]:
+def _settings(cls: Any, prefix: str, instance: Any) -> Iterator[Setting]:
+    """Yield those of a dataclass; defaults are those of the instance, where there is one."""
     for name, kind in kinds_of(cls).items():
         field = cls.__pydantic_fields__[name]
         default = field.get_default(call_default_factory=True)
+        default = getattr(instance, name, default)
         inner, path = section_in(kind), f"{prefix}{name}"
         many = inner is not None and bare(kind) is not inner
         if inner is None or many or is_optional(kind):
@@ -46,4 +48,5 @@ def _settings(cls: Any, prefix: str) -> Iterator[Setting]:
             text = field.description or ""
             yield Setting(path, words(kind), default, text, bare(kind) is bool)
         if inner is not None:
-            yield from _settings(inner, f"{path}.N." if many else f"{path}.")
+            whole = default if isinstance(default, inner) else None
+            yield from _settings(inner, f"{path}.N." if many else f"{path}.", whole)

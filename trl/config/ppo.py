@@ -6,7 +6,7 @@ imports torch, so that a configuration can be read, checked and printed in a mom
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,17 @@ from pydantic import Field
 from trl.config.algorithms import FACTS, AlgorithmName
 from trl.config.errors import OLD_SPELLINGS, refuse
 from trl.config.section import Contradiction, section
-from trl.config.types import AboveOne, Count, NotNegative, Positive, PositiveShare, Share, Whole
+from trl.config.types import (
+    AboveOne,
+    Count,
+    NotNegative,
+    Positive,
+    PositiveRange,
+    PositiveShare,
+    Rate,
+    Share,
+    Whole,
+)
 
 
 @section
@@ -40,8 +50,18 @@ class PPOConfig:
     """Bound c > 1 on the loss of a bad token that became likelier: −c·advantage (3 in the paper);
     None: no bound."""
 
-    learning_rate: Annotated[float, Field(gt=0, le=100)] = 1.41e-5
-    """Step size of Adam: it moves every weight by about as much."""
+    learning_rate: Rate = 1.41e-5
+    """Step size of Adam: it moves every weight by about as much. auto: the rate that makes the
+    policy go as far in each step as `auto_approxkl` says; a schedule then scales that way."""
+    auto_approxkl: Positive = 0.01
+    """With learning_rate="auto": what ½·mean((log π − log π_old)²) is to be at the end of a step.
+    A step whose updates go beyond four times as much leaves out the others."""
+    auto_initial_rate: Positive = 3e-5
+    """Where "auto" begins; the first update is a hundred times smaller, and measured."""
+    auto_rate_bounds: PositiveRange = (1e-8, 1e-2)
+    """Lowest and highest rate that "auto" may take."""
+    value_learning_rate: Positive | None = None
+    """Step size of the value head, if it is to have one of its own; None: `learning_rate`."""
     adam_eps: Annotated[float, Field(ge=1e-30)] = 1e-8
     """Adam's ε. Ziegler et al. use 1e-5, which makes the first updates several times smaller; of
     less than 1e-30 float32 makes 0, and divides by it."""
@@ -80,6 +100,9 @@ class PPOConfig:
     """Weight of the entropy bonus."""
     value_warmup_steps: Whole = 0
     """In the first so many steps train the value head alone; the policy and β stay as they are."""
+    value_pretraining: Whole = 0
+    """At first, on responses of the untuned policy, train the value head alone for as long as the
+    explained variance of the returns rises, and for so many steps at most."""
     pretraining_coef: NotNegative = 0.0
     """Weight of −log π, mean per token, of texts from the trainer's `pretraining` (InstructGPT's
     PPO-ptx)."""
@@ -154,6 +177,12 @@ class PPOConfig:
         return cls(**settings)
 
     @classmethod
+    def that_learns(cls, **kwargs: Any) -> PPOConfig:
+        """Build a config as `from_kwargs` does, over `learning_defaults` for what is not given."""
+        given = {OLD_SPELLINGS.get(name, name): value for name, value in kwargs.items()}
+        return cls.from_kwargs(**learning_defaults(given) | kwargs)
+
+    @classmethod
     def known_names(cls) -> list[str]:
         """Return every name that `from_kwargs` accepts."""
         return [entry.name for entry in fields(cls)] + list(OLD_SPELLINGS)
@@ -168,10 +197,13 @@ class PPOConfig:
         named, facts = f"with algorithm={self.algorithm!r}", FACTS[self.algorithm]
         if self.whiten_rewards and not facts.critic:
             yield "whiten_rewards", f"be False {named}, which has no critic", "use scale_scores"
-        if self.value_warmup_steps and not facts.critic:
-            yield "value_warmup_steps", f"be 0 {named}, which trains no values"
-        if self.value_warmup_steps and facts.critic and self.vf_coef == 0:
-            yield "vf_coef", "be > 0 with value_warmup_steps", "nothing is trained"
+        for name in ("value_warmup_steps", "value_pretraining"):
+            if getattr(self, name) and not facts.critic:
+                yield name, f"be 0 {named}, which trains no values"
+            if getattr(self, name) and facts.critic and self.vf_coef == 0:
+                yield "vf_coef", f"be > 0 with {name}", "nothing is trained"
+        if self.value_learning_rate is not None and not facts.critic:
+            yield "value_learning_rate", f"be None {named}, which trains no values"
         if self.gamma != 1 and facts.groups:
             yield "gamma", f"be 1 {named}, whose advantages are of whole responses"
         if (self.kl_in or facts.kl_in) == "loss" and self.kl_estimator == "k1":
@@ -188,6 +220,33 @@ class PPOConfig:
             yield "missing_eos_penalty", "be given with missing_eos_replaces=True"
         if self.pretraining_rows is not None and self.pretraining_coef == 0:
             yield "pretraining_coef", f"be > 0 with pretraining_rows={self.pretraining_rows}"
+
+
+def group_size(algorithm: str) -> int:
+    """Return how many responses to each prompt an algorithm has, unless told otherwise."""
+    return 4 if algorithm in FACTS and FACTS[algorithm].groups else 1
+
+
+def learning_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `trl.train` and recipes take for settings that are not given.
+
+    `PPOTrainer` by hand keeps the defaults of 2020, which were those for GPT-2 on film reviews;
+    these were chosen by what they teach other models: see docs/defaults.md.
+    """
+    facts = FACTS.get(given.get("algorithm", "ppo"), FACTS["ppo"])
+    defaults: dict[str, Any] = {
+        "learning_rate": "auto",
+        "batch_size": 32,
+        "ppo_epochs": 1,
+        "adaptive_kl": False,
+    }
+    if facts.groups:  # scores are already compared with each other
+        defaults |= {"init_kl_coef": 0.05}
+    else:
+        defaults |= {"scale_scores": True, "init_kl_coef": 0.15}
+    if facts.critic and given.get("learning_rate", "auto") == "auto":
+        defaults["value_learning_rate"] = 1e-3
+    return {name: value for name, value in defaults.items() if name not in given}
 
 
 def sampling_contradictions(

@@ -131,6 +131,8 @@ def build(
         except ValueError as error:
             found.append(str(error))
     tree = _meant(cls, tree)
+    if hasattr(cls, "completed"):
+        tree = cls.completed(tree)
     try:
         instance = TypeAdapter(cls).validate_json(json.dumps(tree))
     except ValidationError as error:

@@ -16,11 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import field, replace
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from trl.config.ppo import PPOConfig, sampling_contradictions
+from trl.config.ppo import (
+    PPOConfig,
+    group_size,
+    learning_defaults,
+    sampling_contradictions,
+)
 from trl.config.section import Contradiction, section
 from trl.config.types import (
     Count,
@@ -313,7 +318,7 @@ class Recipe:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: Scorers = (RewardConfig(),)
     """The scorers."""
-    ppo: PPOConfig = field(default_factory=PPOConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig.that_learns)
     steps: Count | None = None
     """Steps, each on `ppo.batch_size` responses. None: as `episodes` says, else 100."""
     episodes: Count | None = None
@@ -333,6 +338,16 @@ class Recipe:
     """Folder for where the time went: a table, and traces of two steps; None: not looked at."""
     quiet: bool = False
     """Show nothing but errors."""
+
+    @classmethod
+    def completed(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        """Return what a file and flags say, with what learns for settings that they leave open."""
+        ppo, sampling = tree.get("ppo", {}), tree.get("sampling", {})
+        if not isinstance(ppo, dict) or not isinstance(sampling, dict):
+            return tree  # which is refused
+        ppo = learning_defaults(ppo) | ppo
+        size = group_size(str(ppo.get("algorithm", "ppo")))
+        return tree | {"ppo": ppo, "sampling": {"group_size": size} | sampling}
 
     @property
     def total_steps(self) -> int:

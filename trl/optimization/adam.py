@@ -55,12 +55,35 @@ def gradient_norm(gradients: Sequence[Tensor]) -> float:
     return float(norm(torch.stack([norm(of_rows).to(device) for of_rows in rows])))
 
 
-def make_adam(weights: list[nn.Parameter], config: PPOConfig) -> torch.optim.Optimizer:
-    """Return Adam over `weights`, with one kernel for all of them where there is one."""
+def make_adam(
+    weights: list[nn.Parameter], config: PPOConfig, head: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """Return Adam over `weights`, with one kernel for all of them where there is one.
+
+    Args:
+        weights: What is trained.
+        config: Of the rates, ε, and the kind of Adam.
+        head: The value head's, a group of their own if they have a rate of their own.
+    """
+    auto, own = config.learning_rate == "auto", config.value_learning_rate
+    rate = config.auto_initial_rate if auto else config.learning_rate
+    apart = set() if own is None else set(head)
+    policy = [weight for weight in weights if weight not in apart]
+    values = [weight for weight in weights if weight in apart]
+    groups: list[dict[str, Any]] = [{"params": policy, "lr": rate}] if policy else []
+    if values:
+        groups.append({"params": values, "lr": own, "of_values": True})
     if config.tf_adam:
-        return TensorFlowAdam(weights, lr=config.learning_rate, eps=config.adam_eps)
+        return TensorFlowAdam(groups, eps=config.adam_eps)
     fused = all(weight.device.type in ("cpu", "cuda", "mps") for weight in weights)
-    return torch.optim.Adam(weights, lr=config.learning_rate, eps=config.adam_eps, fused=fused)
+    return torch.optim.Adam(groups, eps=config.adam_eps, fused=fused)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of all weights but those of values with a rate of their own."""
+    for group in optimizer.param_groups:
+        if not group.get("of_values"):
+            group["lr"] = rate
 
 
 class TensorFlowAdam(torch.optim.Optimizer):

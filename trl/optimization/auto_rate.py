@@ -13,6 +13,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from trl.config import PPOConfig
+
 FIRST = 0.01
 """Share of the initial rate in the very first update: Adam's first moves every weight by the whole
 rate, and what that does is not known yet."""
@@ -57,6 +59,13 @@ class AutoRate:
     lowest: float
     highest: float
 
+    @classmethod
+    def of(cls, config: PPOConfig) -> AutoRate | None:
+        """Return the one that settings ask for; None: the rate is a number."""
+        if config.learning_rate != "auto":
+            return None
+        return cls(config.auto_approxkl, config.auto_initial_rate, *config.auto_rate_bounds)
+
     def __post_init__(self) -> None:
         self.rate = min(max(FIRST * self.initial, self.lowest), self.highest)
         """Of the next update."""
@@ -70,8 +79,8 @@ class AutoRate:
         self._distance = self._sum = 0.0
         self._applied = 0
 
-    def measured(self, approxkl: float) -> None:
-        """Set the rate of the next update, given approxkl [nats] before it."""
+    def measured(self, approxkl: float) -> float:
+        """Set and return the rate of the next update, given approxkl [nats] before it."""
         if self._floor is None:
             self._floor = approxkl
         if self._applied:
@@ -79,22 +88,23 @@ class AutoRate:
             self._moved = KEEP * self._moved + self._distance**2
             self._spent = KEEP * self._spent + self._sum**2
         elif not self._moved:
-            return  # the first update of all, or again after one that was not applied
+            return self.rate  # the first update of all, or again after one that was left out
         share = (self._way - self._distance) / max(self._updates - self._applied, 1)
         share = max(share, LEAST_WAY * self._way / self._updates)
         most, least = GROW * self.rate, self.rate / GROW
         wanted = share * math.sqrt(self._spent / self._moved) if self._moved else most
         self.rate = min(max(wanted, least, self.lowest), most, self.highest)
+        return self.rate
 
     @property
     def too_far(self) -> bool:
         """Whether what is left of the step's updates is to be left out."""
         return self._distance > TOO_FAR * self._way
 
-    @property
-    def at_bound(self) -> float:
-        """−1.0 or 1.0 if the lowest or highest rate is in force, else 0.0."""
-        return float(self.rate >= self.highest) - float(self.rate <= self.lowest)
+    def stats(self) -> dict[str, float]:
+        """Return the figures of a step: its target of approxkl, and whether a bound is in force."""
+        at_bound = float(self.rate >= self.highest) - float(self.rate <= self.lowest)
+        return {"ppo/auto_rate/target": self._way**2, "ppo/auto_rate/at_bound": at_bound}
 
     def applied(self) -> None:
         """Count an update at the present rate."""

@@ -28,13 +28,14 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {"kind": _kind(optimizer), "shapes": _shapes(optimizer), "state": on_cpu}
 
 
-def check_state(state: Any, optimizer: torch.optim.Optimizer, *, scaled: bool) -> None:
+def check_state(state: Any, optimizer: torch.optim.Optimizer, *, scaled: bool, auto: bool) -> None:
     """Raise a ValueError unless it is the state of a trainer with such an optimiser.
 
     Args:
         state: What is to be loaded, of any type.
         optimizer: Of the trainer.
         scaled: Whether the trainer scales gradients, as at fp16.
+        auto: Whether its learning rate is "auto".
     """
     if not isinstance(state, Mapping) or set(state) != set(_PARTS):
         got = str(sorted(state)) if isinstance(state, Mapping) else type(state).__name__
@@ -47,6 +48,9 @@ def check_state(state: Any, optimizer: torch.optim.Optimizer, *, scaled: bool) -
     if scaled != (state["scaler"] is not None):
         rule = "be of the same precision as the trainer, and one of them is fp16, the other is not"
         refuse("state", rule, fix="set `precision` as in the run that is resumed")
+    if auto != (state["auto_rate"] is not None):
+        rule = 'be of the same kind of learning rate as the trainer, and one of them is "auto"'
+        refuse("state", rule, fix="set `learning_rate` as in the run that is resumed")
     _check_optimizer(optimizer, state["optimizer"])
 
 
@@ -54,6 +58,16 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
     "steps_done": lambda part: type(part) is int and part >= 0,
     "kl_controller": lambda part: FixedKLController(part["value"]).value >= 0,
     "score_moments": lambda part: RunningMoments().load_state_dict(part) is None,
+    "auto_rate": lambda part: (
+        part is None
+        or (
+            set(part) == {"rate", "moved", "spent"}
+            and all(0 <= x < math.inf for x in part.values())
+        )
+    ),
+    "value_pretraining": lambda part: (
+        set(part) == {"done", "best", "stale"} and min(part["done"], part["stale"]) >= 0
+    ),
     "shuffle": lambda part: bool(torch.Generator().set_state(part.cpu())),
     "optimizer": lambda part: (
         set(part) == {"kind", "shapes", "state"} and {"state", "param_groups"} <= set(part["state"])

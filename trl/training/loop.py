@@ -129,7 +129,8 @@ class Loop:
 
     def _step(self) -> Row:
         trainer, profile, started = self.trainer, self.profile, time.perf_counter()
-        prompts, rate = self._next_prompts(), self._set_learning_rate()
+        prompts = self._next_prompts()
+        self._set_learning_rate()
         rollout, scored, sampled = self._rollout_and_scores(prompts)
         evaluated = time.perf_counter()
         stats = trainer.step(rollout, scored)
@@ -151,7 +152,7 @@ class Loop:
             "reward/std": gathered.std(correction=0).item(),
             **(own if self.processes == 1 else mean_of_each(gather_object([own]))),
             **figures,
-            "learning_rate": rate,
+            "learning_rate": float(trainer.optimizer.param_groups[0]["lr"]),
             "time/rollout": sampled - started,
             "time/evaluation": evaluated - sampled,
             "time/optimisation": ended - evaluated,
@@ -178,12 +179,14 @@ class Loop:
             with around("scorer"):
                 return *overlap.result(), sampled
 
-    def _set_learning_rate(self) -> float:
-        """Set the learning rate of this step, and return that of the first group of weights."""
-        groups = self.trainer.optimizer.param_groups
-        for group, rate in zip(groups, self.rates, strict=True) if self.schedule else ():
-            group["lr"] = rate * self.schedule(self.steps_done)
-        return float(groups[0]["lr"])
+    def _set_learning_rate(self) -> None:
+        """Set the learning rate of this step; of "auto", how far it is to go."""
+        if self.schedule is None:
+            return
+        factor = self.trainer.way_factor = self.schedule(self.steps_done)
+        for group, rate in zip(self.trainer.optimizer.param_groups, self.rates, strict=True):
+            if group.get("of_values") or not self.trainer.auto_rate:
+                group["lr"] = rate * factor
 
     def _next_prompts(self) -> list[Any]:
         """Return this process's share of the next batch."""

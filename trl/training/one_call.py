@@ -22,6 +22,7 @@ from trl.anatomy import language_model
 from trl.compute.precision import make_accelerator
 from trl.config import PPOConfig, closest
 from trl.config.errors import refuse
+from trl.config.ppo import group_size
 from trl.config.recipe import (
     CheckpointConfig,
     DataConfig,
@@ -94,14 +95,16 @@ def train(
             `trl.evaluation`.
         steps: PPO steps, each on `batch_size` responses.
         tokenizer: The policy's. None: the one beside the model.
-        config: Settings of PPO. None: the defaults, changed by `ppo_params`.
+        config: Settings of PPO, taken whole. None: what learns on most models (docs/defaults.md:
+            a learning rate that sets itself, 32 responses a step), changed by `ppo_params`.
         ref_model: See `PPOTrainer`.
         peft_config: Train an adapter (`peft.LoraConfig` and others) rather than the model.
         unfrozen_layers: Train the top k layers only.
         on_step: Called as on_step(step, row) after each step, step counting from 1; stops the
             training if it returns what counts as true.
         max_new_tokens: Most tokens of a response, or (shortest, longest) for a random limit.
-        decay_learning_rate: Let the learning rate fall linearly to 0.
+        decay_learning_rate: Let the learning rate fall linearly to 0; of "auto", the way that the
+            policy goes in a step.
         parts: Write each batch in so many parts, and score one while the next is written: for a
             reward that waits for a server.
         held_out: Prompts that are not trained on, to measure on: figures `held_out/…` of a row.
@@ -142,7 +145,11 @@ def train(
     With `out`, the step that is under way at Ctrl-C is finished, and a checkpoint written, first.
     """
     _check_arguments(on_step, ppo_params, sampler_kwargs, out, resume)
-    config, scorer = resolve_config(config, ppo_params), as_scorer(reward)
+    if config is None:
+        config = PPOConfig.that_learns(**ppo_params)
+    else:
+        config = resolve_config(config, ppo_params)
+    scorer = as_scorer(reward)
     measured = [] if held_out is None else checked_prompts(held_out, "held_out")
     split = PromptSplit(checked_prompts(prompts), measured)
     first, _ = prompts_apart(split.train[:1])
@@ -161,7 +168,8 @@ def train(
             recipe,
             prompts=lambda tokenizer, policy: split,
             scorer=scorer,
-            sampling={"max_new_tokens": max_new_tokens} | dict(sampler_kwargs or {}),
+            sampling={"max_new_tokens": max_new_tokens, "group_size": group_size(config.algorithm)}
+            | dict(sampler_kwargs or {}),
             seed=config.seed,
             ref_model=ref_model,
             tokenizer=tokenizer,
