@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl.optimization.auto_rate import FIRST, GROW, LEAST_WAY, TOO_FAR, AutoRate
+from trl.optimization.auto_rate import FIRST, GROW, KEEP, LEAST_WAY, TOO_FAR, AutoRate
 
 
 def made(target=0.01, initial=3e-5, lowest=1e-8, highest=1e-2):
@@ -39,7 +39,7 @@ def test_worked_by_hand():
     assert rate.rate == pytest.approx(3e-5)
     rate.applied()
     rate.measured(1e-6 + 0.06**2)  # 4e-5 have moved by 0.06
-    c = math.sqrt((0.8 * 0.02**2 + 0.06**2) / (0.8 * 1e-5**2 + 4e-5**2))
+    c = math.sqrt((KEEP * 0.02**2 + 0.06**2) / (KEEP * 1e-5**2 + 4e-5**2))
     assert rate.rate == pytest.approx(0.14 / 2 / c)
 
 

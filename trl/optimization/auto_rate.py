@@ -20,7 +20,7 @@ FIRST = 0.01
 rate, and what that does is not known yet."""
 GROW = 4.0
 """Most that a rate changes by from one update to the next."""
-KEEP = 0.8
+KEEP = 0.5
 """Weight of a measurement beside that of the next one."""
 LEAST_WAY = 0.1
 """An update goes at least so much of an even share of its step's way."""
