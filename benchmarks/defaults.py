@@ -10,10 +10,10 @@ reward and `steps`; the prompts of chat models are chats. Its result is a line o
 results/defaults.jsonl: figures of each step, of 64 held-out prompts before and after, samples. A
 killed script goes on at the first cell without a line.
 
-Rewards: `json`, is the answer the JSON object that was asked for (0 to 1); `polite`, courtesy words
-and about 15 words; `sentiment`, log-odds of a film-review classifier; `length`, nearness to 12
-words. Models come from examples/real_models/get.py; the classifier of the chat model is all-MiniLM
-fine-tuned by the recipe imdb-classifier-minilm into the same cache.
+Rewards: `json` and `polite` are those of the recipes json-object and chat-reward; `sentiment`, the
+log-odds of a film-review classifier; `length`, nearness to 12 words. Models come from
+examples/real_models/get.py; the classifier of the chat model is all-MiniLM, trained as the recipe
+imdb-classifier says, with `--out ~/.cache/trl/models/minilm-imdb`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
-import re
+import runpy
 import subprocess
 import sys
 import time
@@ -53,120 +52,24 @@ KEPT = (
 
 # -- what is asked, and what is rewarded -----------------------------------------------------------
 
-NOUNS = re.findall(
-    r"\w+",
-    """
-    apple, river, city, teacher, dog, car, book, planet, song, bridge, doctor, garden, computer,
-    mountain, coffee, bird, student, house, train, flower, film, king, castle, garage, robot,
-    island, ship, tree, phone, market
-""",
-)
-KEYS = re.findall(
-    r"\w+",
-    """
-    name, age, color, size, price, weight, height, type, origin, year, owner, speed, title,
-    author, count, city, country, rating, date, place
-""",
-)
-QUESTIONS = (
-    "How do I boil an egg?",
-    "Why is the sky blue?",
-    "What should I read next?",
-    "How do I learn to swim?",
-    "Where is Norway?",
-    "What is a good name for a cat?",
-    "How do I fix a flat tire?",
-    "What is inflation?",
-    "How can I sleep better?",
-    "Who wrote Hamlet?",
-    "What is a prime number?",
-    "How does a magnet work?",
-    "What should I cook tonight?",
-    "How do I start running?",
-    "What is photosynthesis?",
-    "Why do cats purr?",
-    "How tall is Mount Everest?",
-    "How do I save money?",
-    "What is a metaphor?",
-    "How do planes fly?",
-    "What is the best way to travel?",
-    "How do I write a letter?",
-    "What is a black hole?",
-    "Why do leaves change colour?",
-    "How do I plant tomatoes?",
-    "What causes rain?",
-    "How do I clean a window?",
-    "What is democracy?",
-    "How do I make tea?",
-    "Why do we dream?",
-    "What is gravity?",
-    "How do I learn the guitar?",
-    "What is a computer virus?",
-    "Where do penguins live?",
-    "How do I tie a tie?",
-    "What is yoga?",
-    "Why is exercise good?",
-    "How old is the universe?",
-    "What is a vitamin?",
-    "How do I paint a wall?",
-)
-OPENERS = (
-    "",
-    "Please tell me: ",
-    "A short question. ",
-    "Hello! ",
-    "I would like to know: ",
-    "Quick: ",
-    "My friend asks: ",
-    "For school: ",
-)
-COURTESY = ("please", "thank", "happy", "glad", "welcome", "sorry", "hope", "kind")
+RECIPES = HERE.parent / "recipes"
+STORY_OPENINGS = [
+    f"{opening} {who} {what}"
+    for opening in ("Once upon a time,", "One day,", "There was", "In a small town,")
+    for who in ("a boy", "a girl", "a dog", "a cat", "a bird", "an old man", "a fish", "a bear")
+    for what in ("named", "who", "that", "went", "had", "saw", "wanted", "was")
+]
 
 
-def json_prompts() -> list[str]:
-    draw = random.Random(0)
-    asked = dict.fromkeys((draw.choice(NOUNS), *draw.sample(KEYS, 2)) for _ in range(620))
-    return [f'Give me a JSON object with the keys "{a}" and "{b}" for a {n}.' for n, a, b in asked]
+def of_recipe(prompts: str, reward: str) -> tuple[list[str], Callable[..., Any]]:
+    """The prompts and the reward of a recipe."""
+    texts = (RECIPES / f"{prompts}-prompts.txt").read_text().splitlines()
+    return texts, runpy.run_path(str(RECIPES / "rewards.py"))[reward]
 
 
-def json_reward(pairs: list[tuple[str, str]]) -> list[float]:
-    """1 for an object with the two keys; parts of it for a beginning, the keys, an object."""
-
-    def one(query: str, response: str) -> float:
-        keys = re.findall(r'"(\w+)"', query)
-        answer = response.strip()
-        reward = 0.2 * answer.startswith("{") + 0.2 * all(f'"{key}"' in answer for key in keys)
-        try:
-            read = json.loads(answer)
-        except ValueError:
-            return reward
-        if not isinstance(read, dict):
-            return reward
-        return 1.0 if set(read) == set(keys) else reward + 0.3
-
-    return [one(*pair) for pair in pairs]
-
-
-def questions() -> list[str]:
-    texts = [opener + question for opener in OPENERS for question in QUESTIONS]
-    random.Random(0).shuffle(texts)
-    return texts
-
-
-def polite_reward(pairs: list[tuple[str, str]]) -> list[float]:
-    """Up to two courtesy words, less the distance from 15 words, of which 15 cost 1."""
-
-    def one(response: str) -> float:
-        words = response.lower().split()
-        courtesy = sum(word.startswith(COURTESY) for word in words)
-        return min(2, courtesy) - abs(len(words) - 15) / 15
-
-    return [one(response) for _, response in pairs]
-
-
-def length_reward(pairs: list[tuple[str, str]]) -> list[float]:
+def words_from_12(completions: list[str]) -> list[float]:
     """Less the distance from 12 words, of which 12 cost 1."""
-    return [-abs(len(response.split()) - 12) / 12 for _, response in pairs]
+    return [-abs(len(text.split()) - 12) / 12 for text in completions]
 
 
 # -- cells -----------------------------------------------------------------------------------------
@@ -232,35 +135,24 @@ def model_of(cell: Cell) -> Any:
     }
 
 
-def task_of(cell: Cell) -> tuple[list[Any], Callable[..., Any]]:
+def task_of(cell: Cell) -> tuple[list[Any], Any]:
     """Prompts and reward."""
     from trl import starter
-    from trl.evaluation import ClassifierScorer, FunctionScorer
+    from trl.evaluation import ClassifierScorer
 
-    def scorer(function: Callable[..., Any]) -> FunctionScorer:
-        return FunctionScorer(function, on="pairs", name=cell.task)
-
-    if cell.task == "sentiment":
-        small = cell.model == "starter"
-        judge = starter.CLASSIFIER if small else MODELS / "minilm-imdb" / "classifier"
-        prompts = starter.prompts("train")[: 600 + HELD_OUT]
-        if not small:
-            prompts = [f'Continue this film review: "{text}' for text in prompts]
-        output = "logit" if small else "log_odds"
-        return prompts, ClassifierScorer(str(judge), label="POSITIVE", output=output)
     if cell.task == "json":
-        return json_prompts(), scorer(json_reward)
+        return of_recipe("json-object", "json_object")
     if cell.task == "polite":
-        return questions(), scorer(polite_reward)
-    return STORY_OPENINGS, scorer(length_reward)
-
-
-STORY_OPENINGS = [
-    f"{opening} {who} {what}"
-    for opening in ("Once upon a time,", "One day,", "There was", "In a small town,")
-    for who in ("a boy", "a girl", "a dog", "a cat", "a bird", "an old man", "a fish", "a bear")
-    for what in ("named", "who", "that", "went", "had", "saw", "wanted", "was")
-]
+        return of_recipe("chat-reward", "polite_and_short")
+    if cell.task == "length":
+        return STORY_OPENINGS, words_from_12
+    small = cell.model == "starter"
+    prompts = starter.prompts("train")[: 600 + HELD_OUT]
+    if small:
+        return prompts, ClassifierScorer(str(starter.CLASSIFIER), label="POSITIVE")
+    prompts = [f'Continue this film review: "{text}' for text in prompts]
+    judge = MODELS / "minilm-imdb" / "classifier"
+    return prompts, ClassifierScorer(str(judge), label="POSITIVE", output="log_odds")
 
 
 def settings_of(cell: Cell) -> dict[str, Any]:
