@@ -21,8 +21,6 @@ MOST_POINTS = 400
 MOST_BANDS = 3
 """With more runs than this, bands would hide each other."""
 BINS = 24
-SMALL = 0.6
-"""Height of a panel below the main one."""
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 NOT_SCORERS = {f"reward/{name}" for name in ("mean", "std", "median", "min", "max")}
@@ -57,8 +55,6 @@ class Panel:
     """The axis of y reaches down to this at least."""
     bottom: float | None = None
     """The axis of y reaches down to this at most."""
-    height: float = 1.0
-    """As compared with the other panels of the chart."""
     curves: Sequence[Curve] = ()
 
 
@@ -189,9 +185,7 @@ def by_scorer(chart: Chart, runs: Sequence[Run]) -> Chart | None:
     """Fill a chart with the parts of the score, if there are several."""
     there = dict.fromkeys(key for run in runs for row in run.metrics for key in row)
     keys = [key for key in there if key.startswith("reward/") and key not in NOT_SCORERS]
-    panels = [
-        Panel(key.removeprefix("reward/"), key, f"held_out/{key}", height=SMALL) for key in keys
-    ]
+    panels = [Panel(key.removeprefix("reward/"), key, f"held_out/{key}") for key in keys]
     return by_part(replace(chart, panels=panels), runs, "score") if len(keys) > 1 else None
 
 
@@ -232,7 +226,7 @@ def spread_of_scores(chart: Chart, runs: Sequence[Run]) -> Chart | None:
             for style, (step, word) in enumerate(when.items())
         ]
         unit = "responses, %" if len(runs) == 1 else run.name
-        panels.append(Panel(unit, floor=0, height=1.0 if len(runs) == 1 else SMALL, curves=curves))
+        panels.append(Panel(unit, floor=0, curves=curves))
     return replace(chart, panels=panels)
 
 
@@ -248,7 +242,7 @@ CHARTS = {
         "log π − log π_ref, on average; it cannot stay below 0 if sampling and scoring agree.",
         [
             Panel("nats per response", "objective/kl", "held_out/kl", floor=0),
-            Panel("coefficient", "objective/kl_coef", floor=0, height=SMALL),
+            Panel("coefficient", "objective/kl_coef", floor=0),
         ],
     ),
     "reward-against-kl": Chart(
@@ -280,7 +274,7 @@ CHARTS = {
         "Tokens of a response, and the share of responses that ended by themselves.",
         [
             Panel("tokens", "response/length", "held_out/length", floor=0),
-            Panel("ended, %", "response/ended", scale=100, floor=0, height=SMALL),
+            Panel("ended, %", "response/ended", scale=100, floor=0),
         ],
     ),
     "diversity": Chart(
@@ -294,7 +288,7 @@ CHARTS = {
         "approximate KL between the policy before and after the update.",
         [
             Panel("clipped, %", "ppo/policy/clipfrac", scale=100, floor=0),
-            Panel("approx. KL, nats", "ppo/policy/approxkl", floor=0, height=SMALL),
+            Panel("approx. KL, nats", "ppo/policy/approxkl", floor=0),
         ],
     ),
     "explained-variance": Chart(
@@ -321,7 +315,7 @@ CHARTS = {
     "time": Chart(
         "Time of a step",
         "Seconds of each phase.",
-        [Panel(phase, f"time/{phase}", floor=0, height=SMALL) for phase in PHASES],
+        [Panel(phase, f"time/{phase}", floor=0) for phase in PHASES],
         fill=partial(by_part, unit="seconds"),
     ),
     "throughput": Chart(

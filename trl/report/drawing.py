@@ -19,13 +19,7 @@ from trl.report.charts import Chart, Curve, Panel
 INK, FAINT, GRID, PAPER = "#2b2f36", "#6b7280", "#e3e6ea", "#fffffe"
 SERIES = ("#0b6bb8", "#d9560b", "#00906b", "#a8519a", "#b98300", "#3a9fd8")
 """Colours on white after Okabe and Ito, which the colour-blind tell apart."""
-DASHES: tuple[tuple[float, ...], ...] = (
-    (),
-    (5, 2),
-    (1.2, 1.8),
-    (6, 2, 1.2, 2),
-    (3, 1.5, 1.2, 1.5, 1.2, 1.5),
-)
+DASHES = [(), (5.0, 2.0), (1.2, 1.8), (6.0, 2.0, 1.2, 2.0), (3.0, 1.5, 1.2, 1.5, 1.2, 1.5)]
 """Line styles; their number and that of the colours share no factor, so 30 runs differ."""
 PAGE_COLOURS = {INK: "--ink", FAINT: "--faint", GRID: "--grid", PAPER: "--card"} | {
     colour: f"--s{number}" for number, colour in enumerate(SERIES)
@@ -67,6 +61,7 @@ def draw(
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
     from matplotlib.transforms import Bbox
 
     # The salt makes the ids in the SVG other ones in each chart.
@@ -74,17 +69,19 @@ def draw(
         matplotlib.rc_context(STYLE | {"svg.hashsalt": png.stem}),
         warnings.catch_warnings(action="ignore"),  # signs that the font lacks, too large numbers
     ):
-        height = max(2.1, 0.7 * len(chart.panels)) + TOP + BOTTOM
+        height = max(2.1, 0.8 * len(chart.panels)) + TOP + BOTTOM
         figure = Figure((WIDTH, height), dpi=200)
         figure.subplots_adjust(
             LEFT / WIDTH, BOTTOM / height, 1 - RIGHT / WIDTH, 1 - TOP / height, hspace=0.2
         )
-        heights = [panel.height for panel in chart.panels]
-        all_axes = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)
-        all_axes = all_axes[:, 0]
+        all_axes = figure.subplots(len(chart.panels), sharex=True, squeeze=False)[:, 0]
         for axes, panel in zip(all_axes, chart.panels, strict=True):
-            _draw_panel(axes, panel, whole_steps=chart.x_label == "step")
-        all_axes[-1].set_xlabel(chart.x_label)
+            _draw_panel(axes, panel)
+            ticks = 6 if len(all_axes) == 1 else 4
+            axes.yaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
+        if chart.x_label == "step":  # whole ones; all panels have the same axis
+            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+        axes.set_xlabel(chart.x_label)
         svg = io.StringIO()
         figure.savefig(svg, format="svg")
         places = [_place(axes, 72 * WIDTH, 72 * height) for axes in all_axes]
@@ -118,9 +115,7 @@ def _place(axes: Any, width: float, height: float) -> dict[str, list[float]]:
     }
 
 
-def _draw_panel(axes: Any, panel: Panel, *, whole_steps: bool) -> None:
-    from matplotlib.ticker import MaxNLocator
-
+def _draw_panel(axes: Any, panel: Panel) -> None:
     for curve in panel.curves:
         _draw_curve(axes, curve)
     low, high = axes.get_ylim()
@@ -129,10 +124,6 @@ def _draw_panel(axes: Any, panel: Panel, *, whole_steps: bool) -> None:
     if panel.bottom is not None:
         low, high = max(low, panel.bottom), max(high, panel.bottom + 0.1)
     axes.set_ylim(low, high + 0.03 * (high - low))
-    if whole_steps:
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
-    ticks = 6 if panel.height > 0.7 else 3
-    axes.yaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
     axes.set_ylabel(_legend_name(panel.unit))
     axes.yaxis.set_label_coords(-0.5 / (WIDTH - LEFT - RIGHT), 0.5)
 

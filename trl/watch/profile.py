@@ -50,7 +50,8 @@ PHASES = {
 }
 """What the parts of a step are called in the files, and in the table."""
 
-WARM_UP, TRACED = 1, (2, 3)
+FIRST_KINDS = {1: "warm-up", 2: "traced", 3: "traced"}
+"""What the first steps are for; all others are timed."""
 PEAK_SECONDS = 0.2
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -290,7 +291,7 @@ class Profile:
     def step(self) -> Iterator[None]:
         """Measure the step that runs inside; one that fails leaves no trace."""
         number = self.steps + 1
-        kind = "warm-up" if number == WARM_UP else "traced" if number in TRACED else "timed"
+        kind = FIRST_KINDS.get(number, "timed")
         self._seconds, self._flops, self._tokens = Counter(), {}, 0
         self.trainer.clock.around = self.phase
         try:
