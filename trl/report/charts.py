@@ -159,9 +159,9 @@ def _curves(panel: Panel, run: Run, runs: Sequence[Run]) -> Iterator[Curve]:
         y = panel.scale * np.array(values)
         _, spreads = series([row for row in run.metrics if panel.key in row], panel.spread)
         with_band = len(spreads) == len(values) and len(runs) <= MOST_BANDS
-        band = [thin(y - spreads), thin(y + spreads)] if with_band else []
+        low, high = (thin(y - spreads), thin(y + spreads)) if with_band else (None, None)
         label = "training batch" if alone else run.name
-        yield Curve(label, run.number, run.number, thin(steps), thin(y), *band)
+        yield Curve(label, run.number, run.number, thin(steps), thin(y), low, high)
     steps, values = series(run.metrics, panel.held_out)
     if steps:
         label, style = ("held-out prompts", 1) if alone else (run.name, run.number)

@@ -137,16 +137,15 @@ class Trackers:
         finite = {name: values[np.isfinite(values)] for name, values in known.items()}
         if left_out := {n for n in known if finite[n].size < known[n].size} - self._left_out:
             self._left_out |= left_out
-            names = ", ".join(f"`{name}`" for name in sorted(left_out))
-            what = f"the trackers get no NaN and no infinity, which are left out of {names}"
-            warnings.warn(f"{what}, now and later", stacklevel=2)
-        figures = {
-            tracked_name(name): values if known[name].ndim else values.item()
-            for name, values in finite.items()
-            if values.size
+            what = "the trackers get no NaN and no infinity, which are left out of "
+            warnings.warn(what + ", ".join(f"`{name}`" for name in sorted(left_out)), stacklevel=2)
+        there = {name: values for name, values in finite.items() if values.size}
+        numbers = {
+            tracked_name(n): values.item() for n, values in there.items() if not known[n].ndim
         }
-        if figures:
-            self._each(lambda tracker: _send_figures(tracker, figures, step))
+        arrays = {tracked_name(n): values for n, values in there.items() if known[n].ndim}
+        if there:
+            self._each(lambda tracker: _send_figures(tracker, numbers, arrays, step))
 
     def log_samples(self, samples: Iterable[Mapping[str, Any]], step: int) -> None:
         """Send some samples, as a table where the tracker has such a thing, else as text.
@@ -229,19 +228,18 @@ class Trackers:
             tracker.log({"config": f"```json\n{settings}\n```"}, step=0)
 
 
-def _send_figures(tracker: Any, figures: Mapping[str, Any], step: int) -> None:
-    """Send numbers, and arrays of finite numbers where the tracker has histograms."""
-    numbers = {name: value for name, value in figures.items() if isinstance(value, float)}
-    arrays = {name: value for name, value in figures.items() if name not in numbers}
+def _send_figures(
+    tracker: Any, numbers: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]], step: int
+) -> None:
+    """Send numbers, and histograms of arrays where the tracker has such a thing."""
     if tracker.name == "wandb":
         import wandb
 
-        numbers |= {name: wandb.Histogram(values) for name, values in arrays.items()}
+        numbers = numbers | {name: wandb.Histogram(values) for name, values in arrays.items()}
     if numbers:
         tracker.log(numbers, step=step)
-    if tracker.name == "tensorboard":
-        for name, values in arrays.items():
-            tracker.writer.add_histogram(name, values, step)
+    for name, values in arrays.items() if tracker.name == "tensorboard" else ():
+        tracker.writer.add_histogram(name, values, step)
 
 
 def _send_samples(tracker: Any, rows: Sequence[Mapping[str, Any]], step: int) -> None:
