@@ -107,7 +107,7 @@ def test_what_is_hard_to_draw_is_drawn(tmp_path, values, kind):
         "_$x^2$ \x1b 😀 שלום", 0, 0, [float(i) for i in range(len(values))], values, kind=kind
     )
     chart = Chart('One "a"', "<b>", [Panel("$ <b> \x00", floor=0, curves=[curve])])
-    element, places = draw(chart, tmp_path / "one.png", always_legend=True)
+    element, places = draw(chart, tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 3_000
     assert "var(--s0)" in element
     assert SERIES[0] not in element

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -168,25 +167,12 @@ def _curves(panel: Panel, run: Run, runs: Sequence[Run]) -> Iterator[Curve]:
         yield Curve(label, run.number, style, thin(steps), thin(values), kind="points")
 
 
-def by_part(chart: Chart, runs: Sequence[Run], unit: str) -> Chart | None:
-    """Fill a chart whose panels belong together: one run has them as curves of one panel."""
-    if len(runs) > 1:
-        return over_steps(chart, runs)
-    curves = []
-    for style, panel in enumerate(chart.panels):
-        steps, values = series(runs[0].metrics, panel.key)
-        if steps:
-            curves.append(Curve(panel.unit, 0, style, thin(steps), thin(values)))
-    floor = chart.panels[0].floor
-    return replace(chart, panels=[Panel(unit, floor=floor, curves=curves)]) if curves else None
-
-
 def by_scorer(chart: Chart, runs: Sequence[Run]) -> Chart | None:
     """Fill a chart with the parts of the score, if there are several."""
     there = dict.fromkeys(key for run in runs for row in run.metrics for key in row)
     keys = [key for key in there if key.startswith("reward/") and key not in NOT_SCORERS]
     panels = [Panel(key.removeprefix("reward/"), key, f"held_out/{key}") for key in keys]
-    return by_part(replace(chart, panels=panels), runs, "score") if len(keys) > 1 else None
+    return over_steps(replace(chart, panels=panels), runs) if len(keys) > 1 else None
 
 
 def reward_against_kl(chart: Chart, runs: Sequence[Run]) -> Chart | None:
@@ -315,8 +301,7 @@ CHARTS = {
     "time": Chart(
         "Time of a step",
         "Seconds of each phase.",
-        [Panel(phase, f"time/{phase}", floor=0) for phase in PHASES],
-        fill=partial(by_part, unit="seconds"),
+        [Panel(f"{phase}, s", f"time/{phase}", floor=0) for phase in PHASES],
     ),
     "throughput": Chart(
         "Throughput",

@@ -45,15 +45,12 @@ WIDTH, LEFT, RIGHT, TOP, BOTTOM = 4.4, 0.66, 0.1, 0.2, 0.42
 """Inches: of a chart, and of its edges, which all charts have alike."""
 
 
-def draw(
-    chart: Chart, png: Path, *, always_legend: bool = False
-) -> tuple[str, list[dict[str, Any]]]:
+def draw(chart: Chart, png: Path) -> tuple[str, list[dict[str, Any]]]:
     """Draw a chart, and save it as a PNG with title and legend.
 
     Args:
         chart: What to draw.
         png: File to write.
-        always_legend: Put a legend on the PNG even if there is but one curve.
 
     Returns:
         The chart as an SVG element for a page, and for each panel where its axes are: `x` and `y`,
@@ -90,10 +87,9 @@ def draw(
             for axes in all_axes
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        rows = math.ceil(len(handles) / 3) if always_legend or len(handles) > 1 else 0
-        if rows:
-            place = {"loc": "upper left", "bbox_to_anchor": (0, 0)}
-            figure.legend(handles.values(), handles, ncols=3, **place)
+        place: Any = {"loc": "upper left", "bbox_to_anchor": (0, 0)}
+        figure.legend([*handles.values()], [*handles], ncols=3, **place)
+        rows = math.ceil(len(handles) / 3)
         figure.suptitle(chart.title, x=0.03, y=1, ha="left", va="bottom")
         png.parent.mkdir(parents=True, exist_ok=True)
         whole = Bbox([[0, -0.1 - 0.2 * rows], [WIDTH, height + 0.25]])

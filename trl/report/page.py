@@ -132,7 +132,7 @@ def _paired(run: Run, with_name: bool) -> str | None:
 
 
 def _chart(name: str, chart: Chart, runs: Sequence[Run], pictures: Path) -> dict[str, Any]:
-    svg, places = draw(chart, pictures / f"{name}.png", always_legend=len(runs) > 1)
+    svg, places = draw(chart, pictures / f"{name}.png")
     hover = []
     for place, panel in zip(places, chart.panels, strict=True):
         curves = [
