@@ -170,6 +170,7 @@ NO_TROUBLE = {
         for step, x in enumerate(noise(40))
     ],
     "a_reward_that_is_all_right": [{"reward/mean": 0.1 * step} for step in range(40)],
+    "gradients_of_20_times_the_limit": [{"ppo/grad_norm": 20.0}] * 40,
     "rows_of_an_evaluation": [{"held_out/distinct_2": 0.9}, {"held_out/distinct_2": 0.7}] * 9,
 }
 
@@ -177,6 +178,11 @@ NO_TROUBLE = {
 @pytest.mark.parametrize("name", NO_TROUBLE)
 def test_no_false_alarm(name):
     assert found(NO_TROUBLE[name], config=PPOConfig(adaptive_kl=False)) == {}
+
+
+def test_the_score_of_a_batch_of_one_is_always_constant():
+    one = PPOConfig(batch_size=1, minibatch_size=1, max_grad_norm=1.0)
+    assert found(TROUBLE["constant_score"], config=one) == {}
 
 
 def test_long_responses_may_have_a_larger_kl():

@@ -59,7 +59,7 @@ def test_all_that_is_wrong_is_said_at_once_before_anything_is_made(monkeypatch, 
 
 def test_no_trackers_are_no_trouble(tmp_path):
     trackers = Trackers([], out=tmp_path / "run")
-    trackers.log(ROW, 1)
+    trackers.log(NOT_FINITE, 1)
     trackers.log_samples(SAMPLES, 1)
     trackers.close()
     assert not (tmp_path / "run").exists()

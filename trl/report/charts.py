@@ -21,7 +21,6 @@ MOST_BANDS = 3
 """With more runs than this, bands would hide each other."""
 BINS = 24
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 NOT_SCORERS = {f"reward/{name}" for name in ("mean", "std", "median", "min", "max")}
 
 
@@ -97,7 +96,7 @@ def series(rows: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], 
     return [step for step, _ in points], [value for _, value in points]
 
 
-def thin(values: Sequence[float] | Array, most: int = MOST_POINTS) -> list[float]:
+def thin(values: Sequence[float] | np.ndarray[Any, Any], most: int = MOST_POINTS) -> list[float]:
     """Means over blocks of equal size, so many that at most `most` remain; NaN is left out."""
     size = max(1, math.ceil(len(values) / most))
     blocks = [np.array(values[start : start + size]) for start in range(0, len(values), size)]

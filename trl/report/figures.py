@@ -177,9 +177,10 @@ def _sections(runs: Sequence[Run]) -> list[list[Row]]:
         "progress": [run.state for run in runs],
         "time": [duration(run.seconds) if run.seconds else "–" for run in runs],
         "warnings": [str(len(run.warnings)) for run in runs],
+        "algorithm": [run.algorithm or "–" for run in runs],
+        "model": [run.model or "–" for run in runs],
     }
-    told = {"ppo.algorithm": "algorithm", "model.name": "model"}
-    about |= {name: [run.recipe.get(key) or "–" for run in runs] for key, name in told.items()}
+    told = ("ppo.algorithm", "model.name")
     differ = {key: values for key, values in settings_that_differ(runs) if key not in told}
     plain: list[list[Row]] = [[(name, of[name], set()) for name in of] for of in (about, differ)]
     return [figures, *plain]

@@ -79,6 +79,16 @@ class Run:
         return bool(self.summary.get("finished", self.summary))
 
     @property
+    def algorithm(self) -> str | None:
+        """Its algorithm, if the recipe is there."""
+        return self.recipe.get("ppo.algorithm")
+
+    @property
+    def model(self) -> str | None:
+        """The model that was tuned."""
+        return self.recipe.get("model.name")
+
+    @property
     def last_step(self) -> int:
         """The last step there is a row of."""
         return int(self.metrics[-1]["step"]) if self.metrics else 0

@@ -128,6 +128,8 @@ class Trackers:
         Warns:
             UserWarning: once for each figure that has NaN or infinity, which are left out.
         """
+        if not self._running:
+            return
         known = {
             name: np.asarray(value, np.float64)
             for name, value in row.items()
