@@ -114,9 +114,7 @@ def load_prompts(
 
 def _with_prefixes(prompts: Sequence[Prompt], prefixes: Sequence[str]) -> list[Any]:
     """Return every combination, those of one prompt side by side."""
-    if not prefixes:
-        return list(prompts)
-    return [prefix + prompt for prompt in prompts for prefix in prefixes]
+    return [prefix + prompt for prompt in prompts for prefix in prefixes] or list(prompts)
 
 
 def _finished(rows: Sequence[dict[str, Any]], prefixes: Sequence[str]) -> list[dict[str, Any]]:

@@ -114,7 +114,12 @@ class Display:
         done = self._step - self.first_step
         due = done == 1 or done // every > before // every or self._step == self.steps
         if self.live is None and done > before and due:
-            self._print_line(done)
+            left = (time.perf_counter() - self._started) / done * (self.steps - self._step)
+            line = f"step {self._step}/{self.steps} · {self._line()} · {left:.0f} s left"
+            self.console.print(Text(line), soft_wrap=True)  # one line in a log, however long
+            if self._waiting is not None:
+                self.console.print(self._waiting)
+                self._waiting = None
 
     def sample(self, prompt: str, response: str, score: float) -> None:
         """Show a sample, once the last one has been there for some steps."""
@@ -136,14 +141,6 @@ class Display:
     def note(self, text: str) -> None:
         """Show a line of text, above the bar."""
         self.console.print(Text(visible(text)))
-
-    def _print_line(self, done: int) -> None:
-        left = (time.perf_counter() - self._started) / done * (self.steps - self._step)
-        line = f"step {self._step}/{self.steps} · {self._line()} · {left:.0f} s left"
-        self.console.print(Text(line), soft_wrap=True)  # one line in a log, however long
-        if self._waiting is not None:
-            self.console.print(self._waiting)
-            self._waiting = None
 
     def _line(self) -> str:
         known = self._figures

@@ -295,7 +295,8 @@ class Profile:
         self._seconds, self._flops, self._tokens = Counter(), {}, 0
         self.trainer.clock.around = self.phase
         try:
-            traces = self._tracer() if kind == "traced" else nullcontext()
+            # Of the CPU, and of a GPU if there is one.
+            traces = torch.profiler.profile() if kind == "traced" else nullcontext()
             with traces as tracer, self.phase("step"):
                 yield
         finally:
@@ -378,9 +379,6 @@ class Profile:
             return count_weights(reference.model)
         shared = reference.kind == "shared-trunk" and self.policy is not None
         return self.policy.above_trunk() if shared else self.policy
-
-    def _tracer(self) -> torch.profiler.profile:
-        return torch.profiler.profile()  # of the CPU, and of a GPU if there is one
 
 
 KINDS = {

@@ -142,7 +142,7 @@ def is_constant(spread: float, scores: Tensor | float) -> bool:
 
 
 def correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Return Pearson's correlation; None if one of the two does not change."""
+    """Return Pearson's correlation; None if one of the two does not change, or is not there."""
     try:
         return statistics.correlation(first, second)
     except statistics.StatisticsError:
@@ -424,11 +424,9 @@ def length_exploited(run: History) -> Seen:
     """The mean length has changed by half, with a correlation of 0.8 to the mean reward over the
     last 30 steps, and of 0.3 to the score inside of a batch, all of one sign.
     """
-    lengths, rewards = run.window(30, "response/length"), run.window(30, "reward/mean")
-    if not lengths or not rewards:
-        return None
-    start, now = run.first["response/length"], fmean(lengths[-5:])
+    start, now = run.first.get("response/length", 0.0), run.over(5, "response/length")
     sign = 1 if now > start else -1
+    lengths, rewards = run.window(30, "response/length"), run.window(30, "reward/mean")
     over_steps = correlation(lengths, rewards) or 0.0
     within = run.window(10, "batch/score_length", least=1)
     inside = fmean(within or [sign]) * sign
