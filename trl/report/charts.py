@@ -300,7 +300,7 @@ CHARTS = {
     "time": Chart(
         "Time of a step",
         "Seconds of each phase.",
-        [Panel(f"{phase}, s", f"time/{phase}", floor=0) for phase in PHASES],
+        [Panel(phase, f"time/{phase}", floor=0) for phase in PHASES],
     ),
     "throughput": Chart(
         "Throughput",

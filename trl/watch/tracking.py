@@ -230,9 +230,7 @@ class Trackers:
             tracker.log({"config": f"```json\n{settings}\n```"}, step=0)
 
 
-def _send_figures(
-    tracker: Any, numbers: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]], step: int
-) -> None:
+def _send_figures(tracker: Any, numbers: dict[str, Any], arrays: dict[str, Any], step: int) -> None:
     """Send numbers, and histograms of arrays where the tracker has such a thing."""
     if tracker.name == "wandb":
         import wandb
