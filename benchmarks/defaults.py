@@ -204,7 +204,7 @@ def run(cell: Cell) -> dict[str, Any]:
         )
     if policy.tokenizer is not None:
         sampler = trl.Sampler(policy.tokenizer, max_new_tokens=24)
-        samples = sampler(policy, prompts[-8:]).response_texts()
+        samples = list(sampler(policy, prompts[-8:]).response_texts or ())
     held = [row for row in history if any(name.startswith("held_out/") for name in row)]
     return {
         "cell": asdict(cell),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl.optimization.auto_rate import FIRST, GROW, KEEP, LEAST_WAY, TOO_FAR, AutoRate
+from trl.optimization.auto_rate import FIRST, GROW, KEEP, LEAST_WAY, SHRINK, TOO_FAR, AutoRate
 
 
 def made(target=0.01, initial=3e-5, lowest=1e-8, highest=1e-2):
@@ -35,12 +35,12 @@ def test_worked_by_hand():
     assert rate.rate == pytest.approx(1e-5)
     rate.applied()
     rate.measured(1e-6 + 0.02**2)  # 1e-5 has moved by 0.02: c = 2000
-    # 0.18 are left for three updates, 0.06 each: 3e-5, within four times the last rate
-    assert rate.rate == pytest.approx(3e-5)
+    # 0.18 are left for three updates, 0.06 each: 3e-5, but only twice the last rate is allowed
+    assert rate.rate == pytest.approx(2e-5)
     rate.applied()
-    rate.measured(1e-6 + 0.06**2)  # 4e-5 have moved by 0.06
-    c = math.sqrt((KEEP * 0.02**2 + 0.06**2) / (KEEP * 1e-5**2 + 4e-5**2))
-    assert rate.rate == pytest.approx(0.14 / 2 / c)
+    rate.measured(1e-6 + 0.09**2)  # 3e-5 have moved by 0.09
+    c = math.sqrt((KEEP * 0.02**2 + 0.09**2) / (KEEP * 1e-5**2 + 3e-5**2))
+    assert rate.rate == pytest.approx(0.11 / 2 / c)
 
 
 @given(
@@ -103,7 +103,7 @@ def test_beyond_the_way_updates_go_on_in_small():
     rate.measured(0.0)
     rate.applied()
     rate.measured(0.15**2)
-    assert rate.rate == pytest.approx(max(before / GROW, LEAST_WAY * 0.1 / 4 / 1.5e4), rel=0.1)
+    assert rate.rate == pytest.approx(max(before / SHRINK, LEAST_WAY * 0.1 / 4 / 1.5e4), rel=0.1)
 
 
 def test_a_schedule_scales_the_way():

@@ -18,8 +18,11 @@ from trl.config import PPOConfig
 FIRST = 0.01
 """Share of the initial rate in the very first update: Adam's first moves every weight by the whole
 rate, and what that does is not known yet."""
-GROW = 4.0
-"""Most that a rate changes by from one update to the next."""
+GROW, SHRINK = 2.0, 4.0
+"""Most that a rate is multiplied, or divided, by from one update to the next. An adapter that
+begins at nothing moves the policy the faster the further it is: growth must not run ahead of what is
+known.
+"""
 KEEP = 0.5
 """Weight of a measurement beside that of the next one."""
 LEAST_WAY = 0.1
@@ -44,8 +47,8 @@ class AutoRate:
 
         rate = max((way − d) / (n − i), LEAST_WAY · way / n) / c        way = factor · √target
 
-    within `GROW` times the last rate, and within the bounds. While nothing has moved measurably the
-    rate grows by `GROW`.
+    from a `SHRINK`-th of to `GROW` times the last rate, and within the bounds. While nothing has
+    moved measurably the rate grows by `GROW`.
 
     Args:
         target: approxkl at the end of a step.
@@ -91,7 +94,7 @@ class AutoRate:
             return self.rate  # the first update of all, or again after one that was left out
         share = (self._way - self._distance) / max(self._updates - self._applied, 1)
         share = max(share, LEAST_WAY * self._way / self._updates)
-        most, least = GROW * self.rate, self.rate / GROW
+        most, least = GROW * self.rate, self.rate / SHRINK
         wanted = share * math.sqrt(self._spent / self._moved) if self._moved else most
         self.rate = min(max(wanted, least, self.lowest), most, self.highest)
         return self.rate
