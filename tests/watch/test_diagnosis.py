@@ -121,6 +121,7 @@ TROUBLE = {
         for x in noise(21)
     ],
     "update_too_large": [{"ppo/policy/approxkl": 0.6}],
+    "rate_at_bound": [{"ppo/auto_rate/at_bound": -1.0}] * 5,
     "clip_fraction": [{"ppo/policy/clipfrac": 0.45}] * 3,
     "never_ends": [{"response/ended": value} for value in (0.8, 0.4, 0.0, 0.0, 0.0, 0.0, 0.0)],
     "length_exploited": [
@@ -171,6 +172,9 @@ NO_TROUBLE = {
     ],
     "a_reward_that_is_all_right": [{"reward/mean": 0.1 * step} for step in range(40)],
     "gradients_of_20_times_the_limit": [{"ppo/grad_norm": 20.0}] * 40,
+    "a_rate_that_passes_its_bounds": [
+        {"ppo/auto_rate/at_bound": bound} for bound in (0.0, 1.0, 1.0, 1.0, 1.0, 0.0, -1.0, 1.0)
+    ],
     "rows_of_an_evaluation": [{"held_out/distinct_2": 0.9}, {"held_out/distinct_2": 0.7}] * 9,
 }
 

@@ -19,9 +19,8 @@ FIRST = 0.01
 """Share of the initial rate in the very first update: Adam's first moves every weight by the whole
 rate, and what that does is not known yet."""
 GROW, SHRINK = 2.0, 4.0
-"""Most that a rate is multiplied, or divided, by from one update to the next. An adapter that
-begins at nothing moves the policy the faster the further it is: growth must not run ahead of what is
-known.
+"""Most that a rate is multiplied, or divided, by from one update to the next. An adapter begins at
+nothing and moves the policy the faster the further it is: growth is not to outrun what is known.
 """
 KEEP = 0.5
 """Weight of a measurement beside that of the next one."""

@@ -274,6 +274,7 @@ CHARTS = {
         [
             Panel("clipped, %", "ppo/policy/clipfrac", scale=100, floor=0),
             Panel("approx. KL, nats", "ppo/policy/approxkl", floor=0),
+            Panel("its target at the end", "ppo/auto_rate/target", floor=0),
         ],
     ),
     "explained-variance": Chart(

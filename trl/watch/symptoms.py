@@ -519,6 +519,24 @@ def learning_rate_too_small(run: History) -> Seen:
     return {"change": change, "steps": 20, "reward": fmean(rewards)}
 
 
+@symptom(
+    "The learning rate that sets itself has been at its {bound} bound, {rate:.1g}, for {steps} steps.",
+    "At the highest: what is trained hardly moves the policy, or its gradient has vanished.",
+    "At the lowest: the smallest update goes too far, as in a precision that is too coarse.",
+    fix="Move the bound, `ppo.auto_rate_bounds`, or write a `ppo.learning_rate`; look at "
+    "`ppo/grad_norm`, and at what of the model is trained.",
+    explained_by=("constant_score", "updates_skipped"),
+)
+def rate_at_bound(run: History) -> Seen:
+    """The first steps may pass a bound on their way: five in turn do not."""
+    values = run.window(5, "ppo/auto_rate/at_bound")
+    if not values or values[0] == 0 or len(set(values)) > 1:
+        return None
+    low, high = run.config.auto_rate_bounds
+    bound, rate = ("highest", high) if values[0] > 0 else ("lowest", low)
+    return {"bound": bound, "rate": rate, "steps": len(values)}
+
+
 # --- before the first step ----------------------------------------------------------------------
 
 CUTS: dict[str, tuple[Any, ...]] = {
