@@ -35,11 +35,11 @@ def test_worked_by_hand():
     assert rate.rate == pytest.approx(1e-5)
     rate.applied()
     rate.measured(1e-6 + 0.02**2)  # 1e-5 has moved by 0.02: c = 2000
-    # 0.18 are left for three updates, 0.06 each: 3e-5, but only twice the last rate is allowed
-    assert rate.rate == pytest.approx(2e-5)
+    # 0.18 are left for three updates, 0.06 each: 3e-5, just what is allowed
+    assert rate.rate == pytest.approx(3e-5)
     rate.applied()
-    rate.measured(1e-6 + 0.09**2)  # 3e-5 have moved by 0.09
-    c = math.sqrt((KEEP * 0.02**2 + 0.09**2) / (KEEP * 1e-5**2 + 3e-5**2))
+    rate.measured(1e-6 + 0.09**2)  # 4e-5 have moved by 0.09
+    c = math.sqrt((KEEP * 0.02**2 + 0.09**2) / (KEEP * 1e-5**2 + 4e-5**2))
     assert rate.rate == pytest.approx(0.11 / 2 / c)
 
 

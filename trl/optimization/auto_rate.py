@@ -18,7 +18,7 @@ from trl.config import PPOConfig
 FIRST = 0.01
 """Share of the initial rate in the very first update: Adam's first moves every weight by the whole
 rate, and what that does is not known yet."""
-GROW, SHRINK = 2.0, 4.0
+GROW, SHRINK = 3.0, 4.0
 """Most that a rate is multiplied, or divided, by from one update to the next. An adapter begins at
 nothing and moves the policy the faster the further it is: growth is not to outrun what is known.
 """
