@@ -21,7 +21,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,6 @@ from trl.config.errors import refuse
 from trl.models.adapters import check_enabled
 from trl.models.checks import check_device, check_finite, check_fits, check_models
 from trl.models.reference import ReferenceKind
-from trl.models.response import ResponseModel
 from trl.optimization.adam import set_rate
 from trl.optimization.algorithms import Counts, compose, kl_kind
 from trl.optimization.auto_rate import AutoRate
@@ -116,13 +115,11 @@ class PPOTrainer:
         check_models(model, ref_model)
         if ref_model == "none" and config.init_kl_coef != 0:
             fix = "set it, or leave `ref_model` out"
-            refuse("init_kl_coef", "be 0 without a reference", str(config.init_kl_coef), fix)
+            refuse("init_kl_coef", "be 0 without a reference", config.init_kl_coef, fix)
         self._encodes = is_encoder_decoder(model)
         if config.pretraining_coef and self._encodes:
-            rule = (
-                "be 0 for an encoder-decoder model, whose pretraining is not to go on with a text"
-            )
-            refuse("pretraining_coef", rule, str(config.pretraining_coef))
+            rule = "be 0 for an encoder-decoder, whose pretraining is not to go on with a text"
+            refuse("pretraining_coef", rule, config.pretraining_coef)
         if pretraining is not None and not config.pretraining_coef:
             refuse("pretraining_coef", "be > 0 with `pretraining`", "0")
         self.pretraining = pretraining
@@ -196,7 +193,8 @@ class PPOTrainer:
         """
         clock = self.clock
         clock.restart()
-        rollout, scores, texts = self._checked(query, response, scores, response_masks)
+        given = partial(self._checked, query, response, scores, response_masks)
+        rollout, scores, texts = checked_everywhere(self.accelerator, given)
         models = [model for model in (self.model, self.ref_model) if model is not None]
         with without_dropout(*models), self.updater.for_step(self._at_rest()):
             with clock.part("policy"):
@@ -219,8 +217,9 @@ class PPOTrainer:
             updates = self.optimize(rollout, targets, texts)
             clock.lap("optimize_step")
 
+        of_all = partial(gathered, self.accelerator)
         stats = step_statistics(
-            rollout, scores, targets, non_score_rewards, updates, self.kl_ctl.value, self._gathered
+            rollout, scores, targets, non_score_rewards, updates, self.kl_ctl.value, of_all
         )
         if self.reference and not self.warming_up:  # β steers a policy that moves
             self.kl_ctl.update(stats["objective/kl"], len(scores) * self.accelerator.num_processes)
@@ -287,14 +286,9 @@ class PPOTrainer:
                 scores, ended, config.missing_eos_penalty, replace=config.missing_eos_replaces
             )
         if config.center_scores or config.scale_scores:
-            moments.update(self._gathered(totals(scores)))
-        return moments, normalize_scores(
-            scores,
-            moments,
-            center=config.center_scores,
-            scale=config.scale_scores,
-            clip=config.clip_scores,
-        )
+            moments.update(gathered(self.accelerator, totals(scores)))
+        center, scale, clip = config.center_scores, config.scale_scores, config.clip_scores
+        return moments, normalize_scores(scores, moments, center=center, scale=scale, clip=clip)
 
     def rewards(
         self, logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor, mask: Tensor
@@ -337,40 +331,44 @@ class PPOTrainer:
             targets: What to learn from it.
             texts: For each update, what to keep predicting; none: nothing.
         """
-        updates: list[Update] = []
-        with _kept_if_it_fails(self.shuffle):
-            self._optimize(rollout, targets, texts, updates)
-        return updates
+        order = self.shuffle.get_state()
+        try:
+            return list(self._updates(rollout, targets, texts))
+        except BaseException:
+            self.shuffle.set_state(order)  # another try draws the same
+            raise
 
-    def _optimize(
-        self, rollout: Rollout, targets: Targets, texts: Sequence[Rollout], updates: list[Update]
-    ) -> None:
-        """Add each update to the list once it is made."""
-        limit, auto = self.config.max_approxkl, None if self.warming_up else self.auto_rate
+    def _updates(
+        self, rollout: Rollout, targets: Targets, texts: Sequence[Rollout]
+    ) -> Iterator[Update]:
+        """Make one update after the other, and yield what is known of each."""
+        made, limit = 0, self.config.max_approxkl or math.inf
+        auto = None if self.warming_up else self.auto_rate
         if auto:
-            most = self.config.ppo_epochs * -(-len(rollout) // self._update_rows)
-            auto.begin(most, self.way_factor)
+            auto.begin(
+                self.config.ppo_epochs * -(-len(rollout) // self._update_rows), self.way_factor
+            )
         for _ in range(self.config.ppo_epochs):
             squares = tokens = 0.0
             for rows in self._minibatches(rollout):
-                text = texts[len(updates)] if texts else None
-                update = self._gradient(rollout, rows, targets, text)
-                if not updates:
+                update = self._gradient(rollout, rows, targets, texts[made] if texts else None)
+                if made == 0:
                     check_first_ratio(update.means["policy/abs_log_ratio"], self.precision)
+                made += 1
                 squares += update.means["policy/approxkl"] * update.tokens
                 tokens += update.tokens
-                too_far = limit is not None and squares / tokens > limit
+                too_far = squares / tokens > limit
                 if auto:
                     set_rate(self.optimizer, auto.measured(update.means["policy/approxkl"]))
                     too_far |= auto.too_far
                 with self.clock.part("optimizer"):
                     self._apply(update, stop=too_far)
-                updates.append(update)
                 if auto and update.applied:
                     auto.applied()
+                yield update
                 if too_far:
                     return
-        if auto and len(updates) == 1:  # no later update has measured what it did
+        if auto and made == 1:  # no later update has measured what it did
             set_rate(self.optimizer, auto.measured(self._approxkl(rollout, targets)))
 
     def _approxkl(self, rollout: Rollout, targets: Targets) -> float:
@@ -380,12 +378,12 @@ class PPOTrainer:
         total, tokens = self.accelerator.reduce(torch.stack([squares.sum(), mask.sum()]))
         return float(0.5 * total / tokens)
 
-    def _minibatches(self, rollout: Rollout) -> Iterator[Tensor]:
-        """Yield the shuffled rows of each update; the last may be smaller.
+    def _minibatches(self, rollout: Rollout) -> tuple[Tensor, ...]:
+        """Return the shuffled rows of each update; the last may be smaller.
 
         Responses to one query stand side by side: it is then computed once for most of them.
         """
-        return iter(rollout.shuffled_rows(self.shuffle).split(self._update_rows))
+        return rollout.shuffled_rows(self.shuffle).split(self._update_rows)
 
     def _gradient(
         self, rollout: Rollout, rows: Tensor, targets: Targets, text: Rollout | None
@@ -399,11 +397,11 @@ class PPOTrainer:
         surprise = None if text is None else self._pretraining_gradient(text)
         mask = rollout.response_mask[rows]
         counts = Counts(*self.accelerator.reduce((mask.sum(), mask.any(1).sum())))
-        parts = []
+        parts: list[PassStats] = []
         passes = list(micro_batches(rollout, self.config, rows))
-        for index, chosen in enumerate(passes):
+        for chosen in passes:
             part = rollout.select(chosen)
-            with self.updater.one_pass(last=index == len(passes) - 1):
+            with self.updater.one_pass(last=chosen is passes[-1]):
                 with self.clock.part("forward"):
                     new = self.policy(part)
                     of_part = targets.select(chosen, part.responses.shape[1])
@@ -414,10 +412,8 @@ class PPOTrainer:
         self.updater.finish()
         update = Update.of_passes(parts, float(counts.tokens), self.accelerator.reduce)
         if surprise is not None:
-            update.means["loss/pretraining"] = float(self.accelerator.reduce(surprise))
-            update.means["loss/total"] += (
-                self.config.pretraining_coef * update.means["loss/pretraining"]
-            )
+            update.means["loss/pretraining"] = mean = float(self.accelerator.reduce(surprise))
+            update.means["loss/total"] += self.config.pretraining_coef * mean
         return update
 
     def loss(
@@ -446,8 +442,8 @@ class PPOTrainer:
         for chosen in micro_batches(text, self.config):
             part = text.select(chosen)
             with self.updater.one_pass(last=False):
-                with self.clock.part("forward"), _temperature_1(self.updater.responder):
-                    output = self.policy(part)
+                with self.clock.part("forward"):
+                    output = self.policy(part, temperature=1.0)
                     share = token_mean(-output.logprobs, part.response_mask, tokens)
                 with self.clock.part("backward"):
                     self.updater.backward(self.config.pretraining_coef * share, output)
@@ -470,12 +466,10 @@ class PPOTrainer:
             if not wild and not stop:
                 update.applied = self.updater.apply() and sound
             elif wild:
-                warnings.warn(
-                    f"an update was skipped: its mean importance ratio is {ratio:.1f}, more than "
-                    f"`ratio_threshold` {self.config.ratio_threshold}. If this goes on, lower "
-                    "`learning_rate`.",
-                    stacklevel=4,
-                )
+                most = f"`ratio_threshold` {self.config.ratio_threshold}"
+                mean = f"its mean importance ratio is {ratio:.1f}, more than {most}"
+                fix = "If this goes on, lower `learning_rate`."
+                warnings.warn(f"an update was skipped: {mean}. {fix}", stacklevel=4)
         finally:
             self.updater.end()
 
@@ -530,14 +524,8 @@ class PPOTrainer:
             return [weight for weight in self.model.parameters() if weight not in head]
         return [] if self.algorithm.critic else list(head)
 
-    def _gathered(self, tensor: Tensor) -> Tensor:
-        return gathered(self.accelerator, tensor)
-
     def _checked(self, *arguments: Any) -> tuple[Rollout, Tensor, list[Rollout]]:
         """Return rollout, scores and pretraining texts on the trainer's device, or raise."""
-        return checked_everywhere(self.accelerator, partial(self._checked_here, *arguments))
-
-    def _checked_here(self, *arguments: Any) -> tuple[Rollout, Tensor, list[Rollout]]:
         check_enabled(self.model)
         start = response_start(language_model(self.model)) if self._encodes else ()
         rollout, scores = rollout_and_scores(
@@ -561,34 +549,9 @@ class PPOTrainer:
         if not config.pretraining_coef or self.warming_up:
             return []
         if self.pretraining is None:
-            refuse(
-                "pretraining",
-                f"be given with pretraining_coef={config.pretraining_coef}",
-                "None",
-                "pass PPOTrainer(..., pretraining=...) a function from a number of rows to so many "
-                "1-D tensors of token ids",
-            )
+            rule = f"be given with pretraining_coef={config.pretraining_coef}"
+            fix = "a function from a number of rows to so many 1-D tensors of token ids"
+            refuse("pretraining", rule, None, f"pass PPOTrainer(..., pretraining=...) {fix}")
         sizes = [len(part) for part in torch.arange(rows).split(self._update_rows)]
         sizes = [self._text_rows or size for size in sizes] * config.ppo_epochs
         return [pretraining_rollout(self.pretraining, size) for size in sizes]
-
-
-@contextmanager
-def _kept_if_it_fails(generator: torch.Generator) -> Iterator[None]:
-    """Put the random numbers back if the block fails, so that another try draws the same."""
-    before = generator.get_state()
-    try:
-        yield
-    except BaseException:
-        generator.set_state(before)
-        raise
-
-
-@contextmanager
-def _temperature_1(responder: ResponseModel) -> Iterator[None]:
-    """Inside, the model does not divide its logits."""
-    its, responder.temperature = responder.temperature, 1.0
-    try:
-        yield
-    finally:
-        responder.temperature = its

@@ -62,8 +62,14 @@ class ResponseModel(nn.Module):
         """The language model itself."""
         return self._plain[0]
 
-    def forward(self, rollout: Rollout) -> ResponseOutput:
-        """Return log-probs, values and entropies [B, R] of the response tokens."""
+    def forward(self, rollout: Rollout, temperature: float | None = None) -> ResponseOutput:
+        """Return log-probs, values and entropies [B, R] of the response tokens.
+
+        Args:
+            rollout: B rows.
+            temperature: In place of the one that the responses were sampled with.
+        """
+        temperature = self.temperature if temperature is None else temperature
         mask = rollout.response_mask
         labels = rollout.responses[mask]  # [N], the counted tokens
         states = rollout.trunk_states
@@ -80,11 +86,9 @@ class ResponseModel(nn.Module):
             else:
                 hidden = self._predicting(rollout, None if resumed else self._packed(rollout))
             if self.head.complete:
-                logprobs, entropy = self.head.logprobs(hidden, labels, self.temperature)
+                logprobs, entropy = self.head.logprobs(hidden, labels, temperature)
             else:
-                logprobs, entropy = logprobs_and_entropy(
-                    logits, labels, temperature=self.temperature
-                )
+                logprobs, entropy = logprobs_and_entropy(logits, labels, temperature=temperature)
         value_head = getattr(self.model, "v_head", None)
         values = torch.zeros_like(logprobs) if value_head is None else value_head(hidden)
         columns = [logprobs, values, entropy]
