@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -83,12 +83,11 @@ def masked_mean(values: Tensor, mask: Tensor, axis: int | None = None) -> Tensor
         ValueError: if nothing is counted, in all or in one slice along the other dimensions.
     """
     check_mask(mask, values=values)
-    kept = torch.where(mask, at_least_fp32(values), 0.0)
-    count = mask.sum() if axis is None else mask.sum(axis)
+    total, count = torch.where(mask, at_least_fp32(values), 0.0).sum(axis), mask.sum(axis)
     if bool((count == 0).any()):
         where = "at least one element" if axis is None else "an element in every slice"
         raise ValueError(f"`mask` must count {where}, got none; drop rows without tokens first.")
-    return (kept.sum() if axis is None else kept.sum(axis)) / count
+    return total / count
 
 
 def masked_var(values: Tensor, mask: Tensor, unbiased: bool = True) -> Tensor:
@@ -160,9 +159,8 @@ def clip_by_value(x: Tensor, tensor_min: Tensor | float, tensor_max: Tensor | fl
 
     Where the bounds cross, tensor_min wins, as in the 2020 trl (`torch.clamp` lets the other win).
     """
-    low, high = (
-        torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (tensor_min, tensor_max)
-    )
+    like = {"dtype": x.dtype, "device": x.device}
+    low, high = (torch.as_tensor(bound, **like) for bound in (tensor_min, tensor_max))
     return torch.maximum(torch.minimum(x, high), low)
 
 
@@ -215,19 +213,17 @@ def logprobs_and_entropy(
         logprobs [...] and entropy [...], both fp32 (float64 for float64 logits).
     """
     if logits.shape[:-1] != labels.shape:
-        raise ValueError(
-            "`labels` must have the shape of `logits` without its last dimension, got "
-            f"{list(labels.shape)} for logits {list(logits.shape)}."
-        )
+        rule = "have the shape of `logits` without its last dimension"
+        got = f"{list(labels.shape)} for logits {list(logits.shape)}"
+        raise ValueError(f"`labels` must {rule}, got {got}.")
     if not temperature > 0:
         raise ValueError(f"`temperature` must be > 0, got {temperature}.")
     if labels.numel() > 0:
         lowest, highest = torch.stack(torch.aminmax(labels)).tolist()
         if lowest < 0 or highest >= logits.shape[-1]:
-            raise ValueError(
-                f"`labels` must be token ids in 0 … {logits.shape[-1] - 1}, got {lowest} … "
-                f"{highest}; put any valid id at masked positions and mask the result."
-            )
+            rule = f"be token ids in 0 … {logits.shape[-1] - 1}, got {lowest} … {highest}"
+            fix = "put any valid id at masked positions and mask the result"
+            raise ValueError(f"`labels` must {rule}; {fix}.")
     return _LogprobsAndEntropy.apply(logits, labels, temperature)  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -250,10 +246,9 @@ class _LogprobsAndEntropy(torch.autograd.Function):
         ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
     ) -> tuple[Tensor, None, None]:
         known: tuple[Tensor, Tensor, Tensor] = ctx.saved_tensors  # logits, labels, mean logit
-        gradient = torch.empty_like(known[0])
-        logit_gradient(
-            *known, grad_logprobs, grad_entropy, temperature=ctx.temperature, out=gradient
-        )
+        gradient, temperature = torch.empty_like(known[0]), ctx.temperature
+        gradients = grad_logprobs, grad_entropy
+        logit_gradient(*known, *gradients, temperature=temperature, out=gradient)
         return gradient, None, None
 
 
@@ -385,19 +380,14 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind = "k1") -> 
         [B, R]
     """
     check_same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs)
+    if kind not in get_args(KLKind):
+        raise ValueError(f"`kind` must be 'k1', 'k2', 'k3' or 'k3+', got {kind!r}.")
     k = at_least_fp32(logprobs) - at_least_fp32(ref_logprobs)
     if kind == "k1":
         return k
-    if kind == "k2":
-        return k.square() / 2
-    if kind in ("k3", "k3+"):
-        bounded = k.clamp(min=-LOG_RATIO_LIMIT)
-        k3 = torch.expm1(-bounded) + bounded
-        if kind == "k3":
-            return k3
-        k2 = k.square() / 2
-        return k3.detach() + (k2 - k2.detach())
-    raise ValueError(f"`kind` must be 'k1', 'k2', 'k3' or 'k3+', got {kind!r}.")
+    k2, bounded = k.square() / 2, k.clamp(min=-LOG_RATIO_LIMIT)
+    k3 = torch.expm1(-bounded) + bounded
+    return {"k2": k2, "k3": k3, "k3+": k3.detach() + (k2 - k2.detach())}[kind]
 
 
 # --- token masks --------------------------------------------------------------------------------
@@ -495,12 +485,11 @@ def stats_to_np(stats_dict: Mapping[str, Any]) -> dict[str, Any]:
 def pad_to_size(tensor: Tensor, size: int, dim: int = 1, padding: int = 50256) -> Tensor:
     """Pad on the right along `dim` up to `size`; the same tensor if it already has that size."""
     shape = list(tensor.shape)
-    if size < shape[dim]:
+    missing = size - shape[dim]
+    if missing < 0:
         raise ValueError(f"`size` must be >= {shape[dim]}, the size at hand, got {size}.")
-    if size == shape[dim]:
-        return tensor
-    shape[dim] = size - shape[dim]
-    return torch.cat([tensor, tensor.new_full(shape, padding)], dim)
+    shape[dim] = missing
+    return torch.cat([tensor, tensor.new_full(shape, padding)], dim) if missing else tensor
 
 
 def build_bert_batch_from_txt(
@@ -529,10 +518,8 @@ class LengthSampler:
 
     def __init__(self, min_value: int, max_value: int) -> None:
         if not 0 <= min_value < max_value:
-            raise ValueError(
-                "`min_value` must be >= 0 and < `max_value` (the maximum is exclusive), got "
-                f"{min_value} and {max_value}."
-            )
+            rule = "be >= 0 and < `max_value` (the maximum is exclusive)"
+            raise ValueError(f"`min_value` must {rule}, got {min_value} and {max_value}.")
         self.min_value = min_value
         self.max_value = max_value
 

@@ -75,12 +75,9 @@ class ResponseModel(nn.Module):
         states = rollout.trunk_states
         routed = torch.is_grad_enabled() and bool(_router_weights(self.plain))
         resumed = states is not None and self.trunk is not None and not routed
-        logits: Tensor | None = None
-        router: Tensor | None = None
-        with (
-            self.trunk.from_kept(states) if resumed else nullcontext(),
-            self.quick.in_use(),
-        ):
+        logits = router = None
+        above = self.trunk.from_kept(states) if resumed else nullcontext()
+        with above, self.quick.in_use():
             if routed or not self.head.complete:
                 hidden, logits, router = self._of_the_model(rollout, routed)
             else:
@@ -165,19 +162,40 @@ class ResponseModel(nn.Module):
         return self.trunk.states(self.plain, _decoder_inputs(self.plain, rollout))
 
 
-def _decoder_inputs(plain: nn.Module, rollout: Rollout, past: int = 0) -> dict[str, Any]:
-    """Return the arguments of the decoder's forward pass: all tokens but the last, which predicts
+def _decoder_inputs(plain: nn.Module, rollout: Rollout) -> dict[str, Any]:
+    """Return the arguments of the decoder's forward pass."""
+    inputs = _model_inputs(plain, rollout)
+    if not plain.config.is_encoder_decoder:
+        return inputs
+    queries = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    return {
+        "input_ids": inputs["decoder_input_ids"],
+        "attention_mask": inputs["decoder_attention_mask"],
+        "encoder_hidden_states": hidden_of(plain.get_encoder()(**queries)),
+        "encoder_attention_mask": queries["attention_mask"],
+        "use_cache": False,
+    }
+
+
+def _model_inputs(plain: nn.Module, rollout: Rollout, past: int = 0) -> dict[str, Any]:
+    """Return the arguments of the model's forward pass: all tokens but the last, which predicts
     nothing; or that too, with `past` = 1.
+
+    For an encoder the queries are padded on the right: not all know where a text begins. Its
+    decoder reads what starts a response, and all its tokens but the last. All of that counts,
+    padding too, which comes last: by themselves some would take the token that starts a response
+    for padding, since it has the same id (T5Gemma).
     """
     if plain.config.is_encoder_decoder:
-        queries, mask, tokens = _apart(plain, rollout)
+        rows = zip(rollout.queries, rollout.query_mask, strict=True)
+        queries, mask = pad_rows([row[seen] for row, seen in rows], left=False)
+        start = rollout.responses.new_tensor(response_start(plain)).repeat(len(rollout), 1)
+        tokens = torch.cat((start, rollout.responses[:, :-1]), dim=1)
         return {
-            "input_ids": tokens,
-            "attention_mask": torch.ones_like(tokens),
-            "encoder_hidden_states": hidden_of(
-                plain.get_encoder()(input_ids=queries, attention_mask=mask)
-            ),
-            "encoder_attention_mask": mask,
+            "input_ids": queries,
+            "attention_mask": mask.long(),
+            "decoder_input_ids": tokens,
+            "decoder_attention_mask": torch.ones_like(tokens),
             "use_cache": False,
         }
     read = slice(rollout.attention_mask.shape[1] - 1 + past)
@@ -191,34 +209,6 @@ def _decoder_inputs(plain: nn.Module, rollout: Rollout, past: int = 0) -> dict[s
     return inputs
 
 
-def _model_inputs(plain: nn.Module, rollout: Rollout, past: int) -> dict[str, Any]:
-    """Return the arguments of the whole model's forward pass."""
-    if not plain.config.is_encoder_decoder:
-        return _decoder_inputs(plain, rollout, past)
-    queries, mask, tokens = _apart(plain, rollout)
-    return {
-        "input_ids": queries,
-        "attention_mask": mask,
-        "decoder_input_ids": tokens,
-        "decoder_attention_mask": torch.ones_like(tokens),
-        "use_cache": False,
-    }
-
-
-def _apart(plain: nn.Module, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the queries for an encoder, their mask [B, Q], and what the decoder reads: what starts
-    a response, and all its tokens but the last.
-
-    The queries are padded on the right: not all encoders know where a text begins. All that the
-    decoder reads counts, padding too, which comes last: by themselves some would take the token
-    that starts a response for padding, since it has the same id (T5Gemma).
-    """
-    rows = zip(rollout.queries, rollout.query_mask, strict=True)
-    queries, mask = pad_rows([row[seen] for row, seen in rows], left=False)
-    start = rollout.responses.new_tensor(response_start(plain)).repeat(len(rollout), 1)
-    return queries, mask.long(), torch.cat((start, rollout.responses[:, :-1]), dim=1)
-
-
 def _router_weights(plain: nn.Module) -> dict[str, float]:
     """Return what the losses of the routers of a mixture of experts weigh, by kind; empty without
     `output_router_logits` in the model's configuration.
@@ -226,21 +216,12 @@ def _router_weights(plain: nn.Module) -> dict[str, float]:
     config = text_config(plain)
     if not getattr(config, "output_router_logits", False):
         return {}
-    found = {
-        kind: getattr(place, name)
+    return {
+        name.removeprefix("router_").removesuffix("_coef"): getattr(place, name)
         for place in (config, plain)  # the model's own goes over its configuration's
-        for kind, names in _ROUTER_WEIGHTS.items()
-        for name in names
+        for name in ("aux_loss_coef", "router_aux_loss_coef", "router_z_loss_coef")
         if getattr(place, name, None)
     }
-    return found
-
-
-_ROUTER_WEIGHTS = {
-    "aux_loss": ("aux_loss_coef", "router_aux_loss_coef"),  # the former is JetMoE's
-    "z_loss": ("router_z_loss_coef",),  # of Switch Transformers
-}
-"""By kind of loss, what families call its weight."""
 
 
 def _router_loss(plain: nn.Module, output: Any) -> Tensor | None:

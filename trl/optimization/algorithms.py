@@ -12,7 +12,7 @@ The paper of each, its equation, and where we differ from it: docs/papers.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -114,13 +114,9 @@ estimate_group_centred = of_groups(partial(group_normalize, scale=False))
 
 
 POLICY_LOSSES: dict[str, PolicyLoss] = {
-    "clip": lambda logprobs, old, advantages, mask, **ranges: clipped_policy_loss(
-        logprobs, old, advantages, **ranges
-    ),
+    "clip": clipped_policy_loss,
     "gspo": gspo_loss,
-    "cispo": lambda logprobs, old, advantages, mask, dual_clip, **ranges: cispo_loss(
-        logprobs, old, advantages, **ranges
-    ),
+    "cispo": cispo_loss,
 }
 """What `PPOConfig.policy_loss` may name."""
 
@@ -173,14 +169,7 @@ class Algorithm:
 
 
 ALGORITHMS: dict[str, Algorithm] = {
-    name: Algorithm(
-        ESTIMATORS[name],
-        critic=facts.critic,
-        groups=facts.groups,
-        whiten=facts.whiten,
-        aggregate=AGGREGATES[facts.aggregate],
-        kl_in=facts.kl_in,
-    )
+    name: Algorithm(ESTIMATORS[name], **asdict(facts) | {"aggregate": AGGREGATES[facts.aggregate]})
     for name, facts in FACTS.items()
 }
 """What `PPOConfig.algorithm` may name."""

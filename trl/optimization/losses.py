@@ -8,6 +8,8 @@ and so the gradients, of micro-batches add up to those of the batch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,29 +37,24 @@ def clipped_policy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
     advantages: Tensor,
-    *,
-    cliprange: float,
-    cliprange_high: float | None = None,
-    dual_clip: float | None = None,
+    mask: Tensor | None = None,
+    **clip: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The clipped surrogate of PPO, per token, with ρ = exp(log π − log π_old).
 
-    See `clipped_surrogate` for the equation and the clip ranges.
+    See `clipped_surrogate` for the equation.
 
     Args:
         logprobs: [B, R] of the policy now, with gradient.
         old_logprobs: [B, R] of the policy that sampled the response.
         advantages: [B, R], without gradient.
-        cliprange: ε_low.
-        cliprange_high: ε_high; None for ε_low.
-        dual_clip: c; None for none.
+        mask: Of no account here.
+        **clip: `cliprange`, `cliprange_high` and `dual_clip` of `clipped_surrogate`.
     Returns:
         loss [B, R], ratio ρ [B, R] and clipped [B, R] bool.
     """
     ratio = log_ratio(logprobs, old_logprobs).exp()
-    loss, clipped = clipped_surrogate(
-        ratio, advantages, cliprange=cliprange, cliprange_high=cliprange_high, dual_clip=dual_clip
-    )
+    loss, clipped = clipped_surrogate(ratio, advantages, **clip)
     return loss, ratio, clipped
 
 
@@ -118,14 +115,7 @@ def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tens
 
 
 def gspo_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    cliprange: float,
-    cliprange_high: float | None = None,
-    dual_clip: float | None = None,
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, **clip: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """GSPO in its form for tokens, "GSPO-token" (Zheng et al., arXiv:2507.18071).
 
@@ -139,17 +129,13 @@ def gspo_loss(
         old_logprobs: [B, R] of the policy that sampled the response.
         advantages: [B, R], without gradient.
         mask: [B, R] True on response tokens; at least one in every row.
-        cliprange: ε_low.
-        cliprange_high: ε_high; None for ε_low.
-        dual_clip: c; None for none.
+        **clip: `cliprange`, `cliprange_high` and `dual_clip` of `clipped_surrogate`.
     Returns:
         loss [B, R], ratio s_t [B, R] and clipped [B, R] bool.
     """
     whole = sequence_ratio(logprobs.detach(), old_logprobs, mask)[:, None]
     ratio = whole * (logprobs - logprobs.detach()).exp()
-    loss, clipped = clipped_surrogate(
-        ratio, advantages, cliprange=cliprange, cliprange_high=cliprange_high, dual_clip=dual_clip
-    )
+    loss, clipped = clipped_surrogate(ratio, advantages, **clip)
     return loss, ratio, clipped
 
 
@@ -157,9 +143,11 @@ def cispo_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
     advantages: Tensor,
+    mask: Tensor | None = None,
     *,
     cliprange: float,
     cliprange_high: float | None = None,
+    dual_clip: None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """CISPO (MiniMax-M1, arXiv:2506.13585, equation 4): clip the weight and keep every gradient.
 
@@ -169,8 +157,10 @@ def cispo_loss(
         logprobs: [B, R] of the policy now, with gradient.
         old_logprobs: [B, R] of the policy that sampled the response.
         advantages: [B, R], without gradient.
+        mask: Of no account here.
         cliprange: ε_low; 1 for no lower bound, as in the paper.
         cliprange_high: ε_high; None for ε_low.
+        dual_clip: There is none.
     Returns:
         loss [B, R], ratio ρ [B, R] and clipped [B, R] bool.
     """
@@ -243,7 +233,6 @@ def token_mean(x: Tensor, mask: Tensor, count: float | Tensor | None = None) -> 
     Returns:
         []
     """
-    check_mask(mask, x=x)
     return _masked_sum(x, mask).sum() / _count(count, mask.sum())
 
 
@@ -258,7 +247,6 @@ def sequence_mean(x: Tensor, mask: Tensor, count: float | Tensor | None = None) 
     Returns:
         []
     """
-    check_mask(mask, x=x)
     row_means = _masked_sum(x, mask) / mask.sum(1).clamp(min=1)
     return row_means.sum() / _count(count, mask.any(1).sum())
 
@@ -273,7 +261,6 @@ def sequence_sum(x: Tensor, mask: Tensor, count: float | Tensor | None = None) -
     Returns:
         []
     """
-    check_mask(mask, x=x)
     return _masked_sum(x, mask).sum() / _count(count, mask.any(1).sum())
 
 
@@ -298,27 +285,25 @@ def constant_norm(
 
 def _masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     """Σ_t m·x per row: [B, R] to [B]."""
+    check_mask(mask, x=x)
     return torch.where(mask, at_least_fp32(x), 0.0).sum(1)
 
 
 def _count(given: float | Tensor | None, own: Tensor) -> float | Tensor:
     """What to divide by: the given count of the whole batch, or this tensor's own."""
-    if given is None:
-        if not bool(own > 0):
-            fix = "for an empty micro-batch give the `count` of the whole batch"
-            refuse("mask", "count at least one token", "none", fix)
-        return own
-    if not isinstance(given, Tensor) and not given > 0:  # reading a tensor would wait for a GPU
-        raise ValueError(f"`count` must be > 0, got {given}.")
-    return given
+    if given is None and not bool(own > 0):
+        fix = "for an empty micro-batch give the `count` of the whole batch"
+        refuse("mask", "count at least one token", "none", fix)
+    if isinstance(given, int | float) and not given > 0:  # reading a tensor would wait for a GPU
+        refuse("count", "be > 0", given)
+    return own if given is None else given
 
 
 def _clip_bounds(cliprange: float, cliprange_high: float | None) -> tuple[float, float]:
     """1 − ε_low and 1 + ε_high."""
     if not 0 < cliprange <= 1:
-        raise ValueError(f"`cliprange` must be > 0 and <= 1, got {cliprange}.")
-    if cliprange_high is None:
-        cliprange_high = cliprange
-    if not cliprange_high > 0:
-        raise ValueError(f"`cliprange_high` must be > 0 or None, got {cliprange_high}.")
-    return 1 - cliprange, 1 + cliprange_high
+        refuse("cliprange", "be > 0 and <= 1", cliprange)
+    high = cliprange if cliprange_high is None else cliprange_high
+    if not high > 0:
+        refuse("cliprange_high", "be > 0 or None", high)
+    return 1 - cliprange, 1 + high

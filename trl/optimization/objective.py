@@ -73,7 +73,7 @@ def objective(
         dual_clip=config.dual_clip,
     )
     log_ratio = new.logprobs - targets.old_logprobs
-    losses = {"loss/policy": policy_loss}
+    losses, weights = {"loss/policy": policy_loss}, {"loss/policy": 1.0}
     columns = {
         "policy/entropy": new.entropy,
         "policy/approxkl": 0.5 * log_ratio.square(),
@@ -87,29 +87,25 @@ def objective(
         losses["loss/value"], value_clipped = clipped_value_loss(
             new.values, targets.old_values, targets.returns, cliprange_value=config.cliprange_value
         )
+        weights["loss/value"] = config.vf_coef
         columns |= {
             "val/vpred": new.values,
             "val/error": (new.values - targets.returns).square(),
             "val/clipfrac": value_clipped.float(),
         }
-    ref_logprobs = targets.ref_logprobs if algorithm.kl_in == "loss" else None
-    if ref_logprobs is not None:
-        losses["loss/kl"] = kl_estimate(new.logprobs, ref_logprobs, kl_kind(config, algorithm))
+    if targets.ref_logprobs is not None and algorithm.kl_in == "loss":
+        kind = kl_kind(config, algorithm)
+        losses["loss/kl"] = kl_estimate(new.logprobs, targets.ref_logprobs, kind)
+        weights["loss/kl"] = kl_coef
     if new.router is not None:
-        columns["loss/router"] = new.router
+        columns["loss/router"], weights["loss/router"] = new.router, 1.0
     means = {name: algorithm.aggregate(loss, mask, counts) for name, loss in losses.items()}
     means |= {name: token_mean(column, mask, counts.tokens) for name, column in columns.items()}
-    total = means["loss/policy"]
-    if targets.returns is not None:
-        total = total + config.vf_coef * means["loss/value"]
-    if ref_logprobs is not None:
-        total = total + kl_coef * means["loss/kl"]
-    if config.entropy_coef:
-        total = total - config.entropy_coef * algorithm.aggregate(new.entropy, mask, counts)
-    if new.router is not None:
-        total = total + means["loss/router"]
     if only_values:
-        total = config.vf_coef * means["loss/value"]
+        weights = {"loss/value": config.vf_coef}
+    total: Any = sum(weight * means[name] for name, weight in weights.items())
+    if config.entropy_coef and not only_values:
+        total = total - config.entropy_coef * algorithm.aggregate(new.entropy, mask, counts)
     means["loss/total"] = total
     detached = {name: mean.detach() for name, mean in means.items()}
     return total, PassStats(detached, ratio.detach()[mask], targets.advantages[mask])
