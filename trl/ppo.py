@@ -129,15 +129,14 @@ class PPOTrainer:
         self.accelerator, self.precision = self.updater.accelerator, self.updater.precision
         self.model, self.policy = model, self.updater.policy
         self.ref_model = self.reference.model if self.reference else None
-        self._update_rows = share_of(self.accelerator, "minibatch_size", config.update_size)
-        self._text_rows = config.pretraining_rows and share_of(
-            self.accelerator, "pretraining_rows", config.pretraining_rows
-        )
-        self.kl_ctl = (
-            AdaptiveKLController(config.init_kl_coef, config.kl_target, config.kl_horizon)
-            if config.adaptive_kl
-            else FixedKLController(config.init_kl_coef)
-        )
+        share = partial(share_of, self.accelerator)
+        texts = config.pretraining_rows
+        self._update_rows = share("minibatch_size", config.update_size)
+        self._text_rows = texts and share("pretraining_rows", texts)
+        self.kl_ctl = FixedKLController(config.init_kl_coef)
+        if config.adaptive_kl:
+            beta, target, horizon = config.init_kl_coef, config.kl_target, config.kl_horizon
+            self.kl_ctl = AdaptiveKLController(beta, target, horizon)
         self.auto_rate = AutoRate.of(config)
         self.way_factor = 1.0
         self.score_moments = RunningMoments()
@@ -206,9 +205,12 @@ class PPOTrainer:
             check_finite("ref_model", ref_logprobs)
             clock.lap("forward_pass")
 
-            mask = rollout.response_mask
+            mask, in_reward = rollout.response_mask, self.algorithm.kl_in == "reward"
             moments, scores = self.normalized(scores, rollout.ended)
-            rewards, non_score_rewards = self.rewards(old.logprobs, ref_logprobs, scores, mask)
+            kl_coef, kind = self.kl_ctl.value * in_reward, kl_kind(self.config, self.algorithm)
+            rewards, non_score_rewards = token_rewards(
+                old.logprobs, ref_logprobs, scores, mask, kl_coef=kl_coef, kl_estimator=kind
+            )
             clock.lap("compute_rewards")
 
             advantages, returns = self.advantages(rewards, old.values, mask, rollout.group_ids)
@@ -282,26 +284,12 @@ class PPOTrainer:
         """
         config, moments = self.config, copy.deepcopy(self.score_moments)
         if config.missing_eos_penalty is not None:
-            scores = missing_eos_penalty(
-                scores, ended, config.missing_eos_penalty, replace=config.missing_eos_replaces
-            )
+            penalty, replace = config.missing_eos_penalty, config.missing_eos_replaces
+            scores = missing_eos_penalty(scores, ended, penalty, replace=replace)
         if config.center_scores or config.scale_scores:
             moments.update(gathered(self.accelerator, totals(scores)))
         center, scale, clip = config.center_scores, config.scale_scores, config.clip_scores
         return moments, normalize_scores(scores, moments, center=center, scale=scale, clip=clip)
-
-    def rewards(
-        self, logprobs: Tensor, ref_logprobs: Tensor, scores: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the rewards [B, R] and their KL part alone: see `token_rewards`."""
-        return token_rewards(
-            logprobs,
-            ref_logprobs,
-            scores,
-            mask,
-            kl_coef=self.kl_ctl.value if self.algorithm.kl_in == "reward" else 0.0,
-            kl_estimator=kl_kind(self.config, self.algorithm),
-        )
 
     def advantages(
         self, rewards: Tensor, values: Tensor, mask: Tensor, group_ids: Tensor | None = None
@@ -310,10 +298,8 @@ class PPOTrainer:
         if self.config.whiten_rewards:
             rewards = whitened(self.accelerator, rewards, mask, shift_mean=False)
         advantages, returns = self.algorithm.estimate(rewards, values, mask, group_ids, self.config)
-        if self.algorithm.critic != (returns is not None):
-            rule = (
-                f"give returns if, and only if, its `critic` is True, not {self.algorithm.critic}"
-            )
+        if (critic := self.algorithm.critic) != (returns is not None):
+            rule = f"give returns if, and only if, its `critic` is True, not {critic}"
             refuse("algorithm.estimate", rule, "None" if returns is None else "returns")
         if self.algorithm.whiten:
             advantages = whitened(self.accelerator, advantages, mask)
@@ -458,11 +444,10 @@ class PPOTrainer:
             update.grad_norm = self.updater.clip(self.config.max_grad_norm)
             sound = math.isfinite(update.grad_norm)
             if not math.isfinite(total) or not (sound or self.updater.skips_overflow):
-                raise FloatingPointError(
-                    f"the loss is {total} and the gradient's norm is {update.grad_norm}: this "
-                    "update was not applied, the model holds the last good weights. Lower "
-                    "`learning_rate`, or check the scores for outliers."
-                )
+                found = f"the loss is {total} and the gradient's norm is {update.grad_norm}"
+                kept = "this update was not applied, the model holds the last good weights"
+                fix = "Lower `learning_rate`, or check the scores for outliers."
+                raise FloatingPointError(f"{found}: {kept}. {fix}")
             if not wild and not stop:
                 update.applied = self.updater.apply() and sound
             elif wild:

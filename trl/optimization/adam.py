@@ -86,6 +86,9 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
 class TensorFlowAdam(torch.optim.Optimizer):
     """Adam with ε outside the bias correction (Kingma & Ba, arXiv:1412.6980, end of section 2).
 
@@ -117,22 +120,17 @@ class TensorFlowAdam(torch.optim.Optimizer):
         """Update every parameter that has a gradient; returns what `closure` returns."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
+            beta1, beta2 = group["betas"]
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    _update(parameter, self.state[parameter], group)
+                if (grad := parameter.grad) is None:
+                    continue
+                state = self.state[parameter]  # of t, m and v, under the names of torch's Adam
+                if not state:
+                    moments = {name: torch.zeros_like(parameter) for name in MOMENTS}
+                    state.update(moments, step=0)
+                state["step"] = t = state["step"] + 1
+                m = state["exp_avg"].mul_(beta1).add_(grad, alpha=1 - beta1)
+                v = state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+                alpha = group["lr"] * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
+                parameter.addcdiv_(m, v.sqrt().add_(group["eps"]), value=-alpha)
         return loss
-
-
-def _update(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    """One step for one parameter; `state` holds t, m and v under the names of torch's Adam."""
-    if not state:
-        state["step"] = 0
-        state["exp_avg"] = torch.zeros_like(parameter)
-        state["exp_avg_sq"] = torch.zeros_like(parameter)
-    assert parameter.grad is not None
-    state["step"] += 1
-    (beta1, beta2), t = group["betas"], state["step"]
-    m = state["exp_avg"].mul_(beta1).add_(parameter.grad, alpha=1 - beta1)
-    v = state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
-    alpha = group["lr"] * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
-    parameter.addcdiv_(m, v.sqrt().add_(group["eps"]), value=-alpha)

@@ -16,12 +16,7 @@ from trl.core import at_least_fp32, check_mask
 
 @torch.no_grad()
 def gae(
-    rewards: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    *,
-    gamma: float,
-    gae_lambda: float | Tensor,
+    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lambda: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation (Schulman et al., arXiv:1506.02438, equation 16).
 
@@ -46,16 +41,14 @@ def gae(
     for t in reversed(range(mask.shape[1])):
         counts = mask[:, t]
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        next_advantage = torch.where(
-            counts, delta + gamma * gae_lambda * next_advantage, next_advantage
-        )
+        advantage = delta + gamma * gae_lambda * next_advantage
+        next_advantage = torch.where(counts, advantage, next_advantage)
         next_value = torch.where(counts, values[:, t], next_value)
         advantages[:, t] = next_advantage
     returns = advantages + values
     return torch.where(mask, advantages, 0.0), torch.where(mask, returns, 0.0)
 
 
-@torch.no_grad()
 def discounted_returns(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     """Return without a critic (REINFORCE, REINFORCE++ arXiv:2501.03262): G_t = r_t + γ·G_{t+1}.
 
@@ -68,15 +61,7 @@ def discounted_returns(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor
     Returns:
         [B, R], 0 outside the mask and without gradient.
     """
-    check_mask(mask, rewards=rewards)
-    _check_fraction("gamma", gamma)
-    rewards = at_least_fp32(rewards)
-    returns = torch.zeros_like(rewards)
-    next_return = torch.zeros_like(rewards[:, 0])  # [B]
-    for t in reversed(range(mask.shape[1])):
-        next_return = torch.where(mask[:, t], rewards[:, t] + gamma * next_return, next_return)
-        returns[:, t] = next_return
-    return torch.where(mask, returns, 0.0)
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma=gamma, gae_lambda=1.0)[0]
 
 
 def leave_one_out(scores: Tensor, group_ids: Tensor) -> Tensor:
@@ -93,7 +78,7 @@ def leave_one_out(scores: Tensor, group_ids: Tensor) -> Tensor:
         [B]
     """
     scores = at_least_fp32(scores)
-    group, size = _groups(scores, group_ids)
+    group, size = _numbered(scores, group_ids)
     others = _group_sum(scores, group)[group] - scores
     return _unless_equal(scores - others / (size[group] - 1), scores, group)
 
@@ -118,7 +103,7 @@ def group_normalize(
         [B]
     """
     scores = at_least_fp32(scores)
-    group, size = _groups(scores, group_ids)
+    group, size = _numbered(scores, group_ids)
     centered = scores - (_group_sum(scores, group) / size)[group]
     centered = _unless_equal(centered, scores, group)
     if not scale:
@@ -127,7 +112,7 @@ def group_normalize(
     return centered / (std[group] + eps)
 
 
-def _groups(scores: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
+def _numbered(scores: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Number the groups 0 … N−1: the group of each row [B] and the size of each group [N]."""
     if scores.dim() != 1 or scores.shape != group_ids.shape:
         got = f"{list(scores.shape)} and {list(group_ids.shape)}"

@@ -65,12 +65,7 @@ def rollout_and_scores(
     if isinstance(scores, Tensor) and scores.shape == mask.shape:
         scores = scores.masked_fill(~mask.to(scores.device), 0)
     scores = score_tensor(scores, rollout)
-    _check_temperature(rollout, config)
-    if scores.ndim == 2 and config.center_scores:
-        fix = "every token would get the same constant; give one score for each response"
-        refuse("center_scores", "be False with scores for single tokens", fix=fix)
-    if config.missing_eos_penalty is not None:
-        _check_ended(rollout, scores)
+    _check_settings(rollout, scores, config)
     if algorithm.groups:
         _check_groups(rollout, config)
     return rollout, scores
@@ -89,22 +84,23 @@ def _without_start(rollout: Rollout, scores: Any, start: Sequence[int]) -> tuple
     return replace(rollout, responses=tokens, response_mask=mask, values=None), scores
 
 
-def _check_temperature(rollout: Rollout, config: PPOConfig) -> None:
-    """Raise if the responses are known to be sampled at another temperature than is scored at."""
-    sampled = rollout.temperature
+def _check_settings(rollout: Rollout, scores: Tensor, config: PPOConfig) -> None:
+    """Raise unless the settings are for such responses and scores."""
+    sampled, per_token = rollout.temperature, scores.ndim == 2
     if sampled is not None and not math.isclose(sampled, config.temperature, rel_tol=1e-6):
         rule = f"be the {sampled} that the responses were sampled with"
         fix = "every importance ratio would be wrong; give Sampler and PPOConfig the same number"
-        refuse("temperature", rule, str(config.temperature), fix)
-
-
-def _check_ended(rollout: Rollout, scores: Tensor) -> None:
-    """Raise unless it is known of every response whether it ended, and it has one score."""
+        refuse("temperature", rule, config.temperature, fix)
+    if per_token and config.center_scores:
+        fix = "every token would get the same constant; give one score for each response"
+        refuse("center_scores", "be False with scores for single tokens", fix=fix)
+    if config.missing_eos_penalty is None:
+        return
     if rollout.ended is None:
         rule = "be None for a rollout that does not say which responses `ended`"
         fix = "use Sampler, or dataclasses.replace(rollout, ended=...), [batch] bool"
         refuse("missing_eos_penalty", rule, fix=fix)
-    if scores.ndim == 2:
+    if per_token:
         rule = "be None with scores for single tokens"
         fix = "put it on the last token of a response, or give one score for each response"
         refuse("missing_eos_penalty", rule, fix=fix)

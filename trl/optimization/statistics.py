@@ -10,14 +10,11 @@ import torch
 from torch import Tensor
 
 from trl.batch import Rollout
-from trl.core import masked_mean, masked_var
+from trl.core import masked_mean, masked_var, stats_to_np
 from trl.optimization.losses import explained_variance
 from trl.optimization.objective import Targets
 from trl.optimization.update import Update
 from trl.scored import totals
-
-# Means of an update that have a place of their own, or none, in the statistics of a step.
-_NOT_AVERAGED = ("policy/abs_log_ratio", "policy/mean_ratio")
 
 
 def step_statistics(
@@ -47,10 +44,8 @@ def step_statistics(
     scores = gathered(totals(scores))
     logprobs, values = gathered(targets.old_logprobs), gathered(targets.old_values)
     non_score_rewards = gathered(non_score_rewards)
-    # Not measured, which is not the same as 0.
-    ref_logprobs = torch.full_like(logprobs, float("nan"))
-    if targets.ref_logprobs is not None:
-        ref_logprobs = gathered(targets.ref_logprobs)
+    ref = targets.ref_logprobs  # not measured is not the same as 0
+    ref_logprobs = torch.full_like(logprobs, float("nan")) if ref is None else gathered(ref)
     kl = logprobs - ref_logprobs  # [B, R], 0 outside the mask
     stats: dict[str, Any] = {
         "objective/kl": kl.sum(1).mean(),
@@ -71,9 +66,9 @@ def step_statistics(
     }
     if rollout.ended is not None:
         stats["objective/ended"] = gathered(rollout.ended.float()).mean()
-    for name in updates[0].means:
-        if name not in _NOT_AVERAGED:
-            stats[f"ppo/{name}"] = float(np.mean([update.means[name] for update in updates]))
+    elsewhere = ("policy/abs_log_ratio", "policy/mean_ratio")  # in these statistics, or nowhere
+    for name in (name for name in updates[0].means if name not in elsewhere):
+        stats[f"ppo/{name}"] = float(np.mean([update.means[name] for update in updates]))
     if targets.returns is not None:
         returns, mask = gathered(targets.returns), gathered(rollout.response_mask)
         variance = masked_var(returns, mask)
@@ -87,11 +82,4 @@ def step_statistics(
             "ppo/val/var_explained": 1 - error / float(variance) if variance > 0 else 0.0,
             "ppo/val/explained_variance": explained_variance(values, returns, mask),
         }
-    return {name: _to_numpy(value) for name, value in stats.items()}
-
-
-def _to_numpy(value: Any) -> float | np.ndarray[Any, Any]:
-    """Return a tensor as a float or numpy array, detached from everything."""
-    if not isinstance(value, Tensor):
-        return float(value)
-    return value.item() if value.ndim == 0 else value.float().cpu().numpy()
+    return stats_to_np(stats)

@@ -26,14 +26,18 @@ class Update:
     """Statistics of one update: means over the tokens of its minibatch, over all processes."""
 
     means: dict[str, float]
+    """By name, in the units that docs/metrics.md gives of the figure `ppo/<name>`: nats per token
+    of KL and entropy, score² of the value's loss and error, shares of clipped tokens."""
     tokens: float
+    """Response tokens of the minibatch, over all processes."""
     ratio: Tensor
-    """[N] importance ratios of this process's tokens."""
+    """[N] importance ratios π/π_old of this process's tokens, without a unit."""
     advantages: Tensor
-    """[N] advantages of this process's tokens."""
+    """[N] advantages of this process's tokens, in units of the score; of its spread if whitened."""
     grad_norm: float = 0.0
-    """Norm of the gradient before clipping."""
+    """Norm of the gradient before clipping, in units of the loss per unit of weight."""
     applied: bool = False
+    """Whether the weights took the step."""
 
     @classmethod
     def of_passes(
