@@ -75,24 +75,24 @@ def without_time(stats):
 CASES = [{"algorithm": name} for name in ALGORITHMS] + [
     {"tf_adam": True},
     {"precision": "bf16"},
-    {"value_warmup_steps": 3},  # resumed in the midst of it
+    {"value_warmup_steps": 2},  # resumed in the midst of it
     {"optimizer": lambda weights: torch.optim.SGD(weights, lr=1e-3, momentum=0.9)},
 ]
 
 
 @pytest.mark.parametrize("settings", CASES, ids=lambda settings: str(*settings.values())[:20])
 def test_a_resumed_run_is_the_one_that_was_not_stopped(settings, tmp_path):
-    whole = new_trainer(**settings)
-    run(whole, 0, 2)
+    whole, last = new_trainer(**settings), 3 + settings.get("value_warmup_steps", 1) // 2
+    run(whole, 0, 1)
     torch.save(whole.state_dict(), tmp_path / "state.pt")
     torch.save(whole.model.state_dict(), tmp_path / "weights.pt")
-    expected = run(whole, 2, 5)
+    expected = run(whole, 1, last)
 
     resumed = new_trainer(**settings)
     resumed.model.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert resumed.steps_done == 2
-    found = run(resumed, 2, 5)
+    assert resumed.steps_done == 1
+    found = run(resumed, 1, last)
     assert_same(without_time(expected), without_time(found))
     assert_same(whole.model.state_dict(), resumed.model.state_dict())
     assert_same(whole.state_dict(), resumed.state_dict())
@@ -200,7 +200,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
                 ),
                 ((*first, "exp_avg"), "text", r"have the shape \[97, 32\].*got str"),
                 ((*first, "step"), torch.tensor(-1.0), r"state\[0\].step. must be >= 0"),
-                (("state", 99), {}, r"`optimizer.state` must be of weights 0 … 29, got 99"),
+                (("state", 99), {}, r"`optimizer.state` must be of weights 0 … 29, got \[99\]"),
                 (("param_groups", 0, "lr"), nan, r"param_groups\[0\].lr. must be finite"),
                 (("param_groups", 0, "lr"), -1.0, r"param_groups\[0\].lr. must be >= 0, got -1"),
                 (("param_groups", 0, "params"), [0, 1], "of 30 weights in 1 group"),

@@ -406,16 +406,9 @@ class PPOTrainer:
         self, new: ResponseOutput, targets: Targets, mask: Tensor, counts: Counts
     ) -> tuple[Tensor, PassStats]:
         """Return a pass's share of the loss of its minibatch, and its statistics: `objective`."""
-        return objective(
-            new,
-            targets,
-            mask,
-            counts,
-            algorithm=self.algorithm,
-            config=self.config,
-            kl_coef=self.kl_ctl.value,
-            only_values=self.warming_up,
-        )
+        given, kl_coef = (new, targets, mask, counts), self.kl_ctl.value
+        how = self.algorithm, self.config
+        return objective(*given, *how, kl_coef=kl_coef, only_values=self.warming_up)
 
     def _pretraining_gradient(self, text: Rollout) -> Tensor:
         """Add the gradient of pretraining_coef · mean_t −log π(token), at temperature 1.

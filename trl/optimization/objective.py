@@ -38,9 +38,9 @@ def objective(
     targets: Targets,
     mask: Tensor,
     counts: Counts,
-    *,
     algorithm: Algorithm,
     config: PPOConfig,
+    *,
     kl_coef: float,
     only_values: bool = False,
 ) -> tuple[Tensor, PassStats]:

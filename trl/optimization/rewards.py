@@ -45,14 +45,12 @@ def token_rewards(
         rule = f"have one number per response, [{mask.shape[0]}], or per token, {list(mask.shape)}"
         refuse("scores", rule, list(scores.shape))
     counted = mask.long().cumsum(1)
-    if bool((counted[:, -1:] == 0).any()):
+    if not mask.any(1).all():
         rows = (~mask.any(1)).nonzero().flatten().tolist()
-        raise ValueError(f"`mask` must count a token in every row, got none in rows {rows}.")
+        refuse("mask", "count a token in every row", f"none in rows {rows}")
+    given = mask
     if scores.ndim == 1:
-        scores = scores.unsqueeze(1)
-        given = mask & (counted == counted[:, -1:])
-    else:
-        given = mask
+        scores, given = scores.unsqueeze(1), mask & (counted == counted[:, -1:])
     kl = kl_estimate(logprobs, ref_logprobs, kl_estimator)
     non_score_rewards = torch.where(mask, -kl_coef * kl, 0.0)
     score_rewards = torch.where(given, at_least_fp32(scores), 0.0)
@@ -106,10 +104,9 @@ class RunningMoments:
         """Take in a batch of scores, of any shape."""
         batch = scores.detach().cpu().double().flatten()  # not every device has float64
         if not bool(batch.isfinite().all()):
-            raise ValueError(f"`scores` must be finite, got {scores.tolist()}.")
-        if batch.numel() == 0:
+            refuse("scores", "be finite", scores.tolist())
+        if (n := batch.numel()) == 0:
             return
-        n = batch.numel()
         total = self.count + n
         batch_mean = float(batch.mean())
         delta = batch_mean - self.mean
@@ -160,7 +157,7 @@ def normalize_scores(
         [B]
     """
     if clip is not None and not clip > 0:
-        raise ValueError(f"`clip` must be > 0 or None, got {clip}.")
+        refuse("clip", "be > 0 or None", clip)
     scores = at_least_fp32(scores)
     if center:
         scores = scores - moments.mean

@@ -6,12 +6,7 @@ import math
 
 
 def schedule_factor(
-    step: int,
-    *,
-    total_steps: int,
-    kind: str = "linear",
-    warmup_steps: int = 0,
-    final: float = 0.0,
+    step: int, *, total_steps: int, kind: str = "linear", warmup_steps: int = 0, final: float = 0.0
 ) -> float:
     """Factor on the learning rate of a step.
 

@@ -17,20 +17,15 @@ def resolve_config(config: PPOConfig | None, ppo_params: Mapping[str, Any]) -> P
         TypeError: for both, for what is no config, and for a name close to that of a setting;
             another unknown name is ignored with a warning.
     """
-    if config is None:
-        return _from_keywords(ppo_params)
-    if not isinstance(config, PPOConfig):
+    if config is not None and not isinstance(config, PPOConfig):
         fix = "the order is PPOTrainer(model, ref_model, config), and a dict goes in as **settings"
         refuse("config", "be a PPOConfig", type(config).__name__, fix, error=TypeError)
-    if ppo_params:
-        raise TypeError(
-            f"pass settings in `config` or as keyword arguments, not both; got "
-            f"{sorted(ppo_params)} beside `config`: use dataclasses.replace(config, ...)."
-        )
-    return config
-
-
-def _from_keywords(ppo_params: Mapping[str, Any]) -> PPOConfig:
+    if config is not None and ppo_params:
+        one = "pass settings in `config` or as keyword arguments, not both"
+        fix = "use dataclasses.replace(config, ...)"
+        raise TypeError(f"{one}; got {sorted(ppo_params)} beside `config`: {fix}.")
+    if config is not None:
+        return config
     known = PPOConfig.known_names()
     near = {name: closest(name, known) for name in ppo_params if name not in known}
     mistyped = [f"PPOTrainer has no setting `{name}`.{hint}" for name, hint in near.items() if hint]
@@ -38,5 +33,5 @@ def _from_keywords(ppo_params: Mapping[str, Any]) -> PPOConfig:
         raise TypeError("; ".join(mistyped))
     if near:
         named = ", ".join(f"`{name}`" for name in near)
-        warnings.warn(f"PPOTrainer ignores {named}: no such field in PPOConfig.", stacklevel=4)
+        warnings.warn(f"PPOTrainer ignores {named}: no such field in PPOConfig.", stacklevel=3)
     return PPOConfig.from_kwargs(**{k: v for k, v in ppo_params.items() if k not in near})

@@ -88,21 +88,20 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any])
         fix = "make the trainer with the settings of the run that is resumed"
         rule = f"be that of an optimiser of the same kind, {kind}"
         refuse("state", rule, f"that of {state['kind']}", fix)
-    groups = state["state"]["param_groups"]
-    same = [len(group["params"]) for group in groups] == [len(group) for group in ours]
-    if not same or ours != [[list(shape) for shape in group] for group in theirs]:
+    groups, kept = state["state"]["param_groups"], state["state"]["state"]
+    if theirs != ours or [len(group["params"]) for group in groups] != list(map(len, ours)):
         weights, others = sum(map(len, ours)), sum(map(len, theirs))
         rule = f"be that of {weights} weights in {len(ours)} group(s), all of the same shapes"
         fix = "another part of the model, or another model, was trained"
         refuse("state", rule, f"{others} in {len(theirs)}", fix)
-    shapes = [shape for group in ours for shape in group]
     for index, group in enumerate(groups):
-        settings = {name: value for name, value in group.items() if name != "params"}
-        _check_numbers(f"optimizer.param_groups[{index}]", settings, [])
-    for index, kept in state["state"]["state"].items():
-        if index not in range(len(shapes)):
-            refuse("optimizer.state", f"be of weights 0 … {len(shapes) - 1}", index)
-        _check_numbers(f"optimizer.state[{index}]", kept, shapes[index])
+        _check_numbers(f"optimizer.param_groups[{index}]", group, [])
+    shapes = dict(enumerate(shape for group in ours for shape in group))
+    if not kept.keys() <= shapes.keys():
+        unknown = sorted(kept.keys() - shapes.keys(), key=str)
+        refuse("optimizer.state", f"be of weights 0 … {len(shapes) - 1}", unknown)
+    for index, moments in kept.items():
+        _check_numbers(f"optimizer.state[{index}]", moments, shapes[index])
 
 
 def _check_numbers(where: str, kept: Mapping[str, Any], shape: list[int]) -> None:
