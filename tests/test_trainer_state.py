@@ -174,6 +174,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
         (with_bad(good, "score_moments", value={"count": 1}), "`score_moments`"),
         (with_bad(good, "steps_done", value="many"), "`steps_done`"),
         (with_bad(good, "steps_done", value=True), "`steps_done`"),
+        (with_bad(good, "shuffle", value=None), "`shuffle`"),
         (with_bad(good, "kl_controller", "value", value=nan), "`kl_controller`"),
         (with_bad(good, "kl_controller", "value", value=-0.1), "`kl_controller`"),
         (with_bad(good, "score_moments", "mean", value=nan), "`score_moments`"),

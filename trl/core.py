@@ -159,7 +159,7 @@ def clip_by_value(x: Tensor, tensor_min: Tensor | float, tensor_max: Tensor | fl
 
     Where the bounds cross, tensor_min wins, as in the 2020 trl (`torch.clamp` lets the other win).
     """
-    like = {"dtype": x.dtype, "device": x.device}
+    like: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
     low, high = (torch.as_tensor(bound, **like) for bound in (tensor_min, tensor_max))
     return torch.maximum(torch.minimum(x, high), low)
 

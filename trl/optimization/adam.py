@@ -36,8 +36,8 @@ def trainable_weights(
 
 def _needs_closure(optimizer: torch.optim.Optimizer | None) -> bool:
     """Return whether a step asks for the loss again and again, as that of L-BFGS does."""
-    closure = optimizer and inspect.signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
+    closure = optimizer and dict(inspect.signature(optimizer.step).parameters).get("closure")
+    return isinstance(closure, inspect.Parameter) and closure.default is closure.empty
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> float:

@@ -41,8 +41,8 @@ def check_state(state: Any, optimizer: torch.optim.Optimizer, *, scaled: bool, a
         got = str(sorted(state)) if isinstance(state, Mapping) else type(state).__name__
         refuse("state", f"be what `state_dict` returned, with {sorted(_PARTS)}", got)
     for name, is_sound in _PARTS.items():
-        with suppress(KeyError, TypeError, ValueError, RuntimeError):
-            if is_sound(state[name]):
+        with suppress(AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+            if is_sound(state[name]) is not False:
                 continue
         refuse(f"{name}` of `state", "be what `state_dict` returned", repr(state[name]), _DAMAGED)
     if scaled != (state["scaler"] is not None):
@@ -54,10 +54,10 @@ def check_state(state: Any, optimizer: torch.optim.Optimizer, *, scaled: bool, a
     _check_optimizer(optimizer, state["optimizer"])
 
 
-_PARTS: dict[str, Callable[[Any], bool]] = {
+_PARTS: dict[str, Callable[[Any], Any]] = {
     "steps_done": lambda part: type(part) is int and part >= 0,
-    "kl_controller": lambda part: FixedKLController(part["value"]).value >= 0,
-    "score_moments": lambda part: RunningMoments().load_state_dict(part) is None,
+    "kl_controller": lambda part: FixedKLController(part["value"]),
+    "score_moments": RunningMoments().load_state_dict,
     "auto_rate": lambda part: (
         part is None
         or (
@@ -68,13 +68,13 @@ _PARTS: dict[str, Callable[[Any], bool]] = {
     "value_pretraining": lambda part: (
         set(part) == {"done", "best", "stale"} and min(part["done"], part["stale"]) >= 0
     ),
-    "shuffle": lambda part: bool(torch.Generator().set_state(part.cpu())),
+    "shuffle": lambda part: torch.Generator().set_state(part.cpu()),
     "optimizer": lambda part: (
         set(part) == {"kind", "shapes", "state"} and {"state", "param_groups"} <= set(part["state"])
     ),
     "scaler": lambda part: part is None or 0 < part["scale"] < math.inf,
 }
-"""The parts of a trainer's state, and what each must be like."""
+"""The parts of a trainer's state, and what says False, or raises, if one is not such a part."""
 
 _LIKE_WEIGHTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"}
 _NOT_NEGATIVE = re.compile("step|lr|eps|weight_decay|.*(sq|square|sum|var).*")
