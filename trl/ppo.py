@@ -55,7 +55,7 @@ from trl.optimization.rewards import (
     token_rewards,
 )
 from trl.optimization.settings import resolve_config
-from trl.optimization.state import check_state, load_optimizer_state, optimizer_state
+from trl.optimization.state import check_state, optimizer_state
 from trl.optimization.statistics import step_statistics, totals
 from trl.optimization.update import PassStats, Update
 from trl.optimization.value_pretraining import ValuePretraining
@@ -482,7 +482,8 @@ class PPOTrainer:
         scaler = self.accelerator.scaler
         scaled, auto = scaler is not None, self.auto_rate is not None
         check_state(state, self.optimizer, scaled=scaled, auto=auto)
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        kept = copy.deepcopy(state["optimizer"]["state"])  # the state stays the caller's own
+        self.optimizer.load_state_dict(kept)
         self.steps_done = state["steps_done"]
         self.kl_ctl.load_state_dict(state["kl_controller"])
         self.score_moments.load_state_dict(state["score_moments"])

@@ -63,14 +63,9 @@ def objective(
         kl_coef: β.
         only_values: Leave everything but the value loss out of the total.
     """
+    clip = {name: getattr(config, name) for name in ("cliprange", "cliprange_high", "dual_clip")}
     policy_loss, ratio, clipped = algorithm.policy_loss(
-        new.logprobs,
-        targets.old_logprobs,
-        targets.advantages,
-        mask,
-        cliprange=config.cliprange,
-        cliprange_high=config.cliprange_high,
-        dual_clip=config.dual_clip,
+        new.logprobs, targets.old_logprobs, targets.advantages, mask, **clip
     )
     log_ratio = new.logprobs - targets.old_logprobs
     losses, weights = {"loss/policy": policy_loss}, {"loss/policy": 1.0}

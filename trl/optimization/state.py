@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -116,11 +115,6 @@ def _check_numbers(where: str, kept: Mapping[str, Any], shape: list[int]) -> Non
                 refuse(f"{where}.{name}", "be finite", "NaN or infinity", _DAMAGED)
             if lowest < 0 and _NOT_NEGATIVE.fullmatch(name):
                 refuse(f"{where}.{name}", "be >= 0", float(lowest), _DAMAGED)
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Go on from `optimizer_state`; the state stays the caller's own."""
-    optimizer.load_state_dict(copy.deepcopy(state["state"]))
 
 
 def _kind(optimizer: torch.optim.Optimizer) -> str:
