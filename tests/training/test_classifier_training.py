@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -52,13 +53,24 @@ def write(path, rows):
     return str(path)
 
 
-@pytest.fixture
-def recipe(tmp_path):
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with a tiny model, and texts to train and to measure on."""
+    folder = tmp_path_factory.mktemp("files")
+    tiny_bert(folder / "tiny")
+    write(folder / "train.jsonl", reviews(400, 0))
+    rows = reviews(60, 1)
+    rows[1]["label"] = 0  # a mistake in the test: its words say 1
+    write(folder / "test.jsonl", rows)
+    return folder
+
+
+def recipe_of(files, out):
     """A classifier that is trained in about a second."""
     return ClassifierRecipe(
-        model=tiny_bert(tmp_path / "tiny"),
-        train=write(tmp_path / "train.jsonl", reviews(400, 0)),
-        test=write(tmp_path / "test.jsonl", reviews(60, 1)),
+        model=str(files / "tiny"),
+        train=str(files / "train.jsonl"),
+        test=str(files / "test.jsonl"),
         epochs=4,
         batch_size=32,
         learning_rate=1e-2,
@@ -66,9 +78,21 @@ def recipe(tmp_path):
         opening_words=8,
         log_every=10,
         precision="fp32",
-        out=str(tmp_path / "run"),
+        out=str(out),
         quiet=True,
     )
+
+
+@pytest.fixture
+def recipe(files, tmp_path):
+    return recipe_of(files, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def trained(files):
+    """A run that several tests look at: its recipe, its summary, and what it tells."""
+    recipe = recipe_of(files, files / "run")
+    return recipe, train_classifier(recipe)
 
 
 def tiny_bert(folder, *, labels=2):
@@ -103,11 +127,8 @@ def weights(out):
 # -- the whole of it -----------------------------------------------------------------------------
 
 
-def test_it_learns_words_that_tell_the_label(recipe):
-    rows = reviews(60, 1)
-    rows[1]["label"] = 0  # a mistake in the test: its words say 1
-    write(Path(recipe.test), rows)
-    summary = train_classifier(recipe)
+def test_it_learns_words_that_tell_the_label(trained):
+    _, summary = trained
     assert summary["accuracy"] == 59 / 60
     assert summary["confusion"] == [[30, 1], [0, 29]]
     assert summary["loss"] < 0.3
@@ -119,10 +140,10 @@ def test_it_learns_words_that_tell_the_label(recipe):
     assert 0 < summary["train_seconds"] < summary["seconds"]
 
 
-def test_the_folder_holds_what_was_done(recipe, tmp_path):
-    summary = train_classifier(recipe)
-    assert json.loads((tmp_path / "run/summary.json").read_text()) == summary
-    again = settings.build(ClassifierRecipe, settings.read_yaml(tmp_path / "run/recipe.yaml"))
+def test_the_folder_holds_what_was_done(trained):
+    recipe, summary = trained
+    assert json.loads(Path(recipe.out, "summary.json").read_text()) == summary
+    again = settings.build(ClassifierRecipe, settings.read_yaml(f"{recipe.out}/recipe.yaml"))
     assert again == recipe
     rows = lines(recipe)
     assert [row["step"] for row in rows] == [10, 20, 30, 40, 50]
@@ -133,8 +154,8 @@ def test_the_folder_holds_what_was_done(recipe, tmp_path):
     assert summary["tokens"] == rows[-1]["tokens"]
 
 
-def test_the_classifier_loads_as_a_scorer_and_in_transformers(recipe):
-    summary = train_classifier(recipe)
+def test_the_classifier_loads_as_a_scorer_and_in_transformers(trained):
+    recipe, summary = trained
     folder = f"{recipe.out}/classifier"
     scorer = ClassifierScorer(folder, label="POSITIVE")
     good, bad = scorer(["a superb charming film", "a boring terrible film"])
@@ -470,8 +491,8 @@ def test_after_ctrl_c_it_goes_on_to_the_same_weights(recipe, tmp_path, monkeypat
         train_classifier(recipe, resume=True)  # it is complete
 
 
-def test_after_a_kill_it_goes_on_from_the_last_whole_checkpoint(recipe, tmp_path, monkeypatch):
-    never_stopped = train_classifier(replace(recipe, out=str(tmp_path / "whole")))
+def test_after_a_kill_it_goes_on_from_the_last_whole_checkpoint(recipe, trained, monkeypatch):
+    _, never_stopped = trained
 
     def die():
         raise MemoryError
@@ -524,39 +545,49 @@ def test_settings_that_cannot_be_are_all_named():
 # -- more than one process -----------------------------------------------------------------------
 
 
+TWO = """
+import os, sys
+from trl import config as settings
+from trl.config.recipe import ClassifierRecipe
+from trl.training.classifier import train_classifier
+
+recipe = settings.build(ClassifierRecipe, settings.read_yaml(sys.argv[1]))
+second = os.fork()  # what takes seconds to import is there already
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if second else "1"
+train_classifier(recipe)
+if second:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(second, 0)[1]))
+"""
+
+
 @pytest.mark.distributed
-def test_two_processes_train_the_classifier_of_one(recipe, tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import sys\n"
-        "from trl import config as settings\n"
-        "from trl.config.recipe import ClassifierRecipe\n"
-        "from trl.training.classifier import train_classifier\n"
-        "recipe = settings.build(ClassifierRecipe, settings.read_yaml(sys.argv[1]))\n"
-        "train_classifier(recipe)\n"
+def test_two_processes_train_the_classifier_of_one(recipe, tmp_path, monkeypatch):
+    small = replace(recipe, epochs=0.5, crop_words=(3, 12), learning_rate=1e-3)
+    small = replace(small, out=str(tmp_path / "of 2"))
+    (tmp_path / "recipe.yaml").write_text(settings.dump(small))
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    started = subprocess.Popen(
+        [sys.executable, "-c", TWO, "recipe.yaml"],
+        cwd=tmp_path,
+        env={
+            "PYTHONPATH": str(Path(supervised.__file__).parents[2]),
+            "ACCELERATE_USE_CPU": "true",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": "2",
+        },
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    found = []
-    for processes in (1, 2):
-        out = str(tmp_path / f"of {processes}")
-        small = replace(recipe, epochs=0.5, crop_words=(3, 12), learning_rate=1e-3, out=out)
-        (tmp_path / "recipe.yaml").write_text(settings.dump(small))
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        result = subprocess.run(
-            [sys.executable, *(launcher if processes > 1 else []), str(script), "recipe.yaml"],
-            cwd=tmp_path,
-            env={
-                "PYTHONPATH": str(Path(supervised.__file__).parents[2]),
-                "ACCELERATE_USE_CPU": "true",
-                "HF_HUB_OFFLINE": "1",
-                "OMP_NUM_THREADS": "1",
-            },
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert result.returncode == 0, result.stderr
-        found.append((json.loads(Path(out, "summary.json").read_text()), lines(small)))
-    (one, rows), (two, other_rows) = found
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    alone = replace(small, out=str(tmp_path / "of 1"))
+    one, rows = train_classifier(alone), lines(alone)
+    _, problem = started.communicate(timeout=300)
+    assert started.returncode == 0, problem
+    two, other_rows = json.loads(Path(small.out, "summary.json").read_text()), lines(small)
     assert (one["processes"], two["processes"]) == (1, 2)
     assert len(rows) == len(other_rows) == 1
     assert rows[0]["loss"] == pytest.approx(other_rows[0]["loss"], rel=1e-4)

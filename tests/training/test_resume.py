@@ -1,8 +1,10 @@
 """A run that is stopped, killed or out of disk goes on as if nothing had happened, bit for bit."""
 
 import json
+import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from trl.config.recipe import (
     LoRAConfig,
     ModelConfig,
     PretrainingConfig,
+    Recipe,
     RewardConfig,
     SamplingConfig,
     ScheduleConfig,
@@ -38,6 +41,7 @@ from trl.config.recipe import (
 from trl.evaluation import ScoringError
 from trl.training import run
 from trl.training.checkpoints import CheckpointError
+from trl.training.folder import RunFolder
 from trl.training.run import run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,10 +53,34 @@ def no_report(monkeypatch):
     monkeypatch.setattr(run, "write_report", lambda runs, out: out / "report.html")
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    make_parts(folder)
+    return folder
+
+
 @pytest.fixture
-def parts(tmp_path):
-    make_parts(tmp_path)
+def parts(made, tmp_path):
+    """The folder of the parts of runs, this test's own."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def whole(made):
+    """A run of each variant that was never stopped: one for all tests of the module."""
+    runs = {}
+
+    def run_once(variant="plain"):
+        if variant not in runs:
+            runs[variant] = made.parent / f"{made.name} {variant}"
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(run, "write_report", lambda runs, out: out / "report.html")
+                run_recipe(tiny_recipe(made, runs[variant], **variants(made)[variant]))
+        return runs[variant]
+
+    return run_once
 
 
 def variants(parts):
@@ -102,10 +130,10 @@ def stopped_in(call, monkeypatch, how):
 
 
 @pytest.mark.parametrize("variant", NAMES)
-def test_ctrl_c_finishes_the_step_and_the_run_goes_on_bit_for_bit(parts, monkeypatch, variant):
-    changes = variants(parts)[variant]
-    run_recipe(tiny_recipe(parts, parts / "whole", **changes))
-    recipe = tiny_recipe(parts, parts / "stopped", **changes)
+def test_ctrl_c_finishes_the_step_and_the_run_goes_on_bit_for_bit(
+    parts, whole, monkeypatch, variant
+):
+    recipe = tiny_recipe(parts, parts / "stopped", **variants(parts)[variant])
     with monkeypatch.context() as patch:
         stopped_in(3, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
         stopped = run_recipe(recipe)
@@ -117,14 +145,12 @@ def test_ctrl_c_finishes_the_step_and_the_run_goes_on_bit_for_bit(parts, monkeyp
     result = run_recipe(recipe, resume="auto")
     assert not result.interrupted
     assert result.steps == 6
-    assert_same_run(parts / "whole", parts / "stopped")
+    assert_same_run(whole(variant), parts / "stopped")
 
 
 @pytest.mark.parametrize("variant", ["plain", "a scorer with a state", "an adapter"])
-def test_a_crash_goes_back_to_the_last_checkpoint(parts, monkeypatch, variant):
-    changes = variants(parts)[variant]
-    run_recipe(tiny_recipe(parts, parts / "whole", **changes))
-    recipe = tiny_recipe(parts, parts / "crashed", **changes)
+def test_a_crash_goes_back_to_the_last_checkpoint(parts, whole, monkeypatch, variant):
+    recipe = tiny_recipe(parts, parts / "crashed", **variants(parts)[variant])
 
     def crash():
         raise MemoryError
@@ -135,11 +161,12 @@ def test_a_crash_goes_back_to_the_last_checkpoint(parts, monkeypatch, variant):
             run_recipe(recipe)
     assert len(lines(parts / "crashed" / "metrics.jsonl")) == 4  # steps 0 to 3, and 3 is done again
     run_recipe(recipe, resume="auto")
-    assert_same_run(parts / "whole", parts / "crashed")
+    assert_same_run(whole(variant), parts / "crashed")
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(parts, monkeypatch, capsys):
-    run_recipe(tiny_recipe(parts, parts / "whole"))
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
+    parts, whole, monkeypatch, capsys
+):
     recipe = replace(tiny_recipe(parts, parts / "damaged"), quiet=False)
     with monkeypatch.context() as patch:
         stopped_in(5, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -151,7 +178,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(parts, monkeyp
     told = " ".join(capsys.readouterr().out.split())
     assert "step-000005: state.pt has 1000 bytes in place of" in told
     assert "Going on after step 4" in told
-    assert_same_run(parts / "whole", parts / "damaged")
+    assert_same_run(whole(), parts / "damaged")
 
     for path in checkpoints.iterdir():
         os.truncate(path / "state.pt", 1000)
@@ -187,15 +214,10 @@ def test_a_folder_in_use_and_other_settings_are_refused(parts):
     assert [row["step"] for row in lines(parts / "run" / "metrics.jsonl")] == [0, 1, 2, 3]
 
 
-def test_the_resolved_recipe_runs_again_as_it_is(parts):
-    recipe = tiny_recipe(parts, parts / "first")
-    run_recipe(recipe)
-    again = settings.build(
-        type(recipe),
-        settings.read_yaml(parts / "first" / "recipe.yaml") | {"out": str(parts / "b")},
-    )
-    run_recipe(again)
-    assert_same_run(parts / "first", parts / "b")
+def test_the_resolved_recipe_runs_again_as_it_is(parts, whole):
+    values = settings.read_yaml(whole() / "recipe.yaml") | {"out": str(parts / "b")}
+    run_recipe(settings.build(Recipe, values))
+    assert_same_run(whole(), parts / "b")
 
 
 def test_what_a_run_leaves_behind(parts):
@@ -277,14 +299,11 @@ def test_a_disk_that_is_read_only_is_told(parts, disk):
         run_recipe(tiny_recipe(parts, disk("ro") / "run"))
 
 
-def test_a_full_disk_ends_the_run_with_the_last_checkpoint_good(parts, disk):
+def test_a_full_disk_ends_the_run_with_the_last_checkpoint_good(parts, whole, disk):
     small_disk = disk("size=2m")
-    run_recipe(tiny_recipe(parts, parts / "whole"))
     recipe = tiny_recipe(parts, small_disk / "run")
     filler = small_disk / "filler"
-    size = 2_000_000 - 2 * (
-        os.path.getsize(parts / "whole" / "checkpoints" / "step-000006" / "state.pt")
-    )
+    size = 2_000_000 - 2 * (os.path.getsize(whole() / "checkpoints" / "step-000006" / "state.pt"))
     filler.write_bytes(b"x" * size)  # room for one checkpoint and a half
     with pytest.raises(OSError, match="the disk is full") as caught:
         run_recipe(recipe)
@@ -292,7 +311,7 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_good(parts, disk):
     assert "--resume" in str(caught.value)
     filler.unlink()
     run_recipe(recipe, resume="auto")
-    assert_same_run(parts / "whole", small_disk / "run")
+    assert_same_run(whole(), small_disk / "run")
 
 
 # -- kill -9 -------------------------------------------------------------------------------------
@@ -411,8 +430,7 @@ def test_what_may_be_lost_is_a_run(parts, monkeypatch):
         run_recipe(tiny_recipe(parts, parts / "other"))
 
 
-def test_a_crash_before_the_first_checkpoint_leaves_no_lines(parts, monkeypatch):
-    run_recipe(tiny_recipe(parts, parts / "whole"))
+def test_a_crash_before_the_first_checkpoint_leaves_no_lines(parts, whole, monkeypatch):
     recipe = tiny_recipe(parts, parts / "early")
 
     def crash():
@@ -425,7 +443,7 @@ def test_a_crash_before_the_first_checkpoint_leaves_no_lines(parts, monkeypatch)
         with pytest.raises(MemoryError):
             run_recipe(recipe)
     run_recipe(recipe, resume="auto")
-    assert_same_run(parts / "whole", parts / "early")
+    assert_same_run(whole(), parts / "early")
 
 
 def test_a_run_that_was_moved_goes_on_where_it_is(parts, monkeypatch):
@@ -508,29 +526,32 @@ def test_an_early_stop_is_measured(parts):
     assert result.summary["after"]["held_out/kl"] == rows[-1]["held_out/kl"]
 
 
-LOCKING = """
-import os, sys
-from pathlib import Path
-from trl.training.folder import RunFolder
-
-with RunFolder(Path(sys.argv[1])).in_use():
-    os.kill(os.getpid(), 9)
-"""
+def die_in(folder):
+    """Be killed in the midst of a run, and say what is wrong if none can be begun."""
+    try:
+        with RunFolder(folder).in_use():
+            os.kill(os.getpid(), signal.SIGKILL)
+    except OSError as error:
+        (folder / "told").write_text(str(error))
+    os._exit(1)
 
 
 def test_one_run_at_a_time_in_a_folder_and_a_dead_one_blocks_none(parts, monkeypatch):
     recipe = tiny_recipe(parts, parts / "run", steps=2)
-    told = []
+    ends = []
 
     def another():
-        command = [sys.executable, "-c", LOCKING, str(parts / "run")]
-        told.append(subprocess.run(command, capture_output=True, cwd=ROOT))
+        process = multiprocessing.get_context("fork").Process(target=die_in, args=[parts / "run"])
+        process.start()
+        process.join(60)
+        ends.append(process.exitcode)
 
     another()  # is killed while it has the lock
-    assert told[0].returncode == -signal.SIGKILL
     stopped_in(1, monkeypatch, another)
     run_recipe(recipe)
-    assert b"`out` must be a folder without another run: name another one" in told[1].stderr
+    assert ends == [-signal.SIGKILL, 1]
+    told = (parts / "run" / "told").read_text()
+    assert "`out` must be a folder without another run: name another one" in told
 
 
 def test_a_saved_recipe_runs_with_another_seed(parts):
