@@ -40,7 +40,7 @@ def test_one_call_tunes_a_loaded_model_to_please_a_function(family):
         plain,
         ["w3 w4", "w5", "w6 w9 w10"],
         count_w7,
-        steps=25,
+        steps=12,
         tokenizer=tokenizer(),
         max_new_tokens=6,
         batch_size=32,
@@ -51,7 +51,7 @@ def test_one_call_tunes_a_loaded_model_to_please_a_function(family):
         precision="fp32",
     )
     assert model.language_model is plain
-    assert [row["step"] for row in history] == list(range(1, 26))
+    assert [row["step"] for row in history] == list(range(1, 13))
     first = sum(row["reward/mean"] for row in history[:3]) / 3
     last = sum(row["reward/mean"] for row in history[-3:]) / 3
     assert last > first + 1.0
@@ -141,7 +141,7 @@ def test_a_pretrained_llama_learns_a_reward(shared):
         plain,
         prompts,
         letters,
-        steps=30,
+        steps=16,
         tokenizer=words,
         max_new_tokens=16,
         sampler_kwargs={"add_bos": True},

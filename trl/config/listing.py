@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from trl.config.types import bare, is_optional, kinds_of, section_in, words
@@ -26,16 +25,17 @@ class Setting(NamedTuple):
 
 
 @functools.cache
-def paths(cls: Any) -> tuple[Setting, ...]:
+def paths(cls: Any, prefix: str = "", instance: Any = None) -> tuple[Setting, ...]:
     """Return every setting of a dataclass and of those inside it, in order.
 
     A section is there by what is in it; an optional one, and a list, by itself too.
+
+    Args:
+        cls: The dataclass.
+        prefix: What stands before each path.
+        instance: One of it whose values are the defaults; None: those of the class.
     """
-    return tuple(_settings(cls, "", None))
-
-
-def _settings(cls: Any, prefix: str, instance: Any) -> Iterator[Setting]:
-    """Yield those of a dataclass; defaults are those of the instance, where there is one."""
+    found: list[Setting] = []
     for name, kind in kinds_of(cls).items():
         field = cls.__pydantic_fields__[name]
         default = field.get_default(call_default_factory=True)
@@ -46,7 +46,8 @@ def _settings(cls: Any, prefix: str, instance: Any) -> Iterator[Setting]:
             if not isinstance(default, str):
                 default = json.dumps(default, default=lambda _: {})
             text = field.description or ""
-            yield Setting(path, words(kind), default, text, bare(kind) is bool)
+            found.append(Setting(path, words(kind), default, text, bare(kind) is bool))
         if inner is not None:
             whole = default if isinstance(default, inner) else None
-            yield from _settings(inner, f"{path}.N." if many else f"{path}.", whole)
+            found += paths(inner, f"{path}.N." if many else f"{path}.", whole)
+    return tuple(found)

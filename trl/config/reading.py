@@ -10,6 +10,7 @@ import json
 import re
 import typing
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -27,8 +28,9 @@ T = TypeVar("T")
 Flags = Iterable[tuple[str, str]]
 """Paths, as `ppo.learning_rate` or `ppo.learning-rate`, and what is written for them."""
 
-NULLS = ("", "~", "null", "none")
-TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+WORDS = dict.fromkeys(("", "~", "null", "none")) | dict.fromkeys(("true", "yes", "on"), True)
+WORDS |= dict.fromkeys(("false", "no", "off"), False)
+"""Words that are no text where a text is not wanted, and what they mean."""
 
 
 class Plain(str):
@@ -143,7 +145,7 @@ def build(
 
 
 def _is_null(value: Any) -> bool:
-    return value is None or (isinstance(value, Plain) and value.lower() in NULLS)
+    return value is None or (isinstance(value, Plain) and WORDS.get(value.lower(), "") is None)
 
 
 def _meant(kind: Any, value: Any) -> Any:
@@ -174,17 +176,11 @@ def _meant(kind: Any, value: Any) -> Any:
 
 def _by_itself(word: str) -> Any:
     """Return what a word without quotes means by itself."""
-    if word.lower() in NULLS:
-        return None
-    if word.lower() in TRUTHS:
-        return TRUTHS[word.lower()]
-    for read in (int, float):
-        try:
-            number = read(word)
-        except ValueError:
-            continue
-        is_whole = number == number // 1 and "e" in word.lower()  # 1e3
-        return int(number) if is_whole else number
+    for read in (lambda word: WORDS[word.lower()], int, float):
+        with suppress(KeyError, ValueError):
+            meant: Any = read(word)
+            is_whole = read is float and meant == meant // 1 and "e" in word.lower()  # 1e3
+            return int(meant) if is_whole else meant
     return str(word)
 
 

@@ -156,7 +156,8 @@ def train(
     _warn_of_frozen_weights(model, peft_config, unfrozen_layers)
     falls = ScheduleConfig(kind="linear" if decay_learning_rate else "constant")
     every = CheckpointConfig(every=checkpoint_every)
-    recipe = Recipe(steps=steps, eval_every=eval_every, checkpoints=every, schedule=falls)
+    often = {"steps": steps, "eval_every": eval_every, "checkpoints": every}
+    recipe = Recipe(**often, schedule=falls, seed=config.seed)
     changes = {"peft_config": peft_config, "unfrozen_layers": unfrozen_layers}
     accelerator = make_accelerator(config.precision)
     folder = None if out is None else RunFolder(Path(out).expanduser())
@@ -170,7 +171,6 @@ def train(
             scorer=scorer,
             sampling={"max_new_tokens": max_new_tokens, "group_size": group_size(config.algorithm)}
             | dict(sampler_kwargs or {}),
-            seed=config.seed,
             ref_model=ref_model,
             tokenizer=tokenizer,
             model_kwargs=changes | (model_kwargs or {}),
@@ -238,7 +238,6 @@ def _described(
             for name, (scorer, weight) in parts.judge.parts.items()
         ),
         ppo=config,
-        seed=config.seed,
         quiet=True,
         out=str(folder.path),
         profile=loop.profile and str(loop.profile.folder),

@@ -55,15 +55,14 @@ class Parts:
         model: The policy: a name, a folder, or a loaded model.
         config: Settings of PPO.
         accelerator: Of the trainer.
-        recipe: Its steps, and how the learning rate goes over them.
+        recipe: Its steps and how the learning rate goes over them; its seed is that of new weights,
+            and of the responses unless `sampling` has one: each process draws others.
         prompts: Called as prompts(tokenizer, policy=...), returns what to train on, and what to
             measure on, which may be nothing.
         scorer: To train with.
         judge: To measure with; None: the same.
         sampling: Settings of `Sampler`. Its temperature is that of `config`, and texts begin with
             the BOS token if there is one, unless they say otherwise.
-        seed: Of new weights, and of the responses unless `sampling` has one; each process draws
-            others.
         ref_model: See `PPOTrainer`.
         tokenizer: See `find_tokenizer`.
         model_kwargs: See `load_policy`.
@@ -87,7 +86,6 @@ class Parts:
         scorer: Scorer,
         judge: WeightedSum | None = None,
         sampling: Mapping[str, Any],
-        seed: int,
         ref_model: nn.Module | ReferenceKind | None = None,
         tokenizer: PreTrainedTokenizerBase | str | None = None,
         model_kwargs: Mapping[str, Any],
@@ -95,7 +93,7 @@ class Parts:
         **of_loop: Any,
     ) -> None:
         # An adapter's new weights are random.
-        with seeded(seed), quiet_transformers(), warnings.catch_warnings():
+        with seeded(recipe.seed), quiet_transformers(), warnings.catch_warnings():
             # That peft turned the matrices of GPT-2 about, which it should.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
             self.model = load_policy(model, **model_kwargs)
@@ -108,7 +106,7 @@ class Parts:
         is_sum = isinstance(scorer, WeightedSum)
         self.judge = judge or (scorer if is_sum else WeightedSum([(scorer, 1.0)]))
         has_bos = getattr(self.tokenizer, "bos_token_id", None) is not None
-        defaults = {"temperature": config.temperature, "add_bos": has_bos, "seed": seed}
+        defaults = {"temperature": config.temperature, "add_bos": has_bos, "seed": recipe.seed}
         settings = defaults | dict(sampling)
         seed = settings.pop("seed")
         self.seed = own_seed(seed, accelerator)
@@ -153,7 +151,6 @@ class Parts:
                 **{k: getattr(sampling, k) for k in ("stop_strings", "group_size", "max_rows")},
                 **({} if sampling.add_bos else {"add_bos": False}),
             },
-            seed=seed,
             ref_model=model.reference,
             tokenizer=model.tokenizer and model_name(model.tokenizer),
             model_kwargs={

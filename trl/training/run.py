@@ -5,7 +5,7 @@
 
 A run that is gone on with ends with the same weights and figures, bit for bit, as one that was
 never stopped (on the same machine and versions; figures of time apart). What a checkpoint holds is
-in `Run.state_dict`. `trl.train` is a run too, in a folder or without one.
+in `Run._write_checkpoint`. `trl.train` is a run too, in a folder or without one.
 """
 
 from __future__ import annotations
@@ -207,10 +207,8 @@ class Run:
             set_seed(parts.seed % 2**32)  # of what a reward, or a model, may draw from
         if self.main:
             self.folder.cut({})  # of a start that never came to its first checkpoint
-        found = self.diagnosis.look_at_start(
-            parts.model, parts.tokenizer, sampler=self.loop.sampler
-        )
-        self._tell(found)
+        look, sampler = self.diagnosis.look_at_start, self.loop.sampler
+        self._tell(look(parts.model, parts.tokenizer, sampler=sampler))
         row: Row = dict(FIRST_ROW)
         if parts.held_out is not None:
             row |= self._evaluate()
@@ -375,35 +373,26 @@ class Run:
     # -- checkpoints -----------------------------------------------------------------------------
 
     def _write_checkpoint(self) -> None:
+        """Write all that the rest of the run depends on, as plain values and tensors."""
         if self.folder is None:
             return
         own_states = gather_object([{"random": random_state()} | self.parts.own_state()])
         if self.main:
-            state = self.state_dict(own_states)
-            self.checkpoints.write(
-                self.loop.steps_done, lambda folder: torch.save(state, folder / STATE)
-            )
+            state = {
+                "format": FORMAT,
+                "step": self.loop.steps_done,
+                **self.parts.state_dict(),
+                "of_each_process": own_states,
+                "diagnosis": self.diagnosis.state_dict(),
+                "figures": {"before": self.before, "after": self.after},
+                "best": (self.best, self.best_step, self.without_gain, self._best_figure()),
+                "stopped": (self.stopped, settings.as_mapping(self.recipe.stop)),
+                "files": self.folder.sizes(),
+                "versions": VERSIONS,
+                "seconds": self._seconds(),
+            }
+            self.checkpoints.write(state["step"], lambda at: torch.save(state, at / STATE))
         self.accelerator.wait_for_everyone()
-
-    def state_dict(self, own_states: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return all that the rest of the run depends on, as plain values and tensors.
-
-        Args:
-            own_states: What differs from process to process.
-        """
-        return {
-            "format": FORMAT,
-            "step": self.loop.steps_done,
-            **self.parts.state_dict(),
-            "of_each_process": own_states,
-            "diagnosis": self.diagnosis.state_dict(),
-            "figures": {"before": self.before, "after": self.after},
-            "best": (self.best, self.best_step, self.without_gain, self._best_figure()),
-            "stopped": (self.stopped, settings.as_mapping(self.recipe.stop)),
-            "files": self.folder.sizes(),
-            "versions": VERSIONS,
-            "seconds": self._seconds(),
-        }
 
     def _go_on_from(self, checkpoint: Path) -> str:
         """Bring everything to where the checkpoint was written; return a note on it.

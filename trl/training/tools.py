@@ -176,7 +176,12 @@ def show(rows: Sequence[Row], out: str | None) -> None:
         console = Console()
         if not console.is_terminal:
             console.width = 120
-        console.print(_table([_flat(row) for row in rows]))
+        table, flat = Table(show_lines=True), [_flat(row) for row in rows]
+        for name, value in (flat[0] if flat else {}).items():
+            table.add_column(name, justify="left" if isinstance(value, str) else "right")
+        for row in flat:
+            table.add_row(*(Text(_cell(value)) for value in row.values()))
+        console.print(table)
 
 
 def _flat(row: Row) -> Row:
@@ -184,15 +189,6 @@ def _flat(row: Row) -> Row:
     parts = row.get("parts", {})
     shown = parts if len(parts) > 1 or row.get("score") not in parts.values() else {}
     return {name: value for name, value in row.items() if name != "parts"} | shown
-
-
-def _table(rows: Sequence[Row]) -> Table:
-    table = Table(show_lines=True)
-    for name, value in (rows[0] if rows else {}).items():
-        table.add_column(name, justify="left" if isinstance(value, str) else "right")
-    for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row.values()))
-    return table
 
 
 def _cell(value: Any) -> str:
