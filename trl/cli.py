@@ -160,7 +160,6 @@ class Command:
 
     run: Callable[[argparse.Namespace, Flags], int]
     """Gets its options, and the settings among its arguments; returns the exit code."""
-    usage: str
     about: str
     options: Mapping[str, Mapping[str, Any]]
     """What `argparse` is told of each."""
@@ -168,12 +167,12 @@ class Command:
     """Which dataclass's settings are flags, by the arguments; None: there are none."""
 
 
-def _word(metavar: str | None, text: str, **more: Any) -> dict[str, Any]:
+def _word(metavar: str, text: str, **more: Any) -> dict[str, Any]:
     return {"metavar": metavar, "help": text} | more
 
 
 def _number(default: float, text: str, shown: str = "%(default)s") -> dict[str, Any]:
-    return _word(None, f"{text} (default: {shown})", type=type(default), default=default)
+    return _word("N", f"{text} (default: {shown})", type=type(default), default=default)
 
 
 RUN_OPTIONS = {
@@ -193,14 +192,12 @@ RECIPE = _word("RECIPE", "a YAML file, the folder of a run, or the name of a rec
 COMMANDS = {
     "train": Command(
         _train,
-        "RECIPE [SETTING ...] [--print-config] [--resume [CHECKPOINT]]",
         "Run a recipe. Those that ship with trl: {recipes}.",
         {"recipe": RECIPE} | RUN_OPTIONS,
         lambda arguments: _kind_of(arguments),
     ),
     "demo": Command(
         _demo,
-        "[SETTING ...] [--print-config] [--resume [CHECKPOINT]]",
         "Tune a small GPT-2 to write positive film reviews, and show what changed: "
         "`trl train sentiment --out runs/demo`.",
         RUN_OPTIONS,
@@ -208,7 +205,6 @@ COMMANDS = {
     ),
     "sample": Command(
         _sample,
-        "MODEL [--prompts FILE | --prompt TEXT ...] [OPTION ...]",
         "Let a policy write: a model's folder or hub name, or the folder of a run.",
         {
             "model": _word("MODEL", "a folder, a hub name, or starter"),
@@ -225,7 +221,6 @@ COMMANDS = {
     ),
     "score": Command(
         _score,
-        "TEXTS [--recipe RECIPE] [--reward.N.SETTING ...] [--out FILE]",
         "Score texts by the rewards of a recipe; without one, by the sentiment classifier that "
         "ships with trl.",
         {
@@ -241,7 +236,6 @@ COMMANDS = {
     ),
     "report": Command(
         _report,
-        "RUN [RUN ...] [--out FOLDER]",
         "Write the report of a run, or of several side by side: one HTML file.",
         RUNS
         | {
@@ -254,7 +248,6 @@ COMMANDS = {
     ),
     "compare": Command(
         _compare,
-        "RUN RUN ...",
         "Show how runs ended on the held-out prompts, and which settings differ.",
         RUNS,
     ),
@@ -388,14 +381,16 @@ class _Parser(argparse.ArgumentParser):
         command = COMMANDS[name]
         super().__init__(
             prog=f"trl {name}",
-            usage=f"trl {name} {command.usage}",
             description=command.about.format(recipes=", ".join(recipe_names())),
             allow_abbrev=False,
         )
         self.settings = command.settings
-        either = self.add_mutually_exclusive_group()
+        has_both = set(EITHER) <= set(command.options)
+        either = self.add_mutually_exclusive_group() if has_both else self
         for option, told in command.options.items():
             (either if option in EITHER else self).add_argument(option, **told)
+        if self.settings:
+            self.usage = f"{self.format_usage().removeprefix('usage: ').rstrip()} [SETTING ...]"
 
     def parse(self, arguments: list[str]) -> tuple[argparse.Namespace, Flags]:
         """Return the command's own options, and the settings among what stands after it."""
