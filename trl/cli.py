@@ -247,9 +247,7 @@ COMMANDS = {
         },
     ),
     "compare": Command(
-        _compare,
-        "Show how runs ended on the held-out prompts, and which settings differ.",
-        RUNS,
+        _compare, "Show how runs ended on the held-out prompts, and which settings differ.", RUNS
     ),
 }
 EITHER = ("--prompt", "--prompts")

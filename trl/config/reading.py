@@ -59,8 +59,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 for _tag in ("str", "int", "float", "bool", "null", "timestamp", "value"):
     _Loader.add_constructor(
-        f"tag:yaml.org,2002:{_tag}",
-        lambda _, node: node.value if node.style else Plain(node.value),
+        f"tag:yaml.org,2002:{_tag}", lambda _, node: node.value if node.style else Plain(node.value)
     )
 
 

@@ -21,17 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from trl.anatomy import language_model
 from trl.compute.precision import make_accelerator
 from trl.config import PPOConfig, closest
+from trl.config import recipe as settings
 from trl.config.errors import refuse
 from trl.config.ppo import group_size
-from trl.config.recipe import (
-    CheckpointConfig,
-    DataConfig,
-    ModelConfig,
-    Recipe,
-    RewardConfig,
-    SamplingConfig,
-    ScheduleConfig,
-)
 from trl.data.prompts import PromptSplit
 from trl.evaluation.function import as_scorer
 from trl.evaluation.scores import Scorer
@@ -154,10 +146,10 @@ def train(
     split = PromptSplit(checked_prompts(prompts), measured)
     first, _ = prompts_apart(split.train[:1])
     _warn_of_frozen_weights(model, peft_config, unfrozen_layers)
-    falls = ScheduleConfig(kind="linear" if decay_learning_rate else "constant")
-    every = CheckpointConfig(every=checkpoint_every)
+    falls = settings.ScheduleConfig(kind="linear" if decay_learning_rate else "constant")
+    every = settings.CheckpointConfig(every=checkpoint_every)
     often = {"steps": steps, "eval_every": eval_every, "checkpoints": every}
-    recipe = Recipe(**often, schedule=falls, seed=config.seed)
+    recipe = settings.Recipe(**often, schedule=falls, seed=config.seed)
     changes = {"peft_config": peft_config, "unfrozen_layers": unfrozen_layers}
     accelerator = make_accelerator(config.precision)
     folder = None if out is None else RunFolder(Path(out).expanduser())
@@ -200,13 +192,13 @@ def _warn_of(finding: Finding) -> None:
 
 
 def _described(
-    recipe: Recipe,
+    recipe: settings.Recipe,
     parts: Parts,
     folder: RunFolder,
     model: Any,
     max_new_tokens: int | tuple[int, int],
     given: Mapping[str, Any],
-) -> Recipe:
+) -> settings.Recipe:
     """Return the recipe with what can be said of objects, for `trl report` and `trl compare`."""
     config, loop, policy = parts.trainer.config, parts.loop, parts.model
     limits = max_new_tokens if isinstance(max_new_tokens, tuple) else (None, max_new_tokens)
@@ -216,16 +208,14 @@ def _described(
     frozen, reference = getattr(policy, "unfrozen_layers", None), parts.trainer.reference
     return replace(
         recipe,
-        model=ModelConfig(
-            name=os.fspath(model),
-            unfrozen_layers=frozen,
-            reference=None if reference else "none",
+        model=settings.ModelConfig(
+            name=os.fspath(model), unfrozen_layers=frozen, reference=None if reference else "none"
         ),
-        data=DataConfig(
+        data=settings.DataConfig(
             prompts=f"{len(parts.prompts.train)} prompts given in Python",
             held_out=len(parts.prompts.held_out),
         ),
-        sampling=SamplingConfig(
+        sampling=settings.SamplingConfig(
             shortest_limit=limits[0],
             max_new_tokens=limits[1],
             eos=given.get("eos_token_id", "") is not None,
@@ -234,7 +224,9 @@ def _described(
             **{k: getattr(loop.sampler, k) for k in ("group_size", "add_bos", "max_rows")},
         ),
         reward=tuple(
-            RewardConfig(kind="function", name=_place_of(scorer), title=name, weight=weight)
+            settings.RewardConfig(
+                kind="function", name=_place_of(scorer), title=name, weight=weight
+            )
             for name, (scorer, weight) in parts.judge.parts.items()
         ),
         ppo=config,

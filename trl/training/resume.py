@@ -95,9 +95,7 @@ def _find_checkpoint(folder: RunFolder, resume: str | Path | None) -> tuple[Path
 
 
 def check_same(
-    folder: RunFolder,
-    recipe: Recipe | ClassifierRecipe,
-    may_change: Sequence[str] = MAY_CHANGE,
+    folder: RunFolder, recipe: Recipe | ClassifierRecipe, may_change: Sequence[str] = MAY_CHANGE
 ) -> None:
     """Raise unless the recipe is that of the run so far, but for what may change.
 

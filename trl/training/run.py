@@ -33,24 +33,13 @@ from trl.evaluation.scores import pairs_of
 from trl.models.loading import quiet_transformers
 from trl.report import before_after_tables, read_runs, write_report
 from trl.report.figures import duration
-from trl.training.checkpoints import (
-    CheckpointError,
-    Checkpoints,
-    check_readable,
-    remove,
-    replaced_folder,
-    step_of,
-)
+from trl.training import checkpoints
+from trl.training.checkpoints import CheckpointError
 from trl.training.folder import FIRST_ROW, RunFolder
 from trl.training.interrupt import GracefulStop
 from trl.training.loop import Row
 from trl.training.parts import Parts
-from trl.training.resume import (
-    check_same,
-    opened,
-    random_state,
-    set_random_state,
-)
+from trl.training.resume import check_same, opened, random_state, set_random_state
 from trl.watch.diagnosis import Diagnosis, Finding
 from trl.watch.display import Display
 from trl.watch.tracking import Trackers, check_trackers
@@ -137,8 +126,9 @@ class Run:
         self.accelerator = self.trainer.accelerator
         self.main = folder is not None and self.accelerator.is_main_process
         if folder is not None:
-            self.checkpoints = Checkpoints(folder.checkpoints, recipe.checkpoints.keep)
-            check_readable({name: part.state_dict() for name, part in parts.stateful().items()})
+            self.checkpoints = checkpoints.Checkpoints(folder.checkpoints, recipe.checkpoints.keep)
+            states = {name: part.state_dict() for name, part in parts.stateful().items()}
+            checkpoints.check_readable(states)
         self.diagnosis = Diagnosis(self.trainer.config, precision=self.trainer.precision)
         self.history: list[Row] = []
         self.resumed_at: int | None = None
@@ -310,7 +300,7 @@ class Run:
     def _save_policy(self, name: str) -> None:
         """Write the policy as plain transformers loads it, whole or not at all."""
         if self.main:
-            with replaced_folder(self.path / name) as partial, quiet_transformers():
+            with checkpoints.replaced_folder(self.path / name) as partial, quiet_transformers():
                 self.parts.model.save_pretrained(partial)
         if self.folder is not None:
             self.accelerator.wait_for_everyone()
@@ -426,10 +416,10 @@ class Run:
             self.folder.cut(state["files"])
             self.folder.write("recipe.yaml", settings.dump(self.recipe))
             (self.path / "summary.json").unlink(missing_ok=True)
-            remove(self.folder.policy)  # of a later step, if it is there
+            checkpoints.remove(self.folder.policy)  # of a later step, if it is there
             for path in self.checkpoints.all():
-                if step_of(path) > state["step"]:  # of steps that are made again, or damaged
-                    remove(path)
+                if checkpoints.step_of(path) > state["step"]:  # of steps made again, or damaged
+                    checkpoints.remove(path)
         self.accelerator.wait_for_everyone()
         self._remember(*self.folder.rows("metrics"))
         set_random_state(own["random"])
