@@ -16,8 +16,7 @@ from trl.ppo import PPOTrainer
 from trl.rollout.sampler import Sampler
 from trl.training.loop import Row, mean_of_each
 
-MEANS = ("kl", "length", "ended")
-FIGURES = (*MEANS, "distinct_2")
+FIGURES = ("kl", "length", "ended", "distinct_2")
 """Figures of an evaluation besides rewards."""
 
 
@@ -106,7 +105,9 @@ def _figures(samples: Sequence[Sample]) -> Row:
         "held_out/reward/mean": statistics.fmean(sample["reward"] for sample in samples),
         "held_out/reward/median": statistics.median(sample["reward"] for sample in samples),
         **{f"held_out/reward/{name}": mean for name, mean in parts.items()},
-        **{f"held_out/{k}": statistics.fmean(sample[k] for sample in samples) for k in MEANS},
+        "held_out/kl": statistics.fmean(sample["kl"] for sample in samples),
+        "held_out/length": statistics.fmean(sample["length"] for sample in samples),
+        "held_out/ended": statistics.fmean(sample["ended"] for sample in samples),
     }
 
 
