@@ -27,11 +27,8 @@ from trl.core import LengthSampler
 from trl.fit import check_end_ids, check_ids, check_positions, uncompiled
 from trl.rollout.draw import random_dtype
 from trl.rollout.queries import Encoded, Queries, decode_pair, encode_queries
-from trl.rollout.sampling import Distribution, Record, write
+from trl.rollout.sampling import Distribution, Progress, Writing
 from trl.rollout.stop import StopRule
-
-Progress = Callable[[int, int], None]
-"""Called with (tokens done, tokens in all); a row that ends early has done all of its tokens."""
 
 
 class Sampler:
@@ -212,33 +209,36 @@ class Sampler:
         limits = [self._draw_limit(stream) for stream in streams]
         lengths = [len(row) for row in tokens]
         check_positions(policy, lengths, max(limits))  # a function may give any
-
         numbers = np.zeros((len(limits), max(limits)))
         for row, (stream, limit) in enumerate(zip(streams, limits, strict=True)):
             numbers[row, :limit] = stream.random(limit)
-        uniforms = torch.from_numpy(numbers).to(device, random_dtype(device))
-        record = Record.empty(torch.tensor(limits, device=device))
-        total = later = sum(limits)
+        uniforms = torch.from_numpy(numbers).to(device, random_dtype(device)).unbind(1)
+        writing = Writing(padded, mask, limits, uniforms.__getitem__, self.distribution, stop)
         for rows in self._batches(lengths):
-            chosen, query_of_row = torch.unique_consecutive(
-                rows // self.group_size, return_inverse=True
-            )
-            columns = max(lengths[query] for query in chosen.tolist())
-            later -= sum(limits[row] for row in rows.tolist())
-            write(
-                policy,
-                padded[chosen.to(device), -columns:],
-                mask[chosen.to(device), -columns:],
-                record,
-                rows=rows.to(device),
-                query_of_row=query_of_row.to(device),
-                uniforms=lambda step: uniforms[:, step],
-                distribution=self.distribution,
-                stop=stop,
-                report=_report(progress, later, total),
-            )
-        return self._rollout(
-            record, padded, mask, encoded, stop.token_ids, texts_apart=is_encoder_decoder(policy)
+            writing.write(policy, rows, progress)
+        every = writing.query_of_row.tolist()
+        of_rows: dict[str, Any] = {}
+        if self.group_size > 1:
+            of_rows["group_ids"] = writing.query_of_row.to(device)
+        if others := encoded.others:
+            of_rows["columns"] = {k: tuple(others[q][k] for q in every) for k in others[0]}
+        rollout = writing.rollout(**of_rows)
+        if self.tokenizer is None:
+            return rollout
+        apart = is_encoder_decoder(policy)
+        settings = {"apart": apart, "keep_special_tokens": self.keep_special_tokens}
+        pairs = zip(rollout.query_lists(), rollout.response_lists(), strict=True)
+        decoded = [
+            decode_pair(*pair, self.tokenizer, end_ids=stop.token_ids, **settings) for pair in pairs
+        ]
+        queries, responses = zip(*decoded, strict=True)
+        texts, messages = encoded.texts, encoded.messages
+        return dataclasses.replace(
+            rollout,
+            query_texts=tuple(texts[query] for query in every) if texts else queries,
+            query_messages=tuple(messages[query] for query in every) if messages else None,
+            texts_apart=apart,
+            response_texts=responses,
         )
 
     def check(self, policy: nn.Module, queries: Queries, *, name: str = "queries") -> None:
@@ -276,50 +276,6 @@ class Sampler:
         """Return the rule that ends the policy's responses."""
         check_end_ids(policy, self.stop.token_ids)
         return self.stop.also(_own_end_ids(policy)) if self._ends_as_policy else self.stop
-
-    def _rollout(
-        self,
-        record: Record,
-        queries: Tensor,
-        query_mask: Tensor,
-        encoded: Encoded,
-        end_ids: Sequence[int],
-        *,
-        texts_apart: bool,
-    ) -> Rollout:
-        """Bring together what was recorded, a row for each response."""
-        query_of_row = torch.arange(len(record.lengths), device=queries.device) // self.group_size
-        every = query_of_row.tolist()
-        more: dict[str, Any] = {"temperature": self.distribution.temperature}
-        if others := encoded.others:
-            more["columns"] = {name: tuple(others[q][name] for q in every) for name in others[0]}
-        if self.group_size > 1:
-            more["group_ids"] = query_of_row
-        rollout = record.rollout(queries[query_of_row], query_mask[query_of_row], **more)
-        if self.tokenizer is None:
-            return rollout
-        decoded = [
-            decode_pair(
-                query,
-                response,
-                self.tokenizer,
-                apart=texts_apart,
-                keep_special_tokens=self.keep_special_tokens,
-                end_ids=end_ids,
-            )
-            for query, response in zip(rollout.query_lists(), rollout.response_lists(), strict=True)
-        ]
-        texts, messages = encoded.texts, encoded.messages
-        return dataclasses.replace(
-            rollout,
-            query_texts=tuple(
-                texts[query] if texts else pair[0]
-                for query, pair in zip(every, decoded, strict=True)
-            ),
-            query_messages=tuple(messages[query] for query in every) if messages else None,
-            texts_apart=texts_apart,
-            response_texts=tuple(response for _, response in decoded),
-        )
 
     def _streams(self, rows: int, seeds: Sequence[int] | None) -> list[np.random.Generator]:
         """Return a source of random numbers for each row."""
@@ -401,10 +357,3 @@ def _check_lengths(
         rule = f"be <= the least max_new_tokens, {lengths[0]}"
         refuse("min_new_tokens", rule, str(min_new_tokens))
     return lengths
-
-
-def _report(progress: Progress | None, later: int, total: int) -> Callable[[int], None] | None:
-    """Turn the tokens left in one batch into progress on all of them."""
-    if progress is None:
-        return None
-    return lambda left: progress(total - later - left, total)

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from trl.anatomy import without_dropout
-from trl.batch import Rollout, check_left_padded, check_token_mask, token_rows
+from trl.batch import Rollout, check_dense, check_left_padded, check_token_mask, token_rows
 from trl.config import check_values
 from trl.config.errors import refuse
 from trl.config.section import section
@@ -28,6 +27,9 @@ from trl.rollout.stop import StopRule
 # Finished rows are taken out of the batch when they are this share of it: sooner would copy the
 # cache for each of them, later would compute tokens that nobody reads.
 _FINISHED_SHARE = 0.25
+
+Progress = Callable[[int, int], None]
+"""Called with (tokens done, tokens in all); a row that ends early has done all of its tokens."""
 
 _CUTS_NOTHING = {"top_k": 0, "top_p": 1, "min_new_tokens": 0}
 
@@ -83,126 +85,133 @@ class Distribution:
         return logprobs.softmax(-1)  # what is left may be too unlikely for exp
 
 
-@dataclass
-class Record:
-    """What is written down while sampling, for all B rows of a rollout."""
+class Writing:
+    """Responses while they are written, all B rows of a rollout: as many, in turn, to each query.
 
-    responses: Tensor
-    """[B, R] token ids."""
-    logprobs: Tensor
-    """[B, R] float32."""
-    lengths: Tensor
-    """[B] tokens that count; at first the most tokens that each row may have."""
-    ended: Tensor
-    """[B] bool."""
-    values: Tensor | None = None
-    """[B, R] float32; None until a model gives values."""
+    Args:
+        queries: [P, Q] left-padded.
+        query_mask: [P, Q] bool.
+        limits: [B] the most tokens of each response.
+        uniforms: From a step to the random numbers [B] in [0, 1) of all rows.
+        distribution: What tokens are drawn from.
+        stop: When a row ends by itself.
 
-    @classmethod
-    def empty(cls, limits: Tensor) -> Record:
-        """Make room for rows of at most `limits` [B] tokens."""
-        shape, device = (len(limits), int(limits.max())), limits.device
-        return cls(
-            responses=torch.zeros(shape, dtype=torch.long, device=device),
-            logprobs=torch.zeros(shape, dtype=torch.float32, device=device),
-            lengths=limits.clone(),
-            ended=torch.zeros(len(limits), dtype=torch.bool, device=device),
-        )
+    Attributes:
+        query_of_row: [B] index in `queries`, on the CPU.
+        responses: [B, R] token ids.
+        logprobs: [B, R] float32.
+        values: [B, R] float32; None until a model gives values.
+        lengths: [B] tokens that count; at first the limits.
+        ended: [B] bool.
+    """
 
-    def rollout(self, queries: Tensor, query_mask: Tensor, **more: Any) -> Rollout:
-        """Return what was recorded, without the columns that no row needed.
+    def __init__(
+        self,
+        queries: Tensor,
+        query_mask: Tensor,
+        limits: Sequence[int],
+        uniforms: Callable[[int], Tensor],
+        distribution: Distribution,
+        stop: StopRule,
+    ) -> None:
+        shape, device = (len(limits), max(limits)), queries.device
+        self.queries, self.query_mask, self.uniforms = queries, query_mask, uniforms
+        self.distribution, self.stop = distribution, stop
+        self.query_of_row = torch.arange(len(limits), device="cpu") // (len(limits) // len(queries))
+        self.responses = torch.zeros(shape, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.values: Tensor | None = None
+        self.lengths = torch.tensor(limits, device=device)
+        self.ended = torch.zeros(len(limits), dtype=torch.bool, device=device)
+        self._tokens = self._later = sum(limits)  # in all, and of rows that are not begun
+
+    @torch.no_grad()
+    def write(self, model: nn.Module, rows: Tensor, progress: Progress | None = None) -> None:
+        """Write the responses of some rows.
+
+        Args:
+            model: See `Decoder`.
+            rows: [b] growing, on the CPU. Each query is computed once, however many rows it has.
+            progress: Called after every step.
+        """
+        device, stop = self.queries.device, self.stop
+        chosen, query_of_row = self.query_of_row[rows].unique_consecutive(return_inverse=True)
+        mask = self.query_mask[chosen.to(device)]
+        columns = int(mask.sum(1).max())
+        queries, mask = self.queries[chosen.to(device), -columns:], mask[:, -columns:]
+        rows, query_of_row = rows.to(device), query_of_row.to(device)
+        limits = self.lengths[rows]
+        longest, shortest = int(limits.max()), int(limits.min())
+        # Without early ends nothing needs to be asked of the device before the last step.
+        ends_early = bool(stop) or shortest < longest
+        done = torch.zeros_like(rows, dtype=torch.bool)
+        if progress is not None:
+            self._later -= int(limits.sum())
+        with without_dropout(model):
+            decoder = Decoder(model, queries, mask, longest)
+            if len(rows) > len(queries):
+                if decoder.can_select:
+                    decoder.select(query_of_row)
+                else:
+                    decoder = Decoder(model, queries[query_of_row], mask[query_of_row], longest)
+            if decoder.values is not None and self.values is None:
+                self.values = torch.zeros_like(self.logprobs)
+            for step in range(longest):
+                numbers = self.uniforms(step)[rows, None]
+                drawn = self.distribution.draw(decoder.logits, numbers, step, stop)
+                tokens, logprobs = (column[:, 0] for column in drawn)  # [b]
+                self.responses[rows, step] = tokens
+                self.logprobs[rows, step] = logprobs.float()
+                if self.values is not None:
+                    self.values[rows, step] = decoder.values
+                running = len(rows)
+                if ends_early:
+                    if stop and step >= self.distribution.min_new_tokens:
+                        first = max(0, step + 1 - stop.window)
+                        stopped = stop(self.responses[rows, first : step + 1]) & ~done
+                        self.lengths[rows] = torch.where(stopped, step + 1, self.lengths[rows])
+                        self.ended[rows] |= stopped
+                        done |= stopped
+                    done |= limits <= step + 1
+                    running = int((~done).sum())
+                if progress is not None:
+                    left = int((limits[~done] - step - 1).sum())
+                    progress(self._tokens - self._later - left, self._tokens)
+                if running == 0 or step == longest - 1:
+                    break
+                if decoder.can_select and running <= (1 - _FINISHED_SHARE) * len(rows):
+                    kept = (~done).nonzero()[:, 0]
+                    decoder.select(kept)
+                    rows, limits, done, tokens = rows[kept], limits[kept], done[kept], tokens[kept]
+                decoder.advance(tokens)
+
+    def rollout(self, **more: Any) -> Rollout:
+        """Return what was written, without the columns that no row needed.
 
         Raises:
             FloatingPointError: if a log-prob is NaN or infinite.
         """
         longest = int(self.lengths.max())
         mask = torch.arange(longest, device=self.lengths.device) < self.lengths[:, None]
-        logprobs = self.logprobs[:, :longest].masked_fill(~mask, 0)
+        columns = (self.responses, self.logprobs, self.values)
+        responses, logprobs, values = (
+            None if column is None else column[:, :longest].masked_fill(~mask, 0)
+            for column in columns
+        )
         if not logprobs.isfinite().all():
             got, fix = "NaN or infinity", "go back to the last good checkpoint"
             refuse("model", "give finite logits", got, fix, error=FloatingPointError)
+        query = self.query_of_row.to(mask.device)
+        recorded = {"behaviour_logprobs": logprobs, "values": values, "ended": self.ended}
         return Rollout(
-            queries,
-            query_mask,
-            self.responses[:, :longest].masked_fill(~mask, 0),
+            self.queries[query],
+            self.query_mask[query],
+            responses,
             mask,
-            behaviour_logprobs=logprobs,
-            values=None if self.values is None else self.values[:, :longest].masked_fill(~mask, 0),
-            ended=self.ended,
+            temperature=self.distribution.temperature,
+            **recorded,
             **more,
         )
-
-
-@torch.no_grad()
-def write(
-    model: nn.Module,
-    queries: Tensor,
-    query_mask: Tensor,
-    record: Record,
-    *,
-    rows: Tensor,
-    query_of_row: Tensor,
-    uniforms: Callable[[int], Tensor],
-    distribution: Distribution,
-    stop: StopRule,
-    report: Callable[[int], None] | None = None,
-) -> None:
-    """Write the responses of some rows into the record.
-
-    Args:
-        model: See `Decoder`.
-        queries: [P, Q] left-padded; each is computed once, however many rows it has.
-        query_mask: [P, Q] bool.
-        record: Its `lengths` say how long a row may get.
-        rows: [b] rows of the record.
-        query_of_row: [b] index in `queries`, growing.
-        uniforms: From a step to the random numbers [B] in [0, 1) of all rows of the record.
-        distribution: What tokens are drawn from.
-        stop: When a row ends by itself.
-        report: Called after every step with the number of tokens that may still be written.
-    """
-    limits = record.lengths[rows]
-    longest, shortest = int(limits.max()), int(limits.min())
-    # Without early ends nothing needs to be asked of the device before the last step.
-    ends_early = bool(stop) or shortest < longest
-    done = torch.zeros_like(rows, dtype=torch.bool)
-    with without_dropout(model):
-        decoder = Decoder(model, queries, query_mask, longest)
-        if len(rows) > len(queries):
-            if decoder.can_select:
-                decoder.select(query_of_row)
-            else:
-                repeated = queries[query_of_row], query_mask[query_of_row]
-                decoder = Decoder(model, *repeated, longest)
-        if decoder.values is not None and record.values is None:
-            record.values = torch.zeros_like(record.logprobs)
-        for step in range(longest):
-            numbers = uniforms(step)[rows, None]
-            tokens, logprobs = distribution.draw(decoder.logits, numbers, step, stop)  # [b, 1]
-            record.responses[rows, step] = tokens[:, 0]
-            record.logprobs[rows, step] = logprobs[:, 0].float()
-            if record.values is not None:
-                record.values[rows, step] = decoder.values
-            if ends_early:
-                if stop and step >= distribution.min_new_tokens:
-                    first = max(0, step + 1 - stop.window)
-                    stopped = stop(record.responses[rows, first : step + 1]) & ~done
-                    record.lengths[rows] = torch.where(stopped, step + 1, record.lengths[rows])
-                    record.ended[rows] |= stopped
-                    done |= stopped
-                done |= limits <= step + 1
-                running = int((~done).sum())
-            else:
-                running = len(rows)
-            if report is not None:
-                report(int((limits[~done] - step - 1).sum()))
-            if running == 0 or step == longest - 1:
-                break
-            if decoder.can_select and running <= (1 - _FINISHED_SHARE) * len(rows):
-                kept = (~done).nonzero()[:, 0]
-                decoder.select(kept)
-                rows, limits, done, tokens = rows[kept], limits[kept], done[kept], tokens[kept]
-            decoder.advance(tokens[:, 0])
 
 
 def sample(
@@ -251,24 +260,19 @@ def sample(
     check_end_ids(model, stop.token_ids)
     if query_mask is None:
         query_mask = torch.ones_like(queries, dtype=torch.bool)
+    check_dense("query_mask", query_mask)
     query_mask = query_mask.bool()
     check_token_mask("query_mask", query_mask, queries)
     check_left_padded("query_mask", query_mask)
     check_positions(model, query_mask.sum(1), max_new_tokens)
     queries = queries.masked_fill(~query_mask, 0)
     size, device = len(queries), queries.device
-    record = Record.empty(torch.full((size,), max_new_tokens, device=device))
-    rows = torch.arange(size, device=device)
-    write(
-        model,
-        queries,
-        query_mask,
-        record,
-        rows=rows,
-        query_of_row=rows,
+
+    def uniforms(step: int) -> Tensor:
         # One number for every row, the finished ones too: no row's tokens depend on another's end.
-        uniforms=lambda _: uniform(size, device, generator)[:, 0],
-        distribution=distribution,
-        stop=stop,
-    )
-    return record.rollout(queries, query_mask, temperature=temperature)
+        return uniform(size, device, generator)[:, 0]
+
+    limits = [max_new_tokens] * size
+    writing = Writing(queries, query_mask, limits, uniforms, distribution, stop)
+    writing.write(model, writing.query_of_row)
+    return writing.rollout()
