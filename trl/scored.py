@@ -82,11 +82,10 @@ class Scored:
     def concat(cls, some: Sequence[Scored]) -> Scored:
         """Return the scores of several rollouts as those of `Rollout.concat`."""
         scores = [one.scores for one in some]
-        if any(each.ndim == 2 for each in scores):
-            # One score for each token, and for each response, are the same for those of one token.
-            joined = pad_and_cat([each.reshape(len(each), -1) for each in scores])
-        else:
-            joined = torch.cat(scores)
+        wide = any(each.ndim == 2 for each in scores)
+        # One score for each token, and for each response, are the same for those of one token.
+        joined = pad_and_cat([each.reshape(len(each), -1) for each in scores])
+        joined = joined if wide else joined[:, 0]
         sizes = [len(each) for each in scores]
         parts, figures = [one.parts for one in some], [one.figures for one in some]
         return cls(joined, _joined(parts, sizes), _joined(figures, sizes))
@@ -167,12 +166,8 @@ def number_entries(found: Any, rows: int) -> list[float | list[float]]:
     entries = [_plain(entry) for entry in found]
     if len(entries) != rows:
         raise BadScores(rule, f"a list of {len(entries)}")
-    wrong = [
-        row
-        for row, entry in enumerate(entries)
-        if not all(_is_number(x) for x in (entry if isinstance(entry, list) else [entry]))
-    ]
-    if wrong:
+    lists = [entry if isinstance(entry, list) else [entry] for entry in entries]
+    if wrong := [row for row, entry in enumerate(lists) if not all(map(_is_number, entry))]:
         raise BadScores(rule, shown(entries[wrong[0]]), rows=wrong)
     return entries
 

@@ -2,6 +2,7 @@ import asyncio
 import dataclasses
 import functools
 import json
+from datetime import date
 from pathlib import Path
 
 import numpy
@@ -15,7 +16,7 @@ from trl.batch import Rollout
 from trl.compute.precision import make_accelerator
 from trl.config.recipe import DataConfig, Recipe, RewardConfig, SamplingConfig
 from trl.evaluation import FunctionScorer, ScoringError, as_scorer, score
-from trl.training.parts import Parts
+from trl.training.parts import Parts, _as_json
 
 NAN = float("nan")
 NOT_A_LIST = "not a list: a reward is called once for all responses, and returns a list of"
@@ -253,8 +254,8 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(rollout, there)
         score(as_scorer(reward), rollout)
 
 
-def test_a_run_gives_the_reward_the_columns_of_its_rows(tmp_path):
-    rows = [{"prompt": f"{n} It was", "answer": n} for n in range(8)]
+def test_a_run_gives_the_reward_the_columns_of_its_rows():
+    rows = [{"prompt": f"{n} It was", "answer": n, "at": date(2020, 1, 1)} for n in range(8)]
     seen = []
 
     def right(prompts, answer):
@@ -262,8 +263,10 @@ def test_a_run_gives_the_reward_the_columns_of_its_rows(tmp_path):
         return [0.0] * len(prompts)
 
     settings = {"batch_size": 4, "ppo_epochs": 1, "max_new_tokens": 2, "steps": 2}
-    trl.train(starter.LANGUAGE_MODEL, rows, right, out=tmp_path / "run", **settings)
+    trl.train(starter.LANGUAGE_MODEL, rows, right, **settings)
     assert sorted(seen) == [(f"{n} It was", n) for n in range(8)]
+    # A checkpoint says which prompts it is of, whatever their columns hold.
+    assert json.loads(json.dumps(rows[0], default=_as_json))["at"] == "date"
 
 
 def test_a_recipe_gives_the_reward_the_columns_of_a_file(tmp_path):

@@ -311,9 +311,11 @@ def test_a_tokenizer_that_knows_no_tokens_is_refused():
 def test_bad_calls(make_model):
     model = make_model()
     sampler = Sampler(max_new_tokens=4, group_size=2)
-    with pytest.raises(ValueError, match=r"`seeds` must have one number for each of the 8 rows"):
+    with pytest.raises(
+        ValueError, match=r"`seeds` must be one number >= 0 for each of the 8 rows .*, got 4 of"
+    ):
         sampler(model, QUERIES, seeds=range(4))
-    with pytest.raises(ValueError, match="`seeds` must be >= 0, got -2"):
+    with pytest.raises(ValueError, match="`seeds` must be one number >= 0 for each .*, got -2"):
         sampler(model, QUERIES, seeds=range(-2, 6))
     with pytest.raises(ValueError, match=r"the model's 64 positions, got 61 \+ 4 tokens in row 1"):
         sampler(model, ragged([3, 61]))

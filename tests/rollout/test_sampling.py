@@ -3,7 +3,7 @@ import torch
 
 from tests.conftest import VOCABULARY, ragged
 from trl.batch import pad_rows
-from trl.rollout.draw import draw, draw_at, draw_from_logits
+from trl.rollout.draw import draw_at, draw_from_logits, uniform
 from trl.rollout.sampling import sample
 
 
@@ -148,17 +148,17 @@ def test_masks_of_a_tokenizer_are_taken_and_checked(make_model):
 
 def test_draw_never_gives_a_token_of_probability_zero():
     probabilities = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0, 0.0]]).expand(5_000, -1)
-    tokens = draw(probabilities)
+    tokens = draw_at(probabilities, uniform(len(probabilities), torch.device("cpu"), None))
     assert set(tokens.flatten().tolist()) == {1, 3}
     assert abs((tokens == 3).float().mean() - 0.7) < 0.03
 
 
 @pytest.mark.parametrize(
-    ("uniform", "token"), [(0.0, 1), (0.299, 1), (0.3, 3), (0.999, 3), (1.0, 3)]
+    ("number", "token"), [(0.0, 1), (0.299, 1), (0.3, 3), (0.999, 3), (1.0, 3)]
 )
-def test_draw_inverts_the_cumulative_distribution(monkeypatch, uniform, token):
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([[uniform]]).double())
-    assert draw(torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]]).double()).item() == token
+def test_draw_inverts_the_cumulative_distribution(number, token):
+    probabilities = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]]).double()
+    assert draw_at(probabilities, torch.tensor([[number]]).double()).item() == token
 
 
 @pytest.mark.parametrize("size", [3, 256, 257, 1000])

@@ -107,14 +107,10 @@ class EndpointScorer:
             refuse("headers", "be a dict of texts, {name: value}, or None", error=TypeError)
         self.url = url
         self.name = f"EndpointScorer({url.split('?')[0]})"  # what follows may be a key
-        self.timeout = timeout
-        self.retries = retries
-        self.backoff = backoff
-        self.batch_size = batch_size
-        self.concurrency = concurrency
+        self.timeout, self.retries, self.backoff = timeout, retries, backoff
+        self.batch_size, self.concurrency = batch_size, concurrency
         self.headers = {"Content-Type": "application/json", **headers}
-        self.request = request
-        self.parse = parse
+        self.request, self.parse = request, parse
 
     def __call__(self, rollout: Rollout) -> Scored:
         """Score each response of a rollout that has its texts.
@@ -139,32 +135,31 @@ class EndpointScorer:
             return Scored.of(entries, rollout)
 
     def _ask(
-        self, client: httpx.Client, stop: Event, rollout: Rollout, rows: range, part: list[Any]
+        self, client: httpx.Client, stop: Event, rollout: Rollout, rows: range, asked: list[Any]
     ) -> list[float | list[float]]:
         """Ask for some rows until there is an answer; return one entry for each."""
         with failures_named(self.name, rollout, rows):
             if self.request is None:
-                check_unicode(part, "texts")
-            question = {"texts": part} if self.request is None else self.request(part)
+                check_unicode(asked, "texts")
+            question = {"texts": asked} if self.request is None else self.request(asked)
             body = json.dumps(question, allow_nan=False).encode()
         asked_for = 0.0
         for attempt in range(1 + self.retries):
             if attempt and stop.wait(self._pause(attempt, asked_for)):
                 break
-            asked_for = 0.0
+            asked_for, cause = 0.0, None
             try:
                 answer = client.post(self.url, content=body, headers=self.headers)
             except Exception as error:
-                cause, problem = error, described(error)
-                if isinstance(error, MAY_PASS):
-                    continue
+                cause, problem, may_pass = error, described(error), isinstance(error, MAY_PASS)
+            else:
+                if answer.is_success:
+                    return self._read(answer, rollout, rows)
+                problem = f"status {answer.status_code} and {shown(answer.text)}"
+                may_pass = answer.status_code >= 500 or answer.status_code == 429
+                asked_for = _seconds_asked_for(answer)
+            if not may_pass:
                 break
-            if answer.is_success:
-                return self._read(answer, rollout, rows)
-            cause, problem = None, f"status {answer.status_code} and {shown(answer.text)}"
-            if answer.status_code < 500 and answer.status_code != 429:
-                break
-            asked_for = _seconds_asked_for(answer)
         tries = f"attempt {attempt + 1} of at most {1 + self.retries}"
         ended = f"with a timeout of {self.timeout} s, ended with {problem}"
         raise self._error(f"no scores: {tries}, {ended}", rollout, rows) from cause

@@ -94,26 +94,24 @@ class FunctionScorer:
             ScoringError: if the function raises or does not return what it should, or asks for a
                 column that the rollout does not have.
         """
-        first, *others = self._asks
-        trl = self.on == "texts" and first.name in OF_TRL
-        batch = READERS[first.name if trl else self.on](rollout)
-        more = self._columns(others, rollout)
+        first = self._asks[0].name
+        by_name = self.on == "texts" and first in OF_TRL
+        batch = READERS[first if by_name else self.on](rollout)
+        more = self._columns(rollout)
         with failures_named(self.name, rollout):
             return Scored.of(result_of(self.function(batch, **more)), rollout)
 
-    def _columns(self, asked: list[Parameter], rollout: Rollout) -> dict[str, list[Any]]:
+    def _columns(self, rollout: Rollout) -> dict[str, list[Any]]:
         """Return what the parameters after the first get, by their names."""
         there = {name: list(values) for name, values in (rollout.columns or {}).items()}
+        taken = {each.name for each in self._asks}
         more: dict[str, list[Any]] = {}
-        for parameter in asked:
+        for parameter in self._asks[1:]:
             name = parameter.name
             if parameter.kind is Parameter.VAR_KEYWORD:
-                taken = {each.name for each in self._asks}
-                more |= {column: there[column] for column in there if column not in taken}
-            elif name in there:
-                more[name] = there[name]
-            elif name in OF_TRL:
-                more[name] = READERS[name](rollout)
+                more |= {column: there[column] for column in there.keys() - taken}
+            elif name in there or name in OF_TRL:
+                more[name] = there[name] if name in there else READERS[name](rollout)
             elif parameter.default is Parameter.empty:
                 raise ScoringError(
                     f"{self.name} must ask for columns of the prompts' rows, got `{name}`: the "
@@ -145,31 +143,35 @@ def _parameters(function: Callable[..., Any], on: On) -> list[Parameter]:
     Raises:
         TypeError: if it cannot be called with a list, and the others by name.
     """
-    nameless = [Parameter("_", Parameter.POSITIONAL_ONLY)]
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some functions written in C do not tell theirs
-        return nameless
+    signature = _signature(function)
+    if signature is None:
+        return [Parameter("_", Parameter.POSITIONAL_ONLY)]
     every = list(signature.parameters.values())
-    by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-    others = [each for each in every[1:] if each.kind in (*by_name, Parameter.VAR_KEYWORD)]
+    by_name = {Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY}
+    named = {each.name: None for each in every[1:] if each.kind in by_name}
     try:
-        signature.bind([], **{each.name: [] for each in others if each.kind in by_name})
-        if every[0].name == "self":
-            raise TypeError("a method without its object")
+        signature.bind(None, **named)
+        fits = every[0].name != "self"  # a method without its object
     except TypeError:
-        name = name_of(function)
+        fits = False
+    if not fits:
         what = {"texts": "texts", "pairs": "(query, response) pairs", "tokens": "token lists"}[on]
         fix = f"it gets one list of {what}, and columns by the names of its other parameters"
-        refuse("function", "take a list first", f"{name}{signature}", fix, error=TypeError)
+        got = f"{name_of(function)}{signature}"
+        refuse("function", "take a list first", got, fix, error=TypeError)
+    others = [each for each in every[1:] if each.kind in {*by_name, Parameter.VAR_KEYWORD}]
     return [every[0], *others]
 
 
-def _takes_a_rollout(function: Callable[..., Any]) -> bool:
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    """Return the parameters of a function; None: some written in C do not tell theirs."""
     try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except ValueError:  # some functions written in C do not tell theirs
-        return False
-    return bool(parameters) and (
-        parameters[0].name == "rollout" or "Rollout" in str(parameters[0].annotation)
-    )
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+
+
+def _takes_a_rollout(function: Callable[..., Any]) -> bool:
+    signature = _signature(function)
+    first = next(iter(signature.parameters.values()), None) if signature else None
+    return first is not None and (first.name == "rollout" or "Rollout" in str(first.annotation))

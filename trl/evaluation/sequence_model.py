@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -20,7 +19,7 @@ from transformers import (
 )
 
 from trl.anatomy import accepts, without_dropout
-from trl.batch import Rollout, check_unicode
+from trl.batch import Rollout, check_unicode, pad_rows
 from trl.config import check_values
 from trl.config.errors import refuse
 from trl.config.types import Count
@@ -123,10 +122,14 @@ class SequenceModel:
         shape = len(token_ids), self.model.config.num_labels
         logits = torch.empty(shape, dtype=torch.float32, device="cpu")
         for rows in _passes([len(ids) for ids in token_ids], size, unpadded):
-            input_ids, mask = _pad([token_ids[row] for row in rows], _pad_token_id(self.model))
-            inputs = {"input_ids": input_ids.to(self.model.device)}
+            tokens = [torch.tensor(token_ids[row], device="cpu") for row in rows]
+            # On the right, where padding moves no position; and with the token of the model, not
+            # with that of the tokenizer: causal models read the score at the last that is another.
+            padded, mask = pad_rows(tokens, left=False)
+            inputs = {"input_ids": padded.masked_fill(~mask, _pad_token_id(self.model))}
             if accepts(self.model, "attention_mask"):
-                inputs["attention_mask"] = mask.to(self.model.device)
+                inputs["attention_mask"] = mask.long()
+            inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
             with torch.inference_mode(), without_dropout(self.model):
                 logits[rows] = self.model(**inputs).logits.float().cpu()
         return logits
@@ -186,12 +189,8 @@ def tokenize(
     if not texts:
         return []
     check_unicode(texts, "texts")
-    token_ids = tokenizer(
-        texts,
-        truncation=max_length is not None,
-        max_length=max_length,
-        add_special_tokens=add_special_tokens,
-    )["input_ids"]
+    cut = {"truncation": max_length is not None, "max_length": max_length}
+    token_ids = tokenizer(texts, add_special_tokens=add_special_tokens, **cut)["input_ids"]
     bos = tokenizer.bos_token_id
     if add_special_tokens and bos is not None:
         token_ids = [ids[1:] if ids[:2] == [bos, bos] else ids for ids in token_ids]
@@ -204,21 +203,9 @@ def tokenize(
 def _passes(lengths: list[int], batch_size: int, unpadded: bool) -> Iterator[list[int]]:
     """Yield the rows of each pass, the longest first: if memory is short it shows at once."""
     longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    together = groupby(longest_first, key=lambda row: lengths[row] if unpadded else None)
-    for _, group in together:
+    for _, group in groupby(longest_first, key=lambda row: lengths[row] if unpadded else None):
         rows = list(group)
         yield from (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-
-
-def _pad(token_ids: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Pad to [b, L] and a mask of 0 and 1, so that no score depends on the padding.
-
-    On the right, where it moves no position; and with the token of the model, not with that of the
-    tokenizer: causal models read the score at the last token that is not theirs for padding.
-    """
-    rows = [torch.tensor(ids, device="cpu") for ids in token_ids]
-    padded = pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
-    return padded, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
 
 
 def _pad_token_id(model: PreTrainedModel) -> int | None:

@@ -146,10 +146,10 @@ def _can_reorder(kept: Any) -> bool:
     (MiniMax): then the rows would be right in some layers only.
     """
     if isinstance(kept, EncoderDecoderCache):
-        parts = [kept.self_attention_cache, kept.cross_attention_cache]
+        inner = [kept.self_attention_cache, kept.cross_attention_cache]
     else:
-        parts = getattr(kept, "layers", None) or []
-    return _knows_its_rows(type(kept)) and all(_can_reorder(part) for part in parts)
+        inner = getattr(kept, "layers", None) or []
+    return _knows_its_rows(type(kept)) and all(map(_can_reorder, inner))
 
 
 @cache

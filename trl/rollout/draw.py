@@ -18,19 +18,6 @@ _CHUNK = 256
 _CPU_BLOCK_NUMBERS = 2**18
 
 
-def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw one token from each row.
-
-    Args:
-        probabilities: [B, V]; the rows need not sum to exactly 1.
-        generator: Source of randomness; None: torch's global one.
-
-    Returns:
-        [B, 1] token ids, never one of probability 0.
-    """
-    return draw_at(probabilities, uniform(len(probabilities), probabilities.device, generator))
-
-
 def draw_at(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """Return the first token of each row at which the cumulative sum exceeds u times its total.
 
@@ -64,11 +51,11 @@ def draw_from_logits(
     rows = len(logits)
     if logits.device.type == "cpu":
         rows = max(1, _CPU_BLOCK_NUMBERS * torch.get_num_threads() // size)
-    parts = [
+    blocks = [
         _draw_softmax(some, some_uniforms, temperature)
         for some, some_uniforms in zip(logits.split(rows), uniforms.split(rows), strict=True)
     ]
-    tokens, logprobs = (torch.cat(column) for column in zip(*parts, strict=True))
+    tokens, logprobs = map(torch.cat, zip(*blocks, strict=True))
     return tokens, logprobs
 
 

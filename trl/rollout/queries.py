@@ -78,26 +78,30 @@ def encode_queries(
         if isinstance(queries, Tensor) and tokenizer is not None:
             _check_no_padding(queries, tokenizer, name)
         return Encoded([row.long() for row in rows], None, None, others)
-    _check_kinds(queries, name)
+    for index, query in enumerate(queries):
+        if type(query) is not type(queries[0]):
+            rule = f"be of the same kind as the first query, {type(queries[0]).__name__}"
+            refuse(f"{name}[{index}]", rule, type(query).__name__, error=TypeError)
     if tokenizer is None:
         rule, fix = "be tensors of token ids for a sampler without tokenizer", "Sampler(tokenizer)"
         refuse(name, rule, type(queries[0]).__name__, f"make it with {fix}")
-    messages = None
+    chats = None
     if isinstance(queries[0], str):
         texts = list(queries)
-        check_unicode(texts, name)
+    else:
+        chats = [_messages(chat, f"{name}[{index}]") for index, chat in enumerate(queries)]
+        texts = _rendered(chats, tokenizer, name)
+    check_unicode(texts, name)
+    if chats is None:
         rows = _encode_texts(texts, tokenizer, add_bos, keep_eos)
     else:
-        messages = [_messages(chat, f"{name}[{index}]") for index, chat in enumerate(queries)]
-        texts = _rendered(messages, tokenizer, name)
-        check_unicode(texts, name)
         rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
     for index, tokens in enumerate(rows):
         if not tokens:
             fix = "leave it out, or set add_bos=True to let the model begin a text"
             refuse(f"{name}[{index}]", "have at least one token", repr(texts[index]), fix)
     encoded = [torch.tensor(tokens, dtype=torch.long, device="cpu") for tokens in rows]
-    return Encoded(encoded, texts, messages, others)
+    return Encoded(encoded, texts, chats, others)
 
 
 def listed(queries: Any, name: str) -> Tensor | Sequence[Any]:
@@ -182,14 +186,6 @@ def _check_no_padding(queries: Tensor, tokenizer: PreTrainedTokenizerBase, name:
         got = f"{tokenizer.pad_token!r} at an end of row {padded[0]}"
         fix = "pass what the tokenizer returns, attention_mask included, or one tensor for each row"
         refuse(name, "be token ids without padding", got, fix)
-
-
-def _check_kinds(queries: Sequence[Any], name: str) -> None:
-    """Raise unless all queries are of one kind."""
-    for index, query in enumerate(queries):
-        if type(query) is not type(queries[0]):
-            rule = f"be of the same kind as the first query, {type(queries[0]).__name__}"
-            refuse(f"{name}[{index}]", rule, type(query).__name__, error=TypeError)
 
 
 def _encode_texts(

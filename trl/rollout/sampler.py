@@ -60,6 +60,8 @@ class Sampler:
         max_rows: Most rows sampled at once; None: all.
         add_bos: Begin texts with the BOS token where the tokenizer does not do so itself (GPT-2's
             does not). Chats are left as their template has them.
+        keep_special_tokens: Leave special tokens in `response_texts`, but for one that ends the
+            response: for a reward that looks for a tag.
 
     Attributes:
         calls: How often the sampler was called without `seeds`; set it to resume a run.
@@ -97,19 +99,11 @@ class Sampler:
         # Those of the policy are added when there is one.
         self._ends_as_policy = tokenizer is not None and isinstance(eos_token_id, str)
         self.stop = StopRule(_end_ids(eos_token_id, tokenizer), stop_strings, tokenizer)
-        checks = {
-            "group_size": (Count, group_size),
-            "max_rows": (Count | None, max_rows),
-            "seed": (Whole, seed),
-            "add_bos": (bool, add_bos),
-            "keep_special_tokens": (bool, keep_special_tokens),
-        }
-        check_values("Sampler", checks)
-        self.group_size = group_size
-        self.seed = seed
-        self.max_rows = max_rows
-        self.add_bos = add_bos
-        self.keep_special_tokens = keep_special_tokens
+        self.group_size, self.max_rows, self.seed = group_size, max_rows, seed
+        self.add_bos, self.keep_special_tokens = add_bos, keep_special_tokens
+        kinds = {"group_size": Count, "max_rows": Count | None, "seed": Whole}
+        kinds |= {"add_bos": bool, "keep_special_tokens": bool}
+        check_values("Sampler", {name: (kinds[name], getattr(self, name)) for name in kinds})
         self.calls = 0
         if self.cuts:
             warnings.warn(
@@ -282,12 +276,11 @@ class Sampler:
         if seeds is None:
             # A SeedSequence mixes the numbers: neighbours are as independent as any.
             return [np.random.default_rng([self.seed, self.calls, row]) for row in range(rows)]
-        if len(seeds) != rows:
-            rule = f"have one number for each of the {rows} rows (queries × group_size)"
-            refuse("seeds", rule, str(len(seeds)))
         numbers = [operator.index(seed) for seed in seeds]
-        if min(numbers) < 0:
-            refuse("seeds", "be >= 0", str(min(numbers)))
+        if len(numbers) != rows or min(numbers) < 0:
+            rule = f"be one number >= 0 for each of the {rows} rows (queries × group_size)"
+            got = f"{len(numbers)} of them" if len(numbers) != rows else min(numbers)
+            refuse("seeds", rule, got)
         return [np.random.default_rng(seed) for seed in numbers]
 
     def _draw_limit(self, stream: np.random.Generator) -> int:
@@ -303,14 +296,12 @@ class Sampler:
 
     def _batches(self, lengths: list[int]) -> Iterator[Tensor]:
         """Yield rows that are sampled together, on the CPU; rows of a query are adjacent."""
-        rows = torch.arange(len(lengths) * self.group_size, device="cpu")
-        if self.max_rows is None or len(rows) <= self.max_rows:
-            yield rows
-            return
         # Queries of like length together, the longest first: if memory is short it shows at once.
         order = torch.tensor(lengths, device="cpu").repeat_interleave(self.group_size)
-        order = order.argsort(descending=True, stable=True)
-        yield from order.split(self.max_rows)
+        if self.max_rows is None or len(order) <= self.max_rows:
+            yield torch.arange(len(order), device="cpu")
+        else:
+            yield from order.argsort(descending=True, stable=True).split(self.max_rows)
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
@@ -323,21 +314,25 @@ def _check_tokenizer(tokenizer: Any) -> None:
 
 def _end_ids(eos_token_id: Any, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     """Return the tokens that end a response, without those that the policy adds."""
-    if isinstance(eos_token_id, str) and eos_token_id == "tokenizer":
-        eos_token_id = None if tokenizer is None else tokenizer.eos_token_id
-    if eos_token_id is None:
-        return []
     if isinstance(eos_token_id, str):
-        rule, fix = "be token ids, 'tokenizer' or None", "give texts as stop_strings"
-        refuse("eos_token_id", rule, repr(eos_token_id), fix)
-    return list(eos_token_id) if isinstance(eos_token_id, Sequence) else [eos_token_id]
+        if eos_token_id != "tokenizer":
+            rule, fix = "be token ids, 'tokenizer' or None", "give texts as stop_strings"
+            refuse("eos_token_id", rule, repr(eos_token_id), fix)
+        eos_token_id = getattr(tokenizer, "eos_token_id", None)
+    return _listed_ids(eos_token_id)
+
+
+def _listed_ids(token_ids: Any) -> list[int]:
+    """Return token ids, one of them, or None as a list."""
+    if token_ids is None:
+        return []
+    return list(token_ids) if isinstance(token_ids, Sequence) else [token_ids]
 
 
 def _own_end_ids(policy: nn.Module) -> list[int]:
     """Return the tokens that end a response by the policy's generation_config."""
     config = getattr(language_model(policy), "generation_config", None)
-    found = getattr(config, "eos_token_id", None)
-    ids = [] if found is None else [found] if isinstance(found, int) else list(found)
+    ids = _listed_ids(getattr(config, "eos_token_id", None))
     # A configuration may name, by default, a token that the model has not.
     return [token for token in ids if 0 <= token < vocabulary_size(policy)]
 
