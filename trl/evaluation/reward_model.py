@@ -18,6 +18,8 @@ from trl.scored import Scored
 
 __all__ = ["RewardModelScorer"]
 
+Chat = Sequence[Mapping[str, Any]]
+
 
 class RewardModelScorer(SequenceModel):
     """The one number of an `AutoModelForSequenceClassification` with one output.
@@ -85,11 +87,7 @@ class RewardModelScorer(SequenceModel):
             if isinstance(pair, str) or [type(text) for text in pair] != [str, str]:
                 rule = "be a (query, response) pair of strings"
                 refuse(f"pairs[{row}]", rule, shown(pair), error=TypeError)
-        if not self.chat_template:
-            texts = ["".join(pair) for pair in pairs]
-        else:
-            texts = [self._rendered([_said_by_user(q)], r) for q, r in pairs]
-        return self._scores(self._logits(texts))
+        return self._scores(self._logits(self._texts_of_pairs(pairs)))
 
     def _scores(self, logits: Tensor) -> Tensor:
         return logits[:, 0]
@@ -98,16 +96,15 @@ class RewardModelScorer(SequenceModel):
         """Return what the model reads of each row."""
         if not self.chat_template:
             return texts_of(rollout)
-        pairs = pairs_of(rollout)
-        chats = rollout.query_messages or [[_said_by_user(query)] for query, _ in pairs]
-        return [
-            self._rendered(chat, response) for chat, (_, response) in zip(chats, pairs, strict=True)
-        ]
+        return self._texts_of_pairs(pairs_of(rollout), rollout.query_messages)
 
-    def _rendered(self, chat: Sequence[Mapping[str, Any]], response: str) -> str:
-        messages = [*chat, {"role": "assistant", "content": response}]
-        return self.tokenizer.apply_chat_template(messages, tokenize=False)
-
-
-def _said_by_user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
+    def _texts_of_pairs(
+        self, pairs: Sequence[tuple[str, str]], chats: Sequence[Chat] | None = None
+    ) -> list[str]:
+        """Return what the model reads of each pair; of chats, rather than queries, if given."""
+        if not self.chat_template:
+            return ["".join(pair) for pair in pairs]
+        chats = chats or [[{"role": "user", "content": query}] for query, _ in pairs]
+        answers = [{"role": "assistant", "content": response} for _, response in pairs]
+        whole = [[*chat, answer] for chat, answer in zip(chats, answers, strict=True)]
+        return [self.tokenizer.apply_chat_template(chat, tokenize=False) for chat in whole]
