@@ -550,10 +550,17 @@ def check_dense(name: str, value: Any, rule: str = "be a tensor") -> None:
     if not isinstance(value, Tensor):
         got, fix = type(value).__name__, f"wrap it in torch.tensor({name})"
         refuse(name, rule, got, fix, error=TypeError)
-    if value.is_nested or value.layout != torch.strided or value.is_meta:
-        kind = "a nested one" if value.is_nested else f"{value.layout} on {value.device}"
+    if kind := odd_kind(value):
         fix = "use .to_dense(), .unbind() for nested ones, or a device that holds numbers"
-        refuse(name, rule + " with all its numbers", kind, fix, error=TypeError)
+        refuse(name, f"{rule} with all its numbers", kind, fix, error=TypeError)
+
+
+def odd_kind(tensor: Tensor) -> str:
+    """Return what a tensor is whose entries are not all in memory; nothing: they are."""
+    if tensor.is_nested:
+        return "a nested one"
+    dense = tensor.layout == torch.strided and not tensor.is_meta
+    return "" if dense else f"{tensor.layout} on {tensor.device}"
 
 
 def check_unicode(texts: Sequence[str], name: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trl.batch import Rollout, check_dense, pad_and_cat
+from trl.batch import Rollout, odd_kind, pad_and_cat
 from trl.config.errors import shown
 
 
@@ -120,10 +120,8 @@ def score_tensor(found: Any, rollout: Rollout) -> Tensor:
         BadScores: if they are not numbers, or not as many as that, or one is not finite.
     """
     if isinstance(found, Tensor):
-        try:
-            check_dense("scores", found)
-        except TypeError as error:
-            raise BadScores("a tensor with all its numbers", str(error)) from None
+        if kind := odd_kind(found):
+            raise BadScores("a tensor with all its numbers", kind, "use scores.to_dense()")
         scores = found.detach()
     else:
         scores = _placed(number_entries(found, len(rollout)), rollout)
@@ -174,10 +172,13 @@ def number_entries(found: Any, rows: int) -> list[float | list[float]]:
 
 def _is_number(value: Any) -> bool:
     """Tell whether it is a real number that a float can hold; one that is not finite is, too."""
+    if not isinstance(value, Real):
+        return False
     try:
-        return isinstance(value, Real) and math.isnan(float(value)) in (True, False)
+        float(value)
     except OverflowError:
         return False
+    return True
 
 
 def _placed(entries: Sequence[float | list[float]], rollout: Rollout) -> Tensor:

@@ -196,3 +196,11 @@ def test_rounding_at_the_border_of_two_chunks_gives_no_token_without_probability
     border = (first / (first + second))[:, None]
     tokens = draw_at(probabilities, border)
     assert set(tokens.flatten().tolist()) <= {0, 300}
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, on sparse tensors
+@pytest.mark.parametrize("kind", ["to_sparse", "tolist"])
+def test_a_mask_whose_numbers_are_not_there_is_refused(make_model, kind):
+    queries, mask = pad_rows(ragged([3, 5]), left=True)
+    with pytest.raises(TypeError, match="`query_mask` must be a tensor"):
+        sample(make_model(), queries, getattr(mask, kind)(), max_new_tokens=1)

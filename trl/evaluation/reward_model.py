@@ -70,7 +70,6 @@ class RewardModelScorer(SequenceModel):
             fix = "set tokenizer.chat_template, or leave the setting out"
             refuse("chat_template", rule, repr(chat_template), fix)
         self.chat_template = has_template if chat_template is None else chat_template
-        self.add_special_tokens = not self.chat_template  # which writes them itself
 
     def __call__(self, pairs: Sequence[tuple[str, str]] | Rollout) -> Tensor | Scored:
         """Score pairs of query and response, or the rows of a rollout that has its texts.
@@ -88,6 +87,11 @@ class RewardModelScorer(SequenceModel):
                 rule = "be a (query, response) pair of strings"
                 refuse(f"pairs[{row}]", rule, shown(pair), error=TypeError)
         return self._scores(self._logits(self._texts_of_pairs(pairs)))
+
+    @property
+    def add_special_tokens(self) -> bool:
+        """Not where a template writes them itself."""
+        return not self.chat_template
 
     def _scores(self, logits: Tensor) -> Tensor:
         return logits[:, 0]

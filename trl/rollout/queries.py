@@ -125,17 +125,18 @@ def listed(queries: Any, name: str) -> Tensor | Sequence[Any]:
     if isinstance(queries, str | bytes | Mapping) or not hasattr(queries, "__getitem__"):
         rule = "be a list of texts, of chats, or of tensors of token ids"
         refuse(name, rule, f"one {got}", f"pass [{one}]", error=TypeError)
-    if len(queries) == 0 or not isinstance(queries[0], Mapping):
+    first = queries[0] if len(queries) else None
+    if not isinstance(first, Mapping):
         return queries
-    if "role" in queries[0]:
+    if "role" in first:
         got = "the messages of one"
         refuse(name, "be a list of chats", got, "pass [chat]", error=TypeError)
-    if not any(column in queries[0] for column in COLUMNS):
+    if not any(column in first for column in COLUMNS):
         fix = f"name the prompts' column so, or pass [row['...'] for row in {name}]"
-        refuse(name, f"be rows with a column of {list(COLUMNS)}", str(list(queries[0])), fix)
+        refuse(name, f"be rows with a column of {list(COLUMNS)}", str(list(first)), fix)
     for index, row in enumerate(queries):
-        if not isinstance(row, Mapping) or row.keys() != queries[0].keys():
-            rule = f"be a row with the columns of the first, {list(queries[0])}"
+        if not isinstance(row, Mapping) or row.keys() != first.keys():
+            rule = f"be a row with the columns of the first, {list(first)}"
             got = shown(list(row) if isinstance(row, Mapping) else row)
             refuse(f"{name}[{index}]", rule, got, "give None where there is nothing")
     return queries
