@@ -146,7 +146,8 @@ def test_fault_10_sampling_equals_scoring():
     )
     model.forward = forward
     sampled = torch.stack(recorded, 1).gather(-1, rollout.responses[..., None])[..., 0]
-    ppo = PPOTrainer(model, precision="fp32", temperature=0.7, batch_size=4)
+    once = {"batch_size": 32, "minibatch_size": 32, "ppo_epochs": 1}
+    ppo = PPOTrainer(model, precision="fp32", temperature=0.7, **once)
     scored = ppo.forward_pass(ppo.policy, rollout).logprobs
     assert not rollout.response_mask.all()  # some rows ended early
     torch.testing.assert_close(

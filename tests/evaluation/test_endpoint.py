@@ -156,7 +156,7 @@ def test_rewards_for_each_token():
 @pytest.mark.parametrize("failure", [(500, {}), (503, b"busy"), (429, {}), "hang up", "hang"])
 def test_what_may_pass_is_tried_again(failure):
     with serving(failure, failure, lengths) as server:
-        scorer = scorer_of(server, retries=2, timeout=0.5 if failure == "hang" else 5.0)
+        scorer = scorer_of(server, retries=2, timeout=0.25 if failure == "hang" else 5.0)
         assert scorer(ROLLOUT).scores.tolist() == LENGTHS
     assert len(server.questions) == 3
 
@@ -187,7 +187,7 @@ def test_each_wait_is_twice_as_long_as_the_one_before():
             3,
             "attempt 3 of at most 3, .* ended with status 500 and 'out of memory'",
         ),
-        ("hang", 3, "attempt 3 of at most 3, with a timeout of 0.5 s, ended with ReadTimeout"),
+        ("hang", 3, "attempt 3 of at most 3, with a timeout of 0.25 s, ended with ReadTimeout"),
         ("hang up", 3, "attempt 3 of at most 3, .* RemoteProtocolError"),
         ((400, b"no such model"), 1, "attempt 1 of at most 3, .* status 400 and 'no such model'"),
         ((404, b""), 1, "attempt 1 of at most 3, .* status 404"),
@@ -196,7 +196,7 @@ def test_each_wait_is_twice_as_long_as_the_one_before():
 )
 def test_what_does_not_pass_ends_the_scoring(failure, attempts, message):
     with serving(failure) as server:
-        scorer = scorer_of(server, retries=2, timeout=0.5 if failure == "hang" else 5.0)
+        scorer = scorer_of(server, retries=2, timeout=0.25 if failure == "hang" else 5.0)
         with pytest.raises(ScoringError, match=message) as caught:
             score(scorer, ROLLOUT)
     assert len(server.questions) == attempts
