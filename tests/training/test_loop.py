@@ -111,7 +111,7 @@ def test_a_failing_reward_names_the_texts_and_changes_nothing():
         ({"batchsize": 3, "verbose": 1}, TypeError, r"`batch_size`\? train has .* `verbose`\.$"),
         ({"group_size": 4}, TypeError, r"Pass it as sampler_kwargs=\{'group_size': \.\.\.\}"),
         ({"algorithm": "grpo"}, ValueError, "`group_size` must be > 1 with algorithm='grpo'"),
-        ({"reward": lambda query, text: [0.0]}, TypeError, "it gets one list of texts"),
+        ({"reward": lambda *, texts: [0.0]}, TypeError, "it gets one list of texts"),
         ({"sampler_kwargs": {"group_size": 3}}, ValueError, "`batch_size` must be a multiple"),
         ({"sampler_kwargs": {"temperature": 0.5}}, ValueError, "the same for sampler and trainer"),
     ],
