@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -181,6 +181,17 @@ def try_out(plain: PreTrainedModel) -> tuple[Tensor, Tensor]:
         inputs["decoder_input_ids"] = tokens.flip(0)
     with without_dropout(plain), keep_hidden_states(plain) as kept, low_precision_of(plain):
         return plain(**inputs).logits, kept.hidden
+
+
+def called_modules(plain: PreTrainedModel) -> list[nn.Module]:
+    """Return the parts of a model in the order in which a pass over a text calls them."""
+    called: list[nn.Module] = []
+    with ExitStack() as stack:
+        for module in plain.modules():
+            see = module.register_forward_pre_hook(lambda module, _: called.append(module))
+            stack.enter_context(see)
+        try_out(plain)
+    return called
 
 
 def agree(found: Tensor, expected: Tensor, *, low: bool = False, exact: float = 1e-5) -> bool:

@@ -193,7 +193,8 @@ class PPOTrainer:
         clock = self.clock
         clock.restart()
         given = partial(self._checked, query, response, scores, response_masks)
-        rollout, scores, texts = checked_everywhere(self.accelerator, given)
+        groups = self.algorithm.groups
+        rollout, scores, texts = checked_everywhere(self.accelerator, given, groups=groups)
         models = [model for model in (self.model, self.ref_model) if model is not None]
         with without_dropout(*models), self.updater.for_step(self._at_rest()):
             with clock.part("policy"):

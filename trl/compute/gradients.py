@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from trl.anatomy import language_model
+from trl.anatomy import decoder, language_model
 from trl.kernels.gradients import Gradients, has_hooks
 
 _SPARSE_DEVICES = ("cpu", "cuda")
@@ -32,10 +32,12 @@ def kept_gradients(
         keep_low: See `Gradients`.
     """
     trained = {id(weight) for weight in weights}
+    plain = language_model(model)
+    text = plain if plain.config.is_encoder_decoder else decoder(plain)  # not what reads images
     adapted = {id(getattr(module, "base_layer", None)) for module in model.modules()}
     embeddings = [
         module
-        for module in model.modules()
+        for module in text.modules()
         if isinstance(module, nn.Embedding)
         and id(module.weight) in trained
         and id(module) not in adapted  # its adapter looks up dense rows in the same way
@@ -43,7 +45,7 @@ def kept_gradients(
         and module.max_norm is None
         and not module.scale_grad_by_freq
     ]
-    adding = [*embeddings, language_model(model).get_output_embeddings()]
+    adding = [*embeddings, plain.get_output_embeddings()]
     added_to = [
         module.weight
         for module in adding

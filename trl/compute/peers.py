@@ -13,10 +13,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from itertools import count
 from types import TracebackType
+from typing import Any
 
 import torch.distributed
 from accelerate import Accelerator
@@ -95,11 +97,28 @@ class Peers:
         if isinstance(error, RuntimeError) and self._another_has_failed():
             self._say_whose()
             return False
+        reason = f"rank {self.rank} failed: {type(error).__name__}: {error}"
         with suppress(RuntimeError, OSError):  # the store is gone, and with it the others
-            reason = f"rank {self.rank} failed: {type(error).__name__}: {error}"
-            self._store.set("failure", reason[:2000])
+            self._ask(lambda: self._store.set("failure", reason[:2000]))
             time.sleep(HEARD)
         return True
+
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        """Return what the store answers; it waits for ever if the link to it is cut.
+
+        Raises:
+            RuntimeError, OSError: if the store is gone, or does not answer in `GRACE` seconds.
+        """
+        answer: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(question())
+            except (RuntimeError, OSError) as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        return answer.result(timeout=GRACE)
 
     def _say_whose(self) -> None:
         print(f"rank {self.rank} stops, since {self._failure}", file=sys.stderr, flush=True)
@@ -125,9 +144,9 @@ class Peers:
         """Return whether another process has reported a failure, or was killed: no heart beats."""
         hearts = [f"alive/{rank}" for rank in self._others]
         try:
-            before = self._store.multi_get(hearts)
+            before = self._ask(lambda: self._store.multi_get(hearts))
             time.sleep(4 * BEAT)  # in which `_watch` sees what was reported
-            after = self._store.multi_get(hearts)
+            after = self._ask(lambda: self._store.multi_get(hearts))
         except (RuntimeError, OSError):
             silent = ["rank 0, which keeps the store of the run,"]
         else:

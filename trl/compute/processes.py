@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
-from typing import TypeVar
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -11,10 +12,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn import functional
 
+from trl.batch import Rollout
 from trl.config.errors import refuse
 from trl.core import masked_whiten
 
-Checked = TypeVar("Checked", bound=tuple[Sized, ...])
+Checked = TypeVar("Checked", bound=tuple[Any, ...])
 
 
 def share_of(accelerator: Accelerator, name: str, rows: int) -> int:
@@ -49,12 +51,19 @@ def whitened(
     return of_all[first : first + len(values), : values.shape[1]]
 
 
-def checked_everywhere(accelerator: Accelerator, check: Callable[[], Checked]) -> Checked:
-    """Return what `check` does, a tuple that begins with B rows; or raise on every process.
+def checked_everywhere(
+    accelerator: Accelerator, check: Callable[[], Checked], *, groups: bool = False
+) -> Checked:
+    """Return what `check` does, a tuple that begins with a rollout; or raise on every process.
+
+    Args:
+        accelerator: Of this process.
+        check: Looks at what this process was given.
+        groups: Whether the responses to a query are compared, so that one process needs them all.
 
     Raises:
         TypeError, ValueError: what `check` raises; a ValueError where it raises elsewhere, or
-            where the processes have different numbers of rows.
+            where the processes have different numbers of rows, or parts of a group.
     """
     checked, problem = None, None
     try:
@@ -74,4 +83,25 @@ def checked_everywhere(accelerator: Accelerator, check: Callable[[], Checked]) -
             f"every process must pass the same number of rows, got {of_all.tolist()}: "
             "split the batch evenly."
         )
+    if groups and accelerator.num_processes > 1:
+        _check_groups(checked[0])
     return checked
+
+
+def _check_groups(rollout: Rollout) -> None:
+    """Raise if a group is spread over processes: the same number, and the same query.
+
+    A sampler counts its groups anew on every process, and two may be given the same query. So what
+    it recorded passes if all groups have one size: then none has lost a part.
+    """
+    names, sizes = rollout.group_ids.unique(return_counts=True)
+    query_of = dict(zip(rollout.group_ids.tolist(), rollout.query_lists(), strict=True))
+    mine = [(name, *query_of[name]) for name in names.tolist()]
+    of_all = gather_object([(mine, sizes.tolist(), rollout.behaviour_logprobs is not None)])
+    ranks = Counter(group for groups, _, _ in of_all for group in groups)
+    ((name, *query), most) = ranks.most_common(1)[0]
+    whole = len({size for _, each, _ in of_all for size in each}) == 1
+    if most > 1 and not (whole and all(recorded for _, _, recorded in of_all)):
+        got = f"group {name} (query {query[:8]}) on {most} of {len(of_all)}"
+        fix = "pass all responses to a query on one, and give groups different numbers"
+        refuse("group_ids", "keep each group on one process", got, fix)

@@ -21,12 +21,13 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from trl.anatomy import instead
+from trl.anatomy import called_modules, instead
 from trl.batch import ResponseOutput
 from trl.compute.gradients import kept_gradients
 from trl.compute.memory import keep_freed_memory
@@ -71,6 +72,9 @@ def make_updater(
     if config.keep_freed_memory and accelerator.device.type == "cpu":
         keep_freed_memory()
     responder = ResponseModel(model, config.temperature)
+    if accelerator.num_processes > 1 and _may_leave_out(responder.plain):
+        handler = accelerator.ddp_handler or DistributedDataParallelKwargs()
+        handler.find_unused_parameters, accelerator.ddp_handler = True, handler
     policy = accelerator.prepare_model(responder)
     trainable = trainable_weights(model, optimizer)
     optimizer = accelerator.prepare_optimizer(
@@ -302,6 +306,15 @@ class OneProcess(Updater):
         update_in_pieces(self.optimizer.optimizer, low, self._factor)
         self._working.refresh({one.weight for one in low})
         return applied
+
+
+def _may_leave_out(plain: PreTrainedModel) -> bool:
+    """Return whether a pass may leave out weights that are trained: of an expert that gets no
+    token, or of what reads images. Processes would wait for their gradients.
+    """
+    used = {weight for part in called_modules(plain) for weight in part.parameters(recurse=False)}
+    experts = any("expert" in type(part).__name__.lower() for part in plain.modules())
+    return experts or any(w.requires_grad and w not in used for w in plain.parameters())
 
 
 def _recomputed_layers(plain: PreTrainedModel) -> list[nn.Module]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trl.anatomy import decoder, instead, text_config, try_out
+from trl.anatomy import called_modules, decoder, instead, text_config, try_out
 from trl.config.errors import refuse
 
 
@@ -64,13 +64,7 @@ def weights_above(plain: PreTrainedModel) -> list[nn.Parameter]:
 
     A head that is tied to the embedding is not among them.
     """
-    called: list[nn.Module] = []
-    with ExitStack() as stack:
-        for module in plain.modules():
-            see = module.register_forward_pre_hook(lambda module, _: called.append(module))
-            stack.enter_context(see)
-        try_out(plain)
-    last = decoder_layers(plain)[-1]
+    called, last = called_modules(plain), decoder_layers(plain)[-1]
     place = called.index(last)
     below = {*called[:place], *last.modules(), *(set(plain.modules()) - set(called))}
     elsewhere = {weight for module in below for weight in module.parameters(recurse=False)}
