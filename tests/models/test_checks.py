@@ -112,12 +112,12 @@ def test_families_that_look_at_what_follows_are_named(family):
         config = AutoConfig.for_model(family, **PROPHETNET)
         model = AutoModelForSeq2SeqLM.from_config(config).eval()
     with pytest.raises(
-        ValueError, match=f"`{type(model).__name__}` must predict .*what follows a token"
+        ValueError, match=f"`{type(model).__name__}` must predict .*change by what follows"
     ):
         trainer_of(load_policy(model))
     if family == "bert":
         with pytest.raises(
-            ValueError, match="`BertLMHeadModel` must predict .*what follows a token"
+            ValueError, match="`BertLMHeadModel` must predict .*change by what follows"
         ):
             trainer_of(load_policy(tiny_model("gpt2")), model)
 
@@ -134,7 +134,7 @@ def test_a_cache_that_is_wrong_is_named(monkeypatch):
         return attend(hidden_states, **kwargs)
 
     monkeypatch.setattr(model.model.layers[1].self_attn, "forward", forward)
-    with pytest.raises(ValueError, match="`LlamaForCausalLM` must predict .* its cache changes"):
+    with pytest.raises(ValueError, match="`LlamaForCausalLM` must predict .* change by its cache"):
         trainer_of(load_policy(model))
 
 

@@ -28,6 +28,11 @@ from trl.models.response import ResponseModel
 # it far above.
 _TOLERANCE, _TOLERANCE_LOW = 5e-3, 0.1
 
+_FAILURES = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+"""Of a family whose code wants something else."""
+
+_WRONG = "its log-probs would be wrong, use a model of another family"
+
 
 def check_policy(model: nn.Module, name: str) -> None:
     """Raise unless `model` is a causal language model with loaded weights.
@@ -59,17 +64,17 @@ def _check_quantized(model: nn.Module) -> None:
 
     It would be embeddings, norms and head, unless the quantisation is made for training.
     """
-    plain, adapter = language_model(model), hasattr(model, "pretrained_model")
-    adapter = adapter and hasattr(model.pretrained_model, "get_base_model")
+    plain = language_model(model)
+    adapter = hasattr(getattr(model, "pretrained_model", None), "get_base_model")
     quantizer = getattr(plain, "hf_quantizer", None)
     made_for_it = getattr(quantizer, "is_trainable" if adapter else "is_qat_trainable", False)
     trained = any(weight.requires_grad for weight in plain.parameters())
     if getattr(plain, "is_quantized", False) and trained and not made_for_it:
         method = getattr(plain, "quantization_method", None)
-        got = f"{getattr(method, 'value', method)}, whose matrices nothing trains"
+        got = f"{getattr(method, 'value', method)}, which trains no matrix"
         fix = "load it with peft_config=LoraConfig(...), or without quantization_config"
         if adapter:
-            got, fix = f"{got}, nor an adapter on them", "quantise with bitsandbytes, say"
+            got, fix = f"{got}, nor an adapter on it", "quantise with bitsandbytes, say"
         refuse("model", "not be quantised where it is trained", got, fix)
 
 
@@ -152,24 +157,21 @@ def check_left_padding(plain: PreTrainedModel) -> None:
     rollout = Rollout.from_lists([short[:-1], long[:-1]], [short[-1:], long[-1:]])
 
     def alone() -> Tensor:
-        return _run(plain, plain, input_ids=short[None].to(plain.device), use_cache=False)[0]
+        states, _ = _run(plain, plain, input_ids=short[None].to(plain.device), use_cache=False)
+        return states[0, :-1]  # the last predicts nothing
 
-    expected = alone()[0, :-1]  # the last predicts nothing
+    expected = alone()
+    rule = (
+        "take rows that are padded on the left, with an attention mask and positions counted from "
+        "the first real token"
+    )
     try:
         padded, _ = _run(plain, ResponseModel(plain), rollout.to(plain.device))
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise _no_left_padding(plain, f"it fails: {error}") from error
-    gap = _gap(plain, padded[0, 1 - len(short) :], expected, lambda: alone()[0, :-1])
-    if gap:
-        raise _no_left_padding(plain, f"its hidden states change by {gap:.1%}")
-
-
-def _no_left_padding(plain: PreTrainedModel, symptom: str) -> ValueError:
-    return ValueError(
-        f"`{type(plain).__name__}` must take rows that are padded on the left, with an attention "
-        f"mask and positions counted from the first real token, but {symptom}: its log-probs "
-        "would be wrong. Use a model of another family."
-    )
+    except _FAILURES as error:
+        refuse(type(plain).__name__, rule, f"{type(error).__name__}: {error}", _WRONG)
+    if gap := _gap(plain, padded[0, 1 - len(short) :], expected, alone):
+        got = f"hidden states that change by {gap:.1%}"
+        refuse(type(plain).__name__, rule, got, _WRONG)
 
 
 def check_one_pass(plain: PreTrainedModel) -> None:
@@ -201,20 +203,15 @@ def check_one_pass(plain: PreTrainedModel) -> None:
         return predicted(*_run(plain, plain, **given, **columns, use_cache=False))
 
     whole, caches = at_once(), {}
-    symptoms = ("what follows a token changes that", "its cache changes that")
-    for symptom, seen in zip(symptoms, (slice(0, 4), slice(4, 5)), strict=True):
+    rule = "predict the same whether a text is read at once or token by token"
+    for what, seen in ("what follows", slice(0, 4)), ("its cache", slice(4, 5)):
         part = {name: column[:, seen] for name, column in columns.items()}
         try:
             found = _run(plain, plain, **given, **caches, **part, use_cache=True)
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        except _FAILURES:
             return  # it takes no cache, or more than that: who samples with it says so
-        gap = _gap(plain, predicted(*found), whole[seen], lambda seen=seen: at_once()[seen])
-        if gap:
-            raise ValueError(
-                f"`{type(plain).__name__}` must predict the same whether a text is read at once or "
-                f"token by token, but {symptom} by {gap:.1%}: the log-probs of responses would be "
-                "wrong. Use a model of another family."
-            )
+        if gap := _gap(plain, predicted(*found), whole[seen], lambda seen=seen: at_once()[seen]):
+            refuse(type(plain).__name__, rule, f"{gap:.1%} of change by {what}", _WRONG)
         kinds = ("past_key_values", "cache_params")
         caches = {kind: found[1][kind] for kind in kinds if found[1].get(kind) is not None}
         if not caches:

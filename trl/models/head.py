@@ -112,32 +112,6 @@ def centred_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return (_centred.get() or CentredWeights()).get(weight, dtype)
 
 
-class _CentredLinear(torch.autograd.Function):
-    """h·(W − w̄)ᵀ whose gradient treats w̄ as a constant.
-
-    Exact for any loss that does not see an offset shared by all logits of a token: the gradient
-    of such a loss sums to zero over the vocabulary, so nothing flows through w̄.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, centred: Tensor) -> Tensor:
-        hidden = hidden.to(centred.dtype)
-        ctx.save_for_backward(hidden, centred)
-        ctx.weight_dtype = weight.dtype
-        return F.linear(hidden, centred)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        hidden, centred = ctx.saved_tensors
-        grad_hidden = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_hidden = grad @ centred
-        if ctx.needs_input_grad[1]:
-            flat_grad, flat_hidden = grad.flatten(0, -2), hidden.flatten(0, -2)
-            grad_weight = (flat_grad.T @ flat_hidden).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None
-
-
 class _HeadLogprobs(torch.autograd.Function):
     """Head and softmax in one: log-probs and entropies of labels, from hidden states.
 
@@ -240,7 +214,11 @@ def language_logits(hidden: Tensor, head: nn.Module) -> Tensor:
     with torch.autocast(device, enabled=False):
         if torch.is_grad_enabled() or _centred.get() is None:
             centred = centred_weight(head.weight, dtype)
-            logits = _CentredLinear.apply(hidden, head.weight, centred)
+            if torch.is_grad_enabled() and head.weight.requires_grad:
+                # w̄ is a constant to the gradient. That is exact for a loss which does not see an
+                # offset shared by all logits of a token: nothing flows through w̄.
+                centred = centred + (head.weight - head.weight.detach()).to(dtype)
+            logits = F.linear(hidden.to(dtype), centred)
         else:
             logits = _centred.get().product(hidden, head.weight, dtype)
         return logits if head.bias is None else logits + (head.bias - head.bias.mean()).to(dtype)

@@ -8,27 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForSeq2SeqLM,
-    PretrainedConfig,
-)
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models import auto
 from transformers.utils import logging as transformers_logging
 
+from trl.models import checkpoint as saved
 from trl.models.adapters import base_of, load_adapter
-from trl.models.checkpoint import (
-    ADAPTER_CONFIG,
-    ADAPTER_FILE,
-    MODEL_FILE,
-    PICKLE_ADVICE,
-    PICKLE_FILE,
-    PREFIX,
-    SavedHead,
-    Source,
-    load_value_head,
-)
+from trl.models.checkpoint import SavedHead, Source
 
 
 def load_model(
@@ -43,7 +29,7 @@ def load_model(
         **kwargs: What transformers' `from_pretrained` takes.
     """
     source = Source.of(name, kwargs)
-    if source.find(ADAPTER_CONFIG) is None:
+    if source.find(saved.ADAPTER_CONFIG) is None:
         return load_whole(None, source, allow_pickle=allow_pickle, **kwargs)[:2]
     of_base = base_of(source)
     elsewhere = {key: kwargs[key] for key in kwargs if key not in ("revision", "subfolder")}
@@ -51,9 +37,11 @@ def load_model(
         None, of_base, allow_pickle=allow_pickle, **elsewhere | of_base.hub
     )
     model = load_adapter(base, source, is_trainable=is_trainable, allow_pickle=allow_pickle)
-    head = load_value_head(source, ADAPTER_FILE, among_weights=True, allow_pickle=allow_pickle)
-    if head is None and not allow_pickle and source.find(PICKLE_FILE):
-        source.refuse_pickle("value head", PICKLE_FILE)
+    head = saved.load_value_head(
+        source, saved.ADAPTER_FILE, among_weights=True, allow_pickle=allow_pickle
+    )
+    if head is None and not allow_pickle and source.find(saved.PICKLE_FILE):
+        source.refuse_pickle("value head", saved.PICKLE_FILE)
     return model, head or base_head
 
 
@@ -84,17 +72,17 @@ def load_whole(
         raise OSError(
             f"could not load `{source.name}` from the Hugging Face Hub ({error}): check the name "
             "and the network, or pass the path of a local folder with config.json and "
-            f"{MODEL_FILE}. If it has {PICKLE_FILE} only: {PICKLE_ADVICE}"
+            f"{saved.MODEL_FILE}. If it has {saved.PICKLE_FILE} only: {saved.PICKLE_ADVICE}"
         ) from error
     if info["missing_keys"]:
         raise ValueError(
             f"`{source.name}` must hold the weights of a {type(model).__name__}, but lacks "
             f"{sorted(info['missing_keys'])[:3]} and so on: it is a model of another kind."
         )
-    head = load_value_head(
+    head = saved.load_value_head(
         source,
-        None if kwargs.get("variant") else MODEL_FILE,
-        among_weights=any(key.startswith(PREFIX) for key in info["unexpected_keys"]),
+        None if kwargs.get("variant") else saved.MODEL_FILE,
+        among_weights=any(key.startswith(saved.PREFIX) for key in info["unexpected_keys"]),
         allow_pickle=allow_pickle,
     )
     return model, head, info
@@ -106,11 +94,11 @@ def _auto_class(source: Source, kwargs: dict[str, Any]) -> Any:
     if not isinstance(config, PretrainedConfig):
         code = {key: kwargs[key] for key in ("trust_remote_code", "code_revision") if key in kwargs}
         config = AutoConfig.from_pretrained(config or source.name, **code, **source.hub)
-    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    seq2seq, images = auto.AutoModelForSeq2SeqLM, auto.AutoModelForImageTextToText
+    kind = seq2seq if config.is_encoder_decoder else auto.AutoModelForCausalLM
     # Some that read images too (Qwen2.5-VL, Llava) are no causal models to transformers.
-    known = [auto._model_mapping for auto in (kind, AutoModelForImageTextToText)]
-    of_images = type(config) not in known[0] and type(config) in known[1]
-    return AutoModelForImageTextToText if of_images else kind
+    of_images = type(config) in images._model_mapping and type(config) not in kind._model_mapping
+    return images if of_images else kind
 
 
 @contextmanager
