@@ -117,15 +117,14 @@ class Updater:
         """Make the reference for the policy as it is now: see `trl.models.reference`."""
         self.reference = reference = make_reference(self.model, self.responder, ref_model)
         self._working_reference = self._working
-        if reference is None:
-            return None
-        if reference.model is None:
+        if reference is not None and reference.model is None:
             reference.module = self.policy
-            return reference
-        self._working_reference = WorkingWeights(reference.model, self._low)
-        if reference.kind == "copy":
-            self._working_reference.replace()
-        reference.module = self.accelerator.prepare_model(reference.module, evaluation_mode=True)
+        elif reference is not None:
+            self._working_reference = WorkingWeights(reference.model, self._low)
+            if reference.kind == "copy":
+                self._working_reference.replace()
+            module = self.accelerator.prepare_model(reference.module, evaluation_mode=True)
+            reference.module = module
         return reference
 
     # -- passes without gradient -----------------------------------------------------------------
@@ -302,7 +301,7 @@ class OneProcess(Updater):
     def apply(self) -> bool:
         """Apply the gradient, and let the copies follow."""
         applied = super().apply()
-        low = [LowGradient(w, grad, self._working.copy_of(w)) for w, grad in self.gradients.low]
+        low = [LowGradient(w, grad, self._working.copies[w]) for w, grad in self.gradients.low]
         update_in_pieces(self.optimizer.optimizer, low, self._factor)
         self._working.refresh({one.weight for one in low})
         return applied

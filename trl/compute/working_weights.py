@@ -32,13 +32,14 @@ class WorkingWeights:
     Attributes:
         gradients: What collects the gradients of the copies. An attribute, since on a GPU autograd
             hands them over in a thread of its own.
+        copies: Of the `weights`, while they are in use.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
         self._dtype = dtype
         self._places = _matrices(model) if dtype is not None else []
         self.gradients: Gradients | None = None
-        self._copies: dict[nn.Parameter, nn.Parameter] = {}
+        self.copies: dict[nn.Parameter, nn.Parameter] = {}
         self._centred: CentredWeights | None = None  # None: not in use
 
     @property
@@ -68,18 +69,14 @@ class WorkingWeights:
         places = [(m, m.weight) for m in self._places if not has_hooks(m.weight)]
         try:
             with constant_weights(apart=True) as self._centred:
-                self._copies = {weight: self._copy(weight) for weight in self.weights}
+                self.copies = {weight: self._copy(weight) for weight in self.weights}
                 for module, weight in places:
-                    module.weight = self._copies[weight]
+                    module.weight = self.copies[weight]
                 yield
         finally:
             for module, weight in places:
                 module.weight = weight
-            self._copies, self._centred = {}, None
-
-    def copy_of(self, weight: nn.Parameter) -> Tensor:
-        """Return the copy of one of the `weights`, while it is in use."""
-        return self._copies[weight]
+            self.copies, self._centred = {}, None
 
     @torch.no_grad()
     def refresh(self, renewed: Collection[nn.Parameter] = ()) -> None:
@@ -88,7 +85,7 @@ class WorkingWeights:
         Args:
             renewed: Those of the weights whose copies are new already; a set, or none.
         """
-        for weight, copy in self._copies.items():
+        for weight, copy in self.copies.items():
             if weight.requires_grad and weight not in renewed:
                 copy.copy_(weight)
         if self._centred is not None:

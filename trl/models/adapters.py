@@ -69,11 +69,10 @@ def check_enabled(policy: nn.Module) -> None:
     for name, module in policy.named_modules():
         merged = hasattr(module, "base_layer") and getattr(module, "merged", False) is True
         if merged or getattr(module, "disable_adapters", None) is True:
-            raise ValueError(
-                "the adapter of `model` must be switched on and apart from its base, but that of "
-                f"`{name}` is {'merged' if merged else 'off'}: call model.pretrained_model."
-                f"{'unmerge_adapter()' if merged else 'base_model.enable_adapter_layers()'}."
-            )
+            rule = "have its adapter switched on and apart from its base"
+            back = "unmerge_adapter()" if merged else "base_model.enable_adapter_layers()"
+            got = f"that of `{name}` {'merged' if merged else 'off'}"
+            refuse("model", rule, got, f"call model.pretrained_model.{back}")
 
 
 # -- in a folder -----------------------------------------------------------------------------------

@@ -35,6 +35,10 @@ PICKLE_ADVICE = (
 
 _SAVED_WITH = "language_model"  # the name of the fingerprint in the metadata
 _HUB_ARGUMENTS = "cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"
+_NO_EXCEPTIONS = [
+    f"_raise_exceptions_for_{what}"
+    for what in ("missing_entries", "connection_errors", "gated_repo")
+]
 
 _SAMPLED = 16
 """Numbers that are looked at of each tensor, in the middle of it."""
@@ -80,14 +84,7 @@ class Source(NamedTuple):
         """Return the path of a file, None if there is none."""
         if self.folder is not None:
             return self.folder / file if (self.folder / file).is_file() else None
-        path = cached_file(
-            self.name,
-            file,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-            **self.hub,
-        )
+        path = cached_file(self.name, file, **dict.fromkeys(_NO_EXCEPTIONS, False), **self.hub)
         return None if path is None else Path(path)
 
     def weight_files(self, file: str, prefix: str = "") -> list[Path]:

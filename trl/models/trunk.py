@@ -47,39 +47,30 @@ def freeze_lower_layers(plain: PreTrainedModel, unfrozen_layers: int) -> None:
     if not whole_number or not 1 <= unfrozen_layers < len(layers):
         rule = f"be a whole number from 1 to {len(layers) - 1} for this model"
         refuse("unfrozen_layers", rule, repr(unfrozen_layers), "None trains all")
-    top = layers[-unfrozen_layers:]
-    trained = {id(weight) for weight in top.parameters()}
-    for name, weight in weights_outside(plain, top):
-        if id(weight) in trained:
+    top = set(layers[-unfrozen_layers:])
+    inside = {weight for layer in top for weight in layer.parameters()}
+    places = tuple(f"{name}." for name, part in plain.named_modules() if part in top)
+    for name, weight in plain.named_parameters(remove_duplicate=False):
+        if weight in inside and not name.startswith(places):  # as in Zamba
             where = f"below or above the top {unfrozen_layers} layers"
             _refuse_split(plain, f"`{name}`, {where}, is a weight of theirs too")
-    above = weights_above(plain)
-    plain.requires_grad_(False)
-    for weight in (*top.parameters(), *above):
-        weight.requires_grad_(True)
+    trained = _upper_weights(plain, unfrozen_layers)
+    for weight in plain.parameters():
+        weight.requires_grad_(weight in trained)
 
 
-def weights_above(plain: PreTrainedModel) -> list[nn.Parameter]:
-    """Return the weights that a pass uses after the last layer only: a final norm, an untied head.
+def _upper_weights(plain: PreTrainedModel, unfrozen_layers: int) -> set[nn.Parameter]:
+    """Return the weights of the top layers, and those that a pass uses after them only.
 
-    A head that is tied to the embedding is not among them.
+    These are a final norm and a head that is not tied to the embedding.
     """
-    called, last = called_modules(plain), decoder_layers(plain)[-1]
-    place = called.index(last)
-    below = {*called[:place], *last.modules(), *(set(plain.modules()) - set(called))}
+    called, layers = called_modules(plain), decoder_layers(plain)
+    place = called.index(layers[-1])
+    below = {*called[:place], *(set(plain.modules()) - set(called))}
+    for layer in layers[-unfrozen_layers:]:
+        below -= set(layer.modules())
     elsewhere = {weight for module in below for weight in module.parameters(recurse=False)}
-    return [weight for weight in plain.parameters() if weight not in elsewhere]
-
-
-def weights_outside(module: nn.Module, top: nn.ModuleList) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield name and weight of all that a model uses outside the given layers.
-
-    A weight that stands in one of them and elsewhere, as in Zamba, is among them.
-    """
-    layers = set(top)
-    inside = tuple(f"{name}." for name, part in module.named_modules() if part in layers)
-    every = module.named_parameters(remove_duplicate=False)
-    return ((name, weight) for name, weight in every if not name.startswith(inside))
+    return set(plain.parameters()) - elsewhere
 
 
 class SharedTrunk:
@@ -98,7 +89,7 @@ class SharedTrunk:
     def __init__(self, plain: PreTrainedModel, unfrozen_layers: int) -> None:
         layers = decoder_layers(plain)
         self.frozen, self.trained = layers[:-unfrozen_layers], layers[-unfrozen_layers:]
-        _check_frozen(plain, self.trained)
+        _check_frozen(plain, unfrozen_layers)
         self._hands_on = _hand_on
         try:
             why = None if self._gives_the_same_logits(plain) else "its logits change"
@@ -153,11 +144,11 @@ class SharedTrunk:
             yield kept
 
 
-def _check_frozen(plain: PreTrainedModel, top: nn.ModuleList) -> None:
+def _check_frozen(plain: PreTrainedModel, unfrozen_layers: int) -> None:
     """Raise if a weight below the top layers is to be trained: passes start above it."""
-    above = set(weights_above(plain))
-    for name, weight in weights_outside(plain, top):
-        if weight.requires_grad and weight not in above:
+    trained = _upper_weights(plain, unfrozen_layers)
+    for name, weight in plain.named_parameters():
+        if weight.requires_grad and weight not in trained:
             got = f"one in which `{name}` has requires_grad=True"
             fix = "call requires_grad_(False) on it, or load the model without `unfrozen_layers`"
             refuse("model", "be frozen below its top layers, as the reference shares it", got, fix)
