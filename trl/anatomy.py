@@ -78,12 +78,13 @@ def position_limits(model: nn.Module) -> tuple[int | None, int | None]:
     config = text_config(model)
     most, border = getattr(config, "max_position_embeddings", None), None
     rotary = getattr(config, "rope_parameters", None) or {}
-    for scaling in [rotary] if "rope_type" in rotary else rotary.values():  # some: one for each
-        original = scaling.get("original_max_position_embeddings", most)  # kind of layer
-        if scaling["rope_type"] == "longrope":
+    each = [rotary, *(part for part in rotary.values() if isinstance(part, dict))]  # kind of layer
+    for scaling in each:
+        original = scaling.get("original_max_position_embeddings", most)
+        if scaling.get("rope_type") == "longrope":
             border = original
-        elif scaling["rope_type"] in _FIXED_SCALINGS and most is not None:
-            most = max(most, int(scaling["factor"] * original))
+        elif scaling.get("rope_type") in _FIXED_SCALINGS and most is not None:
+            most = max(most, int(scaling.get("factor", 1) * original))
     return most, border
 
 
