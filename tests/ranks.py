@@ -43,7 +43,7 @@ def launch(
     world: int,
     folder: Path,
     *arguments: Any,
-    timeout: float = 240,
+    timeout: float = 900,
     awaited: list[int] | None = None,
 ) -> tuple[list[int], list[str]]:
     """Return how each of several processes ended, and what it said on stderr.
