@@ -520,7 +520,7 @@ def learning_rate_too_small(run: History) -> Seen:
 
 
 @symptom(
-    "The learning rate that sets itself has been at its {bound} bound, {rate:.1g}, for {steps} steps.",
+    "The rate that sets itself has been at its {bound} bound, {rate:.1g}, for {steps} steps.",
     "At the highest: what is trained hardly moves the policy, or its gradient has vanished.",
     "At the lowest: the smallest update goes too far, as in a precision that is too coarse.",
     fix="Move the bound, `ppo.auto_rate_bounds`, or write a `ppo.learning_rate`; look at "
