@@ -170,6 +170,14 @@ def test_functions_are_found_beside_their_recipe(runs, folder, tmp_path):
     assert second.name == "other.py:f"
 
 
+def test_prompts_are_found_beside_their_recipe(runs, folder):
+    (folder / "mine.txt").write_text("A\nB\n")
+    (folder / "sentiment.yaml").write_text("data: {prompts: mine.txt, held_out_prompts: not.txt}")
+    assert cli.main(["train", "sentiment", "--out", "here"]) == 0
+    data = runs[0][0].data
+    assert (data.prompts, data.held_out_prompts) == (f"{folder.resolve()}/mine.txt", "not.txt")
+
+
 def test_a_file_of_functions_that_is_not_there_is_looked_for_beside_the_recipe(
     runs, folder, capsys
 ):

@@ -119,7 +119,7 @@ def train_all(out):
     for kind, way in TABLE:
         results[kind, way] = trained(kind, way)
         AcceleratorState._reset_state()
-    if int(os.environ["RANK"]) == 0:
+    if os.environ.get("RANK", "0") == "0":
         torch.save(results, out)
 
 

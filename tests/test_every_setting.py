@@ -34,7 +34,7 @@ from trl.data.pretraining import PretrainingText
 from trl.data.prompts import load_prompts
 from trl.ppo import PPOTrainer
 from trl.training import run as running
-from trl.training.parts import Parts, load_model, load_scorer, load_tokenizer, seeded
+from trl.training.parts import Parts, load_scorer, seeded
 
 # -- what a setting may act on: each takes settings by their paths, and returns what to compare ----
 
@@ -127,8 +127,7 @@ def recipe_of(settings: dict[str, Any], folder: Path) -> Recipe:
 def prompts(settings: dict[str, Any], folder: Path) -> Any:
     """The prompts to train on, and those to measure on."""
     recipe = recipe_of(settings, folder)
-    policy = load_model(recipe.model) if recipe.data.prompts == "model" else None
-    split = load_prompts(recipe.data, load_tokenizer(recipe.model), seed=3, policy=policy)
+    split = parts_of(settings, folder).prompts
     return split.train, split.held_out
 
 
@@ -169,7 +168,8 @@ def scored(settings: dict[str, Any], folder: Path) -> Any:
 def text_rows(settings: dict[str, Any], folder: Path) -> Any:
     """The rows of text for the pretraining loss."""
     recipe = recipe_of({"ppo.pretraining_coef": 1.0} | settings, folder)
-    source = PretrainingText(recipe.pretraining, load_tokenizer(recipe.model), seed=0)
+    tokenizer = parts_of(settings, folder).tokenizer
+    source = PretrainingText(recipe.pretraining, tokenizer, seed=0)
     return [row.tolist() for row in source(3)]
 
 
@@ -179,7 +179,7 @@ def loaded(settings: dict[str, Any], folder: Path) -> Any:
         patched.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
         patched.setattr(sys, "stdin", io.StringIO())  # nobody to ask whether code is trusted
         try:
-            model = load_model(recipe_of(settings, folder).model)
+            model = parts_of(settings, folder).model
         except ValueError as error:
             return type(error).__name__
     return [float(weight.sum()) for weight in model.parameters()]
@@ -187,7 +187,7 @@ def loaded(settings: dict[str, Any], folder: Path) -> Any:
 
 def adapter(settings: dict[str, Any], folder: Path) -> Any:
     """What is saved of an adapter; its dropout acts where others train it further."""
-    model = load_model(recipe_of(settings, folder).model)
+    model = parts_of(settings, folder).model
     return {
         key: str(value)
         for key, value in model.language_model.peft_config["default"].to_dict().items()

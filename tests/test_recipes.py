@@ -47,6 +47,8 @@ def shortened(recipe, out):
 
 def test_there_are_those_that_the_documentation_names():
     assert set(NAMES) >= {
+        "chat-reward",
+        "json-object",
         "imdb-classifier",
         "imdb-classifier-starter",
         "sentiment",
@@ -106,11 +108,56 @@ def test_a_recipe_of_the_hub_runs_on_a_model_of_this_machine(shared, tmp_path):
     assert len({sample["prompt"] for sample in samples}) == 4
 
 
+@pytest.mark.parametrize("name", ["json-object", "chat-reward"])
+def test_the_recipes_of_chat_models_run_on_one(name, tmp_path, chat_model):
+    recipe = load(name)
+    prompts = recipe_folder() / recipe.data.prompts
+    assert len(prompts.read_text().splitlines()) > 300
+    recipe = replace(
+        recipe,
+        model=replace(recipe.model, name=str(chat_model)),
+        data=replace(recipe.data, prompts=str(prompts), limit=20),
+    )
+    result = run_recipe(shortened(recipe, tmp_path / "run"))
+    assert result.steps == 2
+    (row, *_) = lines(tmp_path / "run" / "samples.jsonl")
+    assert "reward" in row
+    assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["ppo/auto_rate/target"] > 0
+
+
+@pytest.fixture
+def chat_model(tmp_path):
+    """The tiny Llama with the starter's tokenizer and a chat template."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tests.families import tiny_config
+    from trl import starter
+
+    tokenizer = AutoTokenizer.from_pretrained(starter.LANGUAGE_MODEL)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    config = tiny_config("llama")
+    config.update({"vocab_size": len(tokenizer), "max_position_embeddings": 128})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "chat")
+    tokenizer.save_pretrained(tmp_path / "chat")
+    return tmp_path / "chat"
+
+
 def test_the_reward_functions_of_recipes():
     from trl.training.parts import load_function
 
     the = load_function("rewards.py:word_the", "reward[0].name")
     assert the(["The cat and the dog", "Other"]) == [2.0, 0.0]
+    asked = ['Give me "name" and "age".', 'user: "name" and "age", please']
+    answers = ['{"name": 1, "age": 2}', '{"name": "age"']
+    function = load_function("rewards.py:json_object", "reward[0].name")
+    assert function(asked, answers) == [1.0, 0.4]
+    assert function(asked, ["{}", "a list"]) == [0.5, 0.0]
+    polite = load_function("rewards.py:polite_and_short", "reward[0].name")
+    fifteen = "Thank you for asking and welcome " + "word " * 9
+    assert polite(asked, [fifteen, "word " * 30]) == [2.0, -1.0]
     happy = load_function("rewards.py:happy_words", "reward[0].name")
     assert happy(["sad", "a happy, HAPPY friend", "happy fun friend"]) == [0.0, 1.5, 1.75]
     with pytest.raises(ValueError, match=r"`reward\[0\].name` .* no function 'word_teh'.*word_the"):

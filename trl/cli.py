@@ -302,7 +302,13 @@ def read_recipe(name: str, flags: Sequence[tuple[str, str]] = ()) -> Recipe | Cl
         return recipe  # type: ignore[no-any-return]
     if "out" not in dict(flags) and (path.parent / "metrics.jsonl").is_file():
         recipe = replace(recipe, out=str(path.parent))  # a run goes on where it is now
-    return replace(recipe, reward=_beside(recipe.reward, path))  # type: ignore[no-any-return]
+    files = {
+        name: str((path.parent / file).resolve())
+        for name in ("prompts", "held_out_prompts")
+        if (file := getattr(recipe.data, name)) and (path.parent / file).is_file()
+    }
+    data = replace(recipe.data, **files)
+    return replace(recipe, data=data, reward=_beside(recipe.reward, path))  # type: ignore[no-any-return]
 
 
 def _beside(rewards: tuple[RewardConfig, ...], recipe: Path) -> tuple[RewardConfig, ...]:

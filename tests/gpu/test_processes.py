@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from tests.gpu.devices import DEVICE, only_on_cuda
-from tests.test_distributed import OTHER_WAYS, SCRIPT
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import sys
+from tests.test_distributed import TABLE, train_all
+train_all(sys.argv[1])
+"""
 
 
 def launched(script, tmp_path, processes):
@@ -37,30 +41,20 @@ def launched(script, tmp_path, processes):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
 @pytest.mark.distributed
 def test_one_gpu_equals_two(tmp_path):
-    (one, weights, stats), (two, other_weights, other_stats) = (
-        launched(SCRIPT, tmp_path, processes) for processes in (1, 2)
-    )
-    assert (one, two) == (1, 2)
-    torch.testing.assert_close(weights, other_weights, rtol=1e-4, atol=1e-5)
-    for name in ("objective/kl", "ppo/loss/total", "ppo/returns/var", "objective/kl_coef"):
-        assert stats[name] == pytest.approx(other_stats[name], rel=1e-3), name
-
-
-@only_on_cuda("tests/test_distributed.py has two processes on the CPU")
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
-@pytest.mark.distributed
-def test_one_gpu_equals_two_in_other_ways(tmp_path):
-    (one, results), (two, others) = (
-        launched(OTHER_WAYS, tmp_path, processes) for processes in (1, 2)
-    )
-    assert (one, two) == (1, 2)
-    for way, (weights, _) in results.items():
-        torch.testing.assert_close(weights, others[way][0], rtol=1e-4, atol=1e-5, msg=way)
+    one, two = (launched(SCRIPT, tmp_path, processes) for processes in (1, 2))
+    for (kind, way), (weights, _, stats) in one.items():
+        other_weights, _, other_stats = two[kind, way]
+        most = 5e-3 if way == "bf16" else 1e-4
+        torch.testing.assert_close(
+            weights, other_weights, rtol=most, atol=most, msg=f"{kind}, {way}"
+        )
+        assert stats.keys() == other_stats.keys()
 
 
 @pytest.mark.distributed
 def test_the_launcher_starts_one_process_here(tmp_path):
-    world, weights, stats = launched(SCRIPT, tmp_path, 1)
-    assert world == 1
+    script = SCRIPT.replace("train_all(", "TABLE[1:] = []; train_all(")
+    ((weights, moved, stats),) = launched(script, tmp_path, 1).values()
     assert weights.isfinite().all()
+    assert moved > 0
     assert stats["ppo/updates"] > 0

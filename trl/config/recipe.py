@@ -99,7 +99,8 @@ class DataConfig:
 
     prompts: Text = STARTER
     """starter: openings of film reviews; model: the policy writes them, from its BOS token; a file
-    (jsonl, json, csv, tsv, parquet, or txt with one prompt a line); or a dataset on the hub."""
+    (jsonl, json, csv, tsv, parquet, or txt with one prompt a line), beside the recipe or from where
+    the command runs; or a dataset on the hub."""
     subset: Text | None = None
     """Configuration of a hub dataset."""
     split: Text = "train"
