@@ -52,8 +52,10 @@ MORE = {
 WAYS = {
     "SGD": ("fp32", partial(torch.optim.SGD, lr=0.1, weight_decay=0.01)),
     "Adam": ("fp32", partial(torch.optim.Adam, lr=5e-3, eps=1e-5)),
-    "bf16": ("bf16", partial(torch.optim.SGD, lr=0.2)),
+    "bf16": ("bf16", torch.optim.SGD),
 }
+LOW_RATES = {"ppo": 0.1, "grpo": 0.1, "rloo": 0.06, "LoRA": 0.035, "the top": 0.06}
+"""At which the weights move by little more than they have to: bf16 rounds by how much they move."""
 MOST = {"SGD": 2e-7, "Adam": 5e-6, "bf16": 5e-3}
 """By how much a weight may differ."""
 
@@ -81,7 +83,7 @@ def trained(kind, way):
     before = torch.cat([weight.detach().flatten() for weight in weights])
     trainer = PPOTrainer(
         policy,
-        optimizer=make_optimizer(weights),
+        optimizer=make_optimizer(weights, **{"lr": LOW_RATES[kind]} if way == "bf16" else {}),
         precision=mixed_precision,
         batch_size=ROWS,
         minibatch_size=ROWS,
