@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from tests.conftest import ragged, tiny_gpt2
 from tests.families import tiny_model
@@ -31,7 +32,6 @@ from trl.compute.precision import make_accelerator
 from trl.config import PPOConfig, build, paths
 from trl.config.recipe import Recipe
 from trl.data.pretraining import PretrainingText
-from trl.data.prompts import load_prompts
 from trl.ppo import PPOTrainer
 from trl.training import run as running
 from trl.training.parts import Parts, load_scorer, seeded
@@ -126,7 +126,6 @@ def recipe_of(settings: dict[str, Any], folder: Path) -> Recipe:
 
 def prompts(settings: dict[str, Any], folder: Path) -> Any:
     """The prompts to train on, and those to measure on."""
-    recipe = recipe_of(settings, folder)
     split = parts_of(settings, folder).prompts
     return split.train, split.held_out
 
@@ -168,7 +167,7 @@ def scored(settings: dict[str, Any], folder: Path) -> Any:
 def text_rows(settings: dict[str, Any], folder: Path) -> Any:
     """The rows of text for the pretraining loss."""
     recipe = recipe_of({"ppo.pretraining_coef": 1.0} | settings, folder)
-    tokenizer = parts_of(settings, folder).tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     source = PretrainingText(recipe.pretraining, tokenizer, seed=0)
     return [row.tolist() for row in source(3)]
 
@@ -178,6 +177,8 @@ def loaded(settings: dict[str, Any], folder: Path) -> Any:
     with pytest.MonkeyPatch.context() as patched, seeded(0):
         patched.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
         patched.setattr(sys, "stdin", io.StringIO())  # nobody to ask whether code is trusted
+        tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+        patched.setattr("trl.training.parts.find_tokenizer", lambda *_, **__: tokenizer)
         try:
             model = parts_of(settings, folder).model
         except ValueError as error:
@@ -224,18 +225,16 @@ def tracked(settings: dict[str, Any], folder: Path) -> Any:
         def start(self):
             pass
 
+        log = log_table = lambda self, *_, **__: None
+        finish = start
+
     pytest.importorskip("wandb")
     from trl.watch import tracking
 
-    tracks = recipe_of({"tracking.to": ["wandb"]} | settings, folder).tracking
+    recipe = recipe_of({"tracking.to": ["wandb"], "steps": 1, "quiet": True} | settings, folder)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(tracking, "tracking", SimpleNamespace(WandBTracker=Recorder))
-        make_accelerator("fp32")
-        self = SimpleNamespace(
-            recipe=SimpleNamespace(tracking=tracks), main=True, path=folder, resumed_at=None
-        )
-        patched.setattr(running.settings, "as_mapping", lambda recipe: {})
-        running.Run._trackers(self)
+        running.run_recipe(recipe)
     return told
 
 
@@ -254,6 +253,7 @@ class Case(NamedTuple):
 
 GRPO = {"ppo.algorithm": "grpo"}
 TEXT = {"ppo.pretraining_coef": 1.0}
+AUTO = {"ppo.learning_rate": "auto"}
 FAST = {
     "ppo.learning_rate": 0.2,
     "ppo.max_grad_norm": None,
@@ -333,6 +333,10 @@ CASES = {
     ),
     "ppo.dual_clip": Case(1.01, step, FAST | {"ppo.ratio_threshold": 1e9}),
     "ppo.learning_rate": Case(0.01),
+    "ppo.auto_approxkl": Case(0.001, two_steps, AUTO),
+    "ppo.auto_initial_rate": Case(1e-3, step, AUTO),
+    "ppo.auto_rate_bounds": Case([1e-3, 1e-2], step, AUTO),
+    "ppo.value_learning_rate": Case(0.5),
     "ppo.adam_eps": Case(1e-3),
     "ppo.tf_adam": Case(True, step, {"ppo.adam_eps": 1e-3}),
     "ppo.adaptive_kl": Case(False, two_steps),
@@ -349,6 +353,7 @@ CASES = {
     "ppo.vf_coef": Case(1.0),
     "ppo.entropy_coef": Case(0.1),
     "ppo.value_warmup_steps": Case(1),
+    "ppo.value_pretraining": Case(1),
     "ppo.pretraining_coef": Case(1.0),
     "ppo.pretraining_rows": Case(2, step, TEXT),
     "ppo.batch_size": Case(24, step, {"ppo.minibatch_size": None}),
