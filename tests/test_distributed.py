@@ -114,11 +114,13 @@ def share(trainer, rows):
 
 
 TABLE = [(kind, way) for kind in KINDS for way in WAYS] + [(kind, "SGD") for kind in MORE]
+QUICK = [(kind, "SGD") for kind in KINDS | MORE]
+QUICK += [("ppo", "Adam"), ("LoRA", "Adam"), ("ppo", "bf16"), ("grpo", "bf16")]
 
 
-def train_all(out):
+def train_all(out, table=TABLE):
     results = {}
-    for kind, way in TABLE:
+    for kind, way in table:
         results[kind, way] = trained(kind, way)
         AcceleratorState._reset_state()
     if os.environ.get("RANK", "0") == "0":
@@ -132,10 +134,17 @@ def by_one(kind, way):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_several_processes_equal_one(processes, tmp_path):
+@pytest.mark.parametrize(
+    ("processes", "table"),
+    [
+        (2, QUICK),
+        pytest.param(2, TABLE, marks=pytest.mark.slow),
+        pytest.param(3, TABLE, marks=pytest.mark.slow),
+    ],
+)
+def test_several_processes_equal_one(processes, table, tmp_path):
     """Every kind of policy, on rows whose lengths differ from process to process."""
-    codes, said = launch(train_all, processes, tmp_path, str(tmp_path / "out.pt"))
+    codes, said = launch(train_all, processes, tmp_path, str(tmp_path / "out.pt"), table)
     assert codes == [0] * processes, said
     results = torch.load(tmp_path / "out.pt")
     for (kind, way), (weights, _, stats) in results.items():
