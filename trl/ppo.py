@@ -137,7 +137,7 @@ class PPOTrainer:
         if config.adaptive_kl:
             beta, target, horizon = config.init_kl_coef, config.kl_target, config.kl_horizon
             self.kl_ctl = AdaptiveKLController(beta, target, horizon)
-        self.auto_rate = AutoRate.of(config)
+        self.auto_rate = AutoRate.of(config, self.precision)
         self.way_factor = 1.0
         self.score_moments = RunningMoments()
         self.value_pretraining = ValuePretraining(config.value_pretraining)

@@ -106,6 +106,37 @@ def test_beyond_the_way_updates_go_on_in_small():
     assert rate.rate == pytest.approx(max(before / SHRINK, LEAST_WAY * 0.1 / 4 / 1.5e4), rel=0.1)
 
 
+def test_rounding_in_low_precision_is_no_movement():
+    rate = AutoRate(0.01, 3e-5, 1e-9, 1e-2, low_precision=True)
+    noise = itertools.cycle([3e-4, 3.3e-4, 2.8e-4, 3.1e-4])
+    for _ in range(30):
+        rate.begin(4)
+        distance = 0.0
+        for update in range(4):
+            rate.measured(distance**2 + next(noise) if update else 1e-12)
+            distance += 1e3 * rate.rate
+            rate.applied()
+    assert distance == pytest.approx(0.1, rel=0.1)
+    rate.begin(4, factor=0.05)  # a way of which the square is a tenth of the noise
+    for approxkl in (1e-12, 3e-4, 3.3e-4, 2.8e-4):
+        before = rate.rate
+        rate.measured(approxkl)
+        rate.applied()
+    assert not rate.too_far
+    assert rate.rate > 1e-7
+    assert before > 1e-7
+
+
+def test_what_goes_beyond_a_tenth_of_the_target_is_no_rounding():
+    rate = AutoRate(0.01, 1e-2, 1e-9, 1e-2, low_precision=True)
+    rate.begin(4)
+    rate.measured(0.0)
+    rate.applied()
+    rate.measured(0.09)
+    assert rate.too_far
+    assert rate.rate == pytest.approx(1e-4 / SHRINK)
+
+
 def test_a_schedule_scales_the_way():
     rate = made()
     for _ in range(20):

@@ -243,7 +243,7 @@ def learning_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     if facts.groups:  # scores are already compared with each other
         defaults |= {"init_kl_coef": 0.05}
     else:
-        defaults |= {"scale_scores": True, "init_kl_coef": 0.05}
+        defaults |= {"center_scores": True, "scale_scores": True, "init_kl_coef": 0.05}
     if facts.critic and given.get("learning_rate", "auto") == "auto":
         defaults["value_learning_rate"] = 1e-3
     return {name: value for name, value in defaults.items() if name not in given}

@@ -24,6 +24,8 @@ nothing and moves the policy the faster the further it is: growth is not to outr
 """
 KEEP = 0.5
 """Weight of a measurement beside that of the next one."""
+ROUNDING = 0.1
+"""Most of the target that can be taken for rounding, where matrix products are in low precision."""
 LEAST_WAY = 0.1
 """An update goes at least so much of an even share of its step's way."""
 TOO_FAR = 2.0
@@ -34,10 +36,12 @@ TOO_FAR = 2.0
 class AutoRate:
     """The rate of the updates of a run.
 
-        d = √max(0, approxkl − floor)
+        d = √max(0, approxkl − rounding)
 
-    is how far the step has moved the policy: approxkl before its first update, the floor, is
-    rounding. It grows with the sum s of the rates that the step has applied. Over the measurements
+    is how far the step has moved the policy. Rounding is what approxkl was before its first update;
+    in low precision, where every update rounds the activations anew (2e-4 to 5e-4 in bf16, however
+    small the rate), it is the least that any update of the run has had after it, up to `ROUNDING`
+    of the target. d grows with the sum s of the rates that the step has applied. Over the measurements
     so far, each worth `KEEP` times the next,
 
         c = √(Σ w·d² / Σ w·s²)
@@ -54,24 +58,29 @@ class AutoRate:
         initial: Rate to begin near; any order of magnitude will do.
         lowest: Bound of the rate.
         highest: Likewise.
+        low_precision: Whether matrix products are rounded to 16 bits.
     """
 
     target: float
     initial: float
     lowest: float
     highest: float
+    low_precision: bool = False
 
     @classmethod
-    def of(cls, config: PPOConfig) -> AutoRate | None:
-        """Return the one that settings ask for; None: the rate is a number."""
+    def of(cls, config: PPOConfig, precision: str = "no") -> AutoRate | None:
+        """Return the one that settings ask for, at a precision of accelerate's; None: a number."""
         if config.learning_rate != "auto":
             return None
-        return cls(config.auto_approxkl, config.auto_initial_rate, *config.auto_rate_bounds)
+        lowest, highest = config.auto_rate_bounds
+        low, first = precision in ("bf16", "fp16"), config.auto_initial_rate
+        return cls(config.auto_approxkl, first, lowest, highest, low)
 
     def __post_init__(self) -> None:
         self.rate = min(max(FIRST * self.initial, self.lowest), self.highest)
         """Of the next update."""
         self._moved = self._spent = 0.0  # Σ w·d², Σ w·s²
+        self._rounding = ROUNDING * self.target if self.low_precision else 0.0
         self.begin(1)
 
     def begin(self, updates: int, factor: float = 1.0) -> None:
@@ -86,7 +95,9 @@ class AutoRate:
         if self._floor is None:
             self._floor = approxkl
         if self._applied:
-            self._distance = math.sqrt(max(approxkl - self._floor, 0.0))
+            self._rounding = min(self._rounding, approxkl)
+            rounding = max(self._floor, self._rounding)
+            self._distance = math.sqrt(max(approxkl - rounding, 0.0))
             self._moved = KEEP * self._moved + self._distance**2
             self._spent = KEEP * self._spent + self._sum**2
         elif not self._moved:
@@ -115,8 +126,10 @@ class AutoRate:
 
     def state_dict(self) -> dict[str, float]:
         """Return what the next step depends on."""
-        return {"rate": self.rate, "moved": self._moved, "spent": self._spent}
+        kept = {"moved": self._moved, "spent": self._spent, "rounding": self._rounding}
+        return {"rate": self.rate, **kept}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on from `state_dict()`."""
-        self.rate, self._moved, self._spent = state["rate"], state["moved"], state["spent"]
+        self.rate, self._rounding = state["rate"], state["rounding"]
+        self._moved, self._spent = state["moved"], state["spent"]

@@ -60,7 +60,7 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
     "auto_rate": lambda part: (
         part is None
         or (
-            set(part) == {"rate", "moved", "spent"}
+            set(part) == {"rate", "moved", "spent", "rounding"}
             and all(0 <= x < math.inf for x in part.values())
         )
     ),
