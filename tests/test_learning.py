@@ -5,7 +5,9 @@ import time
 import pytest
 import torch
 
+import trl
 from tests.conftest import VOCABULARY, tiny_gpt2
+from trl import starter
 from trl.optimization.algorithms import ALGORITHMS
 from trl.ppo import PPOTrainer
 from trl.rollout import Sampler
@@ -112,3 +114,24 @@ def test_the_value_head_learns_the_score():
     for _ in range(6):
         last = trainer.step(queries, responses, scores)["ppo/val/error"]
     assert last < 0.5 * first
+
+
+@pytest.mark.parametrize("first", [1e-6, 1e-3])
+def test_train_learns_at_its_defaults_from_any_first_rate(first):
+    """Openings of film reviews, the starter model, and nothing set that has to be tuned."""
+
+    def stop(step, row):
+        return row["reward/mean"] > 0.9
+
+    _, history = trl.train(
+        starter.LANGUAGE_MODEL,
+        starter.prompts("train")[:400],
+        trl.ClassifierScorer(starter.CLASSIFIER, label="POSITIVE"),
+        steps=30,
+        max_new_tokens=12,
+        on_step=stop,
+        auto_initial_rate=first,
+    )
+    assert history[0]["reward/mean"] < 0.4
+    assert history[-1]["reward/mean"] > 0.9
+    assert history[-1]["objective/kl"] < 15
