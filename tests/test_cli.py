@@ -83,7 +83,7 @@ def test_a_recipe_by_name_by_file_and_by_the_folder_of_its_run(runs, folder, tmp
 
 def test_defaults_are_less_than_the_recipe_and_the_recipe_less_than_flags(runs):
     assert cli.main(["train", "sentiment", "--ppo.init-kl-coef", "0.5", "--seed=3"]) == 0
-    expected = Recipe(steps=190, seed=3, ppo=PPOConfig(learning_rate=2e-4, init_kl_coef=0.5))
+    expected = Recipe(steps=190, seed=3, ppo=PPOConfig.that_learns(learning_rate=2e-4, init_kl_coef=0.5))
     assert runs == [(expected, None)]
 
 
@@ -150,7 +150,7 @@ def test_print_config_prints_what_would_be_run(runs, capsys):
     assert values["ppo"]["init_kl_coef"] == 0.052
     expected = Recipe(
         steps=190,
-        ppo=PPOConfig(learning_rate=2e-4, init_kl_coef=0.052),
+        ppo=PPOConfig.that_learns(learning_rate=2e-4, init_kl_coef=0.052),
         model=ModelConfig(lora=LoRAConfig(rank=4)),
     )
     assert settings.build(Recipe, values) == expected
@@ -426,7 +426,7 @@ def test_help_has_every_setting_with_its_default_and_text(arguments, cls, folder
     for setting in settings.paths(cls):
         assert f" --{setting.path.replace('_', '-')} " in text
         assert " ".join(setting.text.split()) in text
-    default = "1.41e-05" if cls is Recipe else "5e-05"
+    default = "auto" if cls is Recipe else "5e-05"
     assert f"default: {default})" in text
 
 

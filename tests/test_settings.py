@@ -127,11 +127,17 @@ NAMES = [
 ]
 CONTRADICTIONS = [
     ("{steps: 3, episodes: 512}", "episodes", "None beside `steps`", "512", "keep one"),
-    ("{episodes: 100}", "episodes", ">= ppo.batch_size", "100", "(256)"),
-    ("sampling: {group_size: 3}", "ppo.batch_size", "a multiple", "256", "group_size (3)"),
+    ("{episodes: 30}", "episodes", ">= ppo.batch_size", "30", "(32)"),
+    ("sampling: {group_size: 3}", "ppo.batch_size", "a multiple", "32", "group_size (3)"),
     ("sampling: {parts: 257}", "sampling.parts", "<= the prompts of a step", "257", "lower it"),
-    ("ppo: {algorithm: rloo}", "sampling.group_size", "> 1 with", "1", "set 4"),
-    ("model: {reference: none}", "ppo.init_kl_coef", "0 with", "0.2", "reference 'none'"),
+    (
+        "{ppo: {algorithm: rloo}, sampling: {group_size: 1}}",
+        "sampling.group_size",
+        "> 1 with",
+        "1",
+        "set 4",
+    ),
+    ("model: {reference: none}", "ppo.init_kl_coef", "0 with", "0.05", "reference 'none'"),
     (
         "model: {reference: adapters-off}",
         "model.reference",
@@ -346,7 +352,7 @@ def test_ppo_has_the_seed_of_the_run_or_one_of_its_own(read):
     assert read("seed: 3").seeded_ppo.seed == 3
     assert read("{seed: 3, ppo: {seed: 0}}").seeded_ppo.seed == 3  # as older files have it
     assert read("{seed: 3, ppo: {seed: 5}}").seeded_ppo.seed == 5
-    assert read("").seeded_ppo == PPOConfig()
+    assert read("").seeded_ppo == PPOConfig.that_learns()
 
 
 def test_sections_lists_and_mappings(read):
@@ -403,7 +409,7 @@ def test_a_classifier_recipe(read, problems):
 def test_flags_count_more_than_the_file_and_the_file_more_than_defaults(read):
     text = "{steps: 5, seed: 4, ppo: {gamma: 0.5, vf_coef: 0.25}}"
     recipe = read(text, flags=[("steps", "6"), ("ppo.gamma", "0.75"), ("steps", "7")])
-    expected = PPOConfig(gamma=0.75, vf_coef=0.25)
+    expected = PPOConfig.that_learns(gamma=0.75, vf_coef=0.25)
     assert recipe == Recipe(steps=7, seed=4, ppo=expected)
 
 
@@ -467,7 +473,7 @@ def test_flags_change_a_copy():
     flags = [("ppo.gamma", "1"), ("reward.0.weight", "2")]
     recipe = build(Recipe, values, flags=flags)
     assert values == {"ppo": {"gamma": 0.5}, "reward": [{"weight": 1}]}
-    assert recipe == Recipe(ppo=PPOConfig(gamma=1.0), reward=(RewardConfig(weight=2.0),))
+    assert recipe == Recipe(ppo=PPOConfig.that_learns(gamma=1.0), reward=(RewardConfig(weight=2.0),))
 
 
 # -- what is written -------------------------------------------------------------------------------
@@ -606,7 +612,7 @@ def test_differences():
     one = Recipe(steps=3, reward=(RewardConfig(), RewardConfig(weight=2.0)))
     other = Recipe(
         steps=4,
-        ppo=PPOConfig(gamma=0.5),
+        ppo=PPOConfig.that_learns(gamma=0.5),
         model=ModelConfig(lora=LoRAConfig(rank=2)),
         reward=(RewardConfig(label="A"),),
     )
@@ -619,7 +625,7 @@ def test_differences():
     assert len(found) == 5
     assert differences(one, replace(one)) == {}
     # a whole number that stands for a number is no difference
-    assert differences(Recipe(ppo=PPOConfig(kl_target=6)), Recipe()) == {}
+    assert differences(Recipe(ppo=PPOConfig.that_learns(kl_target=6)), Recipe()) == {}
 
 
 # -- what there is to set --------------------------------------------------------------------------
@@ -638,9 +644,10 @@ def test_every_setting_has_a_text_and_a_kind(cls):
 def test_paths_name_type_default_and_text():
     found = {setting.path: setting for setting in paths(Recipe)}
     assert found["ppo.learning_rate"][1:4] == (
-        "a finite number > 0 and <= 100",
-        "1.41e-05",
-        "Step size of Adam: it moves every weight by about as much.",
+        "a finite number > 0 and <= 100, or auto",
+        "auto",
+        "Step size of Adam: it moves every weight by about as much. auto: the rate that makes the\n"
+        "policy go as far in each step as `auto_approxkl` says; a schedule then scales that way.",
     )
     assert found["model.lora"].default == "null"
     assert found["model.lora.rank"].default == "16"

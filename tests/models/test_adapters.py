@@ -134,7 +134,7 @@ def test_a_frozen_adapter_stays_frozen(tmp_path):
 def test_an_adapter_that_is_switched_off_is_refused(tmp_path):
     policy = lora_policy(tmp_path)
     policy.pretrained_model.base_model.disable_adapter_layers()
-    with pytest.raises(ValueError, match=r"must be switched on.*q_proj` is off"):
+    with pytest.raises(ValueError, match=r"must have its adapter switched on.*q_proj` off"):
         trainer_of(policy)
 
 
