@@ -49,6 +49,7 @@ def test_there_are_those_that_the_documentation_names():
     assert set(NAMES) >= {
         "chat-reward",
         "json-object",
+        "reviews-real",
         "imdb-classifier",
         "imdb-classifier-starter",
         "sentiment",

@@ -18,6 +18,7 @@ from transformers import (
 
 from tests.evaluation.rollouts import make_rollout, without_texts
 from trl.evaluation import ClassifierScorer, ScoringError, score
+from trl.evaluation.sequence_model import tokenize
 
 WORDS = ["a", "bad", "film", "good", "great", "story", "the", "was", "with"]
 TEXTS = ["a good film", "bad", "the story was great with a good film", "the film", ""]
@@ -292,6 +293,35 @@ def test_a_long_rollout_loses_its_beginning_and_keeps_its_response():
     # Plain texts keep the side of the tokenizer.
     whole = ["good " * 9 + "bad story with a film"]
     torch.testing.assert_close(scorer(whole), scorer(["good " * 9 + "bad"]), rtol=0, atol=0)
+
+
+LONG = "a bad film good great story the was with"
+"""The words with token ids 4 to 12."""
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "kept"),
+    [
+        ("a bad film", {}, [2, 4, 5, 6, 3]),
+        ("a bad film good great story", {}, [2, 4, 5, 6, 7, 8, 9, 3]),  # 8 tokens: just fits
+        ("a bad film good great story the", {}, [2, 4, 6, 7, 8, 9, 10, 3]),
+        (LONG, {}, [2, 4, 8, 9, 10, 11, 12, 3]),
+        (LONG, {"head_share": 0.5}, [2, 4, 5, 6, 10, 11, 12, 3]),
+        (LONG, {"head_share": 0.9}, [2, 4, 5, 6, 7, 8, 9, 3]),
+        (LONG, {"head_share": 0.01}, [2, 7, 8, 9, 10, 11, 12, 3]),
+        (LONG, {"head_share": 1.0}, [2, 4, 5, 6, 7, 8, 9, 3]),
+        (LONG, {"head_share": 0.0}, [2, 7, 8, 9, 10, 11, 12, 3]),
+        (LONG, {"head_share": None}, [2, 4, 5, 6, 7, 8, 9, 3]),
+        (LONG, {"add_special_tokens": False}, [4, 5, 7, 8, 9, 10, 11, 12]),
+        (LONG, {"max_length": None}, [2, *range(4, 13), 3]),
+    ],
+)
+def test_a_long_text_keeps_its_start_and_its_end(text, settings, kept):
+    tokenizer = make_tokenizer()
+    settings = {"max_length": 8, "head_share": 0.25} | settings
+    short = [2, 4, 3] if settings.get("add_special_tokens", True) else [4]
+    assert tokenize(tokenizer, [text, "a"], **settings) == [kept, short]
+    assert tokenizer.truncation_side == "right"
 
 
 def test_a_text_that_begins_with_the_bos_gets_no_second():

@@ -205,6 +205,32 @@ def test_pieces_teach_it_to_judge_short_texts(recipe, tmp_path):
     assert cut["accuracy"] > 0.95
 
 
+def test_the_end_of_a_long_text_may_be_read_in_place_of_its_middle(recipe, tmp_path):
+    """The verdict is at the end of each text, behind what 20 tokens read from its start."""
+    recipe = replace(
+        recipe,
+        train=write(tmp_path / "late.jsonl", reviews(400, 0, words=24, verdict_at="end")),
+        test=write(tmp_path / "others.jsonl", reviews(60, 1, words=24, verdict_at="end")),
+        max_length=20,
+        head_share=0.25,
+        out=str(tmp_path / "ends"),
+    )
+    ends = train_classifier(recipe)
+    whole = replace(recipe, head_share=1.0, epochs=0.1, out=str(tmp_path / "starts"))
+    starts = train_classifier(whole)
+    assert ends["accuracy"] > 0.95
+    rows = [json.loads(line) for line in Path(recipe.test).read_text().splitlines()]
+    texts, labels = [row["text"] for row in rows], torch.tensor([row["label"] for row in rows])
+    for summary, folder in ((ends, tmp_path / "ends"), (starts, tmp_path / "starts")):
+        # The saved classifier cuts texts in the same way.
+        scorer = ClassifierScorer(folder / "classifier", output="log_odds")
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(scorer(texts), labels.float())
+        assert loss.item() == pytest.approx(summary["loss"], rel=1e-5)
+    # But a caller may have it read more, up to what the model can take.
+    more = ClassifierScorer(folder / "classifier", output="log_odds", max_length=40)
+    assert not torch.allclose(more(texts), scorer(texts))
+
+
 def test_texts_in_both_files_are_not_trained_on(recipe, tmp_path):
     train, test = reviews(40, 0), reviews(10, 1)
     copies = [{**row, "text": row["text"].replace(" ", "<br />  ", 1)} for row in test[:4]]

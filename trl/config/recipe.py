@@ -436,6 +436,9 @@ class ClassifierRecipe:
     """Dropout while it trains; None: as the model has it (starter: none)."""
     max_length: Count = 256
     """Cut texts to so many tokens."""
+    head_share: Share = 1.0
+    """Share of `max_length` that is kept from the start of a longer text; the rest is kept from its
+    end. A film review gives its verdict there: 0.25 reads a quarter from the start."""
     crop_words: CountRange | None = None
     """Train on random pieces of so many words of a text, at least and at most; None: on whole
     texts. Pieces teach it to judge short texts, as a language model writes them."""

@@ -52,7 +52,8 @@ class ClassifierScorer(SequenceModel):
         batch_size: Texts per forward pass; texts of similar length share one.
         max_length: Cut texts to this many tokens, on the side that `tokenizer.truncation_side`
             says (mostly the right: the beginning stays). What is cut of a rollout's text is always
-            the beginning: the response is at the end. Default: what the model can take.
+            the beginning: the response is at the end. Default: what the model can take. A
+            classifier of `trl train` cuts texts as in training, by default to as many tokens.
         device: Where to compute. Default: a loaded model stays where it is; another goes to the
             GPU if there is one.
     """

@@ -41,7 +41,8 @@ class SequenceModel:
         model: A folder or a hub name, loaded in float32, or a loaded model.
         tokenizer: None: the one beside the model.
         batch_size: Texts per forward pass.
-        max_length: Cut texts to this many tokens; None: to what the model can take.
+        max_length: Cut texts to this many tokens; None: to as many as it was trained with, where
+            config.json has `text_cut` (see `train_classifier`), or to what the model can take.
         device: None: a loaded model stays where it is; another goes to the GPU if there is one.
 
     Raises:
@@ -79,9 +80,9 @@ class SequenceModel:
             )
         self.model, self.tokenizer = model, tokenizer
         self.batch_size = batch_size
-        self.max_length = token_limit(model, tokenizer, max_length)
-        self._keeping_the_end = copy.deepcopy(tokenizer)  # the caller's keeps its own side
-        self._keeping_the_end.truncation_side = "left"
+        cut = getattr(model.config, "text_cut", {})
+        self.max_length = token_limit(model, tokenizer, max_length or cut.get("max_length"))
+        self._head_share = cut.get("head_share")
         self._unpadded = self._padding_changes()
 
     add_special_tokens = True
@@ -101,11 +102,16 @@ class SequenceModel:
 
         Args:
             texts: Any number.
-            keep_end: False: they lose what the tokenizer's own side says.
+            keep_end: False: they lose what they lost in training, or what the tokenizer's own side
+                says.
         """
-        tokenizer = self._keeping_the_end if keep_end else self.tokenizer
-        settings = {"max_length": self.max_length, "add_special_tokens": self.add_special_tokens}
-        token_ids = tokenize(tokenizer, texts, **settings)
+        token_ids = tokenize(
+            self.tokenizer,
+            texts,
+            max_length=self.max_length,
+            add_special_tokens=self.add_special_tokens,
+            head_share=0.0 if keep_end else self._head_share,
+        )
         return self._logits_of(token_ids, self.batch_size, unpadded=self._unpadded)
 
     def _logits_of(self, token_ids: list[list[int]], size: int, *, unpadded: bool) -> Tensor:
@@ -181,16 +187,39 @@ def tokenize(
     *,
     max_length: int | None,
     add_special_tokens: bool = True,
+    head_share: float | None = None,
 ) -> list[list[int]]:
-    """Return the token ids of each text, cut to `max_length` on the tokenizer's side for it.
+    """Return the token ids of each text, cut to `max_length`; special tokens stay where they are.
 
     A text that begins with the BOS token already, as chat templates write it, gets no second one.
+
+    Args:
+        tokenizer: It keeps its own `truncation_side`.
+        texts: Any number.
+        max_length: Tokens of a text at most, special ones among them; None: any number.
+        add_special_tokens: False: the texts have them already.
+        head_share: Share of `max_length` that is kept from the start of a longer text; the rest is
+            kept from its end. None: the tokenizer's side says whether all is kept from the one or
+            from the other.
     """
     if not texts:
         return []
     check_unicode(texts, "texts")
-    cut = {"truncation": max_length is not None, "max_length": max_length}
-    token_ids = tokenizer(texts, add_special_tokens=add_special_tokens, **cut)["input_ids"]
+    if head_share is None:
+        head_share = float(tokenizer.truncation_side == "right")
+    tokenizer = copy.copy(tokenizer)  # the caller's keeps its own side
+
+    def kept(side: str) -> list[list[int]]:
+        tokenizer.truncation_side = side
+        cut = {"truncation": max_length is not None, "max_length": max_length}
+        return tokenizer(texts, add_special_tokens=add_special_tokens, **cut)["input_ids"]
+
+    token_ids = kept("right" if head_share else "left")
+    if max_length is not None and 0 < head_share < 1:
+        # Both have all special tokens; of a text that is not cut both are the same.
+        head = round(head_share * max_length)
+        pairs = zip(token_ids, kept("left"), strict=True)
+        token_ids = [start[:head] + end[head:] for start, end in pairs]
     bos = tokenizer.bos_token_id
     if add_special_tokens and bos is not None:
         token_ids = [ids[1:] if ids[:2] == [bos, bos] else ids for ids in token_ids]

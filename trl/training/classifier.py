@@ -4,7 +4,8 @@
 
 The classifier learns from whole texts, or from random pieces of them (`crop_words`): one that is
 to judge what a language model writes has to know how much a few words say. It is measured on whole
-test texts and on their openings.
+test texts and on their openings. A text longer than `max_length` tokens keeps `head_share` of them
+from its start and the others from its end, also when a `ClassifierScorer` scores it later.
 
 A `<br />`, as reviews of IMDB have them, counts as a space; a tokenizer that has it in its
 normalizer reads the same. Training texts that stand among the test texts too are left out.
@@ -51,8 +52,8 @@ def train_classifier(recipe: ClassifierRecipe, *, resume: bool = False) -> dict[
         resume: Go on with the run in `out`, from its last checkpoint if there is one.
 
     Returns:
-        What stands in summary.json: `accuracy` and `loss` on the test texts, cut to `max_length`
-        tokens; `opening_accuracy` and `opening_loss` on the first `opening_words` words of each;
+        What stands in summary.json: `accuracy` and `loss` on the test texts, cut as those to train
+        on are (by `max_length` and `head_share`, which the saved config.json has as `text_cut`); `opening_accuracy` and `opening_loss` on the first `opening_words` words of each;
         `confusion` and `opening_confusion`, a row for each true label and a column for each
         answer; and the sizes and seconds of the run.
 
@@ -68,9 +69,11 @@ def train_classifier(recipe: ClassifierRecipe, *, resume: bool = False) -> dict[
     with seeded(recipe.seed):
         model, tokenizer = _model_and_tokenizer(recipe)
         limit = token_limit(model, tokenizer, recipe.max_length)
+        model.config.text_cut = {"max_length": limit, "head_share": recipe.head_share}
 
         def encode(rows: list[Row]) -> list[Example]:
-            token_ids = tokenize(tokenizer, [text for text, _ in rows], max_length=limit)
+            texts = [text for text, _ in rows]
+            token_ids = tokenize(tokenizer, texts, max_length=limit, head_share=recipe.head_share)
             labels = [label for _, label in rows]
             return [{"input_ids": i, "labels": x} for i, x in zip(token_ids, labels, strict=True)]
 
