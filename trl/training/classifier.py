@@ -52,8 +52,9 @@ def train_classifier(recipe: ClassifierRecipe, *, resume: bool = False) -> dict[
         resume: Go on with the run in `out`, from its last checkpoint if there is one.
 
     Returns:
-        What stands in summary.json: `accuracy` and `loss` on the test texts, cut as those to train
-        on are (by `max_length` and `head_share`, which the saved config.json has as `text_cut`); `opening_accuracy` and `opening_loss` on the first `opening_words` words of each;
+        What stands in summary.json: `accuracy` and `loss` on the test texts, cut as in training
+        (by `max_length` and `head_share`, which are `text_cut` in the saved config.json);
+        `opening_accuracy` and `opening_loss` on the first `opening_words` words of each;
         `confusion` and `opening_confusion`, a row for each true label and a column for each
         answer; and the sizes and seconds of the run.
 
