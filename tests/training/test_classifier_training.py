@@ -226,6 +226,9 @@ def test_the_end_of_a_long_text_may_be_read_in_place_of_its_middle(recipe, tmp_p
         scorer = ClassifierScorer(folder / "classifier", output="log_odds")
         loss = torch.nn.functional.binary_cross_entropy_with_logits(scorer(texts), labels.float())
         assert loss.item() == pytest.approx(summary["loss"], rel=1e-3)
+    # Without the cut that training left on its tokenizer.
+    saved = json.loads((tmp_path / "ends" / "classifier" / "tokenizer.json").read_text())
+    assert saved["truncation"] is None
     # But a caller may have it read more, up to what the model can take.
     more = ClassifierScorer(folder / "classifier", output="log_odds", max_length=40)
     assert not torch.allclose(more(texts), scorer(texts))

@@ -33,7 +33,8 @@ def _in_order(pair: tuple[float, float]) -> tuple[float, float]:
 _ordered = AfterValidator(_in_order)
 # A text beside a type says in words what its values are.
 Rate = Annotated[
-    Annotated[float, Field(gt=0, le=100)] | Literal["auto"], "a finite number > 0 and <= 100, or auto"
+    Annotated[float, Field(gt=0, le=100)] | Literal["auto"],
+    "a finite number > 0 and <= 100, or auto",
 ]
 PositiveRange = Annotated[tuple[Positive, Positive], _ordered, "two numbers > 0, [lowest, highest]"]
 CountRange = Annotated[tuple[Count, Count], _ordered, "two integers > 0, [least, most]"]

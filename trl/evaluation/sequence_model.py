@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -207,19 +207,19 @@ def tokenize(
     check_unicode(texts, "texts")
     if head_share is None:
         head_share = float(tokenizer.truncation_side == "right")
-    tokenizer = copy.copy(tokenizer)  # the caller's keeps its own side
 
     def kept(side: str) -> list[list[int]]:
         tokenizer.truncation_side = side
         cut = {"truncation": max_length is not None, "max_length": max_length}
         return tokenizer(texts, add_special_tokens=add_special_tokens, **cut)["input_ids"]
 
-    token_ids = kept("right" if head_share else "left")
-    if max_length is not None and 0 < head_share < 1:
-        # Both have all special tokens; of a text that is not cut both are the same.
-        head = round(head_share * max_length)
-        pairs = zip(token_ids, kept("left"), strict=True)
-        token_ids = [start[:head] + end[head:] for start, end in pairs]
+    with _unchanged_truncation(tokenizer):
+        token_ids = kept("right" if head_share else "left")
+        if max_length is not None and 0 < head_share < 1:
+            # Both have all special tokens; of a text that is not cut both are the same.
+            head = round(head_share * max_length)
+            pairs = zip(token_ids, kept("left"), strict=True)
+            token_ids = [start[:head] + end[head:] for start, end in pairs]
     bos = tokenizer.bos_token_id
     if add_special_tokens and bos is not None:
         token_ids = [ids[1:] if ids[:2] == [bos, bos] else ids for ids in token_ids]
@@ -227,6 +227,21 @@ def tokenize(
         if not ids:
             refuse(f"texts[{row}]", "have at least one token", repr(texts[row]))
     return token_ids
+
+
+@contextmanager
+def _unchanged_truncation(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Leave a tokenizer as it was; its backend keeps the last cut, and would be saved with it."""
+    backend, side = getattr(tokenizer, "backend_tokenizer", None), tokenizer.truncation_side
+    cut = backend and backend.truncation
+    try:
+        yield
+    finally:
+        tokenizer.truncation_side = side
+        if cut:
+            backend.enable_truncation(**cut)
+        elif backend:
+            backend.no_truncation()
 
 
 def _passes(lengths: list[int], batch_size: int, unpadded: bool) -> Iterator[list[int]]:

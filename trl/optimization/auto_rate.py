@@ -41,8 +41,8 @@ class AutoRate:
     is how far the step has moved the policy. Rounding is what approxkl was before its first update;
     in low precision, where every update rounds the activations anew (2e-4 to 5e-4 in bf16, however
     small the rate), it is the least that any update of the run has had after it, up to `ROUNDING`
-    of the target. d grows with the sum s of the rates that the step has applied. Over the measurements
-    so far, each worth `KEEP` times the next,
+    of the target. d grows with the sum s of the rates that the step has applied. Over the
+    measurements so far, each worth `KEEP` times the next,
 
         c = √(Σ w·d² / Σ w·s²)
 
