@@ -90,6 +90,9 @@ def _train(options: argparse.Namespace, flags: Flags) -> int:
     """Run a recipe, or print it."""
     recipe = read_recipe(options.recipe, flags)
     _check_resume(recipe, options.resume)
+    resume = options.resume
+    if options.resume_changed:
+        resume = f"changed:{resume or 'auto'}"
     if options.print_config:
         if _is_main_process():
             print(settings.dump(recipe, texts=True), end="")
@@ -101,7 +104,7 @@ def _train(options: argparse.Namespace, flags: Flags) -> int:
         return 0
     from trl.training.run import run_recipe
 
-    result = run_recipe(recipe, resume=options.resume)
+    result = run_recipe(recipe, resume=resume)
     return INTERRUPTED if getattr(result, "interrupted", False) else 0
 
 
@@ -184,6 +187,10 @@ RUN_OPTIONS = {
         nargs="?",
         const="auto",
     ),
+    "--resume-changed": {
+        "action": "store_true",
+        "help": "go on though settings, model, prompts or rewards are others than before",
+    },
 }
 RUNS = {"runs": _word("RUN", "the folder of a run", nargs="+")}
 LINES = {"--out": _word("FILE", "write lines of JSON there; -: to the screen")}

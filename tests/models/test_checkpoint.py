@@ -1,5 +1,6 @@
 """Folders: what is written, what is replaced, and what is refused."""
 
+import os
 import warnings
 
 import pytest
@@ -11,7 +12,7 @@ from tests.conftest import tiny_gpt2
 from tests.families import tiny_model
 from tests.models.policies import TOKENS, lora_policy, with_values
 from trl.gpt2 import GPT2HeadWithValueModel
-from trl.models.checkpoint import VALUE_HEAD_FILE
+from trl.models.checkpoint import OLDER_HEAD_FILE, VALUE_HEAD_FILE
 from trl.models.with_value_head import CausalLMWithValueHead, Seq2SeqLMWithValueHead, load_policy
 
 LOADERS = [
@@ -82,7 +83,7 @@ def test_a_head_beside_weights_of_another_model_is_left_out(load, settings, tmp_
     for file in tmp_path.glob("model*"):
         file.unlink()
     plain.save_pretrained(tmp_path, **settings)
-    with pytest.warns(UserWarning, match=r"value_head.safetensors` is left out, .* starts anew"):
+    with pytest.warns(UserWarning, match=r"head.safetensors` is left out, .* starts anew"):
         model = load.from_pretrained(tmp_path)
     assert model.v_head.summary.weight.abs().max() == 0
     assert torch.equal(model.get_input_embeddings().weight, plain.transformer.wte.weight)
@@ -151,7 +152,7 @@ def test_a_value_head_of_another_kind_is_named(index, weights, tmp_path):
     policy = policies()[index]
     policy.save_pretrained(tmp_path)
     save_file(weights, tmp_path / VALUE_HEAD_FILE)
-    message = r'value_head.safetensors` must fit the model, .*(summary|"x").* delete'
+    message = r'head.safetensors` must fit the model, .*(summary|"x").* delete'
     with pytest.raises(ValueError, match=message):
         type(policy).from_pretrained(tmp_path)
 
@@ -159,8 +160,28 @@ def test_a_value_head_of_another_kind_is_named(index, weights, tmp_path):
 def test_a_file_that_is_no_value_head_is_named(tmp_path):
     policies()[0].save_pretrained(tmp_path)
     (tmp_path / VALUE_HEAD_FILE).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"value_head.safetensors` must be a safetensors file"):
+    with pytest.raises(ValueError, match=r"head.safetensors` must be a safetensors file"):
         CausalLMWithValueHead.from_pretrained(tmp_path)
+
+
+def test_the_head_is_where_engines_do_not_look_and_older_folders_load(tmp_path):
+    policy = policies()[0]
+    before = os.umask(0o027)
+    try:
+        policy.save_pretrained(tmp_path)
+    finally:
+        os.umask(before)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+    for name in ("model.safetensors", VALUE_HEAD_FILE):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o640
+    saved = {(tmp_path / VALUE_HEAD_FILE).read_bytes()}
+    (tmp_path / VALUE_HEAD_FILE).rename(tmp_path / OLDER_HEAD_FILE)
+    assert same(CausalLMWithValueHead.from_pretrained(tmp_path), policy)
+    for _ in range(8):
+        policy.save_pretrained(tmp_path)
+        saved.add((tmp_path / VALUE_HEAD_FILE).read_bytes())
+    assert len(saved) == 1
+    assert not (tmp_path / OLDER_HEAD_FILE).exists()
 
 
 # -- names -----------------------------------------------------------------------------------------

@@ -168,7 +168,10 @@ def test_push_to_hub_uploads_the_whole_folder(monkeypatch):
     uploaded = {}
 
     def upload_folder(self, *, repo_id, folder_path, **kwargs):
-        uploaded.update(repo_id=repo_id, files={p.name for p in Path(folder_path).iterdir()})
+        uploaded.update(
+            repo_id=repo_id,
+            files={str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*")},
+        )
 
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, repo_id, **kwargs: None)
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
@@ -218,7 +221,7 @@ def test_adapter_and_head_come_back_and_merging_changes_nothing(tmp_path):
     policy = lora_policy(tmp_path / "base")
     before = policy(input_ids=TOKENS)
     policy.save_pretrained(tmp_path / "adapter")
-    files = {path.name for path in (tmp_path / "adapter").iterdir()}
+    files = {str(p.relative_to(tmp_path / "adapter")) for p in (tmp_path / "adapter").rglob("*")}
     assert {"adapter_config.json", "adapter_model.safetensors", VALUE_HEAD_FILE} <= files
     assert "model.safetensors" not in files
     again = CausalLMWithValueHead.from_pretrained(tmp_path / "adapter")

@@ -105,10 +105,10 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def last_state(out: Path) -> dict[str, Any]:
-    """Return what the last checkpoint of a run holds, less the time it took."""
+    """Return what the last checkpoint of a run holds, less its time and its place."""
     newest = max((out / "checkpoints").glob("step-*"))
     state = torch.load(newest / "state.pt", weights_only=True)
-    del state["seconds"], state["files"]["metrics"]  # figures of time are of any length
+    del state["seconds"], state["files"]["metrics"], state["recipe"]
     return state
 
 

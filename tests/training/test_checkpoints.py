@@ -53,6 +53,10 @@ def garble_manifest(path):
     (path / MANIFEST).write_text('{"state.pt": [1')
 
 
+def reshape_manifest(path):
+    (path / MANIFEST).write_text('["state.pt"]')
+
+
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
@@ -61,6 +65,7 @@ def garble_manifest(path):
         (lose, "state.pt is missing"),
         (lose_manifest, "there is no manifest.json"),
         (garble_manifest, "manifest.json cannot be read"),
+        (reshape_manifest, "manifest.json cannot be read"),
     ],
 )
 def test_a_damaged_one_is_told_and_the_one_before_is_taken(tmp_path, harm, words):

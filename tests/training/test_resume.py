@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.families import tiny_model
 from tests.training.runs import (
     assert_same_run,
     last_state,
@@ -39,9 +40,12 @@ from trl.config.recipe import (
     StopConfig,
 )
 from trl.evaluation import ScoringError
+from trl.ppo import PPOTrainer
 from trl.training import run
-from trl.training.checkpoints import CheckpointError
+from trl.training.checkpoints import MANIFEST, CheckpointError, write_manifest
 from trl.training.folder import RunFolder
+from trl.training.held_out import HeldOut
+from trl.training.resume import problem_of
 from trl.training.run import run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,11 +157,11 @@ def test_a_crash_goes_back_to_the_last_checkpoint(parts, whole, monkeypatch, var
     recipe = tiny_recipe(parts, parts / "crashed", **variants(parts)[variant])
 
     def crash():
-        raise MemoryError
+        raise KeyboardInterrupt  # at once, as a kill
 
     with monkeypatch.context() as patch:
         stopped_in(4, patch, crash)
-        with pytest.raises(MemoryError):
+        with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe)
     assert len(lines(parts / "crashed" / "metrics.jsonl")) == 4  # steps 0 to 3, and 3 is done again
     run_recipe(recipe, resume="auto")
@@ -558,3 +562,196 @@ def test_a_saved_recipe_runs_with_another_seed(parts):
     run_recipe(replace(tiny_recipe(parts, parts / "run", steps=1), seed=3))
     flags = ["--seed", "5", "--out", str(parts / "other")]
     assert cli.main(["train", str(parts / "run"), *flags]) == 0
+
+
+# -- what changed since ----------------------------------------------------------------------------
+
+
+def other_weights(parts):
+    model = tiny_model("llama", seed=5)
+    model.save_pretrained(parts / "model")
+
+
+def other_tokenizer(parts):
+    text = (parts / "model" / "tokenizer_config.json").read_text()
+    config = json.loads(text) | {"chat_template": "{{ messages }}"}
+    (parts / "model" / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def other_reward(parts):
+    code = (parts / "reward.py").read_text()
+    (parts / "reward.py").write_text(code.replace('count("w7"))', 'count("w6"))'))
+
+
+def no_recipe(parts):
+    (parts / "run" / "recipe.yaml").unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "changes", "words"),
+    [
+        (other_weights, {}, "began with another model"),
+        (other_tokenizer, {}, "another tokenizer"),
+        (other_reward, {}, "another scorer `count_w7`"),
+        (no_recipe, {"seed": 5}, "`seed` must be as in the run so far"),
+    ],
+)
+def test_another_experiment_is_refused_by_name(parts, harm, changes, words):
+    lora = ModelConfig(name=str(parts / "model"), lora=LoRAConfig(rank=2), reference="none")
+    ppo = {"init_kl_coef": 0.0, "adaptive_kl": False}
+    recipe = tiny_recipe(parts, parts / "run", steps=1, model=lora, ppo=ppo)
+    run_recipe(recipe)
+    harm(parts)
+    other = replace(recipe, steps=2, **changes)
+    with pytest.raises((CheckpointError, SettingsError), match=words) as caught:
+        run_recipe(other, resume="auto")
+    assert "--resume-changed" in str(caught.value)
+    with pytest.warns(UserWarning, match=words):
+        assert run_recipe(other, resume="changed").steps == 2
+
+
+def edit_state(checkpoint, edit):
+    state = torch.load(checkpoint / "state.pt", weights_only=True)
+    edit(state)
+    torch.save(state, checkpoint / "state.pt")
+    (checkpoint / MANIFEST).unlink()
+    write_manifest(checkpoint)
+
+
+def test_an_older_checkpoint_loads_and_other_versions_are_told(parts):
+    recipe = tiny_recipe(parts, parts / "run", steps=1)
+    run_recipe(recipe)
+
+    def make_older(state):
+        state |= {k: state["fingerprints"][k] for k in ("prompts", "reference")}
+        del state["fingerprints"], state["recipe"]
+        state["files"] = {"metrics": 9, "samples": 9}
+        state["versions"] = {"trl": "0.1", "torch": "1.0"}
+
+    edit_state(parts / "run" / "checkpoints" / "step-000001", make_older)
+    with pytest.warns(UserWarning, match="is of an older trl") as caught:
+        assert run_recipe(replace(recipe, steps=2), resume="auto").steps == 2
+    assert "torch 1.0, now" in str(caught[0].message)
+
+
+def test_a_state_without_a_key_falls_back_to_the_one_before(parts):
+    recipe = replace(tiny_recipe(parts, parts / "run", steps=4), quiet=True)
+    run_recipe(recipe)
+    checkpoints = parts / "run" / "checkpoints"
+    edit_state(checkpoints / "step-000004", lambda state: state.pop("best"))
+    assert problem_of(checkpoints / "step-000004") == "state.pt has no best"
+    os.rename(checkpoints / "step-000002", checkpoints / ".step-000002.old")  # between two renames
+    run_recipe(replace(recipe, steps=3), resume="auto")
+    assert [row["step"] for row in lines(parts / "run" / "metrics.jsonl")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("call", [4, 5])
+def test_a_reward_that_raises_once_loses_no_step(parts, whole, monkeypatch, call):
+    stateful = variants(parts)["a scorer with a state"]
+    recipe = tiny_recipe(parts, parts / "run", **stateful)
+
+    def fail():
+        random.random()
+        raise RuntimeError("once")
+
+    with monkeypatch.context() as patch:
+        stopped_in(call, patch, fail)
+        with pytest.raises(RuntimeError, match="once"):
+            run_recipe(recipe)
+    newest = max((parts / "run" / "checkpoints").iterdir()).name
+    assert newest == f"step-{call - 1:06d}"
+    run_recipe(recipe, resume="auto")
+    assert_same_run(whole("a scorer with a state"), parts / "run")
+
+
+def test_weights_in_the_midst_of_a_step_are_not_saved(parts, monkeypatch):
+    recipe = tiny_recipe(parts, parts / "run")
+    made = 0
+    apply = PPOTrainer._apply
+
+    def fail(self, *given, **named):
+        nonlocal made
+        made += 1
+        if made == 8:  # the second update of step 4
+            raise FloatingPointError("not finite")
+        apply(self, *given, **named)
+
+    monkeypatch.setattr(PPOTrainer, "_apply", fail)
+    with pytest.raises(FloatingPointError):
+        run_recipe(recipe)
+    assert max((parts / "run" / "checkpoints").iterdir()).name == "step-000002"
+
+
+def best_every_time(monkeypatch):
+    """Make each evaluation better than the one before."""
+    values, measure = iter(range(99)), HeldOut.measure
+
+    def better(self):
+        samples, figures = measure(self)
+        return samples, figures | {"held_out/reward/mean": float(next(values))}
+
+    monkeypatch.setattr(HeldOut, "measure", better)
+
+
+def test_the_best_policy_is_of_a_step_that_counts(parts, monkeypatch):
+    every = CheckpointConfig(every=4, keep=2)
+    recipe = tiny_recipe(parts, parts / "run", checkpoints=every, steps=8)
+    with monkeypatch.context() as patch:
+        best_every_time(patch)
+
+        def die():
+            raise KeyboardInterrupt
+
+        stopped_in(7, patch, die)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe)
+    best = parts / "run" / "best"
+    assert (best / "step.txt").read_text() == "4\n"  # that of step 6 is not in its place yet
+    result = run_recipe(replace(recipe, steps=4), resume="auto")
+    assert result.summary["best"]["step"] == 4
+    assert (best / "step.txt").read_text() == "4\n"
+    assert not (parts / "run" / ".best").exists()
+
+
+@pytest.mark.parametrize("harm", ["cut", "deleted", "changed"])
+def test_lines_that_are_lost_are_named(parts, harm):
+    recipe = tiny_recipe(parts, parts / "run", steps=2)
+    run_recipe(recipe)
+    file = parts / "run" / "metrics.jsonl"
+    text = file.read_text()
+    if harm == "cut":
+        os.truncate(file, len(text) - 20)
+    elif harm == "changed":
+        file.write_text(text.replace('"episodes":8', '"episodes":9'))
+    else:
+        file.unlink()
+    with pytest.warns(
+        UserWarning, match=r"metrics.jsonl is not as it was after step 2: of 3 lines"
+    ):
+        run_recipe(replace(recipe, steps=3), resume="auto")
+    steps = {"cut": [0, 1, 3], "deleted": [3], "changed": [0, 1, 2, 3]}[harm]
+    assert [row["step"] for row in lines(file)] == steps
+
+
+@pytest.mark.parametrize("made_again", [False, True])
+def test_a_folder_that_is_deleted_while_it_runs_is_told(parts, monkeypatch, made_again):
+    def delete():
+        shutil.rmtree(parts / "run")
+        if made_again:
+            (parts / "run").mkdir()
+
+    stopped_in(2, monkeypatch, delete)
+    with pytest.raises(FileNotFoundError, match="`out` must stay where it is while a run is in it"):
+        run_recipe(tiny_recipe(parts, parts / "run"))
+    assert not made_again or not list((parts / "run").iterdir())
+
+
+def test_a_lock_that_is_deleted_lets_no_other_run_in(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.in_use():
+        (tmp_path / "run" / ".lock").unlink()
+        other = RunFolder(tmp_path / "run").in_use()
+        with pytest.raises(BlockingIOError, match="must be a folder without another run"), other:
+            pass
+    with RunFolder(tmp_path / "run").in_use():
+        pass

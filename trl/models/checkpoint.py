@@ -1,9 +1,11 @@
 """The value head beside a saved model, in today's folders and in those of older releases.
 
-value_head.safetensors      ours: `summary.weight` [1, d], `summary.bias` [1]; its metadata say with
-                            which weights of the language model it was saved
-v_head.summary.*            among the model's own weights: the 2020 trl, and releases 0.2 to
-                            0.11, where a LoRA folder keeps them in pytorch_model.bin
+value_head/head.safetensors   ours: `summary.weight` [1, d], `summary.bias` [1]; its metadata say
+                              with which weights of the language model it was saved. In a folder of
+                              its own: vLLM and SGLang load every *.safetensors beside the model
+value_head.safetensors        ours until 1.0, the same
+v_head.summary.*              among the model's own weights: the 2020 trl, and releases 0.2 to
+                              0.11, where a LoRA folder keeps them in pytorch_model.bin
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,7 +27,7 @@ from transformers.utils import cached_file
 
 from trl.config.errors import refuse
 
-VALUE_HEAD_FILE = "value_head.safetensors"
+VALUE_HEAD_FILE, OLDER_HEAD_FILE = "value_head/head.safetensors", "value_head.safetensors"
 PREFIX = "v_head."
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 MODEL_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
@@ -107,7 +110,7 @@ class Source(NamedTuple):
         if self.folder is None:
             return
         files = sorted(entry.name for entry in self.folder.glob("*"))
-        if any(file.endswith(".safetensors") and file != VALUE_HEAD_FILE for file in files):
+        if any(file.endswith(".safetensors") and file != OLDER_HEAD_FILE for file in files):
             return
         if not any(file.startswith("pytorch_model") for file in files):
             raise FileNotFoundError(
@@ -150,7 +153,7 @@ def load_value_head(
     Raises:
         ValueError: if the file cannot be read.
     """
-    path = source.find(VALUE_HEAD_FILE)
+    path = source.find(VALUE_HEAD_FILE) or source.find(OLDER_HEAD_FILE)
     if path is not None:
         try:
             weights, metadata = _read(path)
@@ -206,7 +209,7 @@ def fill_value_head(head: nn.Module, saved: SavedHead | None) -> None:
         got = " ".join(str(error).split())
         raise ValueError(
             f"the value head in `{saved.source}` must fit the model, but does not ({got}): save "
-            f"the policy again, or delete {VALUE_HEAD_FILE} to start with a new value head."
+            "the policy again, or delete that file to start with a new value head."
         ) from error
 
 
@@ -259,6 +262,9 @@ def save_policy(
         _save_value_head(head, folder, None if kwargs.get("variant") else file)
         if policy.tokenizer is not None:
             policy.tokenizer.save_pretrained(folder)
+        config = ADAPTER_CONFIG if file == ADAPTER_FILE else "config.json"
+        for path in folder.rglob("*.safetensors"):  # which come with the mode of temporary files
+            shutil.copymode(folder / config, path)
 
 
 def _delete_older_layout(folder: Path) -> None:
@@ -276,11 +282,13 @@ def _delete_older_layout(folder: Path) -> None:
 def _save_value_head(head: dict[str, Tensor], folder: Path, file: str | None) -> None:
     """Write the value head, with the fingerprint of `file` saved beside it if it is given."""
     weights = {key: weight.detach().contiguous().cpu() for key, weight in head.items()}
-    metadata = {"format": "pt"}
     saved_with = _fingerprint(Source(str(folder), {}).weight_files(file)) if file else None
-    if saved_with:
-        metadata[_SAVED_WITH] = saved_with
-    save_file(weights, folder / VALUE_HEAD_FILE, metadata=metadata)
+    # One entry at most: safetensors writes several in any order, and equal heads are equal bytes.
+    metadata = {_SAVED_WITH: saved_with} if saved_with else None
+    path = folder / VALUE_HEAD_FILE
+    path.parent.mkdir(exist_ok=True)
+    save_file(weights, path, metadata=metadata)
+    (folder / OLDER_HEAD_FILE).unlink(missing_ok=True)
 
 
 def _fingerprint(files: Iterable[Path]) -> str | None:

@@ -67,15 +67,22 @@ class Checkpoints:
             remove(old)
         return target
 
-    def newest(self) -> tuple[Path | None, list[str]]:
+    def newest(
+        self, problem_of: Callable[[Path], str | None] | None = None
+    ) -> tuple[Path | None, list[str]]:
         """Return the latest checkpoint that is whole, and what is wrong with any later ones.
+
+        Args:
+            problem_of: Returns what is wrong with one. None: `damage`.
 
         Raises:
             CheckpointError: if there are some, but none is whole.
         """
+        for left in self.folder.glob(".step-*.old"):
+            put_back(left)
         problems = []
         for path in reversed(self.all()):
-            if not (problem := damage(path)):
+            if not (problem := (problem_of or damage)(path)):
                 return path, problems
             problems.append(f"{path}: {problem}")
         if problems:
@@ -94,11 +101,12 @@ def damage(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint, by its manifest; None: nothing is."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
+        files = [(name, size, digest) for name, (size, digest) in manifest.items()]
     except FileNotFoundError:
         return f"there is no {MANIFEST}"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
-    for name, (size, digest) in manifest.items():
+    for name, size, digest in files:
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
@@ -153,12 +161,20 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         remove(partial)
         raise
     old = target.with_name(f".{target.name}.old")
+    put_back(old)
     remove(old)
     if target.exists():
         os.rename(target, old)
     os.rename(partial, target)
     sync(target.parent)
     remove(old)
+
+
+def put_back(old: Path) -> None:
+    """Give a folder its name again if a crash came between the two renames of a replacement."""
+    target = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+    if old.exists() and not target.exists():
+        os.rename(old, target)
 
 
 @contextmanager

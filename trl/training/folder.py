@@ -14,6 +14,7 @@ report.html      all of it to look at
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,8 @@ from trl.training.checkpoints import disk_full_told, sync
 
 FIRST_ROW = {"step": 0, "episodes": 0}
 """The row before the first step; the figures of the held-out prompts follow, if there are any."""
+
+DELETED = "`out` must stay where it is while a run is in it, but was deleted or moved"
 
 LINES = ("metrics", "scores", "samples", "warnings")
 
@@ -45,6 +48,9 @@ class RunFolder:
         self.policy = path / "policy"
         self.best = path / "best"
         self.recipe = path / "recipe.yaml"
+        self.changes = False
+        """Whether a run may go on that is not quite the same: `resume="changed"`."""
+        self._handle: int | None = None
 
     def file(self, name: str) -> Path:
         """Return the path of one of the files of lines."""
@@ -80,8 +86,10 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
+            self._hold()
         except OSError as error:
-            busy = isinstance(error, Timeout)
+            lock.release()
+            busy = isinstance(error, Timeout | BlockingIOError)
             rule = "without another run" if busy else f"that can be written ({error.strerror})"
             message = f"`out` must be a folder {rule}: name another one"
             problem = BlockingIOError if busy else type(error)
@@ -89,34 +97,87 @@ class RunFolder:
         try:
             yield
         finally:
+            if self._handle is not None:
+                os.close(self._handle)
+                self._handle = None
             lock.release()
 
+    def _hold(self) -> None:
+        """Lock the folder itself too: the file of a lock can be deleted."""
+        if os.name == "posix":  # elsewhere no file is deleted that is open
+            import fcntl
+
+            self._handle = os.open(self.path, os.O_RDONLY)
+            try:
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:  # some network disks lock files only
+                if isinstance(error, BlockingIOError):
+                    os.close(self._handle)
+                    self._handle = None
+                    raise
+
+    def check_there(self) -> None:
+        """Raise a FileNotFoundError if the folder was deleted or moved since it was locked."""
+        if self._handle is not None:
+            there = self.path.stat() if self.path.exists() else None
+            if there is None or not os.path.samestat(there, os.fstat(self._handle)):
+                raise FileNotFoundError(errno.ENOENT, DELETED, str(self.path))
+
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """Return the rows of a file of lines, without one that is cut."""
-        text = self.file(name).read_text(encoding="utf-8") if self.file(name).exists() else ""
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        """Return the rows of a file of lines, without those that are cut."""
+        return [json.loads(line) for line in self._lines(name) if _step_of(line) is not None]
+
+    def _lines(self, name: str) -> list[bytes]:
+        path = self.file(name)
+        return path.read_bytes().splitlines(keepends=True) if path.exists() else []
 
     def add(self, name: str, *rows: Mapping[str, Any]) -> None:
         """Append rows to a file of lines. NaN and infinity, which JSON has not, become null."""
-        text = "".join(_line(row) for row in rows)
-        with disk_full_told(self.path), self.file(name).open("a", encoding="utf-8") as lines:
+        self.check_there()
+        text = "".join(_line(row) for row in rows).encode()
+        with disk_full_told(self.path), self.file(name).open("ab+") as lines:
+            if lines.tell():
+                lines.seek(-1, os.SEEK_END)
+                text = (b"" if lines.read() == b"\n" else b"\n") + text  # after one that is cut
             lines.write(text)
 
-    def sizes(self) -> dict[str, int]:
-        """Return the bytes of the files of lines, which are on the disk then."""
+    def record(self) -> dict[str, tuple[int, str]]:
+        """Return the number and the hash of the lines of each file, which is on the disk then."""
+        self.check_there()
         there = {name: self.file(name) for name in LINES if self.file(name).exists()}
         sync(*there.values())
-        return {name: path.stat().st_size for name, path in there.items()}
+        whole = {name: path.read_bytes().rpartition(b"\n")[:2] for name, path in there.items()}
+        texts = {name: b"".join(parts) for name, parts in whole.items()}  # without one that is cut
+        return {k: (x.count(b"\n"), hashlib.sha256(x).hexdigest()) for k, x in texts.items()}
 
-    def cut(self, sizes: Mapping[str, int]) -> None:
-        """Take back what was written since: the lines of steps that are done again."""
+    def cut(self, record: Mapping[str, Any], last: int = -1) -> list[str]:
+        """Take back the lines of steps that are done again, and those that are cut or damaged.
+
+        Args:
+            record: What `record` returned after step `last`; older runs have sizes there.
+            last: The lines of later steps go.
+
+        Returns:
+            What is not as it was then, a sentence for each file.
+        """
+        told = []
         for name in LINES:
-            path, size = self.file(name), sizes.get(name, 0)
-            if path.exists() and path.stat().st_size > size:
-                os.truncate(path, size)
+            lines = self._lines(name)
+            good = [line for line in lines if (step := _step_of(line)) is not None and step <= last]
+            text = b"".join(good)
+            count, digest = record[name] if isinstance(record.get(name), tuple) else (0, None)
+            if digest and digest != hashlib.sha256(text).hexdigest():
+                told.append(
+                    f"{self.file(name)} is not as it was after step {last}: of {count} lines "
+                    f"{len(good)} are there, or some were changed."
+                )
+            if len(good) != len(lines):
+                self.write(self.file(name).name, text.decode())
+        return told
 
     def write(self, name: str, text: str) -> None:
         """Write a small file, whole or not at all."""
+        self.check_there()
         target = self.path / name
         partial = target.with_name(f".{name}.partial")
         with disk_full_told(self.path):
@@ -126,3 +187,11 @@ class RunFolder:
 
 def _line(row: Mapping[str, Any]) -> str:
     return TypeAdapter(Any).dump_json(row).decode() + "\n"
+
+
+def _step_of(line: bytes) -> int | None:
+    """Return the step that a line of a file is of; None: it is cut or damaged."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
+    except (KeyError, TypeError, ValueError):
+        return None

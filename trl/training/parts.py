@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 import os
 import sys
 import warnings
@@ -12,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -39,11 +37,25 @@ from trl.models.with_value_head import load_policy
 from trl.optimization.schedule import schedule_factor
 from trl.ppo import PPOTrainer
 from trl.rollout.sampler import Sampler
+from trl.training import fingerprints
 from trl.training.held_out import FIGURES, HeldOut
 from trl.training.loop import Loop
 
 TAKEN = ("mean", "median", "std")
 """Names under `reward/` that no scorer may have."""
+
+OTHER = {
+    "prompts": "on other prompts: the file or dataset of `data.prompts`",
+    "columns": "on prompts with other columns: the file or dataset of `data.prompts`",
+    "reference": "with another reference, by default the policy before its first step: load the "
+    "model anew, rather than give the one that was trained",
+    "model": "that began with another model: its weights or its config.json",
+    "tokenizer": "with another tokenizer: its vocabulary, its template or how it cuts texts up",
+    "adapter": "with an adapter of other settings",
+    "sampling": "with other settings of the sampler",
+    "precision": "at another precision",
+}
+"""What a checkpoint is of if a fingerprint is another one."""
 
 
 class Parts:
@@ -108,6 +120,7 @@ class Parts:
         has_bos = getattr(self.tokenizer, "bos_token_id", None) is not None
         defaults = {"temperature": config.temperature, "add_bos": has_bos, "seed": recipe.seed}
         settings = defaults | dict(sampling)
+        self._sampling = {k: v for k, v in settings.items() if k != "max_rows"}  # which is free
         seed = settings.pop("seed")
         self.seed = own_seed(seed, accelerator)
         sampler = Sampler(self.tokenizer, **settings, seed=self.seed)
@@ -121,7 +134,6 @@ class Parts:
             sampler.check(self.model, held_out, name="held-out prompts")
             self.held_out = HeldOut(self.trainer, sampler, self.judge, held_out)
         self.parameters = sum(weight.numel() for weight in self.model.parameters())
-        self._reference = _reference_hash(self.trainer)
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, accelerator: Accelerator) -> Parts:
@@ -175,8 +187,7 @@ class Parts:
         Weights that are not trained are left out: they are there again when the parts are.
         """
         return {
-            "prompts": self._checksum(),
-            "reference": self._reference,
+            "fingerprints": self.fingerprints,
             "processes": self.trainer.accelerator.num_processes,
             "weights": self._weights(),
             "trainer": self.trainer.state_dict(),
@@ -191,13 +202,40 @@ class Parts:
             "pretraining": pretraining.state_dict() if pretraining else None,
         }
 
+    @cached_property
+    def fingerprints(self) -> dict[str, Any]:
+        """Return what tells other parts from these; to be asked for before anything is trained."""
+        inner, prompts = language_model(self.model), self.prompts
+        base, rows = base_weights(inner), [prompts.train_rows, prompts.held_out_rows]
+        adapters = getattr(getattr(self.model, "pretrained_model", None), "peft_config", {})
+        scales = "lora_alpha", "lora_dropout", "use_rslora"
+        known = {
+            "adapter": [[getattr(a, name, None) for name in scales] for a in adapters.values()],
+            "prompts": fingerprints.checksum([prompts.train, prompts.held_out]),
+            "columns": fingerprints.checksum(rows),
+            "reference": _reference_hash(self.trainer),
+            "model": fingerprints.of_model(inner, base),
+            "tokenizer": fingerprints.of_tokenizer(self.tokenizer),
+            "sampling": fingerprints.fingerprint(self._sampling),
+            "precision": self.trainer.precision,
+        }
+        scorers = {name: scorer for name, (scorer, _) in self.judge.parts.items()}
+        return known | {f"`{k}`": fingerprints.of_scorer(v) for k, v in scorers.items()}
+
+    def changed(self, state: Mapping[str, Any]) -> list[str]:
+        """Return in what a state is that of a run with other parts, though it can be loaded."""
+        # Older checkpoints know two of them.
+        older = {name: state[name] for name in ("prompts", "reference") if name in state}
+        there = state.get("fingerprints", older)
+        here = self.fingerprints
+        return [
+            OTHER.get(name, f"with another scorer {name}: its code, its weights or its settings")
+            for name, value in there.items()
+            if value != here.get(name)
+        ]
+
     def misfit(self, state: Mapping[str, Any]) -> str | None:
-        """Return why a state is that of other parts, and what to do; None: it is of these."""
-        if state["prompts"] != self._checksum():
-            return (
-                "is of a run on other prompts: the file or dataset of `data.prompts` has changed "
-                "since. Bring it back, or start another run with --out."
-            )
+        """Return why a state cannot be loaded, and what to do; None: it can."""
         there, here = state["processes"], self.trainer.accelerator.num_processes
         if there != here:
             return f"is of a run on {there} processes, got {here}: start as many."
@@ -209,11 +247,6 @@ class Parts:
             return (
                 "has other weights than the model of the run: is its folder, or its name on the "
                 "hub, another model now?"
-            )
-        if state.get("reference", self._reference) != self._reference:
-            return (
-                "is of a run with another reference, by default the policy before its first step: "
-                "load the model anew, rather than give the one that was trained."
             )
         return None
 
@@ -243,18 +276,6 @@ class Parts:
         named = self.model.named_parameters()
         return {name: weight.detach() for name, weight in named if weight.requires_grad}
 
-    def _checksum(self) -> int:
-        """Return what tells other prompts from these."""
-        everything = [self.prompts.train, self.prompts.held_out]
-        return zlib.crc32(json.dumps(everything, default=_as_json).encode())
-
-
-def _as_json(prompt: Any) -> Any:
-    """Return token ids, or a message that is no dict, as JSON has them, and what others are."""
-    if hasattr(prompt, "tolist"):
-        return prompt.tolist()
-    return dict(prompt) if isinstance(prompt, Mapping) else type(prompt).__name__
-
 
 def own_seed(seed: int, accelerator: Accelerator) -> int:
     """Return the seed of this process, which no other has, nor the held-out prompts (seed + 1).
@@ -275,11 +296,8 @@ def _reference_hash(trainer: PPOTrainer) -> str | None:
     policy = trainer.model if trainer.ref_model is None else trainer.ref_model
     model = language_model(policy)
     with_adapter = trainer.reference.kind == "adapter-at-start"
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters() if with_adapter else base_weights(model):
-        few = weight.detach().flatten()[:: max(1, weight.numel() // 16)][:16]
-        digest.update(f"{name}{few.tolist()}".encode())
-    return digest.hexdigest()[:32]
+    named = model.named_parameters() if with_adapter else base_weights(model)
+    return fingerprints.of_weights(named)
 
 
 def _check_best(best: str | None, judge: WeightedSum) -> None:

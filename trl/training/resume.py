@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import pickle
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,6 +20,15 @@ from trl.config.errors import refuse
 from trl.config.recipe import ClassifierRecipe, Recipe
 from trl.training.checkpoints import CheckpointError, Checkpoints, damage, step_of
 from trl.training.folder import RunFolder
+
+STATE = "state.pt"
+KEYS = (
+    *("format", "step", "processes", "weights", "trainer", "loop", "of_each_process", "diagnosis"),
+    *("figures", "best", "stopped", "files", "versions", "seconds"),
+)
+"""What every checkpoint holds."""
+
+ALL_THE_SAME = "go on all the same with --resume-changed (in Python resume='changed')"
 
 MAY_CHANGE = (
     *("out", "quiet", "profile", "tracking", "checkpoints", "steps", "episodes", "stop"),
@@ -38,6 +48,8 @@ def opened(
         folder: That of the run. None: it has none.
         resume: None: start anew, in a folder without a run. "auto": go on from the last whole
             checkpoint, or start if there is none. A checkpoint's folder: go on from that one.
+            "changed", or "changed:" and a checkpoint's folder: likewise, though the run is not
+            quite the same.
         accelerator: Of several processes the first decides, and the others wait until it has.
 
     Raises:
@@ -47,6 +59,9 @@ def opened(
     if folder is None:
         yield None, []
         return
+    kind, _, named = str(resume).partition(":")
+    if kind == "changed":
+        folder.changes, resume = True, named or "auto"
     with folder.in_use() if accelerator.is_main_process else nullcontext():
         found = _find_checkpoint(folder, resume)
         accelerator.wait_for_everyone()
@@ -68,7 +83,7 @@ def _find_checkpoint(folder: RunFolder, resume: str | Path | None) -> tuple[Path
     """Return the checkpoint to go on from, and what the user should know of the choice."""
     checkpoints = Checkpoints(folder.checkpoints)
     if resume == "auto":
-        chosen, problems = checkpoints.newest()
+        chosen, problems = checkpoints.newest(problem_of)
         if chosen is not None:
             return chosen, [f"Left out, since it is not whole: {problem}." for problem in problems]
     elif resume is not None:
@@ -78,7 +93,7 @@ def _find_checkpoint(folder: RunFolder, resume: str | Path | None) -> tuple[Path
             there = [path.name for path in checkpoints.all()]
             rule = f"be auto or a checkpoint of this run, in {folder.checkpoints}"
             refuse("resume", rule, repr(str(resume)), f"there are {there}")
-        if problem := damage(chosen):
+        if problem := problem_of(chosen):
             raise CheckpointError(f"{chosen} is not whole: {problem}. Take another one, or auto.")
         return chosen, []
     others = folder.others()
@@ -94,6 +109,24 @@ def _find_checkpoint(folder: RunFolder, resume: str | Path | None) -> tuple[Path
     return None, [f"There is no checkpoint in {folder.path}: the run starts anew."]
 
 
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds."""
+    state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=True)
+    return dict(state)
+
+
+def problem_of(checkpoint: Path) -> str | None:
+    """Return why a checkpoint cannot be gone on from; None: it can."""
+    if problem := damage(checkpoint):
+        return problem
+    try:
+        state = read_state(checkpoint)
+    except (OSError, RuntimeError, TypeError, ValueError, EOFError, pickle.PickleError) as error:
+        return f"{STATE} cannot be read ({' '.join(str(error).split())[:200]})"
+    missing = [key for key in KEYS if key not in state]
+    return f"{STATE} has no {', '.join(missing)}" if missing else None
+
+
 def check_same(
     folder: RunFolder, recipe: Recipe | ClassifierRecipe, may_change: Sequence[str] = MAY_CHANGE
 ) -> None:
@@ -102,23 +135,29 @@ def check_same(
     Raises:
         SettingsError: naming every setting that is another one.
     """
-    if not folder.recipe.exists():
-        return
-    before = settings.build(type(recipe), settings.read_yaml(folder.recipe))
-    changed = {
-        path: pair
-        for path, pair in settings.differences(before, recipe).items()
+    if folder.recipe.exists() and not folder.changes:
+        before = settings.read_yaml(folder.recipe)
+        if found := other_settings(before, recipe, str(folder.recipe), may_change):
+            raise SettingsError(type(recipe).__name__, found)
+
+
+def other_settings(
+    before: Mapping[str, Any],
+    recipe: Recipe | ClassifierRecipe,
+    place: str,
+    may_change: Sequence[str] = MAY_CHANGE,
+) -> list[str]:
+    """Return a sentence for each setting that must be as in the run so far, and is not."""
+    pairs = settings.differences(settings.build(type(recipe), before), recipe)
+    fix = "set it back, or start another run in another folder"
+    if isinstance(recipe, Recipe):
+        fix += f", or {ALL_THE_SAME}"
+    return [
+        f"`{path}` must be as in the run so far ({place}), {old!r}, to go on with it, got {new!r}: "
+        f"{fix}."
+        for path, (old, new) in pairs.items()
         if not any(path == name or path.startswith(f"{name}.") for name in may_change)
-    }
-    if changed:
-        raise SettingsError(
-            type(recipe).__name__,
-            [
-                f"`{path}` must be as in the run so far ({folder.recipe}), {old!r}, to go on with "
-                f"it, got {new!r}: set it back, or start another run in another folder."
-                for path, (old, new) in changed.items()
-            ],
-        )
+    ]
 
 
 def random_state() -> dict[str, Any]:

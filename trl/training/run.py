@@ -10,17 +10,21 @@ in `Run._write_checkpoint`. `trl.train` is a run too, in a folder or without one
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shlex
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate.utils import gather_object, set_seed
 from torch import nn
 
@@ -28,9 +32,11 @@ import trl
 from trl import config as settings
 from trl.compute.peers import told_to_peers
 from trl.compute.precision import make_accelerator
+from trl.config import SettingsError
 from trl.config.recipe import Recipe
 from trl.evaluation.scores import pairs_of
 from trl.models.loading import quiet_transformers
+from trl.ppo import PPOTrainer
 from trl.report import before_after_tables, read_runs, write_report
 from trl.report.figures import duration
 from trl.training import checkpoints
@@ -39,19 +45,37 @@ from trl.training.folder import FIRST_ROW, RunFolder
 from trl.training.interrupt import GracefulStop
 from trl.training.loop import Row
 from trl.training.parts import Parts
-from trl.training.resume import check_same, opened, random_state, set_random_state
+from trl.training.resume import (
+    ALL_THE_SAME,
+    STATE,
+    check_same,
+    opened,
+    other_settings,
+    random_state,
+    read_state,
+    set_random_state,
+)
 from trl.watch.diagnosis import Diagnosis, Finding
 from trl.watch.display import Display
 from trl.watch.tracking import Trackers, check_trackers
 
-STATE = "state.pt"
+NEXT_BEST = ".best"
+"""The folder of the best policy until a checkpoint knows of it: a killed run goes back to that."""
+BEST_STEP = "step.txt"
+"""After which step the best policy was saved, beside it."""
 TRACKED_SAMPLES = 16
 """Samples of an evaluation that trackers get."""
 
 FORMAT = 1
 """Of what is in a checkpoint."""
-VERSIONS = {"trl": trl.__version__, "torch": str(torch.__version__)}
-"""Of what writes it."""
+VERSIONS = {
+    "trl": trl.__version__,
+    "torch": str(torch.__version__),
+    "transformers": transformers.__version__,
+    "threads": str(torch.get_num_threads()),
+    "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+}
+"""Of what writes it; others change rounding."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +100,8 @@ def run_recipe(recipe: Recipe, resume: str | Path | None = None) -> Result:
         recipe: The settings.
         resume: None: start anew, in a folder without a run. "auto": go on from the last whole
             checkpoint, or start if there is none. A checkpoint's folder: go on from that one.
+            "changed", or "changed:FOLDER": likewise, though settings, prompts, model or scorers
+            are others than before; what differs is told.
 
     Raises:
         SettingsError, OSError, ValueError: before anything is trained: for settings that do not
@@ -129,6 +155,7 @@ class Run:
             self.checkpoints = checkpoints.Checkpoints(folder.checkpoints, recipe.checkpoints.keep)
             states = {name: part.state_dict() for name, part in parts.stateful().items()}
             checkpoints.check_readable(states)
+            _ = parts.fingerprints  # of the weights as they are now
         self.diagnosis = Diagnosis(self.trainer.config, precision=self.trainer.precision)
         self.history: list[Row] = []
         self.resumed_at: int | None = None
@@ -154,7 +181,7 @@ class Run:
             notes: What to tell first.
         """
         if checkpoint is not None:
-            notes = [*notes, self._go_on_from(checkpoint)]
+            notes = [*notes, *self._go_on_from(checkpoint)]
         recipe, loop, tracking = self.recipe, self.loop, self.recipe.tracking
         total = recipe.total_steps
         self.started = time.perf_counter()
@@ -180,7 +207,7 @@ class Run:
                 self._begin()
             reason = self.stopped
             while reason is None and loop.steps_done < total:
-                enough = self._step()
+                enough = self._saved_if_it_fails(self._step)
                 asked = self._any(interrupt.asked)
                 reason = self.stopped or ("`on_step` ended it" if enough else None)
                 last = reason is not None or loop.steps_done == total
@@ -210,6 +237,23 @@ class Run:
         self._remember(row)
         self._tell(self.diagnosis.look(row))
 
+    def _saved_if_it_fails(self, step: Callable[[], bool]) -> bool:
+        """Make a step; if it fails and the weights are those of a whole one, save them first."""
+        if self.folder is None or self.accelerator.num_processes > 1:
+            return step()  # the other processes wait elsewhere than in a write
+        done, own = self.loop.steps_done, copy.deepcopy(self._own_state())
+        try:
+            return step()
+        except Exception as error:  # a second Ctrl-C is to end at once
+            frames = traceback.walk_tb(error.__traceback__)
+            whole = all(frame.f_code is not PPOTrainer.step.__code__ for frame, _ in frames)
+            made = self.loop.steps_done
+            there = {checkpoints.step_of(path) for path in self.checkpoints.all()}
+            if made > done or (whole and made and made not in there):
+                with suppress(OSError):  # what failed first is told
+                    self._write_checkpoint(None if made > done else own)
+            raise
+
     def _step(self) -> bool:
         """Make a step, and return whether it was enough for `on_step`."""
         loop, recipe, stop = self.loop, self.recipe, self.recipe.stop
@@ -219,17 +263,19 @@ class Run:
         if stop.kl is not None and row["objective/kl"] > stop.kl:
             self.stopped = f"the KL, {row['objective/kl']:.1f} nats, is above stop.kl, {stop.kl}"
         due = step % recipe.eval_every == 0 or step == recipe.total_steps or bool(self.stopped)
-        if measures and due:
-            row |= self._evaluate()
-        self._remember(row)
-        enough = self._any(bool(self.on_step and self.on_step(step, self.history[-1])))
-        if measures and enough and not due:
-            row |= self._evaluate()  # the last one, as it turns out
+        try:
+            if measures and due:
+                row |= self._evaluate()
+            self._remember(row)
+            enough = self._any(bool(self.on_step and self.on_step(step, self.history[-1])))
+            if measures and enough and not due:
+                row |= self._evaluate()  # the last one, as it turns out
+        finally:  # the step is made, whatever fails after it
+            self._write_row(row)
+            if self.main:
+                scores = [round(score, 4) for score in loop.all_scores.tolist()]
+                self.folder.add("scores", {"step": step, "scores": scores})
         assert loop.rollout is not None
-        self._write_row(row)
-        if self.main:
-            scores = [round(score, 4) for score in loop.all_scores.tolist()]
-            self.folder.add("scores", {"step": step, "scores": scores})
         self._tell(self.diagnosis.look(row, loop.rollout, loop.scores))
         self.display.row(row)
         if not self.display.console.quiet:
@@ -264,7 +310,7 @@ class Run:
             return
         self.best, self.best_step, self.without_gain = value, self.loop.steps_done, 0
         if self.loop.steps_done:  # the policy as it was at first is where it came from
-            self._save_policy("best")
+            self._save_policy(NEXT_BEST)
 
     def _any(self, flag: bool) -> bool:
         """Return whether the flag is set on any process."""
@@ -302,6 +348,8 @@ class Run:
         if self.main:
             with checkpoints.replaced_folder(self.path / name) as partial, quiet_transformers():
                 self.parts.model.save_pretrained(partial)
+                if name != "policy":
+                    (partial / BEST_STEP).write_text(f"{self.loop.steps_done}\n")
         if self.folder is not None:
             self.accelerator.wait_for_everyone()
 
@@ -362,37 +410,56 @@ class Run:
 
     # -- checkpoints -----------------------------------------------------------------------------
 
-    def _write_checkpoint(self) -> None:
-        """Write all that the rest of the run depends on, as plain values and tensors."""
+    def _own_state(self) -> dict[str, Any]:
+        return {"random": random_state()} | self.parts.own_state()
+
+    def _write_checkpoint(self, own: dict[str, Any] | None = None) -> None:
+        """Write all that the rest of the run depends on, as plain values and tensors.
+
+        Args:
+            own: Of this process, if it is not as it is now.
+        """
         if self.folder is None:
             return
-        own_states = gather_object([{"random": random_state()} | self.parts.own_state()])
+        own_states = gather_object([own or self._own_state()])
         if self.main:
             state = {
                 "format": FORMAT,
                 "step": self.loop.steps_done,
+                "recipe": settings.as_mapping(self.recipe),
                 **self.parts.state_dict(),
                 "of_each_process": own_states,
                 "diagnosis": self.diagnosis.state_dict(),
                 "figures": {"before": self.before, "after": self.after},
                 "best": (self.best, self.best_step, self.without_gain, self._best_figure()),
                 "stopped": (self.stopped, settings.as_mapping(self.recipe.stop)),
-                "files": self.folder.sizes(),
+                "files": self.folder.record(),
                 "versions": VERSIONS,
                 "seconds": self._seconds(),
             }
             self.checkpoints.write(state["step"], lambda at: torch.save(state, at / STATE))
+            self._settle_best()
         self.accelerator.wait_for_everyone()
 
-    def _go_on_from(self, checkpoint: Path) -> str:
-        """Bring everything to where the checkpoint was written; return a note on it.
+    def _settle_best(self) -> None:
+        """Let the best policy that the checkpoint knows of, and no later one, be in its place."""
+        later, best = self.path / NEXT_BEST, self.folder.best
+        checkpoints.put_back(best.with_name(".best.old"))
+        if _best_step(later) == self.best_step:
+            checkpoints.remove(best)
+            later.rename(best)
+        checkpoints.remove(later)
+
+    def _go_on_from(self, checkpoint: Path) -> list[str]:
+        """Bring everything to where the checkpoint was written; return what to tell of it.
 
         Raises:
             SettingsError: if the settings are not those of the run so far.
-            CheckpointError: if it is of another model, or of another number of processes.
+            CheckpointError: if it is of another model, or of another number of processes, or,
+                unless that is wanted, of a run of other parts.
         """
         check_same(self.folder, self.recipe)
-        state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=True)
+        state = read_state(checkpoint)
         if state["format"] != FORMAT:
             raise CheckpointError(
                 f"{checkpoint} was written by trl {state['versions']['trl']}, in a format that "
@@ -400,6 +467,7 @@ class Run:
             )
         if problem := self.parts.misfit(state):
             raise CheckpointError(f"{checkpoint} {problem}")
+        told = self._changes(checkpoint, state)
         own = state["of_each_process"][self.accelerator.process_index]
         self.parts.load_state_dict(state, own)
         self.diagnosis.load_state_dict(state["diagnosis"])
@@ -413,17 +481,64 @@ class Run:
         self.seconds = state["seconds"]
         self.resumed_at = state["step"]
         if self.main:
-            self.folder.cut(state["files"])
+            told += self.folder.cut(state["files"], state["step"])
             self.folder.write("recipe.yaml", settings.dump(self.recipe))
             (self.path / "summary.json").unlink(missing_ok=True)
             checkpoints.remove(self.folder.policy)  # of a later step, if it is there
             for path in self.checkpoints.all():
                 if checkpoints.step_of(path) > state["step"]:  # of steps made again, or damaged
                     checkpoints.remove(path)
+            self._settle_best()
         self.accelerator.wait_for_everyone()
+        if self._any(self.main and _best_step(self.folder.best) > state["step"]):
+            if self.best_step == state["step"]:
+                self._save_policy("best")
+            else:
+                self.best, self.best_step, self.without_gain = None, 0, 0
+                told.append(f"{self.folder.best} was of a later step: it is deleted.")
+                checkpoints.remove(self.folder.best) if self.main else None
         self._remember(*self.folder.rows("metrics"))
         set_random_state(own["random"])
-        return f"Going on after step {state['step']}, from {checkpoint}."
+        if told and self.recipe.quiet and self.main:
+            warnings.warn(" ".join(told), stacklevel=4)
+        return [*told, f"Going on after step {state['step']}, from {checkpoint}."]
+
+    def _changes(self, checkpoint: Path, state: Mapping[str, Any]) -> list[str]:
+        """Return in what a checkpoint is of another run, or raise unless it may be."""
+        before, versions, told = state.get("recipe"), state["versions"], list[str]()
+        if before is None:
+            told.append(
+                f"{checkpoint} is of an older trl: whether the run is the same is not known."
+            )
+        elif found := other_settings(before, self.recipe, str(checkpoint)):
+            if not self.folder.changes:
+                raise SettingsError("Recipe", found)
+            told += [problem.partition(", to go on")[0] for problem in found]
+        if parts := self.parts.changed(state):
+            if not self.folder.changes:
+                raise CheckpointError(
+                    f"{checkpoint} is of a run {'; '.join(parts)}. Bring back what it was, start "
+                    f"another run in another folder, or {ALL_THE_SAME}."
+                )
+            told.append(
+                f"Gone on with all the same, though {checkpoint} is of a run {'; '.join(parts)}."
+            )
+        others = [
+            f"{name} {old}, now {VERSIONS[name]}"
+            for name, old in versions.items()
+            if old != VERSIONS.get(name)
+        ]
+        if others:
+            told.append(
+                f"{checkpoint} was written with {', '.join(others)}: numbers may round otherwise."
+            )
+        return told
 
     def _best_figure(self) -> tuple[str | None, str]:
         return self.recipe.checkpoints.best, self.recipe.checkpoints.mode
+
+
+def _best_step(folder: Path) -> int:
+    """Return the step of a best policy; -1: there is none, or it is of an older run."""
+    file = folder / BEST_STEP
+    return int(file.read_text()) if file.is_file() else -1
