@@ -127,8 +127,14 @@ def test_a_classifier_is_trained_by_a_recipe_that_says_so(runs, capsys):
 
 @pytest.mark.parametrize(
     ("given", "resume"),
-    [([], None), (["--resume"], "auto"), (["--resume", "auto"], "auto"), (["--resume=r"], "r")]
-    + [(["--resume-changed"], "changed:auto"), (["--resume=r", "--resume-changed"], "changed:r")],
+    [
+        ([], None),
+        (["--resume"], "auto"),
+        (["--resume", "auto"], "auto"),
+        (["--resume=r"], "r"),
+        (["--resume-changed"], "changed:auto"),
+        (["--resume=r", "--resume-changed"], "changed:r"),
+    ],
 )
 def test_resume(given, resume, runs, tmp_path):
     (tmp_path / "r").mkdir()
