@@ -279,6 +279,8 @@ NO_GAIN = {
 CASES = {
     "model.name": Case("{folder}/other", first_step),
     "model.revision": Case("other", loaded, {"model.name": "tiny/hub"}),
+    "model.gguf_file": Case("tiny.gguf", loaded, {"model.name": "{folder}/gguf"}),
+    "model.dtype": Case("bfloat16", loaded, LORA),
     "model.tokenizer": Case("{folder}/other", first_step),
     "model.trust_remote_code": Case(True, loaded, {"model.name": "{folder}/code"}),
     "model.unfrozen_layers": Case(1, first_step),
@@ -409,6 +411,16 @@ CASES = {
 }
 
 
+def write_gguf(folder: Path) -> None:
+    """A model as an ordinary folder, and another one in a file of it."""
+    from tests import test_gguf as others
+
+    folder.mkdir()
+    others.folder_of(folder / "made", others.byte_tokenizer())
+    others.exporter.to_gguf(folder / "made", folder / "tiny.gguf")
+    tiny_model("llama").save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
     """Models, tokenizers, prompts and datasets on the disk."""
@@ -423,6 +435,7 @@ def sources(tmp_path_factory) -> Path:
     other.add_tokens(["w1w"])
     other.bos_token = "w57"
     other.save_pretrained(folder / "other")
+    write_gguf(folder / "gguf")
     rows = [" ".join(f"w{n + m}" for m in range(1 + n % 5)) for n in range(1, 21)]
     (folder / "prompts.txt").write_text("\n".join([*rows, *rows[:3]]) + "\n")
     table = [{"text": row, "other": f"w50 {row}"} for row in rows[::-1]]

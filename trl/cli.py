@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_explained(error):
             raise
-        print(f"trl: {_sentence(error)}", file=sys.stderr)
+        notes = getattr(error, "__notes__", [])
+        print(f"trl: {_sentence(error)}", *notes, sep="\n", file=sys.stderr)
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         users = isinstance(error, (ImportError, OSError, TypeError, ValueError)) and not full
         return USAGE_ERROR if users else FAILED

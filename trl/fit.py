@@ -1,8 +1,11 @@
-"""Whether a model can write, and whether tokens fit it: it must know each, and have a position."""
+"""Whether a model can write, whether tokens fit it (it must know each, and have a position), and
+what to do where the memory does not do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +13,16 @@ from torch import Tensor, nn
 
 from trl.anatomy import is_encoder_decoder, language_model, position_limits, vocabulary_size
 from trl.config.errors import refuse
+
+_ALLOCATORS_SAY = "can't allocate memory", "not enough memory", "out of memory"
+_OUT_OF_MEMORY = "Out of memory while"
+_TAKES_LESS = (
+    "What takes less: `forward_batch_size` or `token_budget` of the settings of PPO (fewer "
+    "responses in a pass, with the same results); `max_rows` of the sampler (fewer written at "
+    "once); and "
+    "training an adapter (`lora` in a recipe, `peft_config`) or the top alone (`unfrozen_layers`), "
+    "or calling the model's gradient_checkpointing_enable()."
+)
 
 
 def uncompiled(model: Any, name: str) -> nn.Module:
@@ -94,3 +107,25 @@ def check_positions(
             "recorded log-probs would be wrong: shorten the responses, or leave out some queries"
         )
         refuse(name, rule, got, fix)
+
+
+@contextmanager
+def out_of_memory_told(doing: str) -> Iterator[None]:
+    """Add to an error of memory what takes less of it; the error stays as it is.
+
+    Args:
+        doing: What is done inside, "sampling".
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        told = any(note.startswith(_OUT_OF_MEMORY) for note in getattr(error, "__notes__", ()))
+        if _is_of_memory(error) and not told:
+            error.add_note(f"{_OUT_OF_MEMORY} {doing}. {_TAKES_LESS}")
+        raise
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Return whether an error is that of an allocator: CUDA's is a type, others have words."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or any(words in str(error) for words in _ALLOCATORS_SAY)

@@ -17,6 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from trl.anatomy import keep_hidden_states
 from trl.config.errors import refuse
+from trl.gguf import gguf_apart
 from trl.models.checkpoint import ADAPTER_CONFIG, MODEL_FILE, Source, fill_value_head, save_policy
 from trl.models.head import constant_weights, precise_head
 from trl.models.loading import load_whole
@@ -104,7 +105,8 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
         """
         if pretrained_model_name_or_path is None:  # from a config and a state_dict
             return super().from_pretrained(None, *args, **kwargs)
-        source = Source.of(pretrained_model_name_or_path, kwargs)
+        name, kwargs = gguf_apart(pretrained_model_name_or_path, kwargs)
+        source = Source.of(name, kwargs)
         if source.find(ADAPTER_CONFIG) is not None:
             fix = "load it with trl.CausalLMWithValueHead.from_pretrained"
             refuse(source.name, "be a whole model", f"an adapter ({ADAPTER_CONFIG})", fix)

@@ -37,6 +37,7 @@ from trl.compute.processes import checked_everywhere, gathered, share_of, whiten
 from trl.compute.updater import make_updater
 from trl.config import PPOConfig
 from trl.config.errors import refuse
+from trl.fit import out_of_memory_told
 from trl.models.adapters import check_enabled
 from trl.models.checks import check_device, check_finite, check_fits, check_models
 from trl.models.reference import ReferenceKind
@@ -161,6 +162,7 @@ class PPOTrainer:
         first = self.steps_done < self.config.value_warmup_steps
         return self.algorithm.critic and (first or not self.value_pretraining.over)
 
+    @out_of_memory_told("taking a step of PPO")
     def step(
         self,
         query: TokenLists | Rollout,
@@ -243,6 +245,7 @@ class PPOTrainer:
 
     # -- forward ---------------------------------------------------------------------------------
 
+    @out_of_memory_told("scoring responses with a model")
     def forward_pass(self, model: nn.Module, rollout: Rollout) -> ResponseOutput:
         """Return log-probs, values and entropies [B, R] under `model`, in passes that fit."""
         return response_output(model, rollout, self.config)

@@ -70,6 +70,12 @@ class ModelConfig:
     million parameters that ships with trl."""
     revision: Text | None = None
     """Branch, tag or commit of a model on the hub."""
+    gguf_file: Text | None = None
+    """Read the model, and its tokenizer, from this GGUF file of the folder or repository; `name`
+    may also be the path of the file."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """What the weights are kept in; auto: what they were saved in. What is trained must be float32:
+    bfloat16 is for what is frozen, below a LoRA adapter or the top layers."""
     tokenizer: Text | None = None
     """A folder or hub name; None: the one beside the model."""
     trust_remote_code: bool = False
@@ -87,6 +93,11 @@ class ModelConfig:
         """Yield what is wrong with settings that each are in order."""
         if self.lora is not None and self.unfrozen_layers is not None:
             yield "unfrozen_layers", "be None beside `lora`", "keep one of the two"
+        if self.gguf_file is not None and self.name == STARTER:
+            yield "gguf_file", "be None for the model that ships with trl", "set `name`"
+        if self.dtype == "bfloat16" and self.lora is None and self.unfrozen_layers is None:
+            fix = "set `lora` or `unfrozen_layers`, or ppo.precision: bf16 alone"
+            yield "dtype", "be float32 where all weights are trained", fix
         if str(self.reference).startswith("adapter") and self.lora is None:
             yield "reference", f"not be {self.reference} without `lora`", "set `lora`"
         if self.reference == "shared-trunk" and self.unfrozen_layers is None:

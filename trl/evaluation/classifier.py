@@ -56,6 +56,8 @@ class ClassifierScorer(SequenceModel):
             classifier of `trl train` cuts texts as in training, by default to as many tokens.
         device: Where to compute. Default: a loaded model stays where it is; another goes to the
             GPU if there is one.
+        gguf_file: Read the model from this file of the folder or repository; `model` may also be
+            the path of the file.
     """
 
     def __init__(
@@ -68,8 +70,9 @@ class ClassifierScorer(SequenceModel):
         batch_size: int = 256,
         max_length: int | None = None,
         device: str | torch.device | None = None,
+        gguf_file: str | None = None,
     ) -> None:
-        super().__init__(model, tokenizer, batch_size, max_length, device)
+        super().__init__(model, tokenizer, batch_size, max_length, device, gguf_file)
         self.label = _label_index(self.model, label)
         self.set_output(output)
 

@@ -47,6 +47,8 @@ class RewardModelScorer(SequenceModel):
         max_length: Cut texts to this many tokens. Default: what the model can take.
         device: Where to compute. Default: a loaded model stays where it is; another goes to the
             GPU if there is one.
+        gguf_file: Read the model from this file of the folder or repository; `model` may also be
+            the path of the file.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class RewardModelScorer(SequenceModel):
         batch_size: int = 16,
         max_length: int | None = None,
         device: str | torch.device | None = None,
+        gguf_file: str | None = None,
     ) -> None:
-        super().__init__(model, tokenizer, batch_size, max_length, device)
+        super().__init__(model, tokenizer, batch_size, max_length, device, gguf_file)
         if self.model.config.num_labels != 1:
             got = f"{self.model.config.num_labels} labels"
             fix = "use ClassifierScorer(model, label=...)"

@@ -24,6 +24,7 @@ from trl.config import check_values
 from trl.config.errors import refuse
 from trl.config.types import Count
 from trl.evaluation.scores import failures_named
+from trl.gguf import as_plain, classifier_head, gguf_apart, unpacking
 from trl.scored import Scored
 
 __all__ = ["SequenceModel", "token_limit", "tokenize"]
@@ -38,12 +39,13 @@ class SequenceModel:
     """A model with a classification head, its own tokenizer, and how texts go through both.
 
     Args:
-        model: A folder or a hub name, loaded in float32, or a loaded model.
-        tokenizer: None: the one beside the model.
+        model: A folder, a hub name or a GGUF file, loaded in float32, or a loaded model.
+        tokenizer: None: the one beside the model, or in its GGUF file.
         batch_size: Texts per forward pass.
         max_length: Cut texts to this many tokens; None: to as many as it was trained with, where
             config.json has `text_cut` (see `train_classifier`), or to what the model can take.
         device: None: a loaded model stays where it is; another goes to the GPU if there is one.
+        gguf_file: Read the model from this file of the folder or repository.
 
     Raises:
         ValueError: if a size is none, or the two cannot make batches.
@@ -57,6 +59,7 @@ class SequenceModel:
         batch_size: int,
         max_length: int | None,
         device: str | torch.device | None,
+        gguf_file: str | None = None,
     ) -> None:
         sizes = {"batch_size": (Count, batch_size), "max_length": (Count | None, max_length)}
         check_values(type(self).__name__, sizes)
@@ -64,11 +67,14 @@ class SequenceModel:
         if tokenizer is None and not by_name:
             fix = "pass the tokenizer that the model was trained with, or its folder"
             refuse("tokenizer", "be given with a loaded model", fix=fix)
+        if gguf_file is not None and not by_name:
+            refuse("gguf_file", "be None with a loaded model", repr(gguf_file), "leave it out")
+        where = {"gguf_file": gguf_file} if tokenizer is None else {}
         tokenizer = model if tokenizer is None else tokenizer
         if isinstance(tokenizer, (str, os.PathLike)):
-            tokenizer = _loaded(AutoTokenizer, tokenizer, "tokenizer_config.json")
+            tokenizer = _loaded(AutoTokenizer, tokenizer, "tokenizer_config.json", **where)
         if by_name:
-            model = _load_model(model)
+            model = _load_model(model, gguf_file)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device or model.device)
         if tokenizer.pad_token_id is None or _pad_token_id(model) is None:
@@ -256,9 +262,20 @@ def _pad_token_id(model: PreTrainedModel) -> int | None:
     return model.config.get_text_config().pad_token_id
 
 
-def _load_model(source: Source) -> PreTrainedModel:
+def _load_model(source: Source, gguf_file: str | None) -> PreTrainedModel:
     options = {"dtype": torch.float32, "output_loading_info": True}
-    model, info = _loaded(AutoModelForSequenceClassification, source, "config.json", **options)
+    name, where = gguf_apart(source, {"gguf_file": gguf_file})
+    head, labels = classifier_head(name, where) if where else ({}, [])
+    if head:
+        options |= {"num_labels": len(head["weight"])}
+    if len(labels) == len(head.get("weight", ())) > 0:
+        options["id2label"] = dict(enumerate(labels))
+        options["label2id"] = {label: index for index, label in enumerate(labels)}
+    options |= where | (unpacking() if where else {})
+    model, info = _loaded(AutoModelForSequenceClassification, name, "config.json", **options)
+    if where:
+        as_plain(model, name, where["gguf_file"])
+        _fill(model, head, info["missing_keys"])
     if info["missing_keys"]:
         raise ValueError(
             f"{os.fspath(source)!r} is not a sequence classifier: it has no weights for "
@@ -266,6 +283,16 @@ def _load_model(source: Source) -> PreTrainedModel:
             "model that was trained and saved as AutoModelForSequenceClassification."
         )
     return model
+
+
+def _fill(model: PreTrainedModel, head: dict[str, Tensor], missing: set[str]) -> None:
+    """Put the head of a GGUF file where the model lacks one, and take it from what is missing."""
+    for place in sorted(missing):
+        owner, _, kind = place.rpartition(".")
+        weight = getattr(model.get_submodule(owner), kind)
+        if kind in head and head[kind].shape == weight.shape:
+            weight.data.copy_(head[kind])
+            missing.remove(place)
 
 
 def _loaded(kind: Any, source: Source, needed: str, **options: Any) -> Any:
@@ -277,13 +304,14 @@ def _loaded(kind: Any, source: Source, needed: str, **options: Any) -> Any:
         needed: A file that a folder must hold.
         options: For `from_pretrained`.
     """
-    folder, name = Path(source), os.fspath(source)
+    name, options = gguf_apart(source, options)
+    folder = Path(name)
     if not folder.exists() and (folder.is_absolute() or name.startswith((".", "~"))):
         raise FileNotFoundError(
             f"The model's folder {name!r} does not exist: pass a folder with "
             "config.json, model.safetensors and the tokenizer's files, or a name of the hub."
         )
-    if folder.is_dir() and not (folder / needed).is_file():
+    if folder.is_dir() and "gguf_file" not in options and not (folder / needed).is_file():
         raise FileNotFoundError(
             f"The folder {name!r} holds no {needed}. Save a sequence classifier there "
             "with model.save_pretrained(folder) and tokenizer.save_pretrained(folder)."

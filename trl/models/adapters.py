@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from trl.anatomy import language_model, text_config, vocabulary_size
 from trl.config.errors import refuse
+from trl.gguf import gguf_apart
 from trl.models.checkpoint import ADAPTER_CONFIG, ADAPTER_FILE, Source
 
 _PICKLED = "adapter_model.bin"
@@ -98,7 +100,12 @@ def save_adapter(
         refuse("save_directory", rule, f"`{folder}`", fix)
     if base:
         _check_added_tokens(language_model(model), base)
-    model.save_pretrained(folder, selected_adapters=names, **kwargs)
+    if base and base.endswith(".gguf"):  # which peft does not look into
+        added = _tokens_of(base) != vocabulary_size(model)
+        kwargs.setdefault("save_embedding_layers", added or "auto")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Could not find a config file in .*\.gguf")
+        model.save_pretrained(folder, selected_adapters=names, **kwargs)
     if name != "default":  # peft puts it into a folder of its name
         for file in (ADAPTER_CONFIG, ADAPTER_FILE, _PICKLED):
             with suppress(FileNotFoundError):
@@ -117,7 +124,7 @@ def _check_added_tokens(plain: PreTrainedModel, base: str) -> None:
     if len(changed) == 1 or text_config(plain).tie_word_embeddings:
         return
     try:
-        tokens = AutoConfig.from_pretrained(base).get_text_config().vocab_size
+        tokens = _tokens_of(base)
     except (OSError, ValueError):  # unknown: out of reach, or with code of its own
         return
     if tokens != vocabulary_size(plain):
@@ -128,8 +135,18 @@ def _check_added_tokens(plain: PreTrainedModel, base: str) -> None:
         )
 
 
-def base_of(adapter: Source) -> Source:
-    """Return where the base model of a saved adapter is.
+def _tokens_of(base: str) -> int:
+    """Return the size of the vocabulary of a model by its name."""
+    name, where = gguf_apart(base, {})
+    return AutoConfig.from_pretrained(name, **where).get_text_config().vocab_size
+
+
+def base_of(adapter: Source, settings: dict[str, Any]) -> tuple[Source, dict[str, Any]]:
+    """Return where the base model of a saved adapter is, and the settings to load it with.
+
+    Args:
+        adapter: Where it is.
+        settings: Of `from_pretrained`; the base model may be in a GGUF file.
 
     Raises:
         FileNotFoundError: if the base model is a folder that is missing.
@@ -143,6 +160,7 @@ def base_of(adapter: Source) -> Source:
             "the base model, put the adapter on it with PeftModel.from_pretrained, and pass that."
         )
     revision = getattr(config, "revision", None)
+    name, settings = gguf_apart(name, settings)
     base = Source.of(name, adapter.hub | {"revision": revision, "subfolder": None})
     if base.find(ADAPTER_CONFIG) is not None:
         raise ValueError(
@@ -150,7 +168,7 @@ def base_of(adapter: Source) -> Source:
             f"which has an {ADAPTER_CONFIG}: move the adapter_* files of one of them to another "
             f"folder, and set base_model_name_or_path in {ADAPTER_CONFIG}."
         )
-    return base
+    return base, settings
 
 
 def load_adapter(

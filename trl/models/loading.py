@@ -12,6 +12,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models import auto
 from transformers.utils import logging as transformers_logging
 
+from trl.gguf import as_plain, gguf_apart, unpacking
 from trl.models import checkpoint as saved
 from trl.models.adapters import base_of, load_adapter
 from trl.models.checkpoint import SavedHead, Source
@@ -28,11 +29,12 @@ def load_model(
         allow_pickle: Also load weights from pickles.
         **kwargs: What transformers' `from_pretrained` takes.
     """
+    name, kwargs = gguf_apart(name, kwargs)
     source = Source.of(name, kwargs)
     if source.find(saved.ADAPTER_CONFIG) is None:
         return load_whole(None, source, allow_pickle=allow_pickle, **kwargs)[:2]
-    of_base = base_of(source)
     elsewhere = {key: kwargs[key] for key in kwargs if key not in ("revision", "subfolder")}
+    of_base, elsewhere = base_of(source, elsewhere)
     base, base_head, _ = load_whole(
         None, of_base, allow_pickle=allow_pickle, **elsewhere | of_base.hub
     )
@@ -57,14 +59,23 @@ def load_whole(
         allow_pickle: Also load weights from pickles.
         **kwargs: What `load` takes.
     """
-    source.check(allow_pickle=allow_pickle)
-    if "quantization_config" not in kwargs and "torch_dtype" not in kwargs:
+    in_gguf = kwargs.get("gguf_file")
+    if in_gguf is None:
+        source.check(allow_pickle=allow_pickle)
+    quantized = "quantization_config" in kwargs
+    if not quantized and "torch_dtype" not in kwargs:
         kwargs.setdefault("dtype", torch.float32)
+    if in_gguf is not None and not quantized:
+        kwargs |= unpacking()
     if not allow_pickle:
         kwargs["use_safetensors"] = True
     try:
         with quiet_transformers(bars=True):  # or it would warn of the value head in old folders
-            load = load or _auto_class(source, kwargs).from_pretrained
+            if load is None:
+                config = _config(source, kwargs)
+                load = _auto_class(config).from_pretrained
+                if in_gguf is not None:  # to read the file's vocabulary again takes seconds
+                    kwargs["config"] = config
             model, info = load(source.name, *args, output_loading_info=True, **kwargs)
     except OSError as error:
         if source.folder is not None:
@@ -79,6 +90,10 @@ def load_whole(
             f"`{source.name}` must hold the weights of a {type(model).__name__}, but lacks "
             f"{sorted(info['missing_keys'])[:3]} and so on: it is a model of another kind."
         )
+    if in_gguf is not None:
+        if not quantized:
+            as_plain(model, source.name, in_gguf)
+        return model, None, info
     head = saved.load_value_head(
         source,
         None if kwargs.get("variant") else saved.MODEL_FILE,
@@ -88,12 +103,18 @@ def load_whole(
     return model, head, info
 
 
-def _auto_class(source: Source, kwargs: dict[str, Any]) -> Any:
-    """Return the class of transformers that loads models of the kind."""
+def _config(source: Source, kwargs: dict[str, Any]) -> PretrainedConfig:
+    """Return the configuration that a model is loaded with."""
     config = kwargs.get("config")
-    if not isinstance(config, PretrainedConfig):
-        code = {key: kwargs[key] for key in ("trust_remote_code", "code_revision") if key in kwargs}
-        config = AutoConfig.from_pretrained(config or source.name, **code, **source.hub)
+    if isinstance(config, PretrainedConfig):
+        return config
+    names = ("trust_remote_code", "code_revision", "gguf_file")
+    code = {key: kwargs[key] for key in names if key in kwargs}
+    return AutoConfig.from_pretrained(config or source.name, **code, **source.hub)
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    """Return the class of transformers that loads models of the kind."""
     seq2seq, images = auto.AutoModelForSeq2SeqLM, auto.AutoModelForImageTextToText
     kind = seq2seq if config.is_encoder_decoder else auto.AutoModelForCausalLM
     # Some that read images too (Qwen2.5-VL, Llava) are no causal models to transformers.

@@ -24,7 +24,7 @@ from trl.config import check_values, closest
 from trl.config.errors import refuse
 from trl.config.types import Count, CountRange, Whole
 from trl.core import LengthSampler
-from trl.fit import check_end_ids, check_ids, check_positions, uncompiled
+from trl.fit import check_end_ids, check_ids, check_positions, out_of_memory_told, uncompiled
 from trl.rollout.draw import random_dtype
 from trl.rollout.queries import Encoded, Queries, decode_pair, encode_queries
 from trl.rollout.sampling import Distribution, Progress, Writing
@@ -188,6 +188,7 @@ class Sampler:
         if seeds is None:
             self.calls += 1
 
+    @out_of_memory_told("sampling")
     def _sample(
         self,
         policy: nn.Module,

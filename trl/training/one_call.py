@@ -109,7 +109,7 @@ def train(
             is none. A checkpoint's folder: go on from that one. The arguments must be as before,
             a loaded model as it was before the first step.
         profile: A folder for where the time goes: a table, and a trace of two steps.
-        model_kwargs: Passed to `from_pretrained`: dtype, device_map, revision, ….
+        model_kwargs: Passed to `from_pretrained`: dtype, device_map, revision, gguf_file, ….
         sampler_kwargs: Passed to `Sampler`: group_size, stop_strings, add_bos, max_rows, ….
             Its tokenizer and max_new_tokens have parameters of their own here. `add_bos` is True
             here, as in recipes, for a tokenizer that has a BOS token.
@@ -171,7 +171,15 @@ def train(
             profile=profile,
         )
         if folder is not None:
-            recipe = _described(recipe, made, folder, model, max_new_tokens, sampler_kwargs or {})
+            recipe = _described(
+                recipe,
+                made,
+                folder,
+                model,
+                max_new_tokens,
+                sampler_kwargs or {},
+                (model_kwargs or {}).get("gguf_file"),
+            )
         return _trained(Run(recipe, made, folder, on_step=on_step, on_finding=_warn_of), checkpoint)
 
 
@@ -198,6 +206,7 @@ def _described(
     model: Any,
     max_new_tokens: int | tuple[int, int],
     given: Mapping[str, Any],
+    gguf_file: str | None,
 ) -> settings.Recipe:
     """Return the recipe with what can be said of objects, for `trl report` and `trl compare`."""
     config, loop, policy = parts.trainer.config, parts.loop, parts.model
@@ -209,7 +218,10 @@ def _described(
     return replace(
         recipe,
         model=settings.ModelConfig(
-            name=os.fspath(model), unfrozen_layers=frozen, reference=None if reference else "none"
+            name=os.fspath(model),
+            gguf_file=gguf_file,
+            unfrozen_layers=frozen,
+            reference=None if reference else "none",
         ),
         data=settings.DataConfig(
             prompts=f"{len(parts.prompts.train)} prompts given in Python",

@@ -29,8 +29,9 @@ from trl.config.recipe import STARTER, LoRAConfig, Recipe, RewardConfig
 from trl.data.pretraining import PretrainingText
 from trl.data.prompts import PromptSplit, load_prompts
 from trl.evaluation import Scorer, WeightedSum
+from trl.gguf import gguf_apart
 from trl.models.adapters import base_weights, import_peft
-from trl.models.checkpoint import hub_arguments
+from trl.models.checkpoint import ADAPTER_CONFIG, hub_arguments
 from trl.models.loading import quiet_transformers
 from trl.models.reference import ReferenceKind
 from trl.models.with_value_head import load_policy
@@ -168,6 +169,8 @@ class Parts:
             model_kwargs={
                 "peft_config": model.lora and peft_config(model.lora),
                 "unfrozen_layers": model.unfrozen_layers,
+                "gguf_file": model.gguf_file,
+                "dtype": model.dtype,
                 **{name: value for name, value in where.items() if value},
             },
             parts=sampling.parts,
@@ -349,7 +352,7 @@ def find_tokenizer(
         given: A tokenizer, its name or folder, or None.
         model: What the policy was loaded from.
         policy: As it was loaded.
-        model_kwargs: With what; revision and subfolder are those of `model` alone.
+        model_kwargs: With what; revision, subfolder and gguf_file are those of `model` alone.
         needed: Whether it is an error that there is none beside the model.
 
     Raises:
@@ -366,7 +369,10 @@ def find_tokenizer(
         where = hub_arguments(dict(model_kwargs))
         if name != beside:
             where = {k: v for k, v in where.items() if k not in ("revision", "subfolder")}
+        elif not os.path.isfile(os.path.join(beside, ADAPTER_CONFIG)):  # whose base it is of
+            where["gguf_file"] = model_kwargs.get("gguf_file")
         try:
+            name, where = gguf_apart(name, where)
             return AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **where)
         except (OSError, ValueError) as error:
             failed = error
