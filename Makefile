@@ -3,6 +3,7 @@
 # make test    set up, then run the tests;                             ARGS="tests/test_core.py -x"
 # make test-gpu                          the tests that need a GPU
 # make bench   set up, then time an iteration beside other releases;   ARGS="--workload b --repeats 3"
+# make models  get the real models of some tests and examples, from PyPI
 # make notebooks, make docs               run the notebooks and keep what they show; build site/
 # make readme  write README.md from notebooks/index.ipynb
 #
@@ -17,13 +18,14 @@ RUN_READY := .venv/.ready-to-run
 DEV_READY := .venv/.ready-to-develop
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-slow test-gpu bench notebooks readme docs check format clean
+.PHONY: help demo test test-slow test-gpu models bench notebooks readme docs check format clean
 
 help:
 	@echo "make demo       set up .venv, then tune a small GPT-2 with PPO, offline; ARGS='--steps 20'"
 	@echo "make test       set up .venv, then run the tests; ARGS='tests/test_core.py -x'"
 	@echo "make test-slow  those that take minutes too"
 	@echo "make test-gpu   those that need a GPU"
+	@echo "make models     get the real models of some tests and examples"
 	@echo "make bench      time an iteration beside other releases"
 	@echo "make notebooks  run the notebooks and keep what they show"
 	@echo "make readme     write README.md from notebooks/index.ipynb"
@@ -43,6 +45,9 @@ test-gpu: $(DEV_READY)
 
 test-slow: $(DEV_READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+models: $(DEV_READY)
+	$(BIN)/python examples/real_models/get.py
 
 bench: $(DEV_READY)
 	$(BIN)/python benchmarks/peers.py --make-environment trl-0.11.4 trl-1.12.0

@@ -95,3 +95,19 @@ def fresh_accelerator() -> Iterator[None]:
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+REAL_MODELS = Path(os.environ.get("TRL_MODELS", "~/.cache/trl/models")).expanduser()
+"""As examples/real_models/get.py has it."""
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Callable[[str], Path]:
+    """The folder of a real model by its name; a test is skipped where it is not."""
+
+    def folder(name: str) -> Path:
+        if not (REAL_MODELS / name).is_dir():
+            pytest.skip(f"no {REAL_MODELS / name}: examples/real_models/get.py gets it")
+        return REAL_MODELS / name
+
+    return folder
