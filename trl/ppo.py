@@ -343,7 +343,9 @@ class PPOTrainer:
             for rows in self._minibatches(rollout):
                 update = self._gradient(rollout, rows, targets, texts[made] if texts else None)
                 if made == 0:
-                    check_first_ratio(update.means["policy/abs_log_ratio"], self.precision)
+                    low = any(w.dtype != torch.float32 for w in self.model.parameters())
+                    precision = "bf16" if low and self.precision == "no" else self.precision
+                    check_first_ratio(update.means["policy/abs_log_ratio"], precision)
                 made += 1
                 squares += update.means["policy/approxkl"] * update.tokens
                 tokens += update.tokens

@@ -57,6 +57,23 @@ def freeze_lower_layers(plain: PreTrainedModel, unfrozen_layers: int) -> None:
     trained = _upper_weights(plain, unfrozen_layers)
     for weight in plain.parameters():
         weight.requires_grad_(weight in trained)
+    if any(weight.dtype != torch.float32 for weight in trained):
+        _train_in_float32(plain, trained, layers[-unfrozen_layers])
+
+
+def _train_in_float32(plain: PreTrainedModel, trained: set[nn.Parameter], first: nn.Module) -> None:
+    """Make float32 of what is trained above layers that stay in low precision, and of what goes in.
+
+    Args:
+        plain: The language model.
+        trained: Its weights that are trained.
+        first: The lowest trained layer.
+    """
+    for weight in trained:
+        weight.data = weight.data.float()
+    first.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
+    head = plain.get_output_embeddings()
+    head.register_forward_pre_hook(lambda head, inputs: (inputs[0].to(head.weight.dtype),))
 
 
 def _upper_weights(plain: PreTrainedModel, unfrozen_layers: int) -> set[nn.Parameter]:
