@@ -83,7 +83,9 @@ def test_a_recipe_by_name_by_file_and_by_the_folder_of_its_run(runs, folder, tmp
 
 def test_defaults_are_less_than_the_recipe_and_the_recipe_less_than_flags(runs):
     assert cli.main(["train", "sentiment", "--ppo.init-kl-coef", "0.5", "--seed=3"]) == 0
-    expected = Recipe(steps=190, seed=3, ppo=PPOConfig.that_learns(learning_rate=2e-4, init_kl_coef=0.5))
+    expected = Recipe(
+        steps=190, seed=3, ppo=PPOConfig.that_learns(learning_rate=2e-4, init_kl_coef=0.5)
+    )
     assert runs == [(expected, None)]
 
 

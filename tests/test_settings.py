@@ -473,7 +473,9 @@ def test_flags_change_a_copy():
     flags = [("ppo.gamma", "1"), ("reward.0.weight", "2")]
     recipe = build(Recipe, values, flags=flags)
     assert values == {"ppo": {"gamma": 0.5}, "reward": [{"weight": 1}]}
-    assert recipe == Recipe(ppo=PPOConfig.that_learns(gamma=1.0), reward=(RewardConfig(weight=2.0),))
+    assert recipe == Recipe(
+        ppo=PPOConfig.that_learns(gamma=1.0), reward=(RewardConfig(weight=2.0),)
+    )
 
 
 # -- what is written -------------------------------------------------------------------------------

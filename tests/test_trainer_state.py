@@ -164,7 +164,10 @@ def test_a_state_that_does_not_fit_changes_nothing():
     nan, first = float("nan"), ("state", 0)
     other[0][1] = [64, 16]
     cases = [
-        ({}, r"`state` must be what `state_dict` returned, with \['kl_controller', .*got \[\]"),
+        (
+            {},
+            r"`state` must be what `state_dict` returned, with \['auto_rate', 'kl_controller', .*got \[\]",
+        ),
         (None, "got NoneType"),
         (with_bad(good, "optimizer", "shapes", value=fewer), "of 30 weights in 1 group.*got 29 in"),
         (with_bad(good, "optimizer", "shapes", value=other), "of 30 weights in 1 group.*the same"),

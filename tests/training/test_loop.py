@@ -110,7 +110,11 @@ def test_a_failing_reward_names_the_texts_and_changes_nothing():
         ({"num_steps": 3}, TypeError, r"no parameter `num_steps`. Did you mean `steps`\?"),
         ({"batchsize": 3, "verbose": 1}, TypeError, r"`batch_size`\? train has .* `verbose`\.$"),
         ({"group_size": 4}, TypeError, r"Pass it as sampler_kwargs=\{'group_size': \.\.\.\}"),
-        ({"algorithm": "grpo"}, ValueError, "`group_size` must be > 1 with algorithm='grpo'"),
+        (
+            {"algorithm": "grpo", "sampler_kwargs": {"group_size": 1}},
+            ValueError,
+            "`group_size` must be > 1 with algorithm='grpo'",
+        ),
         ({"reward": lambda *, texts: [0.0]}, TypeError, "it gets one list of texts"),
         ({"sampler_kwargs": {"group_size": 3}}, ValueError, "`batch_size` must be a multiple"),
         ({"sampler_kwargs": {"temperature": 0.5}}, ValueError, "the same for sampler and trainer"),
@@ -146,12 +150,6 @@ def test_a_pretrained_llama_learns_a_reward(shared):
         max_new_tokens=16,
         sampler_kwargs={"add_bos": True},
         batch_size=64,
-        minibatch_size=64,
-        forward_batch_size=None,
-        ppo_epochs=2,
-        learning_rate=1e-3,
-        init_kl_coef=0.05,
-        adaptive_kl=False,
     )
     first = sum(row["reward/mean"] for row in history[:3]) / 3
     last = sum(row["reward/mean"] for row in history[-3:]) / 3
