@@ -23,16 +23,16 @@ MOST = {
     "gpt2.py": 80,
     "kernels": 162,
     "models": 1578,
-    "optimization": 985,
+    "optimization": 989,
     "ppo.py": 364,
     "report": 913,
     "rollout": 866,
     "scored.py": 134,
     "starter": 16,
-    "training": 2242,
+    "training": 2234,
     "watch": 1077,
 }
-IN_ALL = 12762
+IN_ALL = 12758
 MOST_IN_A_FILE, MOST_IN_A_FUNCTION = 450, 60
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from trl.config import PPOConfig, closest
 from trl.config.errors import refuse
 
 
-def resolve_config(config: PPOConfig | None, ppo_params: Mapping[str, Any]) -> PPOConfig:
-    """Return the config, or build it from keyword arguments.
+def resolve_config(
+    config: PPOConfig | None,
+    ppo_params: Mapping[str, Any],
+    make: Callable[..., PPOConfig] = PPOConfig.from_kwargs,
+) -> PPOConfig:
+    """Return the config, or build it from keyword arguments, by `make`.
 
     Raises:
         TypeError: for both, for what is no config, and for a name close to that of a setting;
@@ -34,4 +38,4 @@ def resolve_config(config: PPOConfig | None, ppo_params: Mapping[str, Any]) -> P
     if near:
         named = ", ".join(f"`{name}`" for name in near)
         warnings.warn(f"PPOTrainer ignores {named}: no such field in PPOConfig.", stacklevel=3)
-    return PPOConfig.from_kwargs(**{k: v for k, v in ppo_params.items() if k not in near})
+    return make(**{k: v for k, v in ppo_params.items() if k not in near})

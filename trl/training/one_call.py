@@ -137,10 +137,7 @@ def train(
     With `out`, the step that is under way at Ctrl-C is finished, and a checkpoint written, first.
     """
     _check_arguments(on_step, ppo_params, sampler_kwargs, out, resume)
-    if config is None:
-        config = PPOConfig.that_learns(**ppo_params)
-    else:
-        config = resolve_config(config, ppo_params)
+    config = resolve_config(config, ppo_params, PPOConfig.that_learns)
     scorer = as_scorer(reward)
     measured = [] if held_out is None else checked_prompts(held_out, "held_out")
     split = PromptSplit(checked_prompts(prompts), measured)
@@ -150,7 +147,11 @@ def train(
     every = settings.CheckpointConfig(every=checkpoint_every)
     often = {"steps": steps, "eval_every": eval_every, "checkpoints": every}
     recipe = settings.Recipe(**often, schedule=falls, seed=config.seed)
-    changes = {"peft_config": peft_config, "unfrozen_layers": unfrozen_layers}
+    loading = {"peft_config": peft_config, "unfrozen_layers": unfrozen_layers} | (
+        model_kwargs or {}
+    )
+    sampling = {"max_new_tokens": max_new_tokens, "group_size": group_size(config.algorithm)}
+    sampling |= sampler_kwargs or {}
     accelerator = make_accelerator(config.precision)
     folder = None if out is None else RunFolder(Path(out).expanduser())
     with opened(folder, resume, accelerator) as (checkpoint, _):
@@ -161,25 +162,16 @@ def train(
             recipe,
             prompts=lambda tokenizer, policy: split,
             scorer=scorer,
-            sampling={"max_new_tokens": max_new_tokens, "group_size": group_size(config.algorithm)}
-            | dict(sampler_kwargs or {}),
+            sampling=sampling,
             ref_model=ref_model,
             tokenizer=tokenizer,
-            model_kwargs=changes | (model_kwargs or {}),
+            model_kwargs=loading,
             only_tokens=isinstance(first[0], Tensor) and not measured,
             parts=parts,
             profile=profile,
         )
         if folder is not None:
-            recipe = _described(
-                recipe,
-                made,
-                folder,
-                model,
-                max_new_tokens,
-                sampler_kwargs or {},
-                (model_kwargs or {}).get("gguf_file"),
-            )
+            recipe = _described(recipe, made, folder, model, sampling, loading.get("gguf_file"))
         return _trained(Run(recipe, made, folder, on_step=on_step, on_finding=_warn_of), checkpoint)
 
 
@@ -204,13 +196,13 @@ def _described(
     parts: Parts,
     folder: RunFolder,
     model: Any,
-    max_new_tokens: int | tuple[int, int],
     given: Mapping[str, Any],
     gguf_file: str | None,
 ) -> settings.Recipe:
     """Return the recipe with what can be said of objects, for `trl report` and `trl compare`."""
     config, loop, policy = parts.trainer.config, parts.loop, parts.model
-    limits = max_new_tokens if isinstance(max_new_tokens, tuple) else (None, max_new_tokens)
+    limits = given["max_new_tokens"]
+    limits = limits if isinstance(limits, tuple) else (None, limits)
     if not isinstance(model, (str, os.PathLike)):
         inner = language_model(policy)
         model = inner.config.name_or_path or type(inner).__name__
