@@ -166,7 +166,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
     cases = [
         (
             {},
-            r"`state` must be what `state_dict` returned, with \['auto_rate', 'kl_controller', .*got \[\]",
+            r"be what `state_dict` returned, with \['auto_rate', 'kl_controller', .*got \[\]",
         ),
         (None, "got NoneType"),
         (with_bad(good, "optimizer", "shapes", value=fewer), "of 30 weights in 1 group.*got 29 in"),

@@ -132,8 +132,8 @@ def build(
         except ValueError as error:
             found.append(str(error))
     tree = _meant(cls, tree)
-    if hasattr(cls, "completed"):
-        tree = cls.completed(tree)
+    completed = getattr(cls, "completed", None)
+    tree = completed(tree) if completed else tree
     try:
         instance = TypeAdapter(cls).validate_json(json.dumps(tree))
     except ValidationError as error:

@@ -141,15 +141,13 @@ def train(
     scorer = as_scorer(reward)
     measured = [] if held_out is None else checked_prompts(held_out, "held_out")
     split = PromptSplit(checked_prompts(prompts), measured)
-    first, _ = prompts_apart(split.train[:1])
     _warn_of_frozen_weights(model, peft_config, unfrozen_layers)
     falls = settings.ScheduleConfig(kind="linear" if decay_learning_rate else "constant")
     every = settings.CheckpointConfig(every=checkpoint_every)
     often = {"steps": steps, "eval_every": eval_every, "checkpoints": every}
     recipe = settings.Recipe(**often, schedule=falls, seed=config.seed)
-    loading = {"peft_config": peft_config, "unfrozen_layers": unfrozen_layers} | (
-        model_kwargs or {}
-    )
+    loading = {"peft_config": peft_config, "unfrozen_layers": unfrozen_layers}
+    loading |= model_kwargs or {}
     sampling = {"max_new_tokens": max_new_tokens, "group_size": group_size(config.algorithm)}
     sampling |= sampler_kwargs or {}
     accelerator = make_accelerator(config.precision)
@@ -166,7 +164,7 @@ def train(
             ref_model=ref_model,
             tokenizer=tokenizer,
             model_kwargs=loading,
-            only_tokens=isinstance(first[0], Tensor) and not measured,
+            only_tokens=isinstance(prompts_apart(split.train[:1])[0][0], Tensor) and not measured,
             parts=parts,
             profile=profile,
         )
