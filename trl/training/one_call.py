@@ -107,7 +107,8 @@ def train(
         checkpoint_every: Write what the run can go on from every so many steps, and at the end.
         resume: None: a new run. "auto": go on from the last checkpoint in `out`, or start if there
             is none. A checkpoint's folder: go on from that one. The arguments must be as before,
-            a loaded model as it was before the first step.
+            a loaded model as it was before the first step: what differs is refused by name, and
+            gone on with all the same by "changed" or "changed:" and a checkpoint's folder.
         profile: A folder for where the time goes: a table, and a trace of two steps.
         model_kwargs: Passed to `from_pretrained`: dtype, device_map, revision, gguf_file, ….
         sampler_kwargs: Passed to `Sampler`: group_size, stop_strings, add_bos, max_rows, ….
