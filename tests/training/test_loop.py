@@ -1,12 +1,13 @@
 """`trl.train` and the loop under it."""
 
 import copy
+import math
 
 import pytest
 import torch
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import Adafactor, AutoTokenizer, PreTrainedTokenizerFast
 
 import trl
 from tests.families import tiny_model
@@ -155,6 +156,22 @@ def test_a_pretrained_llama_learns_a_reward(shared):
     last = sum(row["reward/mean"] for row in history[-3:]) / 3
     assert last > first + 0.25
     assert 0 < history[-1]["objective/kl"] < 15
+
+
+def test_an_optimiser_without_a_rate_of_its_own_is_let_be():
+    """Adafactor with lr=None finds its steps by itself; a schedule has nothing to scale."""
+    model = trl.CausalLMWithValueHead(tiny_model("llama"))
+    optimizer = Adafactor(model.parameters(), lr=None)
+    trainer = PPOTrainer(model, optimizer=optimizer, **SMALL)
+    loop = Loop(
+        trainer,
+        Sampler(tokenizer(), max_new_tokens=4),
+        trl.as_scorer(count_w7),
+        ["w5 w6", "w3"] * 4,
+        schedule=lambda step: 0.5,
+    )
+    assert math.isnan(loop.step()["learning_rate"])
+    assert trainer.optimizer.param_groups[0]["lr"] is None
 
 
 # --- before anything is trained ------------------------------------------------------------------

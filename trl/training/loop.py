@@ -7,6 +7,7 @@ for _ in range(100):
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -135,7 +136,7 @@ class Loop:
         evaluated = time.perf_counter()
         stats = trainer.step(rollout, scored)
         ended = time.perf_counter()
-        totals = scored.totals
+        totals, rate = scored.totals, trainer.optimizer.param_groups[0]["lr"]
         # Of all processes, as are the figures of the trainer.
         gathered = trainer.accelerator.gather(totals.to(trainer.accelerator.device)).cpu()
         self.rollout, self.scores, self.all_scores = rollout, totals, gathered
@@ -152,7 +153,7 @@ class Loop:
             "reward/std": gathered.std(correction=0).item(),
             **(own if self.processes == 1 else mean_of_each(gather_object([own]))),
             **figures,
-            "learning_rate": float(trainer.optimizer.param_groups[0]["lr"]),
+            "learning_rate": float(rate if rate is not None else math.nan),
             "time/rollout": sampled - started,
             "time/evaluation": evaluated - sampled,
             "time/optimisation": ended - evaluated,
@@ -185,7 +186,7 @@ class Loop:
             return
         factor = self.trainer.way_factor = self.schedule(self.steps_done)
         for group, rate in zip(self.trainer.optimizer.param_groups, self.rates, strict=True):
-            if group.get("of_values") or not self.trainer.auto_rate:
+            if rate is not None and (group.get("of_values") or not self.trainer.auto_rate):
                 group["lr"] = rate * factor
 
     def _next_prompts(self) -> list[Any]:
