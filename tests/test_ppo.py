@@ -417,10 +417,17 @@ def test_scores_of_tokens_enter_the_returns_where_they_stand(make_model):
     torch.testing.assert_close(seen[0][1], torch.tensor([[7.0, 6.0, 4.0], [24.0, 16.0, 0.0]]))
 
 
-def test_centring_scores_of_tokens_is_refused(make_model):
+def test_centring_scores_of_tokens_centres_their_sums(make_model):
     ours = trainer(make_model, center_scores=True)
-    with pytest.raises(ValueError, match="`center_scores` must be False with scores for single"):
-        ours.step(ragged([2]), ragged([3]), [[1.0, 2.0, 3.0]])
+    mask = torch.tensor([[True, True, True], [True, False, True]])
+    scores = torch.tensor([[1.0, 2.0, 3.0], [4.0, 0.0, 10.0]])
+    moments, centred = ours.normalized(scores, mask=mask)
+    assert moments.mean == 10.0  # of the sums, 6 and 14
+    expected = torch.tensor([[1 - 10 / 3, 2 - 10 / 3, 3 - 10 / 3], [-1.0, 0.0, 5.0]])
+    torch.testing.assert_close(centred, expected)
+    torch.testing.assert_close(centred.sum(1), torch.tensor([-4.0, 4.0]))
+    stats = ours.step(ragged([2]), ragged([3]), [[1.0, 2.0, 3.0]])
+    assert stats["objective/scores"] == pytest.approx(0, abs=1e-6)
 
 
 def test_tokens_of_others_are_read_but_neither_scored_nor_trained(make_model):

@@ -209,7 +209,7 @@ class PPOTrainer:
             clock.lap("forward_pass")
 
             mask, in_reward = rollout.response_mask, self.algorithm.kl_in == "reward"
-            moments, scores = self.normalized(scores, rollout.ended)
+            moments, scores = self.normalized(scores, rollout.ended, mask)
             kl_coef, kind = self.kl_ctl.value * in_reward, kl_kind(self.config, self.algorithm)
             rewards, non_score_rewards = token_rewards(
                 old.logprobs, ref_logprobs, scores, mask, kl_coef=kl_coef, kl_estimator=kind
@@ -276,7 +276,7 @@ class PPOTrainer:
     # -- rewards and advantages ------------------------------------------------------------------
 
     def normalized(
-        self, scores: Tensor, ended: Tensor | None = None
+        self, scores: Tensor, ended: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[RunningMoments, Tensor]:
         """Return the running moments with these scores, and the scores as configured.
 
@@ -285,6 +285,7 @@ class PPOTrainer:
         Args:
             scores: [B] or [B, R].
             ended: [B] whether the responses ended by themselves: others may lose a penalty.
+            mask: [B, R] their tokens, for scores of single tokens.
         """
         config, moments = self.config, copy.deepcopy(self.score_moments)
         if config.missing_eos_penalty is not None:
@@ -292,8 +293,9 @@ class PPOTrainer:
             scores = missing_eos_penalty(scores, ended, penalty, replace=replace)
         if config.center_scores or config.scale_scores:
             moments.update(gathered(self.accelerator, totals(scores)))
-        center, scale, clip = config.center_scores, config.scale_scores, config.clip_scores
-        return moments, normalize_scores(scores, moments, center=center, scale=scale, clip=clip)
+        how = {"center": config.center_scores, "scale": config.scale_scores}
+        how |= {"clip": config.clip_scores, "mask": mask if scores.ndim == 2 else None}
+        return moments, normalize_scores(scores, moments, **how)
 
     def advantages(
         self, rewards: Tensor, values: Tensor, mask: Tensor, group_ids: Tensor | None = None

@@ -202,7 +202,9 @@ def test_the_revision_of_the_base_is_the_adapters(tmp_path):
     adapter = Source(
         str(tmp_path / "adapter"), {"revision": "main", "subfolder": ".", "token": "t"}
     )
-    assert base_of(adapter) == Source(str(tmp_path / "base"), {"revision": "v1", "token": "t"})
+    base, settings = base_of(adapter, {"dtype": "auto"})
+    assert base == Source(str(tmp_path / "base"), {"revision": "v1", "token": "t"})
+    assert settings == {"dtype": "auto"}
 
 
 def test_a_base_that_is_missing_is_named(tmp_path):

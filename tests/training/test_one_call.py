@@ -113,7 +113,7 @@ def test_a_folder_is_that_of_a_run(tmp_path):
         5,
     )
     recipe = settings.build(Recipe, settings.read_yaml(out / "recipe.yaml"))
-    assert recipe.ppo == settings.PPOConfig.from_kwargs(
+    assert recipe.ppo == settings.PPOConfig.that_learns(
         **{name: SMALL[name] for name in list(SMALL)[-5:]}
     )
     assert write_report([out], out).is_file()
@@ -220,7 +220,7 @@ def test_what_looks_wrong_is_warned_of_once(tmp_path):
 
     with pytest.warns(UserWarning, match="trl.train, step 3: All responses") as caught:
         train(tmp_path / "run", one_for_all, steps=5, learning_rate=1e-5)
-    (found,) = [each for each in caught if "same score" in str(each.message)]
+    (found,) = [each for each in caught if "step 3: All responses" in str(each.message)]
     assert found.filename == __file__
     rows = lines(tmp_path / "run" / "warnings.jsonl")
     assert [row["name"] for row in rows].count("constant_score") == 1

@@ -91,9 +91,6 @@ def _check_settings(rollout: Rollout, scores: Tensor, config: PPOConfig) -> None
         rule = f"be the {sampled} that the responses were sampled with"
         fix = "every importance ratio would be wrong; give Sampler and PPOConfig the same number"
         refuse("temperature", rule, config.temperature, fix)
-    if per_token and config.center_scores:
-        fix = "every token would get the same constant; give one score for each response"
-        refuse("center_scores", "be False with scores for single tokens", fix=fix)
     if config.missing_eos_penalty is None:
         return
     if rollout.ended is None:

@@ -139,6 +139,7 @@ def normalize_scores(
     center: bool = False,
     scale: bool = False,
     clip: float | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Bring scores to a stable range with running moments ("Secrets of RLHF", arXiv:2307.04964).
 
@@ -148,19 +149,22 @@ def normalize_scores(
     (σ = 0) there is no spread to divide by, and they are not scaled.
 
     Args:
-        scores: [B].
-        moments: of the scores so far, these included.
+        scores: [B], or [B, R] of single tokens.
+        moments: of the scores so far, these included; of single tokens, of their sums.
         center: subtract μ.
         scale: divide by σ.
         clip: bound on the result; None for none.
+        mask: [B, R], for scores of single tokens: each of a response's tokens has its share of μ,
+            so that their sum is centred.
     Returns:
-        [B]
+        [B] or [B, R]
     """
     if clip is not None and not clip > 0:
         refuse("clip", "be > 0 or None", clip)
     scores = at_least_fp32(scores)
     if center:
-        scores = scores - moments.mean
+        share = 1.0 if mask is None else mask / mask.sum(1, keepdim=True).clamp(min=1)
+        scores = scores - share * moments.mean
     if scale and moments.std > 0:
         scores = scores / moments.std
     return scores if clip is None else scores.clamp(-clip, clip)

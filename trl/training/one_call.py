@@ -187,7 +187,7 @@ def _trained(run: Run, checkpoint: Path | None) -> Trained:
 
 
 def _warn_of(finding: Finding) -> None:
-    warnings.warn(f"trl.train, step {finding.step}: {finding}", stacklevel=7)
+    warnings.warn(f"trl.train, step {finding.step}: {finding}", stacklevel=8)
 
 
 def _described(
