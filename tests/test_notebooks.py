@@ -40,7 +40,13 @@ def test_there_are_notebooks():
     assert known <= {path.stem for path in NOTEBOOKS}
 
 
-@of_each
+def slow_or_not(path):
+    """The README's tests run the blocks of the index; three others train for long."""
+    is_slow = path.stem.startswith(("index", "03", "04", "05"))
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if is_slow else [])
+
+
+@pytest.mark.parametrize("path", [slow_or_not(path) for path in NOTEBOOKS])
 def test_it_runs(path):
     """In a process and a kernel of its own, with small settings; no model stays in the folder."""
     found = subprocess.run(
