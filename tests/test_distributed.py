@@ -114,8 +114,8 @@ def share(trainer, rows):
 
 
 TABLE = [(kind, way) for kind in KINDS for way in WAYS] + [(kind, "SGD") for kind in MORE]
-QUICK = [(kind, "SGD") for kind in KINDS | MORE]
-QUICK += [("ppo", "Adam"), ("LoRA", "Adam"), ("ppo", "bf16"), ("grpo", "bf16")]
+QUICK = [(kind, "SGD") for kind in [*KINDS, "penalties", "warm-up", "pretraining", "experts"]]
+QUICK += [("routers", "SGD"), ("LoRA", "Adam"), ("ppo", "bf16")]
 
 
 def train_all(out, table=TABLE):

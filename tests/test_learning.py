@@ -16,7 +16,7 @@ from trl.rollout.sampling import sample
 CHOSEN = 42
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_share_of_one_token_goes_from_chance_to_above_nine_tenths(seed):
     """The score is the share of token 42 in a response of 8 tokens."""
     torch.manual_seed(seed)
@@ -47,7 +47,14 @@ def test_share_of_one_token_goes_from_chance_to_above_nine_tenths(seed):
     assert time.perf_counter() - started < 60
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if not ALGORITHMS[name].critic])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "grpo" else [pytest.mark.slow])
+        for name in ALGORITHMS
+        if not ALGORITHMS[name].critic
+    ],
+)
 def test_algorithms_without_a_critic_learn_the_same(name):
     """Groups of 4 responses; sums of losses over a response call for a smaller step."""
     torch.manual_seed(0)

@@ -86,7 +86,13 @@ def offline():
             yield name
 
 
-@pytest.mark.parametrize("name", list(offline()))
+SLOW = ("sentiment-rloo", "sentiment-lora", "sentiment-control")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in offline()],
+)
 def test_it_runs_without_a_network(name, tmp_path):
     if "lora" in name:
         pytest.importorskip("peft")

@@ -589,6 +589,7 @@ if second:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_processes_train_the_classifier_of_one(recipe, tmp_path, monkeypatch):
     small = replace(recipe, epochs=0.5, crop_words=(3, 12), learning_rate=1e-3)
