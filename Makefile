@@ -16,6 +16,7 @@ ARGS ?=
 BIN := .venv/bin
 RUN_READY := .venv/.ready-to-run
 DEV_READY := .venv/.ready-to-develop
+IN_TWO := -n 2 --dist worksteal  # processes, of one thread each; ARGS="-n 0" for one
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help demo test test-slow test-gpu models bench notebooks readme docs check format clean
@@ -38,13 +39,13 @@ demo: $(RUN_READY)
 	$(BIN)/trl demo $(ARGS)
 
 test: $(DEV_READY)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(IN_TWO) $(ARGS)
 
 test-gpu: $(DEV_READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
 test-slow: $(DEV_READY)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(IN_TWO) -m "slow or not slow" $(ARGS)
 
 models: $(DEV_READY)
 	$(BIN)/python examples/real_models/get.py

@@ -457,10 +457,12 @@ def test_help_is_instant(arguments):
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
 
-    start = used()
-    result = run(*arguments)
-    assert used() - start < 0.5
-    assert result.returncode == 0
+    def seconds():
+        start = used()
+        assert run(*arguments).returncode == 0
+        return used() - start
+
+    assert min(seconds() for _ in range(3)) < 0.5
 
 
 def test_no_command_shows_the_help_which_names_all_of_them(capsys):
