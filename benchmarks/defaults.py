@@ -11,9 +11,10 @@ results/defaults.jsonl: figures of each step, of 64 held-out prompts before and 
 killed script goes on at the first cell without a line.
 
 Rewards: `json` and `polite` are those of the recipes json-object and chat-reward; `sentiment`, the
-log-odds of a film-review classifier; `length`, nearness to 12 words. Models come from
-examples/real_models/get.py; the classifier of the chat model is all-MiniLM, trained as the recipe
-imdb-classifier says, with `--out ~/.cache/trl/models/minilm-imdb`.
+log-odds of a film-review classifier; `length`, nearness to 18 words, which takes shorter ones than
+the model would write. Models come from examples/real_models/get.py; the classifier of the chat
+model is all-MiniLM, trained as the recipe imdb-classifier says, with `--out
+~/.cache/trl/models/minilm-imdb`.
 """
 
 from __future__ import annotations
@@ -67,9 +68,9 @@ def of_recipe(prompts: str, reward: str) -> tuple[list[str], Callable[..., Any]]
     return texts, runpy.run_path(str(RECIPES / "rewards.py"))[reward]
 
 
-def words_from_12(completions: list[str]) -> list[float]:
-    """Less the distance from 12 words, of which 12 cost 1."""
-    return [-abs(len(text.split()) - 12) / 12 for text in completions]
+def words_from_18(completions: list[str]) -> list[float]:
+    """Less the distance from 18 words, of which 18 cost 1."""
+    return [-abs(len(text.split()) - 18) / 18 for text in completions]
 
 
 # -- cells -----------------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ def task_of(cell: Cell) -> tuple[list[Any], Any]:
     if cell.task == "polite":
         return of_recipe("chat-reward", "polite_and_short")
     if cell.task == "length":
-        return STORY_OPENINGS, words_from_12
+        return STORY_OPENINGS, words_from_18
     small = cell.model == "starter"
     prompts = starter.prompts("train")[: 600 + HELD_OUT]
     if small:

@@ -203,7 +203,7 @@ def run(settings: dict[str, Any], folder: Path) -> Any:
         result = running.run_recipe(recipe)
     rows = without_time(lines(result.folder / "metrics.jsonl"))
     files = {
-        str(path.relative_to(folder))
+        (str(path.relative_to(folder)), path.name == "state.pt" and path.stat().st_size)
         for path in folder.rglob("*")
         if not path.name.startswith("events")
     }
@@ -385,6 +385,7 @@ CASES = {
     "eval_every": Case(2, run),
     "checkpoints.every": Case(1, run),
     "checkpoints.keep": Case(1, run, {"checkpoints.every": 1, "steps": 3}),
+    "checkpoints.keep_optimizer": Case(False, run),
     "checkpoints.best": Case(None, run),
     "checkpoints.mode": Case("min", run, {"checkpoints.best": "held_out/kl"}),
     "stop.kl": Case(1e-9, run),

@@ -125,6 +125,26 @@ def test_a_folder_is_that_of_a_run(tmp_path):
     assert all(torch.equal(loaded[name], weight) for name, weight in model.state_dict().items())
 
 
+def test_the_optimizers_state_is_dropped_at_the_end_unless_it_is_to_be_kept(tmp_path):
+    states = {}
+    for keep in (False, True):
+        out = tmp_path / str(keep)
+        model, history = train(out, keep_optimizer=keep, decay_learning_rate=False)
+        found = sorted(out.glob("checkpoints/*/state.pt"))
+        states[keep] = [path.stat().st_size for path in found]
+        finished = train(out, resume="auto", decay_learning_rate=False)  # no step is left
+        assert untimed(finished.history) == untimed(history)
+        weights = model.parameters(), finished.model.parameters()
+        assert all(map(torch.equal, *weights))
+    assert len(states[True]) == 2
+    assert len(states[False]) == 1
+    assert states[False][0] < 0.5 * states[True][0]
+    more = {"resume": "auto", "decay_learning_rate": False, "steps": 7}
+    with pytest.raises(CheckpointError, match="without the state of the optimiser.*policy"):
+        train(tmp_path / "False", **more)
+    assert len(train(tmp_path / "True", **more).history) == 8
+
+
 def test_prompts_of_tokens_without_a_tokenizer(tmp_path):
     prompts = [torch.tensor([n]) for n in range(3, 9)]
     changes = {"steps": 2, "max_new_tokens": 3, "batch_size": 4, "precision": "fp32"}

@@ -257,6 +257,9 @@ class CheckpointConfig:
     """Write one every so many steps (one more at the end)."""
     keep: Count = 2
     """Keep the last so many."""
+    keep_optimizer: bool = True
+    """Keep them as they are when the last step is made, to make more steps one day; false: keep one
+    then, without the optimiser's state, which is two thirds of it."""
     best: Text | None = "held_out/reward/mean"
     """Keep the policy that is best by this figure of an evaluation in best/; None: do not."""
     mode: Literal["max", "min"] = "max"

@@ -70,6 +70,7 @@ def train(
     eval_every: int = 25,
     out: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 50,
+    keep_optimizer: bool = False,
     resume: str | os.PathLike[str] | None = None,
     profile: str | os.PathLike[str] | None = None,
     model_kwargs: dict[str, Any] | None = None,
@@ -105,6 +106,8 @@ def train(
             samples, warnings, checkpoints, the best and the last policy, a report. The random
             numbers of Python, NumPy and torch are seeded then. None: nothing is written.
         checkpoint_every: Write what the run can go on from every so many steps, and at the end.
+        keep_optimizer: Keep, when the last step is made, all that it takes to make more steps:
+            False leaves out the optimiser's state, two thirds of a checkpoint.
         resume: None: a new run. "auto": go on from the last checkpoint in `out`, or start if there
             is none. A checkpoint's folder: go on from that one. The arguments must be as before,
             a loaded model as it was before the first step: what differs is refused by name, and
@@ -144,7 +147,7 @@ def train(
     split = PromptSplit(checked_prompts(prompts), measured)
     _warn_of_frozen_weights(model, peft_config, unfrozen_layers)
     falls = settings.ScheduleConfig(kind="linear" if decay_learning_rate else "constant")
-    every = settings.CheckpointConfig(every=checkpoint_every)
+    every = settings.CheckpointConfig(every=checkpoint_every, keep_optimizer=keep_optimizer)
     often = {"steps": steps, "eval_every": eval_every, "checkpoints": every}
     recipe = settings.Recipe(**often, schedule=falls, seed=config.seed)
     loading = {"peft_config": peft_config, "unfrozen_layers": unfrozen_layers}

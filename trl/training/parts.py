@@ -36,6 +36,7 @@ from trl.models.loading import quiet_transformers
 from trl.models.reference import ReferenceKind
 from trl.models.with_value_head import load_policy
 from trl.optimization.schedule import schedule_factor
+from trl.optimization.state import optimizer_state
 from trl.ppo import PPOTrainer
 from trl.rollout.sampler import Sampler
 from trl.training import fingerprints
@@ -255,7 +256,8 @@ class Parts:
 
     def load_state_dict(self, state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         """Go on from `state_dict()` and this process's `own_state()`."""
-        self.trainer.load_state_dict(state["trainer"])
+        trainer, fresh = state["trainer"], optimizer_state(self.trainer.optimizer)
+        self.trainer.load_state_dict(trainer | {"optimizer": trainer["optimizer"] or fresh})
         with torch.no_grad():
             for name, weight in self._weights().items():
                 weight.copy_(state["weights"][name])

@@ -212,7 +212,7 @@ class Run:
                 reason = self.stopped or ("`on_step` ended it" if enough else None)
                 last = reason is not None or loop.steps_done == total
                 if last or asked or loop.steps_done % recipe.checkpoints.every == 0:
-                    self._write_checkpoint()
+                    self._write_checkpoint(last=loop.steps_done == total)
                 if asked and not last:
                     return self._end("interrupted", finished=False)
             return self._end(reason or f"all {loop.steps_done} steps are made")
@@ -413,11 +413,12 @@ class Run:
     def _own_state(self) -> dict[str, Any]:
         return {"random": random_state()} | self.parts.own_state()
 
-    def _write_checkpoint(self, own: dict[str, Any] | None = None) -> None:
+    def _write_checkpoint(self, own: dict[str, Any] | None = None, *, last: bool = False) -> None:
         """Write all that the rest of the run depends on, as plain values and tensors.
 
         Args:
             own: Of this process, if it is not as it is now.
+            last: Whether no step is to follow: the optimiser's state may then be left out.
         """
         if self.folder is None:
             return
@@ -437,6 +438,8 @@ class Run:
                 "versions": VERSIONS,
                 "seconds": self._seconds(),
             }
+            if last and not self.recipe.checkpoints.keep_optimizer:
+                state["trainer"]["optimizer"], self.checkpoints.keep = None, 1
             self.checkpoints.write(state["step"], lambda at: torch.save(state, at / STATE))
             self._settle_best()
         self.accelerator.wait_for_everyone()
@@ -467,6 +470,12 @@ class Run:
             )
         if problem := self.parts.misfit(state):
             raise CheckpointError(f"{checkpoint} {problem}")
+        if state["trainer"]["optimizer"] is None and state["step"] < self.recipe.total_steps:
+            raise CheckpointError(
+                f"{checkpoint} is the end of a run, without the state of the optimiser: no more "
+                "steps can be made from it. Start another run on the tuned model, in "
+                f"{self.folder.policy}; `keep_optimizer` keeps that state."
+            )
         told = self._changes(checkpoint, state)
         own = state["of_each_process"][self.accelerator.process_index]
         self.parts.load_state_dict(state, own)
