@@ -46,12 +46,7 @@ def main():
         reward=reward,
         steps=steps,
         max_new_tokens=12,
-        learning_rate=1e-3,
         batch_size=48,
-        init_kl_coef=0.02,
-        adaptive_kl=False,
-        vf_coef=0.5,
-        ppo_epochs=2,
         on_step=lambda step, row: print(f"step {step}: reward {row['reward/mean']:.2f}"),
     )
 

@@ -1,7 +1,7 @@
 """Another family: a tiny Llama made from a config, or any causal model by name.
 
     python examples/llama.py
-    python examples/llama.py --model Qwen/Qwen3-0.6B-Base --learning-rate 1e-5
+    python examples/llama.py --model Qwen/Qwen3-0.6B-Base
 
 The reward is the share of the letter "e" in a response: something that any model can learn, even
 one with random weights, which is what the tiny Llama has. Its tokenizer is the starter model's.
@@ -40,8 +40,7 @@ def tiny_llama(vocabulary):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a folder or a hub name; without it, the tiny Llama")
-    parser.add_argument("--learning-rate", type=float, default=1e-2)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(options.model or starter.LANGUAGE_MODEL)
@@ -52,12 +51,8 @@ def main():
         reward=FunctionScorer(letter_e, on="pairs"),
         steps=options.steps,
         max_new_tokens=12,
-        learning_rate=options.learning_rate,
         batch_size=64,
-        init_kl_coef=0.0,
-        adaptive_kl=False,
         ref_model="none",  # random weights are nothing to stay close to
-        scale_scores=True,
         on_step=lambda step, row: print(f"step {step}: {row['reward/mean']:.1%} of it is e"),
     )
 

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from tests.conftest import ragged, tiny_gpt2
+from trl import config as settings
 from trl.batch import Rollout
 from trl.config import PPOConfig
+from trl.config.recipe import Recipe
 from trl.optimization.auto_rate import AutoRate
+from trl.optimization.kl import AdaptiveKLController
 from trl.optimization.value_pretraining import ValuePretraining
 from trl.ppo import PPOTrainer
 from trl.rollout import Sampler
@@ -195,6 +198,26 @@ def test_what_learns_fills_only_what_is_not_written():
     assert PPOConfig.that_learns(algorithm="grpo").scale_scores is False
     assert PPOConfig().learning_rate == 1.41e-5  # by hand: as in 2020
     assert PPOConfig.that_learns(**dataclasses.asdict(PPOConfig())) == PPOConfig()
+
+
+def test_the_adaptive_kl_acts_within_a_run():
+    assert PPOConfig.that_learns(batch_size=64).kl_horizon == 640  # episodes
+    assert PPOConfig.that_learns(batch_size=64, horizon=10_000.0).kl_horizon == 10_000
+    with pytest.raises(ValueError, match="`batch_size` must be"):
+        PPOConfig.that_learns(batch_size="64")
+    config = PPOConfig.that_learns(adaptive_kl=True, init_kl_coef=0.2)
+    controller = AdaptiveKLController(config.init_kl_coef, config.kl_target, config.kl_horizon)
+    for _ in range(20):
+        controller.update(3 * config.kl_target, config.batch_size)
+    assert controller.value == pytest.approx(0.2 * 1.02**20)  # 2020's horizon: 0.2026
+
+
+def test_without_a_reference_there_is_no_penalty_unless_it_is_written():
+    assert PPOConfig.that_learns(reference=False).init_kl_coef == 0
+    recipe = settings.build(Recipe, {"model": {"reference": "none"}})
+    assert recipe.ppo.init_kl_coef == 0
+    with pytest.raises(settings.SettingsError, match="init_kl_coef"):
+        settings.build(Recipe, {"model": {"reference": "none"}, "ppo": {"init_kl_coef": 0.1}})
 
 
 def test_of_a_number_there_is_none():

@@ -296,7 +296,7 @@ COMMENT_LEFT = re.compile(r"<!-- (settings|recipes|api|include)\b")
 
 # -- examples --------------------------------------------------------------------------------------
 
-STEPS = {"custom_reward": 6, "llama": 5, "lora": 6, "resume": 2, "rloo": 6}
+STEPS = {"custom_reward": 6, "llama": 40, "lora": 6, "resume": 2, "rloo": 6}
 
 
 def test_every_example_is_run_and_short():

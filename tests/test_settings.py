@@ -137,7 +137,10 @@ CONTRADICTIONS = [
         "1",
         "set 4",
     ),
-    ("model: {reference: none}", "ppo.init_kl_coef", "0 with", "0.05", "reference 'none'"),
+    (
+        "{model: {reference: none}, ppo: {init_kl_coef: 0.1}}",
+        *("ppo.init_kl_coef", "0 with", "0.1", "reference 'none'"),
+    ),
     (
         "model: {reference: adapters-off}",
         "model.reference",

@@ -236,6 +236,17 @@ def test_equal_scores_that_move_no_policy_are_let_be(changed, config):
     assert found([row | changed for row in EQUAL], config=config) == {}
 
 
+@pytest.mark.parametrize("name", ["updates_without_signal", "constant_score", "value_not_learning"])
+def test_a_reward_that_is_won_by_all_has_been_learnt(name):
+    rows, config = TROUBLE[name], PPOConfig(adaptive_kl=False, batch_size=16)
+    begun = {"reward/mean": 0.7, "reward/std": 0.4}
+    noise = 3 * 0.4 / 16**0.5  # three standard errors of the mean of the first batch
+    more = {"reward/mean": 0.7 + 1.01 * noise}
+    assert found([begun] + [row | more for row in rows], config=config) == {}
+    less = {"reward/mean": 0.7 + 0.99 * noise}
+    assert set(found([begun] + [row | less for row in rows], config=config)) == {name}
+
+
 def test_updates_made_of_equal_scores_are_told_with_their_numbers():
     (finding,) = found(EQUAL).values()
     assert finding.step == 2

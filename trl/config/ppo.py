@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from numbers import Real
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -177,10 +178,10 @@ class PPOConfig:
         return cls(**settings)
 
     @classmethod
-    def that_learns(cls, **kwargs: Any) -> PPOConfig:
+    def that_learns(cls, *, reference: bool = True, **kwargs: Any) -> PPOConfig:
         """Build a config as `from_kwargs` does, over `learning_defaults` for what is not given."""
         given = {OLD_SPELLINGS.get(name, name): value for name, value in kwargs.items()}
-        return cls.from_kwargs(**learning_defaults(given) | kwargs)
+        return cls.from_kwargs(**learning_defaults(given, reference=reference) | kwargs)
 
     @classmethod
     def known_names(cls) -> list[str]:
@@ -222,28 +223,38 @@ class PPOConfig:
             yield "pretraining_coef", f"be > 0 with pretraining_rows={self.pretraining_rows}"
 
 
+HORIZON = 10
+"""Steps in the horizon of the adaptive KL coefficient: it moves by up to 2 % a step."""
+
+
 def group_size(algorithm: str) -> int:
     """Return how many responses to each prompt an algorithm has, unless told otherwise."""
     return 4 if algorithm in FACTS and FACTS[algorithm].groups else 1
 
 
-def learning_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+def learning_defaults(given: Mapping[str, Any], *, reference: bool = True) -> dict[str, Any]:
     """Return what `trl.train` and recipes take for settings that are not given.
 
     `PPOTrainer` by hand keeps the defaults of 2020, which were those for GPT-2 on film reviews;
     these were chosen by what they teach other models: see docs/defaults.md.
+
+    Args:
+        given: Settings that are, by their names.
+        reference: Whether there is one, for a KL to be measured against.
     """
     facts = FACTS.get(given.get("algorithm", "ppo"), FACTS["ppo"])
     defaults: dict[str, Any] = {
         "learning_rate": "auto",
         "batch_size": 32,
         "ppo_epochs": 1,
+        "init_kl_coef": 0.05 if reference else 0.0,
         "adaptive_kl": False,
     }
-    if facts.groups:  # scores are already compared with each other
-        defaults |= {"init_kl_coef": 0.05}
-    else:
-        defaults |= {"center_scores": True, "scale_scores": True, "init_kl_coef": 0.05}
+    size = given.get("batch_size", defaults["batch_size"])
+    if isinstance(size, Real) and size > 0:  # else it is refused
+        defaults["kl_horizon"] = float(HORIZON * size)
+    if not facts.groups:  # those of groups are compared with each other
+        defaults |= {"center_scores": True, "scale_scores": True}
     if facts.critic and given.get("learning_rate", "auto") == "auto":
         defaults["value_learning_rate"] = 1e-3
     return {name: value for name, value in defaults.items() if name not in given}

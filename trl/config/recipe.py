@@ -360,7 +360,9 @@ class Recipe:
         ppo, sampling = tree.get("ppo", {}), tree.get("sampling", {})
         if not isinstance(ppo, dict) or not isinstance(sampling, dict):
             return tree  # which is refused
-        ppo = learning_defaults(ppo) | ppo
+        model = tree.get("model", {})
+        reference = not isinstance(model, dict) or model.get("reference") != "none"
+        ppo = learning_defaults(ppo, reference=reference) | ppo
         size = group_size(str(ppo.get("algorithm", "ppo")))
         return tree | {"ppo": ppo, "sampling": {"group_size": size} | sampling}
 

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,19 +142,18 @@ def train(
     With `out`, the step that is under way at Ctrl-C is finished, and a checkpoint written, first.
     """
     _check_arguments(on_step, ppo_params, sampler_kwargs, out, resume)
-    config = resolve_config(config, ppo_params, PPOConfig.that_learns)
-    scorer = as_scorer(reward)
+    learns = partial(PPOConfig.that_learns, reference=ref_model != "none")
+    config, scorer = resolve_config(config, ppo_params, learns), as_scorer(reward)
     measured = [] if held_out is None else checked_prompts(held_out, "held_out")
     split = PromptSplit(checked_prompts(prompts), measured)
     _warn_of_frozen_weights(model, peft_config, unfrozen_layers)
     falls = settings.ScheduleConfig(kind="linear" if decay_learning_rate else "constant")
     every = settings.CheckpointConfig(every=checkpoint_every, keep_optimizer=keep_optimizer)
-    often = {"steps": steps, "eval_every": eval_every, "checkpoints": every}
-    recipe = settings.Recipe(**often, schedule=falls, seed=config.seed)
-    loading = {"peft_config": peft_config, "unfrozen_layers": unfrozen_layers}
-    loading |= model_kwargs or {}
+    often = {"steps": steps, "eval_every": eval_every, "seed": config.seed}
+    recipe = settings.Recipe(**often, schedule=falls, checkpoints=every)
+    kind = {"peft_config": peft_config, "unfrozen_layers": unfrozen_layers}
     sampling = {"max_new_tokens": max_new_tokens, "group_size": group_size(config.algorithm)}
-    sampling |= sampler_kwargs or {}
+    loading, sampling = kind | (model_kwargs or {}), sampling | (sampler_kwargs or {})
     accelerator = make_accelerator(config.precision)
     folder = None if out is None else RunFolder(Path(out).expanduser())
     with opened(folder, resume, accelerator) as (checkpoint, _):

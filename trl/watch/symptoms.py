@@ -141,6 +141,12 @@ def is_constant(spread: float, scores: Tensor | float) -> bool:
     return spread <= 1e-4 * size + 1e-7
 
 
+def learned(run: History) -> bool:
+    """Tell whether the reward of the last batch lies above that of the first, beyond its noise."""
+    noise = run.first.get("reward/std", math.inf) / math.sqrt(run.config.batch_size)
+    return run.latest("reward/mean") - run.first.get("reward/mean", 0.0) > SURE * noise
+
+
 def correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Return Pearson's correlation; None if one of the two does not change, or is not there."""
     try:
@@ -232,10 +238,13 @@ def ratio_not_one(run: History) -> Seen:
     "prompts, give part of it for a part of the way, or raise `ppo.batch_size`.",
 )
 def constant_score(run: History) -> Seen:
-    """A reward that is seldom won gives a batch or two of zeros by chance."""
+    """A reward that is seldom won gives a batch or two of zeros by chance. One that has been learnt
+    is won by all.
+    """
     spreads, means = run.window(3, "reward/std"), run.window(3, "reward/mean")
     equal = spreads and means and all(map(is_constant, spreads, means))
-    return {"score": means[-1], "steps": 3} if equal and run.config.batch_size > 1 else None
+    wrong = equal and run.config.batch_size > 1 and not learned(run)
+    return {"score": means[-1], "steps": 3} if wrong else None
 
 
 @symptom(
@@ -252,7 +261,7 @@ def updates_without_signal(run: History) -> Seen:
     updates, score = run.latest("ppo/updates"), run.latest("reward/mean")
     equal = run.latest("objective/constant_scores") == 1 and run.config.batch_size > 1
     trains = updates > 0 and run.steps > run.config.value_warmup_steps
-    if not equal or not trains or not FACTS[run.config.algorithm].critic:
+    if not equal or not trains or not FACTS[run.config.algorithm].critic or learned(run):
         return None
     return {"score": score, "updates": updates, "change": run.latest("ppo/policy/approxkl")}
 
@@ -267,9 +276,10 @@ def updates_without_signal(run: History) -> Seen:
     explained_by=("constant_score",),
 )
 def no_group_signal(run: History) -> Seen:
-    """As with constant scores, a batch or two may be so by chance."""
+    """As with constant scores, a batch or two may be so by chance, and all if it is learnt."""
     equal = run.over(3, "batch/equal_groups", min) == 1
-    return {"steps": 3} if equal and FACTS[run.config.algorithm].groups else None
+    wrong = equal and FACTS[run.config.algorithm].groups and not learned(run)
+    return {"steps": 3} if wrong else None
 
 
 @symptom(
@@ -482,13 +492,14 @@ def gradient_clipped(run: History) -> Seen:
 )
 def value_not_learning(run: History) -> Seen:
     """The value head of the starter GPT-2 explains nothing for 9 steps, a third of the variance
-    after 16; after 30 steps, the last ten must be above 0 in the mean.
+    after 16; after 30 steps, the last ten must be above 0 in the mean, or the reward has risen.
     """
     names = ("ppo/val/explained_variance", "ppo/val/var_explained")
     for name in names:
         if run.window(30, name):
             mean = run.over(10, name)
-            return {"steps": run.steps, "mean": mean, "name": name} if mean <= 0 else None
+            wrong = mean <= 0 and not learned(run)
+            return {"steps": run.steps, "mean": mean, "name": name} if wrong else None
     return None
 
 
