@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from numbers import Real
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, SupportsFloat
 
 from pydantic import Field
 
@@ -251,8 +250,8 @@ def learning_defaults(given: Mapping[str, Any], *, reference: bool = True) -> di
         "adaptive_kl": False,
     }
     size = given.get("batch_size", defaults["batch_size"])
-    if isinstance(size, Real) and size > 0:  # else it is refused
-        defaults["kl_horizon"] = float(HORIZON * size)
+    if isinstance(size, SupportsFloat) and float(size) > 0:  # else it is refused
+        defaults["kl_horizon"] = HORIZON * float(size)
     if not facts.groups:  # those of groups are compared with each other
         defaults |= {"center_scores": True, "scale_scores": True}
     if facts.critic and given.get("learning_rate", "auto") == "auto":
