@@ -14,9 +14,9 @@ import trl
 from trl import CausalLMWithValueHead, FunctionScorer, WeightedSum, starter
 
 
-def says_film(pairs):
+def says_film(responses):
     """One point if the word is in what the policy wrote: a prompt may have it too."""
-    return [float("film" in response) for _, response in pairs]
+    return [float("film" in response) for response in responses]
 
 
 def full_stops(texts):
@@ -35,7 +35,7 @@ def main():
 
     reward = WeightedSum(
         [
-            (FunctionScorer(says_film, on="pairs"), 1.0),
+            (FunctionScorer(says_film), 1.0),
             (FunctionScorer(full_stops), 0.2),
         ]
     )

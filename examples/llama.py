@@ -13,12 +13,12 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import trl
-from trl import FunctionScorer, starter
+from trl import starter
 
 
-def letter_e(pairs):
+def letter_e(responses):
     """Share of the letter in what the policy wrote."""
-    return [response.count("e") / max(1, len(response)) for _, response in pairs]
+    return [response.count("e") / max(1, len(response)) for response in responses]
 
 
 def tiny_llama(vocabulary):
@@ -48,7 +48,7 @@ def main():
         model=options.model or tiny_llama(len(tokenizer)),
         tokenizer=tokenizer,
         prompts=starter.prompts("train"),
-        reward=FunctionScorer(letter_e, on="pairs"),
+        reward=letter_e,
         steps=options.steps,
         max_new_tokens=12,
         batch_size=64,

@@ -23,12 +23,12 @@ def happy_words(texts: list[str]) -> list[float]:
     return [2.0 - 2.0 * 0.5**count for count in counts]
 
 
-def json_object(prompts: list[str], completions: list[str]) -> list[float]:
+def json_object(queries: list[str], responses: list[str]) -> list[float]:
     """1 for a JSON object with the two keys in quotes that the prompt asks for, and nothing else.
 
     Less for a part of it: the brace that it begins with, the keys, an object of other keys.
     """
-    return [_json_object(*each) for each in zip(prompts, completions, strict=True)]
+    return [_json_object(*each) for each in zip(queries, responses, strict=True)]
 
 
 def _json_object(prompt: str, answer: str) -> float:
@@ -46,9 +46,9 @@ def _json_object(prompt: str, answer: str) -> float:
 COURTESY = ("please", "thank", "happy", "glad", "welcome", "sorry", "hope", "kind")
 
 
-def polite_and_short(prompts: list[str], completions: list[str]) -> list[float]:
+def polite_and_short(responses: list[str]) -> list[float]:
     """Up to two courtesy words, less the distance from 15 words, of which 15 cost 1."""
-    answers = [text.lower().split() for text in completions]
+    answers = [text.lower().split() for text in responses]
     courtesy = [sum(word.startswith(COURTESY) for word in words) for words in answers]
     return [
         min(2, n) - abs(len(words) - 15) / 15 for n, words in zip(courtesy, answers, strict=True)

@@ -164,7 +164,7 @@ def test_the_reward_functions_of_recipes():
     assert function(asked, ["{}", "a list"]) == [0.5, 0.0]
     polite = load_function("rewards.py:polite_and_short", "reward[0].name")
     fifteen = "Thank you for asking and welcome " + "word " * 9
-    assert polite(asked, [fifteen, "word " * 30]) == [2.0, -1.0]
+    assert polite([fifteen, "word " * 30]) == [2.0, -1.0]
     happy = load_function("rewards.py:happy_words", "reward[0].name")
     assert happy(["sad", "a happy, HAPPY friend", "happy fun friend"]) == [0.0, 1.5, 1.75]
     with pytest.raises(ValueError, match=r"`reward\[0\].name` .* no function 'word_teh'.*word_the"):

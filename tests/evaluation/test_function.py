@@ -2,6 +2,7 @@ import asyncio
 import dataclasses
 import functools
 import json
+import re
 from datetime import date
 from pathlib import Path
 
@@ -188,8 +189,8 @@ def test_a_function_that_cannot_take_a_list_is_refused(function):
 
 
 @pytest.mark.parametrize("function", [one_pair, Scores().two])
-def test_a_function_of_one_pair_is_told_of_columns_and_pairs(function):
-    with pytest.raises(ScoringError, match=r"got `response`: .*use FunctionScorer\(.*on='pairs'"):
+def test_a_function_of_one_pair_is_told_of_the_names_of_the_batch(function):
+    with pytest.raises(ScoringError, match=r"got `response`: .*Did you mean `responses`\?"):
         FunctionScorer(function)(ROLLOUT)
 
 
@@ -237,6 +238,114 @@ async def later(pairs, answer):
 )
 def test_columns_by_the_names_of_parameters(function, on):
     assert FunctionScorer(function, on=on)(WITH_COLUMNS).scores.tolist() == [1.0, 0.0, 1.0]
+
+
+CHATS = (
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "A colour?"}],
+    [{"role": "user", "content": [{"type": "text", "text": "Sky?"}, {"type": "image"}]}],
+    [{"role": "user", "content": "Grass?"}, {"role": "assistant", "content": "It is "}],
+)
+OF_CHATS = dataclasses.replace(
+    make_rollout(("<|user|>A colour?", "red"), ("<|user|>Sky?", "blue"), ("<|user|>", "green")),
+    query_messages=CHATS,
+    columns=COLUMNS,
+)
+
+
+def test_a_chat_is_read_as_what_its_messages_say():
+    texts = ["Be brief.\n\nA colour?\n\nred", "Sky?\n\nblue", "Grass?\n\nIt is green"]
+    queries = ["Be brief.\n\nA colour?", "Sky?", "Grass?\n\nIt is "]
+    responses = ["red", "blue", "green"]
+    seen = {}
+
+    def keep(**lists):
+        seen.update(lists)
+        return [1.0] * 3
+
+    as_scorer(lambda whatever: keep(whatever=whatever))(OF_CHATS)
+    as_scorer(lambda texts: keep(texts=texts))(OF_CHATS)
+    as_scorer(lambda queries, responses: keep(queries=queries, responses=responses))(OF_CHATS)
+    FunctionScorer(lambda batch: keep(batch=batch), on="pairs")(OF_CHATS)
+    pairs = list(zip(queries, responses, strict=True))
+    assert seen == {"whatever": texts, "texts": texts, "batch": pairs} | {
+        "queries": queries,
+        "responses": responses,
+    }
+
+
+# -- reward functions as TRL documents them --------------------------------------------------------
+
+
+def by_length(completion_ids, **kwargs):
+    return [-float(len(ids)) for ids in completion_ids]
+
+
+def by_format(completions, **kwargs):
+    contents = [completion[0]["content"] for completion in completions]
+    return [1.0 if re.fullmatch("r.*|b.*", content) else 0.0 for content in contents]
+
+
+def by_answer(prompts, completions, answer, **kwargs):
+    assert [prompt[-1]["role"] for prompt in prompts] == ["user", "user", "assistant"]
+    matches = [re.search("[a-z]+", completion[0]["content"]) for completion in completions]
+    return [float(match[0] == right) for match, right in zip(matches, answer, strict=True)]
+
+
+def with_logs(completions, log_metric, log_extra, level, **kwargs):
+    log_metric("level", sum(level) / 3)
+    log_extra("words", [len(completion) for completion in completions])
+    return [0.5] * 3
+
+
+async def later_of_trl(prompts, completions, **kwargs):
+    await asyncio.sleep(0)
+    return by_format(completions)
+
+
+@pytest.mark.parametrize(
+    ("function", "scores"),
+    [
+        (by_length, [-1.0, -2.0, -3.0]),
+        (by_format, [1.0, 1.0, 0.0]),
+        (by_answer, [1.0, 0.0, 0.0]),
+        (with_logs, [0.5, 0.5, 0.5]),
+        (later_of_trl, [1.0, 1.0, 0.0]),
+    ],
+)
+def test_reward_functions_of_trl_run_as_they_are(function, scores):
+    found = score(as_scorer(function), OF_CHATS)
+    assert found.scores.tolist() == scores
+    assert found.means() == ({"level": 2.0, "words": 1.0} if function is with_logs else {})
+
+
+def test_a_log_of_what_is_no_number_is_refused_by_name():
+    def reward(texts, log_extra):
+        log_extra("notes", ["a", "b", "c"])
+        return [0.0] * len(texts)
+
+    with pytest.raises(ScoringError, match="^reward must give one number for each of the 3.*'a'"):
+        score(as_scorer(reward), ROLLOUT)
+
+
+FORMS = [
+    lambda texts: [float(text.count("r")) for text in texts],
+    lambda queries, responses: [float((q + r).count("r")) for q, r in zip(queries, responses)],  # noqa: B905
+    lambda prompts, completions: [float((p + c).count("r")) for p, c in zip(prompts, completions)],  # noqa: B905
+    lambda rollout: [float(text.count("r")) for text in rollout.texts],
+    lambda anything: torch.tensor([float(text.count("r")) for text in anything]),
+]
+
+
+def test_five_forms_of_a_reward_give_the_same_run():
+    settings = {"batch_size": 8, "max_new_tokens": 3, "steps": 2, "precision": "fp32"}
+    prompts, runs = starter.prompts("train")[:16], []
+    for reward in FORMS:
+        torch.manual_seed(0)
+        _, history = trl.train(starter.LANGUAGE_MODEL, prompts, reward, **settings)
+        other = ("time/", "tokens_per_second", "reward/<lambda>")
+        rows = [{k: x for k, x in row.items() if not k.startswith(other)} for row in history]
+        runs.append(json.dumps(rows))
+    assert runs == runs[:1] * 5
 
 
 def test_on_goes_over_the_name_of_the_first_parameter():

@@ -96,10 +96,15 @@ def test_rewards_are_not_the_parts_own_tensors():
     assert torch.equal(kept, torch.zeros(2))
 
 
-@pytest.mark.parametrize("parts", [None, "lengths", 1.0, lengths, [lengths], [(lengths, 1.0, 2.0)]])
+@pytest.mark.parametrize("parts", [None, "lengths", 1.0, lengths, [(lengths, 1.0, 2.0)]])
 def test_what_is_no_list_of_pairs_is_named(parts):
     with pytest.raises(TypeError, match=r"`parts` must be .*WeightedSum\(\[\(scorer, 1.0\)"):
         WeightedSum(parts)
+
+
+def test_what_has_no_weight_has_the_weight_1():
+    found = WeightedSum([lengths, (lengths, -0.5)])(ROLLOUT)
+    assert torch.equal(found.scores, 0.5 * WeightedSum({lengths: 1.0})(ROLLOUT).scores)
 
 
 def test_a_weight_is_no_flag():

@@ -125,6 +125,16 @@ def test_a_folder_is_that_of_a_run(tmp_path):
     assert all(torch.equal(loaded[name], weight) for name, weight in model.state_dict().items())
 
 
+def test_several_rewards_are_added_up(tmp_path):
+    def short(responses):
+        return [-float(len(text)) for text in responses]
+
+    _, history = train(tmp_path / "run", [count_w7, (short, 0.1)], steps=1)
+    row = history[-1]
+    parts = row["reward/count_w7"] + 0.1 * row["reward/short"]
+    assert row["reward/mean"] == pytest.approx(parts)
+
+
 def test_the_optimizers_state_is_dropped_at_the_end_unless_it_is_to_be_kept(tmp_path):
     states = {}
     for keep in (False, True):

@@ -130,7 +130,7 @@ class ControlScorer:
         queries = [query for query, _ in pairs_of(rollout)]
         prefixes = [self._prefix_of(query) for query in queries]
         plain = tuple(map(str.removeprefix, queries, prefixes))
-        log_odds = self.classifier(replace(rollout, query_texts=plain)).scores
+        log_odds = self.classifier(replace(rollout, query_texts=plain, query_messages=None)).scores
         exact = {"dtype": torch.float64, "device": "cpu"}
         low, high = torch.tensor([self.targets[prefix] for prefix in prefixes], **exact).T
         rewards = range_reward(log_odds, low, high, best=self.best, worst=self.worst)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from inspect import Parameter
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from trl.batch import Rollout
 from trl.config import check_values
-from trl.config.errors import refuse, shown
+from trl.config.errors import closest, refuse, shown
 from trl.evaluation.scores import (
     Scorer,
     ScoringError,
@@ -21,23 +24,51 @@ from trl.evaluation.scores import (
     result_of,
     texts_of,
 )
-from trl.scored import Scored
+from trl.scored import Scored, number_entries
 
 __all__ = ["FunctionScorer", "as_scorer"]
 
 On = Literal["texts", "pairs", "tokens"]
 
-READERS: dict[str, Callable[[Rollout], list[Any]]] = {
+
+def _messages(rollout: Rollout) -> list[Any]:
+    """Return each query as TRL's functions get it: its text, or the messages of a chat."""
+    return list(rollout.query_messages or _queries(rollout))
+
+
+def _answers(rollout: Rollout) -> list[Any]:
+    """Return each response likewise: its text, or one message of the assistant."""
+    texts = _responses(rollout)
+    if rollout.query_messages is None:
+        return texts
+    return [[{"role": "assistant", "content": text}] for text in texts]
+
+
+def _queries(rollout: Rollout) -> list[str]:
+    return [query for query, _ in pairs_of(rollout)]
+
+
+def _responses(rollout: Rollout) -> list[str]:
+    return [response for _, response in pairs_of(rollout)]
+
+
+READERS: dict[str, Callable[[Rollout], Any]] = {
     "texts": texts_of,
     "pairs": pairs_of,
     "tokens": Rollout.response_lists,
-    "prompts": lambda rollout: [query for query, _ in pairs_of(rollout)],
-    "completions": lambda rollout: [response for _, response in pairs_of(rollout)],
+    "queries": _queries,
+    "responses": _responses,
+    "prompts": _messages,
+    "completions": _answers,
+    "completion_ids": Rollout.response_lists,
+    "rollout": lambda rollout: rollout,
 }
-"""What makes the lists of a function: the first three by `on`, the others by name."""
+"""What makes the lists of a function: by `on`, and by the names of its parameters."""
 
-OF_TRL = ("prompts", "completions")
-"""Names of parameters that TRL's reward functions have."""
+LOGGERS = "log_metric", "log_extra"
+"""Functions that TRL gives to a reward function that asks for them."""
+
+VARIABLE = {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}
 
 
 class FunctionScorer:
@@ -52,16 +83,28 @@ class FunctionScorer:
         on="tokens"  list[int]          the counted token ids of the response: with its EOS, without
                                         padding and without what the policy did not write itself
 
-    Its other parameters are named after columns of the rows that the prompts came from, and get
-    B values of them; `**others` gets all columns that have no parameter:
+    A function is known by the names of its parameters, too. With one of these names, wherever it
+    stands, it gets
 
-        def right(pairs, answer):
-            return [float(a in response) for (_, response), a in zip(pairs, answer)]
+        texts            query and response as one text; so does a first one of any other name
+        queries          the queries alone, and `responses` the responses
+        prompts          as in TRL: the queries, the messages of those that are chats
+        completions      as in TRL: the responses, for chats each as [{"role": "assistant", …}]
+        completion_ids   the token ids of the responses, as on="tokens"
+        rollout          the whole `Rollout`
+        log_metric       log_metric(name, number): a figure of the batch
+        log_extra        log_extra(name, numbers): a figure of each response
 
-    As in TRL, a parameter `prompts` gets the texts of the queries and `completions` those of the
-    responses; the first one too, unless `on` says otherwise.
+    and its others are named after columns of the rows that the prompts came from, of which they get
+    B values; `**others` gets all columns that have no parameter:
 
-    A function of anything else in a rollout is a scorer already: `def mine(rollout) -> Tensor`, or
+        def right(queries, responses, answer):
+            return [float(a in response) for response, a in zip(responses, answer)]
+
+    The text of a chat is what its messages say, a blank line between two, the answer last: without
+    roles, and without what a chat template adds.
+
+    A function of the rollout alone is a scorer already, `def mine(rollout) -> Tensor`, or
     `-> Scored` if it has more to tell.
 
     What it returns: B numbers, or B lists of numbers, one for each counted token of the response. A
@@ -94,32 +137,48 @@ class FunctionScorer:
             ScoringError: if the function raises or does not return what it should, or asks for a
                 column that the rollout does not have.
         """
-        first = self._asks[0].name
-        by_name = self.on == "texts" and first in OF_TRL
-        batch = READERS[first if by_name else self.on](rollout)
-        more = self._columns(rollout)
+        figures: dict[str, Tensor] = {}
+        kept = partial(_keep, figures, len(rollout))
+        batch, *_ = self._lists(rollout, self._asks[:1], kept).values()
+        more = self._lists(rollout, self._asks[1:], kept)
         with failures_named(self.name, rollout):
-            return Scored.of(result_of(self.function(batch, **more)), rollout)
+            found = Scored.of(result_of(self.function(batch, **more)), rollout)
+        return replace(found, figures={**found.figures, **figures})
 
-    def _columns(self, rollout: Rollout) -> dict[str, list[Any]]:
-        """Return what the parameters after the first get, by their names."""
+    def _lists(
+        self, rollout: Rollout, parameters: list[Parameter], kept: Callable[..., None]
+    ) -> dict[str, Any]:
+        """Return what parameters get, by their names."""
         there = {name: list(values) for name, values in (rollout.columns or {}).items()}
         taken = {each.name for each in self._asks}
-        more: dict[str, list[Any]] = {}
-        for parameter in self._asks[1:]:
+        lists: dict[str, Any] = {}
+        for parameter in parameters:
             name = parameter.name
+            first = parameter is self._asks[0]
             if parameter.kind is Parameter.VAR_KEYWORD:
-                more |= {column: there[column] for column in there.keys() - taken}
-            elif name in there or name in OF_TRL:
-                more[name] = there[name] if name in there else READERS[name](rollout)
+                lists |= {column: there[column] for column in there.keys() - taken}
+            elif first and (self.on != "texts" or name not in READERS):
+                lists[name] = READERS[self.on](rollout)
+            elif name in there or name in READERS:
+                lists[name] = there[name] if name in there else READERS[name](rollout)
+            elif name in LOGGERS:
+                lists[name] = kept
             elif parameter.default is Parameter.empty:
+                known = [*READERS, *LOGGERS]
                 raise ScoringError(
-                    f"{self.name} must ask for columns of the prompts' rows, got `{name}`: the "
-                    f"columns are {list(there)}. Prompts with columns are rows, such as "
-                    f"{{'prompt': ..., {name!r}: ...}}; for (query, response) pairs use "
-                    "FunctionScorer(function, on='pairs')."
+                    f"{self.name} must ask for columns of the prompts' rows, or for what of "
+                    f"{known} it needs of the whole batch, got `{name}`: the columns are "
+                    f"{list(there)}, from rows such as {{'prompt': ..., {name!r}: ...}}."
+                    + closest(name, known)
                 )
-        return more
+        return lists
+
+
+def _keep(figures: dict[str, Tensor], rows: int, name: str, value: Any) -> None:
+    """Keep a figure of all rows, or of each; what is no number belongs into a log of one's own."""
+    values = value if isinstance(value, list | tuple | Tensor) else [value] * rows
+    entries = number_entries(values, rows)
+    figures[str(name)] = torch.tensor(entries, dtype=torch.float32, device="cpu")
 
 
 def as_scorer(reward: Scorer | Callable[[list[str]], Any]) -> Scorer:
@@ -173,5 +232,9 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
 
 def _takes_a_rollout(function: Callable[..., Any]) -> bool:
     signature = _signature(function)
-    first = next(iter(signature.parameters.values()), None) if signature else None
-    return first is not None and (first.name == "rollout" or "Rollout" in str(first.annotation))
+    if not signature or not signature.parameters:
+        return False
+    first, *others = signature.parameters.values()
+    free = all(each.default is not Parameter.empty or each.kind in VARIABLE for each in others)
+    alone = first.name == "rollout" and free  # else the others are columns
+    return alone or "Rollout" in str(first.annotation)

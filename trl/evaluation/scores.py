@@ -7,7 +7,7 @@ import inspect
 import os
 import sysconfig
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -96,19 +96,45 @@ def _state(rollout: Rollout) -> dict[str, Any]:
 
 
 def pairs_of(rollout: Rollout) -> list[tuple[str, str]]:
-    """Return the texts of each query and its response."""
+    """Return the texts of each query and its response; of a chat, what its messages say."""
     if rollout.query_texts is None or rollout.response_texts is None:
         raise ScoringError(
             "the rollout must have texts for a scorer that reads text, got None: sample with "
             "Sampler(tokenizer), or fill query_texts and response_texts."
         )
-    return list(zip(rollout.query_texts, rollout.response_texts, strict=True))
+    return list(zip(queries_of(rollout) or (), rollout.response_texts, strict=True))
+
+
+def queries_of(rollout: Rollout) -> Sequence[str] | None:
+    """Return the text of each query; of a chat, what its messages say, a blank line between two."""
+    if rollout.query_messages is None:
+        return rollout.query_texts
+    return [PARAGRAPH.join(map(words_of, chat)) for chat in rollout.query_messages]
 
 
 def texts_of(rollout: Rollout) -> list[str]:
-    """Return each query and its response as one text."""
-    pairs_of(rollout)  # says what is missing
-    return list(rollout.texts or ())
+    """Return each query and its response as one text.
+
+    Of a chat: what the messages say, the answer last, with a blank line between two; neither their
+    roles nor what a chat template adds.
+    """
+    pairs = pairs_of(rollout)
+    if (chats := rollout.query_messages) is None:
+        return list(rollout.texts or ())
+    begun = [chat[-1]["role"] == "assistant" for chat in chats]  # an answer that is gone on with
+    return [("" if on else PARAGRAPH).join(pair) for on, pair in zip(begun, pairs, strict=True)]
+
+
+PARAGRAPH = "\n\n"
+"""What stands between two messages of a chat."""
+
+
+def words_of(message: Mapping[str, Any]) -> str:
+    """Return what a message says: its content, or the texts among the parts of that."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content if part.get("type") == "text")
 
 
 def result_of(found: Any) -> Any:

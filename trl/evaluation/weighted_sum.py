@@ -29,11 +29,11 @@ class WeightedSum:
     counted token of each response.
 
     Args:
-        parts: (scorer, weight) pairs, or a dict {scorer: weight}. A scorer may be a function of
-            texts. Parts of the same name are numbered.
+        parts: (scorer, weight) pairs, scorers of weight 1, or a dict {scorer: weight}. A scorer may
+            be a function. Parts of the same name are numbered.
     """
 
-    def __init__(self, parts: Mapping[Part, float] | Sequence[tuple[Part, float]]) -> None:
+    def __init__(self, parts: Mapping[Part, float] | Sequence[Part | tuple[Part, float]]) -> None:
         pairs = _pairs(parts)
         if not pairs:
             refuse("parts", "have at least one scorer", "none")
@@ -76,8 +76,11 @@ class WeightedSum:
 def _pairs(parts: Any) -> list[tuple[Any, Any]]:
     """Return the parts as (scorer, weight) pairs, after checking that they are such."""
     try:
-        entries = parts.items() if isinstance(parts, Mapping) else parts
-        return [(scorer, weight) for scorer, weight in entries]
+        if isinstance(parts, str):
+            raise TypeError
+        entries = parts.items() if isinstance(parts, Mapping) else list(parts)
+        pairs = [each if isinstance(each, tuple | list) else (each, 1.0) for each in entries]
+        return [(scorer, weight) for scorer, weight in pairs]
     except (TypeError, ValueError):
         fix = "WeightedSum([(scorer, 1.0), (another, -0.1)])"
         refuse("parts", "be (scorer, weight) pairs", repr(parts), fix, error=TypeError)

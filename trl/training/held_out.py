@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object
 
 from trl.anatomy import without_dropout
-from trl.evaluation.scores import Scorer, score
+from trl.evaluation.scores import Scorer, queries_of, score
 from trl.ppo import PPOTrainer
 from trl.rollout.sampler import Sampler
 from trl.training.loop import Row, mean_of_each
@@ -81,7 +81,7 @@ class HeldOut:
         assert rollout.ended is not None
         tokens = rollout.response_lists()
         columns = {
-            "prompt": rollout.query_texts,
+            "prompt": queries_of(rollout),
             "response": rollout.response_texts,
             "reward": scored.totals.tolist(),
             "kl": kl.tolist(),

@@ -27,7 +27,7 @@ from trl.config.errors import refuse
 from trl.config.ppo import group_size
 from trl.data.prompts import PromptSplit
 from trl.evaluation.function import as_scorer
-from trl.evaluation.scores import Scorer
+from trl.evaluation.weighted_sum import Part, WeightedSum
 from trl.models.reference import ReferenceKind
 from trl.optimization.settings import resolve_config
 from trl.rollout.queries import Chat, prompts_apart
@@ -55,7 +55,7 @@ class Trained(NamedTuple):
 def train(
     model: str | os.PathLike[str] | nn.Module,
     prompts: Prompts,
-    reward: Scorer | Callable[[list[str]], Any],
+    reward: Part | list[Part | tuple[Part, float]] | dict[Part, float],
     *,
     steps: int = 100,
     tokenizer: PreTrainedTokenizerBase | str | None = None,
@@ -85,8 +85,9 @@ def train(
     Args:
         model: Hub name or folder of any causal or encoder-decoder model, or a loaded one.
         prompts: Texts, chats (lists of messages), or tensors of token ids.
-        reward: A function from the B texts (query and response) to B numbers, or any scorer of
-            `trl.evaluation`.
+        reward: A function from the B texts (query and response) to B numbers, or of what else its
+            parameters name (see `FunctionScorer`); any scorer of `trl.evaluation`; or several of
+            them, as a list, a list of (scorer, weight), or a dict {scorer: weight}.
         steps: PPO steps, each on `batch_size` responses.
         tokenizer: The policy's. None: the one beside the model.
         config: Settings of PPO, taken whole. None: what learns on most models (docs/defaults.md:
@@ -143,7 +144,8 @@ def train(
     """
     _check_arguments(on_step, ppo_params, sampler_kwargs, out, resume)
     learns = partial(PPOConfig.that_learns, reference=ref_model != "none")
-    config, scorer = resolve_config(config, ppo_params, learns), as_scorer(reward)
+    config, several = resolve_config(config, ppo_params, learns), isinstance(reward, list | dict)
+    scorer = WeightedSum(reward) if several else as_scorer(reward)
     measured = [] if held_out is None else checked_prompts(held_out, "held_out")
     split = PromptSplit(checked_prompts(prompts), measured)
     _warn_of_frozen_weights(model, peft_config, unfrozen_layers)
