@@ -41,6 +41,7 @@ from trl.config.recipe import (
 )
 from trl.evaluation import ScoringError
 from trl.ppo import PPOTrainer
+from trl.report import read_runs
 from trl.training import run
 from trl.training.checkpoints import MANIFEST, CheckpointError, write_manifest
 from trl.training.folder import RunFolder
@@ -150,6 +151,27 @@ def test_ctrl_c_finishes_the_step_and_the_run_goes_on_bit_for_bit(
     assert not result.interrupted
     assert result.steps == 6
     assert_same_run(whole(variant), parts / "stopped")
+
+
+@pytest.mark.parametrize(("load", "told"), [(0.3, False), (3.0, True)])
+def test_a_busy_machine_is_told(parts, tmp_path, monkeypatch, capsys, load, told):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    run_recipe(tiny_recipe(parts, tmp_path / "run", steps=1, quiet=False))
+    shown = " ".join("".join(capsys.readouterr()).split())
+    assert ("busy: a load of 3.0 on 2 cores" in shown) is told
+
+
+def test_what_was_not_measured_since_the_start_is_no_after(parts, monkeypatch):
+    recipe = tiny_recipe(parts, parts / "early", eval_every=5, steps=6)
+    for call, measured in ((2, False), (4, True)):  # after steps 2 and 5
+        with monkeypatch.context() as patch:
+            stopped_in(call, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+            summary = run_recipe(recipe, resume="auto").summary
+        assert summary["before"]["held_out/length"] > 0
+        assert bool(summary["after"]) is measured
+        (read,) = read_runs([parts / "early"])
+        assert bool(read.after) is measured
 
 
 @pytest.mark.parametrize("variant", ["plain", "a scorer with a state", "an adapter"])

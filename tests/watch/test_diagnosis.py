@@ -25,7 +25,7 @@ HEALTHY = {
     "response/length": 20.0,
     "response/ended": 0.0,
     "objective/kl": 5.0,
-    "objective/kl_coef": 0.2,
+    "objective/kl_coef": 0.05,
     "ppo/policy/entropy": 3.5,
     "ppo/policy/approxkl": 0.005,
     "ppo/policy/clipfrac": 0.05,
@@ -48,7 +48,8 @@ def found(rows, *, config=None, rollouts=None, scores=None, **settings):
     findings = []
     for number, row in enumerate(rows):
         more = (rollouts[number], scores[number] if scores else None) if rollouts else ()
-        findings += run.look({"step": number + 1} | HEALTHY | row, *more)
+        risen = {"reward/mean": 1.0 + 0.1 * min(number, 10)}
+        findings += run.look({"step": number + 1} | HEALTHY | risen | row, *more)
     assert len({finding.name for finding in findings}) == len(findings)  # each is said once
     return {finding.name: finding for finding in findings}
 
@@ -107,12 +108,16 @@ def constant(**figures):
 TROUBLE = {
     "negative_kl": [{"objective/kl": -0.5 + 0.2 * x} for x in noise(20)],
     "ratio_not_one": [{"ppo/first_log_ratio": 5e-4}] * 6,
-    "constant_score": [{"reward/std": 0.0}] * 4,
+    "constant_score": [{"reward/std": 0.0, "reward/mean": 1.0}] * 4,
     "entropy_collapsed": [{"ppo/policy/entropy": value} for value in (3.5, 0.4, 0.3, 0.2)],
-    "value_not_learning": [{"ppo/val/explained_variance": -0.01}] * 31,
+    "value_not_learning": [{"ppo/val/explained_variance": -0.01, "reward/mean": 1.0}] * 31,
     "kl_above_target": [{"objective/kl": 19.0}] * 6,
     "kl_runaway": [{"objective/kl": 4.0 * step} for step in range(12)],
-    "updates_without_signal": [{}, {"objective/constant_scores": 1.0, "reward/std": 0.0}, {}],
+    "updates_without_signal": [
+        {"reward/mean": 1.0},
+        {"objective/constant_scores": 1.0, "reward/std": 0.0, "reward/mean": 1.0},
+        {"reward/mean": 1.0},
+    ],
     "updates_skipped": [{"ppo/updates": 0.0, "ppo/skipped_updates": 4.0}] * 3,
     "gradient_clipped": [{"ppo/grad_norm": 60.0}] * 11,
     "reward_falling": [{"reward/mean": 1.0 - 0.1 * step} for step in range(20)],
@@ -123,24 +128,34 @@ TROUBLE = {
     "update_too_large": [{"ppo/policy/approxkl": 0.6}],
     "rate_at_bound": [{"ppo/auto_rate/at_bound": -1.0}] * 5,
     "clip_fraction": [{"ppo/policy/clipfrac": 0.45}] * 3,
+    "penalty_outweighs_reward": [
+        {"objective/kl": 6.0, "objective/kl_coef": 0.2, "reward/std": 0.9, "reward/mean": 1.0}
+    ]
+    * 6,
+    "coefficient_cannot_act": [{"objective/kl": 9.0, "objective/kl_coef": 0.02}] * 21,
+    "texts_break": [
+        {"objective/kl": 31.0, "reward/mean": 1.0 + step, "reward/std": 0.5} for step in range(9)
+    ],
+    "nothing_learned": [{"reward/mean": 1.0 + 0.05 * x, "objective/kl": 3.0} for x in noise(41)],
     "never_ends": [{"response/ended": value} for value in (0.8, 0.4, 0.0, 0.0, 0.0, 0.0, 0.0)],
     "length_exploited": [
         {"response/length": 20.0 + step, "reward/mean": 0.05 * step} for step in range(31)
     ],
 }
 EQUAL = TROUBLE["updates_without_signal"]
-TRIED_BELOW = {"repeated_text", "no_group_signal", "not_a_number"}
+TRIED_BELOW = {"repeated_text", "no_group_signal", "not_a_number", "answers_cut"}
 
 
 def test_trouble_of_every_kind_is_tried_out():
     assert set(TROUBLE) | TRIED_BELOW == {each.name for each in SYMPTOMS if not each.at_start}
     assert len({each.name for each in SYMPTOMS}) == len(SYMPTOMS)
-    assert {name for each in SYMPTOMS for name in each.explained_by} <= set(TROUBLE)
+    names = {each.name for each in SYMPTOMS}
+    assert {name for each in SYMPTOMS for name in each.explained_by} <= names
 
 
 @pytest.mark.parametrize("name", TROUBLE)
 def test_trouble_is_found_and_nothing_else(name):
-    fixed = PPOConfig(adaptive_kl=name == "kl_above_target")
+    fixed = PPOConfig(adaptive_kl=name in ("kl_above_target", "coefficient_cannot_act"))
     (finding,) = found(TROUBLE[name], config=fixed).values()
     assert finding.name == name
     assert re.search(r"\d", finding.seen)  # with the numbers
@@ -195,7 +210,7 @@ def test_long_responses_may_have_a_larger_kl():
 
 
 def test_what_explains_another_finding_comes_alone():
-    rows = [{"reward/std": 0.0, "ppo/val/explained_variance": 0.0}] * 35
+    rows = [{"reward/mean": 1.0, "reward/std": 0.0, "ppo/val/explained_variance": 0.0}] * 45
     assert set(found(rows)) == {"constant_score"}
 
 
@@ -214,7 +229,7 @@ def test_bf16_may_round_and_hides_small_steps():
     small = [{"ppo/policy/approxkl": 3e-4, "objective/kl": 0.01}] * 21
     rows = [row | {"reward/mean": 1 + 0.1 * x} for row, x in zip(small, noise(21), strict=True)]
     assert set(found(rows, precision="bf16")) == {"learning_rate_too_small"}
-    assert found(rows) == {}
+    assert found(rows, config=PPOConfig(adaptive_kl=False)) == {}
 
 
 def test_responses_that_must_end():
@@ -293,11 +308,26 @@ def test_groups_with_equal_scores_teach_nothing_if_they_are_compared():
     groups = rollout(random_rows(8), group_ids=torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]))
     equal = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5])
     batches = {"rollouts": [groups] * 3, "scores": [equal] * 3}
-    rloo = PPOConfig(algorithm="rloo")
-    assert set(found([{}] * 3, **batches, config=rloo)) == {"no_group_signal"}
-    assert found([{}] * 3, **batches) == {}
+    rloo, rows = PPOConfig(algorithm="rloo"), [{"reward/mean": 1.0}] * 3
+    assert set(found(rows, **batches, config=rloo)) == {"no_group_signal"}
+    assert found([{}] * 3, **batches, config=rloo) == {}  # the reward rises: all have learnt it
+    assert found(rows, **batches) == {}
     batches["scores"][1] = equal + torch.tensor([0.1] + [0.0] * 7)
-    assert found([{}] * 3, **batches, config=rloo) == {}
+    assert found(rows, **batches, config=rloo) == {}
+
+
+def test_answers_to_chats_are_to_end():
+    chats = [{"role": "user", "content": "Hello."}]
+    batch = rollout(random_rows(8))
+    answers = dataclasses.replace(batch, query_messages=(chats,) * 8)
+    cut = [{"response/ended": 0.1, "response/length": 24.0}] * 5
+    (finding,) = found(cut, rollouts=[answers] * 5).values()
+    assert finding.name == "answers_cut"
+    assert (
+        "10% end by themselves, over 5 steps: the others are cut off at 24 tokens" in finding.seen
+    )
+    assert found(cut, rollouts=[batch] * 5) == {}  # texts that are gone on with
+    assert found([*cut[:4], {"response/ended": 0.11}], rollouts=[answers] * 5) == {}
 
 
 def test_length_that_does_not_pay_inside_of_a_batch_is_no_exploit():

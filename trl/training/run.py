@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import shlex
 import time
 import traceback
@@ -358,9 +359,10 @@ class Run:
         if finished:
             self._save_policy("policy")
         steps, note = self.loop.steps_done, self.display.note
+        measured = steps == 0 or self.after != self.before  # else by no evaluation since the start
         summary = {
             "before": self.before,
-            "after": self.after,
+            "after": self.after if measured else {},
             "best": {"step": self.best_step, self.recipe.checkpoints.best or "": self.best},
             "steps": steps,
             "total_steps": self.recipe.total_steps,
@@ -399,6 +401,13 @@ class Run:
             yield (
                 f"{recipe.episodes} episodes are {recipe.total_steps} whole steps of "
                 f"{config.batch_size}: {rest} are left out."
+            )
+        load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+        if self.accelerator.device.type == "cpu" and load > cores:
+            yield (
+                f"This machine is busy: a load of {load:.1f} on {cores} cores. Two processes of "
+                "several threads each slow one another many times over: set OMP_NUM_THREADS=1, or "
+                "wait for the other work to end."
             )
         trained = sum(weight.numel() for weight in self.trainer.trainable)
         yield (

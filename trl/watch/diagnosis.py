@@ -25,7 +25,8 @@ from trl.anatomy import language_model
 from trl.batch import Rollout
 from trl.config import PPOConfig
 from trl.scored import totals
-from trl.watch.symptoms import SYMPTOMS, History, correlation, is_constant
+from trl.watch.history import History, correlation, is_constant
+from trl.watch.symptoms import SYMPTOMS
 
 __all__ = ["Diagnosis", "Finding"]
 
@@ -149,11 +150,12 @@ class Diagnosis:
 
 
 def _of_texts(rollout: Rollout) -> dict[str, float]:
-    """Return distinct-2 of the responses, and the share of the most frequent one."""
+    """Return distinct-2 of responses, the share of the most frequent, whether they are chats."""
     mask, tokens = (x[:ROWS_READ].cpu() for x in (rollout.response_mask, rollout.responses))
     both = mask[:, 1:] & mask[:, :-1]
     pairs = (tokens[:, :-1].long() << 32 | tokens[:, 1:].long())[both]
-    figures = {"batch/distinct_2": pairs.unique().numel() / pairs.numel()} if len(pairs) else {}
+    figures = {"batch/chats": float(rollout.query_messages is not None)}
+    figures |= {"batch/distinct_2": pairs.unique().numel() / pairs.numel()} if len(pairs) else {}
     if len(mask) >= SAME_ROWS:
         texts = [tuple(row[kept].tolist()) for row, kept in zip(tokens, mask, strict=True)]
         ((text, times),) = Counter(texts).most_common(1)

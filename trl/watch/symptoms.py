@@ -20,88 +20,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 from typing import Any
 
-from torch import Tensor
-
-from trl.config import PPOConfig
 from trl.config.algorithms import FACTS
-
-KEPT = 40
-"""Values of each figure that are kept: the longest window below, and some to spare."""
-REWARD_STEPS = 5
-"""Batches whose mean reward is compared with the best such mean."""
-SURE = 3.0
-"""Standard errors by which a mean must lie beyond a bound, so that it is not noise."""
-ESSENTIAL = ("reward/mean", "ppo/loss/total", "ppo/grad_norm", "ppo/policy/approxkl")
-"""Figures that are never NaN; others may not be measured in some settings."""
-RESUMED = ("steps", "first", "last", "best_reward")
-"""What a resumed run needs of a history."""
-
-
-@dataclass
-class History:
-    """What is known of a run: its settings, and of each figure the first and the last values."""
-
-    config: PPOConfig
-    precision: str = "no"
-    generation_config: Any = None
-    """This and the next two: of the policy, and what writes the responses; known at the start."""
-    tokenizer: Any = None
-    sampler: Any = None
-    steps: int = 0
-    first: dict[str, float] = field(default_factory=dict)
-    best_reward: float | None = None
-    """The highest mean of `REWARD_STEPS` batches, or the first batch."""
-    last: dict[str, list[float]] = field(default_factory=dict)
-    broken: list[str] = field(default_factory=list)
-    """Figures of the last step that should be numbers and are not."""
-
-    def add(self, figures: Mapping[str, float]) -> None:
-        """Take in the figures of a step."""
-        self.steps += 1
-        self.broken = []
-        for name, value in figures.items():
-            if math.isfinite(value):
-                self.first.setdefault(name, value)
-                self.last[name] = [*self.last.get(name, []), value][-KEPT:]
-            elif name in self.first or name in ESSENTIAL:
-                self.broken.append(name)
-        if "reward/mean" in self.first:
-            recent = fmean(self.window(REWARD_STEPS, "reward/mean") or [self.first["reward/mean"]])
-            self.best_reward = recent if self.best_reward is None else max(recent, self.best_reward)
-
-    def window(self, count: int, name: str, least: int | None = None) -> list[float]:
-        """Return the last values of a figure, none if there are not so many, or not `least`."""
-        values = self.last.get(name, [])[-count:]
-        return values if len(values) >= (least or count) else []
-
-    def over(self, count: int, name: str, of: Callable[[list[float]], float] = fmean) -> float:
-        """Return the mean of the last values, or what else is asked of them.
-
-        NaN, which is beyond no bound, if there are not so many.
-        """
-        values = self.window(count, name)
-        return of(values) if values else math.nan
-
-    def latest(self, name: str) -> float:
-        """Return the last value of a figure; 0 if there is none."""
-        return self.last.get(name, [0.0])[-1]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the values, copied."""
-        return deepcopy({name: getattr(self, name) for name in RESUMED})
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
-        for name in RESUMED:
-            setattr(self, name, deepcopy(state[name]))
-
+from trl.watch.history import REWARD_STEPS, SURE, History, correlation, is_constant, learned
 
 Seen = dict[str, Any] | None
 """What the words on a symptom name in braces; None: it is not there."""
@@ -133,26 +59,6 @@ def symptom(
 
 
 before_start = partial(symptom, at_start=True)
-
-
-def is_constant(spread: float, scores: Tensor | float) -> bool:
-    """Tell whether scores are equal but for rounding, which is relative to their size."""
-    size = float(scores.abs().max()) if isinstance(scores, Tensor) else abs(scores)
-    return spread <= 1e-4 * size + 1e-7
-
-
-def learned(run: History) -> bool:
-    """Tell whether the reward of the last batch lies above that of the first, beyond its noise."""
-    noise = run.first.get("reward/std", math.inf) / math.sqrt(run.config.batch_size)
-    return run.latest("reward/mean") - run.first.get("reward/mean", 0.0) > SURE * noise
-
-
-def correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Return Pearson's correlation; None if one of the two does not change, or is not there."""
-    try:
-        return statistics.correlation(first, second)
-    except statistics.StatisticsError:
-        return None
 
 
 # --- in each step -------------------------------------------------------------------------------
@@ -359,6 +265,41 @@ def kl_above_target(run: History) -> Seen:
 
 
 @symptom(
+    "The KL penalty, {penalty:.3g} of a response, outweighs what scores differ by, {spread:.3g}, "
+    "and the reward does not rise: the policy is taught to stay where it is.",
+    "`ppo.init_kl_coef` was chosen for scores of another size.",
+    "The policy has moved far, by too large a step, and is pulled back.",
+    fix="Lower `ppo.init_kl_coef` (0.05 suits scores with a spread of 1), or set "
+    "`ppo.scale_scores: true`, which gives them that.",
+    explained_by=("constant_score", "kl_runaway", "kl_above_target"),
+)
+def penalty_outweighs_reward(run: History) -> Seen:
+    """Five steps in the mean. Good runs have up to the spread, once they have learnt."""
+    spread = 1.0 if run.config.scale_scores else run.over(5, "reward/std")
+    penalty = run.over(5, "objective/kl") * run.over(5, "objective/kl_coef")
+    return {"penalty": penalty, "spread": spread} if penalty > spread and not learned(run) else None
+
+
+@symptom(
+    "The KL has been {side} `kl_target` for {steps} steps, and its coefficient has hardly moved, "
+    "from {first:.3g} to {now:.3g}: it cannot act within this run.",
+    "`ppo.kl_horizon` is long for the size of the batches: it counts responses.",
+    fix="Shorten `ppo.kl_horizon` to some ten times `ppo.batch_size`, or set "
+    "`ppo.adaptive_kl: false` and choose `ppo.init_kl_coef`.",
+    explained_by=("kl_above_target", "learning_rate_too_small", "updates_skipped"),
+)
+def coefficient_cannot_act(run: History) -> Seen:
+    """20 steps of one side, by more than the controller's limit of a fifth, and less than 5 %."""
+    ratios = [kl / run.config.kl_target for kl in run.window(20, "objective/kl")]
+    above, below = min(ratios, default=0) > 1.2, max(ratios, default=1) < 0.8
+    first, now = run.first.get("objective/kl_coef", 0.0), run.latest("objective/kl_coef")
+    moves = run.config.adaptive_kl and first > 0 and run.steps > run.config.value_warmup_steps + 20
+    if not moves or not (above or below) or abs(now / first - 1) > 0.05:
+        return None
+    return {"side": "above" if above else "below", "steps": 20, "first": first, "now": now}
+
+
+@symptom(
     "The KL to the reference has gone from {before:.1f} to {now:.1f} nats per response in {steps} "
     "steps: the policy leaves its language behind, and the reward model what it was trained on.",
     "`ppo.init_kl_coef` is 0, or so small beside the rewards that nothing holds the policy back.",
@@ -402,6 +343,64 @@ def reward_falling(run: History) -> Seen:
     if size == 1 or not best - now > spread + luck:
         return None
     return {"best": best, "now": now, "times": (best - now) / spread if spread else math.inf}
+
+
+@symptom(
+    "The reward has risen, from {first:.3g} to {now:.3g}, at {nats:.1f} nats of KL for each token: "
+    "the texts are no longer what the model would write, and perhaps no language.",
+    "The reward can be won by texts that nobody means; what it was trained on is far away.",
+    "The KL penalty is too weak for this reward.",
+    fix="Read some samples. Raise `ppo.init_kl_coef`, and give the reward a part that broken texts "
+    "do not win.",
+    explained_by=("kl_runaway", "repeated_text", "entropy_collapsed"),
+)
+def texts_break(run: History) -> Seen:
+    """Good runs of this library end at 0.2 to 0.6 nats per token; published ones at about 1.5 to 2
+    wrote gibberish (arXiv:2403.17031).
+    """
+    nats = run.over(3, "objective/kl") / max(run.over(3, "response/length"), 1.0)
+    if not nats > 1.5 or not learned(run):
+        return None
+    return {"nats": nats, "first": run.first["reward/mean"], "now": run.latest("reward/mean")}
+
+
+@symptom(
+    "Of the answers to chats, {share:.0%} end by themselves, over {steps} steps: the others are "
+    "cut off at {length:.0f} tokens, in the middle of a sentence, and scored like that.",
+    "The limit, `sampling.max_new_tokens`, is shorter than an answer of this model.",
+    fix="Raise `sampling.max_new_tokens` (in Python max_new_tokens=...), ask for short answers in "
+    "the prompt, or set `ppo.missing_eos_penalty`.",
+    explained_by=("never_ends",),
+)
+def answers_cut(run: History) -> Seen:
+    """Five steps from the start on; a model that continues texts need not end."""
+    share, length = run.over(5, "response/ended"), run.over(5, "response/length")
+    cut = run.latest("batch/chats") == 1 and run.over(5, "response/ended", max) <= 0.1
+    return {"share": share, "steps": 5, "length": length} if cut else None
+
+
+@symptom(
+    "Nothing was learnt in {steps} steps: the reward is {now:.3g}, as it was at the start "
+    "({first:.3g}), though the policy has moved by {kl:.2g} nats per response.",
+    "The reward is noise to this policy: too rare, too coarse, or not about what it can change.",
+    "There are few responses in a step, so that luck decides.",
+    "The KL penalty holds the policy, or the learning rate is small.",
+    fix="Read samples of high and of low reward: could you tell them apart? Raise "
+    "`ppo.batch_size`, give part of the reward for a part of the way, lower `ppo.init_kl_coef`.",
+    explained_by=(
+        *("constant_score", "no_group_signal", "penalty_outweighs_reward", "updates_skipped"),
+        *("learning_rate_too_small", "reward_falling", "updates_without_signal", "rate_at_bound"),
+    ),
+)
+def nothing_learned(run: History) -> Seen:
+    """The last 20 of 40 steps in the mean, against the noise of the first and of the best five."""
+    rewards, first = run.window(40, "reward/mean")[20:], run.first.get("reward/mean", 0.0)
+    best, warm_up = run.best_reward or 0.0, run.config.value_warmup_steps
+    noise = run.first.get("reward/std", math.inf) / math.sqrt(run.config.batch_size)
+    if not rewards or run.steps < 40 + warm_up or max(best, fmean(rewards)) - first > SURE * noise:
+        return None
+    kl = run.latest("objective/kl")
+    return {"steps": run.steps, "now": fmean(rewards), "first": first, "kl": kl}
 
 
 @symptom(
