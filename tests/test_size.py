@@ -25,14 +25,14 @@ MOST = {
     "models": 1578,
     "optimization": 988,
     "ppo.py": 365,
-    "report": 913,
+    "report": 942,
     "rollout": 866,
     "scored.py": 134,
     "starter": 16,
-    "training": 2254,
+    "training": 2255,
     "watch": 1169,
 }
-IN_ALL = 12928
+IN_ALL = 12958
 MOST_IN_A_FILE, MOST_IN_A_FUNCTION = 450, 60
 
 

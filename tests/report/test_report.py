@@ -1,11 +1,15 @@
 """Samples and figures before and after, for the terminal."""
 
 import io
+import json
+import statistics
 from pathlib import Path
 
 from rich.console import Console
 
-from trl.report import before_after_tables
+from tests.training.run_folders import KL_NEGATIVE, make_run
+from trl.report import before_after_tables, read_runs, write_report
+from trl.report.figures import verdict
 from trl.report.run import Run, Sample
 
 
@@ -35,3 +39,31 @@ def test_before_and_after_side_by_side():
         assert part in samples
     for part in ("mean reward", "−1.25", "+1.50", "0.250", "0.912"):
         assert part in figures
+
+
+def test_a_verdict_says_what_was_gained_at_what_price(tmp_path):
+    folder = make_run(tmp_path / "run", warnings=KL_NEGATIVE)
+    summary = json.loads((folder / "summary.json").read_text())
+    versions = {"trl": "1.0", "torch": "2.13", "threads": "2", "device": "cpu"}
+    there = summary | {"versions": versions, "ended": "2026-01-02 03:04"}
+    (folder / "summary.json").write_text(json.dumps(there))
+    (run,) = read_runs([folder])
+    changes = [after.reward - before.reward for before, after in run.pairs]
+    mean = statistics.fmean(changes)
+    margin = 1.96 * statistics.stdev(changes) / len(changes) ** 0.5
+    ends = f"[{mean - margin:+.2f}, {mean + margin:+.2f}]"
+    said = f"held-out reward +{mean:.2f} {ends}, KL {run.after['kl']:.1f} nats, 1 warning"
+    assert verdict(run) == said
+    page = write_report([folder], tmp_path).read_text()
+    header = page[page.index("<header>") : page.index("</header>")]
+    for part in (said, "2026-01-02 03:04", "cpu, 2 threads", "trl 1.0, torch 2.13"):
+        assert part in header
+    (folder / "samples.jsonl").unlink()
+    (folder / "warnings.jsonl").unlink()
+    (run,) = read_runs([folder])
+    gain = run.after["reward/mean"] - run.before["reward/mean"]
+    assert (
+        verdict(run) == f"held-out reward +{gain:.2f}, KL {run.after['kl']:.1f} nats, no warnings"
+    )
+    run.metrics = run.metrics[:2]
+    assert verdict(run) == "nothing measured on held-out prompts since the start, no warnings"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,35 @@ def best_of(key: str, runs: Sequence[Run], values: Sequence[float | None]) -> se
     return {number for number, value in enumerate(values) if value == max(there)}
 
 
+def reward_change(run: Run) -> tuple[list[float], float] | None:
+    """By how much the reward of each held-out prompt has changed, and 1.96 standard errors of that.
+
+    None for less than eight prompts.
+    """
+    rewards = [(before.reward, after.reward) for before, after in run.pairs]
+    changes = [after - before for before, after in rewards if None not in (before, after)]
+    if len(changes) < 8:
+        return None
+    return changes, 1.96 * statistics.stdev(changes) / math.sqrt(len(changes))
+
+
+def verdict(run: Run) -> str:
+    """The run in one line: held-out reward +0.48 [0.38, 0.58], KL 5.8 nats, 2 warnings."""
+    key, found = "reward/mean", reward_change(run)
+    told = "nothing measured on held-out prompts" + (" since the start" if run.before else "")
+    if found:
+        mean = statistics.fmean(found[0])
+        ends = [shown(key, mean - found[1]), shown(key, mean + found[1])]
+        told = f"held-out reward {shown(key, mean, change=True)} [{', '.join(ends)}]"
+    elif key in run.after and key in run.before:
+        change = run.after[key] - run.before[key]
+        told = f"held-out reward {shown(key, change, change=True)}"
+    kl = [f"KL {shown('kl', run.after['kl'])} nats"] if "kl" in run.after else []
+    count = len(run.warnings)
+    warnings = f"{count or 'no'} warning{'' if count == 1 else 's'}"
+    return ", ".join([told, *kl, warnings])
+
+
 # --- in the terminal -----------------------------------------------------------------------------
 
 
@@ -160,7 +190,7 @@ def compare(runs: Sequence[Path | str]) -> Table:
 
 
 def _sections(runs: Sequence[Run]) -> list[list[Row]]:
-    figures: list[Row] = []
+    figures: list[Row] = [("verdict", [verdict(run) for run in runs], set())]
     for key in figure_keys(runs):
         values = [(run.after or run.before).get(key) for run in runs]
         texts = [shown(key, value) for value in values]

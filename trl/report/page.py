@@ -19,10 +19,12 @@ from trl.report.figures import (
     duration,
     figure_keys,
     figure_name,
+    reward_change,
     rewards_differ,
     settings_side_by_side,
     settings_that_differ,
     shown,
+    verdict,
 )
 from trl.report.run import Run, Sample, read_runs
 from trl.report.words import BEYOND_CHANCE, MovedWord, marked, moved_words
@@ -61,7 +63,7 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
         lstrip_blocks=True,
         finalize=visible,
     )
-    environment.filters["duration"] = duration
+    environment.filters |= {"duration": duration, "verdict": verdict}
     environment.filters["swatch"] = lambda run: swatch(run.number)
     content = _content(read, page.with_suffix(""))
     html = environment.get_template("report.html.jinja").render(content)
@@ -114,12 +116,10 @@ def _figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _paired(run: Run, with_name: bool) -> str | None:
     """How surely the mean reward of the held-out prompts has changed, prompt by prompt."""
-    rewards = [(before.reward, after.reward) for before, after in run.pairs]
-    changes = [after - before for before, after in rewards if None not in (before, after)]
-    if len(changes) < 8:
+    if (found := reward_change(run)) is None:
         return None
+    changes, margin = found
     mean = statistics.fmean(changes)
-    margin = 1.96 * statistics.stdev(changes) / math.sqrt(len(changes))
     change, low, high = (shown("reward/mean", x) for x in (mean, mean - margin, mean + margin))
     return (
         f"{f'{run.name}: prompt' if with_name else 'Prompt'} by prompt the reward changed by "

@@ -89,6 +89,16 @@ class Run:
         return self.recipe.get("model.name")
 
     @property
+    def where(self) -> list[str]:
+        """When and on what it ran, as far as its summary tells."""
+        versions = self.summary.get("versions") or {}
+        names = [f"{name} {versions[name]}" for name in ("trl", "torch") if name in versions]
+        device = versions.get("device")
+        threads = f", {versions.get('threads')} threads" if device == "cpu" else ""
+        ended, device = self.summary.get("ended"), device and f"{device}{threads}"
+        return [str(part) for part in (ended, device, ", ".join(names)) if part]
+
+    @property
     def last_step(self) -> int:
         """The last step there is a row of."""
         return int(self.metrics[-1]["step"]) if self.metrics else 0

@@ -373,6 +373,7 @@ class Run:
             "precision": self.trainer.precision.replace("no", "fp32"),
             "processes": self.accelerator.num_processes,
             "versions": VERSIONS,
+            "ended": time.strftime("%Y-%m-%d %H:%M"),
         }
         if self.main:
             self.folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
