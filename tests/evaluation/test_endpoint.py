@@ -56,7 +56,10 @@ class Handler(BaseHTTPRequestHandler):
             server.most_active = max(server.most_active, server.active)
         try:
             answer = server.answers[min(number, len(server.answers) - 1)]
-            if callable(answer):
+            if getattr(answer, "__qualname__", "").startswith("dripping"):
+                answer(self)
+                answer = "hang up"
+            elif callable(answer):
                 answer = answer(question.get("texts", question))
             if answer == "hang":
                 server.released.wait(10)
@@ -187,7 +190,11 @@ def test_each_wait_is_twice_as_long_as_the_one_before():
             3,
             "attempt 3 of at most 3, .* ended with status 500 and 'out of memory'",
         ),
-        ("hang", 3, "attempt 3 of at most 3, with a timeout of 0.25 s, ended with ReadTimeout"),
+        (
+            "hang",
+            3,
+            "attempt 3 of at most 3, .* ended with TimeoutError: no whole answer in 0.25 s",
+        ),
         ("hang up", 3, "attempt 3 of at most 3, .* RemoteProtocolError"),
         ((400, b"no such model"), 1, "attempt 1 of at most 3, .* status 400 and 'no such model'"),
         ((404, b""), 1, "attempt 1 of at most 3, .* status 404"),
@@ -205,10 +212,52 @@ def test_what_does_not_pass_ends_the_scoring(failure, attempts, message):
     assert "row 0: 'say x', row 1: 'say xx', row 2: 'say xxx', and 2 more" in str(caught.value)
 
 
+def dripping(part, pause, headers=b"Content-Type: text/plain"):
+    """An answer that never ends: a part of it again and again, after a pause each time."""
+
+    def answer(handler):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + headers + b"\r\n")
+        while not handler.server.released.wait(pause):
+            handler.wfile.write(part)
+
+    return answer
+
+
+ENDLESS = b"Transfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            dripping(b"1\r\n1\r\n", 0.05, ENDLESS),
+            "no whole answer in 0.4 s; [1-9] bytes of its text",
+        ),
+        (dripping(b"X", 0.05), "no whole answer in 0.4 s; 0 bytes of its text"),
+        (
+            dripping(b"100000\r\n" + b"1" * 2**20 + b"\r\n", 0, ENDLESS),
+            "an answer of more than 8,388,608 bytes, for at most 64 texts",
+        ),
+        (
+            dripping(b"1\r\n1\r\n", 0, ENDLESS + b"Content-Encoding: gzip, gzip\r\n"),
+            "an answer in the encoding 'gzip, gzip', not gzip",
+        ),
+    ],
+    ids=["slow text", "slow headers", "endless text", "packed twice"],
+)
+def test_an_answer_without_end_is_given_up(answer, message):
+    with serving(answer) as server:
+        started = time.monotonic()
+        timeout = 0.4 if "no whole" in message else 30
+        with pytest.raises(ScoringError, match=message):
+            scorer_of(server, timeout=timeout, retries=0)(ROLLOUT)
+        assert time.monotonic() - started < 10
+
+
 def test_a_server_that_is_not_there():
     with serving(lengths) as server:
         pass
-    with pytest.raises(ScoringError, match="attempt 2 of at most 2.*Connection refused"):
+    with pytest.raises(ScoringError, match="attempt 2 of at most 2.*ConnectionRefusedError"):
         scorer_of(server, retries=1)(ROLLOUT)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
 from threading import Event
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import httpx
+from anyio import fail_after
+from anyio.from_thread import start_blocking_portal
 from pydantic import Field, HttpUrl
 
 from trl.batch import Rollout, check_unicode
@@ -34,7 +37,13 @@ Function = Annotated[Callable[..., Any], "a function"]
 LONGEST_WAIT = 60.0
 """Seconds between two attempts, however many there were."""
 
-MAY_PASS = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError)
+LARGEST_ANSWER = 2**23
+"""Bytes; a number for each of 4,000 tokens of 64 texts fits."""
+
+ENCODINGS = ("", "identity", "gzip", "deflate")
+"""Of an answer: 64 KiB of others, or of several in a chain, may unpack to any size."""
+
+MAY_PASS = (httpx.NetworkError, TimeoutError, httpx.RemoteProtocolError)
 """What is tried again: of what cannot even be sent, no new try mends anything."""
 
 A_DAY = 86_400
@@ -48,18 +57,28 @@ def scores_in(answer: Any) -> Any:
     return answer["scores"]
 
 
+class _Answer(NamedTuple):
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+    def __str__(self) -> str:
+        return shown(self.body.decode("utf-8", "replace"))
+
+
 class EndpointScorer:
     """Scores from a server: POST `{"texts": [...]}`, answered by `{"scores": [...]}`, as JSON.
 
     Timeouts, connections that fail or break, and answers of status 429 or 5xx are tried again,
     after `backoff`, 2·`backoff`, 4·`backoff` … seconds, or after as many as a status 429 or 503
     asks for (Retry-After) if that is longer, at most 60. Any other answer that is not as many
-    finite numbers as there were texts ends the scoring at once. Redirections are not followed: a
+    finite numbers as there were texts ends the scoring at once, and so does one of more than 8 MiB,
+    before all of it is read. Redirections are not followed: a
     POST does not survive one, and `headers` may hold a key that is for this server only.
 
     Args:
         url: http:// or https://.
-        timeout: Seconds to wait for the connection, and for each part of the answer.
+        timeout: Seconds for a request, from the connection to the last byte of the answer.
         retries: How often to try again.
         backoff: Seconds before the first new try.
         batch_size: Most texts in one request.
@@ -121,10 +140,15 @@ class EndpointScorer:
         questions = texts_of(rollout) if self.request is None else pairs_of(rollout)
         every, size = range(len(rollout)), self.batch_size
         batches = [(every[i : i + size], questions[i : i + size]) for i in every[::size]]
-        stop = Event()
-        client = httpx.Client(timeout=self.timeout, limits=httpx.Limits(max_connections=None))
-        with ThreadPoolExecutor(self.concurrency) as pool, client:
-            asked = [pool.submit(self._ask, client, stop, rollout, *pair) for pair in batches]
+        stop, limits = Event(), httpx.Limits(max_connections=None)
+        client = httpx.AsyncClient(timeout=None, limits=limits)
+        with (
+            ThreadPoolExecutor(self.concurrency) as pool,
+            start_blocking_portal() as portal,
+            portal.wrap_async_context_manager(client),
+        ):
+            post = partial(portal.call, self._post, client)
+            asked = [pool.submit(self._ask, post, stop, rollout, *pair) for pair in batches]
             try:
                 ready = wait(asked, return_when=FIRST_EXCEPTION).done
                 entries = [entry for one in asked if one in ready for entry in one.result()]
@@ -135,7 +159,12 @@ class EndpointScorer:
             return Scored.of(entries, rollout)
 
     def _ask(
-        self, client: httpx.Client, stop: Event, rollout: Rollout, rows: range, asked: list[Any]
+        self,
+        post: Callable[[bytes], _Answer],
+        stop: Event,
+        rollout: Rollout,
+        rows: range,
+        asked: list[Any],
     ) -> list[float | list[float]]:
         """Ask for some rows until there is an answer; return one entry for each."""
         with failures_named(self.name, rollout, rows):
@@ -149,14 +178,14 @@ class EndpointScorer:
                 break
             asked_for, cause = 0.0, None
             try:
-                answer = client.post(self.url, content=body, headers=self.headers)
+                answer = post(body)
             except Exception as error:
-                cause, problem, may_pass = error, described(error), isinstance(error, MAY_PASS)
+                cause, problem, may_pass = error, _with_root(error), isinstance(error, MAY_PASS)
             else:
-                if answer.is_success:
+                if 200 <= answer.status < 300:
                     return self._read(answer, rollout, rows)
-                problem = f"status {answer.status_code} and {shown(answer.text)}"
-                may_pass = answer.status_code >= 500 or answer.status_code == 429
+                problem = f"status {answer.status} and {answer}"
+                may_pass = answer.status >= 500 or answer.status == 429
                 asked_for = _seconds_asked_for(answer)
             if not may_pass:
                 break
@@ -164,16 +193,41 @@ class EndpointScorer:
         ended = f"with a timeout of {self.timeout} s, ended with {problem}"
         raise self._error(f"no scores: {tries}, {ended}", rollout, rows) from cause
 
+    async def _post(self, client: httpx.AsyncClient, body: bytes) -> _Answer:
+        """Send a request and return the whole answer.
+
+        Raises:
+            TimeoutError: if it is not there in time, however steadily it comes.
+            ValueError: if it is too large, or packed so that it might be.
+        """
+        found = bytearray()
+        try:
+            with fail_after(self.timeout):
+                request = client.stream("POST", self.url, content=body, headers=self.headers)
+                async with request as answer:
+                    packed = answer.headers.get("Content-Encoding", "").lower()
+                    if packed not in ENCODINGS:
+                        raise ValueError(f"an answer in the encoding {shown(packed)}, not gzip")
+                    async for chunk in answer.aiter_bytes():
+                        found += chunk
+                        if len(found) > LARGEST_ANSWER:
+                            most = f"more than {LARGEST_ANSWER:,} bytes, for at most"
+                            raise ValueError(f"an answer of {most} {self.batch_size} texts")
+        except TimeoutError:
+            came = f"{len(found):,} bytes of its text had come"
+            raise TimeoutError(f"no whole answer in {self.timeout} s; {came}") from None
+        return _Answer(answer.status_code, answer.headers, bytes(found))
+
     def _pause(self, attempt: int, asked_for: float) -> float:
         """Return the seconds to wait before a new attempt, the first of which is 1."""
         own = self.backoff * 2.0 ** min(attempt - 1, 99)
         return min(max(own, asked_for), LONGEST_WAIT)
 
-    def _read(self, answer: httpx.Response, rollout: Rollout, rows: range) -> list[Any]:
+    def _read(self, answer: _Answer, rollout: Rollout, rows: range) -> list[Any]:
         try:
-            found = self.parse(answer.json())
+            found = self.parse(json.loads(answer.body))
         except Exception as error:  # JSONDecodeError, and whatever `parse` raises
-            problem = f"an answer that cannot be read ({described(error)}): {shown(answer.text)}"
+            problem = f"an answer that cannot be read ({described(error)}): {answer}"
             raise self._error(problem, rollout, rows) from error
         with failures_named(self.name, rollout, rows):
             return number_entries(found, len(rows))
@@ -182,10 +236,18 @@ class EndpointScorer:
         return scoring_error(f"{self.name} gave {problem}.", rollout, rows, suspects=False)
 
 
-def _seconds_asked_for(answer: httpx.Response) -> float:
+def _with_root(error: BaseException) -> str:
+    """Return an exception and what it all began with, as that a connection was refused."""
+    root = error
+    while isinstance(error, httpx.ConnectError) and (before := root.__cause__ or root.__context__):
+        root = before
+    return described(error) + ("" if str(root) in str(error) else f" ({described(root)})")
+
+
+def _seconds_asked_for(answer: _Answer) -> float:
     """Return the Retry-After of a refusal in seconds; 0 for none, or for a date."""
     try:
         seconds = float(answer.headers.get("Retry-After", 0))
     except ValueError:
         return 0.0
-    return seconds if seconds > 0 and answer.status_code in (429, 503) else 0.0  # a NaN is not
+    return seconds if seconds > 0 and answer.status in (429, 503) else 0.0  # a NaN is not
