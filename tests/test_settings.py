@@ -3,11 +3,13 @@
 import json
 import re
 import string
+import time
 from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -226,6 +228,50 @@ def test_a_file_of_something_else_is_refused(text, tmp_path):
     path.write_text(text)
     with pytest.raises(SettingsError, match=r"name: value, got|special characters"):
         read_yaml(path)
+
+
+def repeated(form, first, levels=9):
+    """A few hundred characters that stand for 9 ** levels values."""
+    lines = [f"a0: &a0 {first}"]
+    for n in range(1, levels + 1):
+        lines.append(f"a{n}: &a{n} " + form.format(", ".join([f"*a{n - 1}"] * 9)))
+    return "\n".join(lines)
+
+
+TOO_MUCH = {
+    "aliases": repeated("[{}]", "[x, x]"),
+    "merges": repeated("{{<<: [{}], k: 1}}", "{x: 1}"),
+    "levels": "a0: &a0 [1]\n" + "\n".join(f"a{n}: &a{n} [[*a{n - 1}]]" for n in range(1, 5000)),
+    "text": f"a: &a {'x' * 99_999}\nb: [{'*a,' * 9999}]",
+    "lists": "[" * 100_000,
+    "mappings": "{a: " * 50_000,
+    "lines": "".join(f"name{n}: 1\n" for n in range(18_000)),
+    "length": "# \n" * 99_999,
+}
+
+
+@pytest.mark.parametrize("kind", TOO_MUCH)
+def test_a_file_that_says_too_much_is_refused_at_once(kind, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(TOO_MUCH[kind])
+    started = time.process_time()
+    for read in (read_yaml, lambda path: parse_yaml(path.read_text(), typed=True)):
+        with pytest.raises((SettingsError, yaml.YAMLError), match="must (have|be) at most"):
+            read(path)
+    assert time.process_time() - started < 10
+
+
+def test_of_many_problems_a_few_are_told():
+    names = {f"name{n}": 1 for n in range(20_000)}
+    for settings in ({"values": names}, {"values": {}, "flags": [(n, "1") for n in names]}):
+        with pytest.raises(SettingsError) as error:
+            build(Recipe, **settings)
+        assert len(str(error.value)) < 3000
+        assert error.value.found[0].startswith("`name0` is not a setting")
+        assert error.value.found[-1] == "… and more."
+    with pytest.raises(SettingsError) as error:
+        build(Recipe, {"x" * 100_000: 1})
+    assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])

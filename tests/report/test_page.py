@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -230,6 +231,13 @@ def test_an_empty_file_is_enough(tmp_path, name):
     page = page_of(write_report([tmp_path], tmp_path / "new" / "folder"))
     assert "There is nothing to draw yet." in page.text
     assert "What this report lacks" in page.text
+
+
+def test_a_report_is_not_written_into_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "report.html")
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match="`out` must be a folder or a file"):
+        write_report([tmp_path], tmp_path)
 
 
 def test_a_folder_that_is_no_run_leaves_nothing_behind(tmp_path):

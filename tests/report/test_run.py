@@ -1,11 +1,13 @@
 import json
 import math
+import os
+import re
 
 import pytest
 
 from tests.training.run_folders import KL_NEGATIVE, make_run, write_lines
 from trl.config.writing import flatten
-from trl.report.run import read_runs
+from trl.report.run import WITHOUT, read_runs
 
 
 def only(folder):
@@ -132,6 +134,22 @@ def test_broken_recipe_and_summary(tmp_path):
     assert run.algorithm is None
     assert any(note.startswith("recipe.yaml could not be read") for note in run.notes)
     assert any(note.startswith("summary.json could not be read") for note in run.notes)
+
+
+NESTED = "[" * 100_000
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "deep"])
+def test_what_is_no_file_or_too_deep_is_left_out_and_told(name, kind, tmp_path):
+    folder = make_run(tmp_path / "run", steps=4, warnings=KL_NEGATIVE)
+    (folder / name).unlink()
+    if kind == "deep":
+        (folder / name).write_text(NESTED + "\n{}\n")
+    else:
+        (os.mkfifo if kind == "a pipe" else os.mkdir)(folder / name)
+    said = "is no file" if kind != "deep" else "left out|cannot be read|could not be read"
+    assert re.search(said, " ".join(note for note in only(folder).notes if name in note))
 
 
 def test_settings_get_dotted_names():

@@ -70,11 +70,14 @@ def refuse(
 
 def shown(value: object) -> str:
     """Return a value as a message shows it, without its middle if that is long."""
-    written = value if isinstance(value, str) else repr(value)
-    if len(written) > CHARACTERS_SHOWN:
-        half = CHARACTERS_SHOWN // 2
-        written = f"{written[:half]} … {written[-half:]}"
+    written = bounded(value if isinstance(value, str) else repr(value))
     return repr(written) if isinstance(value, str) else written
+
+
+def bounded(text: str) -> str:
+    """Return a text without its middle if that is long."""
+    half = CHARACTERS_SHOWN // 2
+    return text if len(text) <= 2 * half else f"{text[:half]} … {text[-half:]}"
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ a number and a text for a text.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import typing
@@ -13,13 +14,13 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import yaml  # type: ignore[import-untyped]
 from pydantic import TypeAdapter, ValidationError
 
-from trl.config.errors import SettingsError, refuse, shown
-from trl.config.section import plain, sentences, unknown_setting
+from trl.config.errors import SettingsError, bounded, refuse, shown
+from trl.config.section import AND_MORE, MOST_TOLD, plain, sentences, unknown_setting
 from trl.config.types import bare, choices, entry, kinds_of, section_in, words
 from trl.config.writing import as_mapping
 
@@ -42,14 +43,60 @@ class Plain(str):
 # -- YAML ----------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+LONGEST = 2**18
+"""Characters of a file of settings; a long recipe has some thousand."""
+DEEPEST = 32
+"""Levels of lists and mappings in each other; settings have at most four."""
+MOST_VALUES = 10_000
+"""Values of a file, those that an alias repeats counted each time."""
+
+
+class _Bounded(yaml.SafeLoader):  # type: ignore[misc]
+    """Reads no more than settings may be, however little text says much."""
+
+    depth = 0
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.sizes: dict[Any, tuple[int, int]] = {}
+        if len(text) > LONGEST:
+            self.refuse(f"the file must have at most {LONGEST:,} characters to be one of settings")
+
+    def refuse(self, told: str, mark: Any = None) -> NoReturn:
+        raise yaml.composer.ComposerError(None, None, told, mark)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth += 1
+        mark = self.peek_event().start_mark
+        if self.depth > DEEPEST:
+            self.refuse(f"settings must be at most {DEEPEST} lists and mappings deep", mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if node not in self.sizes:  # an alias has the size of its anchor
+            pairs = node.value if node.id == "mapping" else ()
+            parts = node.value if node.id == "sequence" else itertools.chain(*pairs)
+            # A node inside of itself, which cannot be made, has no size yet.
+            sizes, levels = zip(
+                (0, 0), *(self.sizes.get(each, (0, 0)) for each in parts), strict=True
+            )
+            self.sizes[node] = 1 + len(node.value) // 64 + sum(sizes), 1 + max(levels)
+        size, levels = self.sizes[node]
+        if max(size, len(self.sizes)) > MOST_VALUES or self.depth + levels > DEEPEST:
+            most = f"at most {MOST_VALUES:,} values, {DEEPEST} lists and mappings deep"
+            told = f"a file of settings must have {most}, with what an alias (*) repeats"
+            self.refuse(told, mark)
+        return node
+
+
+class _Loader(_Bounded):
     """Leaves words to their settings, and refuses a name that is set twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
         for key, _ in node.value:
             if key.id == "scalar" and key.value in lines:
-                told = f"`{key.value}` must be set once, but is set in line {lines[key.value]} too"
+                also = f"but is set in line {lines[key.value]} too"
+                told = f"`{bounded(key.value)}` must be set once, {also}"
                 raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
             if key.id == "scalar" and not key.tag.endswith(":merge"):
                 lines[key.value] = key.start_mark.line + 1
@@ -63,13 +110,18 @@ for _tag in ("str", "int", "float", "bool", "null", "timestamp", "value"):
     )
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, *, typed: bool = False) -> Any:
     """Return the dicts, lists and words of a text in YAML; None if it has none.
 
+    Args:
+        text: Of at most `LONGEST` characters.
+        typed: Let words without quotes mean what they mean in YAML, whatever their setting.
+
     Raises:
-        yaml.YAMLError: if it is no YAML, sets a name twice, or names a Python object.
+        yaml.YAMLError: if it is no YAML, sets a name twice, names a Python object, or is larger
+            than settings may be.
     """
-    loader = _Loader(text)
+    loader = (_Bounded if typed else _Loader)(text)
     loader.deep_construct = True  # a section inside of itself is an error then
     return loader.get_single_data()
 
@@ -86,7 +138,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path).expanduser()
     try:
-        values = parse_yaml(path.read_text("utf-8-sig"))
+        with path.open(encoding="utf-8-sig") as file:
+            values = parse_yaml(file.read(LONGEST + 1))
     except UnicodeDecodeError as error:
         raise SettingsError(str(path), [f"the file must be text in UTF-8: {error}."]) from None
     except yaml.YAMLError as error:
@@ -127,6 +180,9 @@ def build(
     """
     tree, found, instance = dict(values), list[str](), cast(T, None)
     for path, text in flags:
+        if len(found) == MOST_TOLD:
+            found.append(AND_MORE)
+            break
         try:
             tree = _with_flag(cls, tree, path, text)
         except ValueError as error:

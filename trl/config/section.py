@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, is_dataclass
@@ -11,7 +12,7 @@ from typing import Any, TypeVar, dataclass_transform
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from trl.config.errors import SettingsError, closest, closest_path, problem, refuse, shown
+from trl.config.errors import SettingsError, bounded, closest, closest_path, problem, refuse, shown
 from trl.config.listing import paths
 from trl.config.types import bare, choices, kinds_of, section_in, words
 from trl.config.writing import as_mapping
@@ -28,6 +29,11 @@ CONFIG = ConfigDict(
     allow_inf_nan=False,
     use_attribute_docstrings=True,
 )
+
+
+MOST_TOLD = 20
+"""Problems; a file of something else has one on every line."""
+AND_MORE = "… and more."
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -92,6 +98,8 @@ def sentences(error: ValidationError, cls: Any, tree: Mapping[str, Any]) -> list
     """
     found: dict[str, list[str]] = {}
     for each in error.errors(include_url=False):
+        if len(found) == MOST_TOLD:
+            return [*itertools.chain.from_iterable(found.values()), AND_MORE]
         path, kind, value = _blamed(cls, each["loc"], tree)
         inner = each.get("ctx", {}).get("error")
         if isinstance(inner, SettingsError):
@@ -107,7 +115,7 @@ def sentences(error: ValidationError, cls: Any, tree: Mapping[str, Any]) -> list
             hint = closest(str(each["input"]), choices(kind))
             told = [problem(path, f"be {words(kind)}", shown(value), fix) + hint]
         found.setdefault(path, told)
-    return [sentence for told in found.values() for sentence in told]
+    return list(itertools.chain.from_iterable(found.values()))
 
 
 def _blamed(cls: Any, loc: tuple[int | str, ...], tree: Any) -> tuple[str, Any, Any]:
@@ -125,7 +133,7 @@ def _blamed(cls: Any, loc: tuple[int | str, ...], tree: Any) -> tuple[str, Any, 
 
 def unknown_setting(cls: Any, path: str, value: Any) -> str:
     """Return the sentence for a path that is no setting of the dataclass."""
-    every = [setting.path.replace(".N", "[0]") for setting in paths(cls)]
+    every, path = [setting.path.replace(".N", "[0]") for setting in paths(cls)], bounded(path)
     return f"`{path}` is not a setting, got {shown(value)}.{closest_path(path, every)}"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import trl
+from trl.config.errors import refuse
 from trl.report.charts import Chart, charts_of
 from trl.report.drawing import SERIES, draw, swatch
 from trl.report.figures import (
@@ -54,6 +55,8 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     read = read_runs(runs)
     out = Path(out)
     page = out if out.suffix == ".html" else out / "report.html"
+    if page.exists() and not page.is_file():  # to write into a pipe might never end
+        refuse("out", "be a folder or a file for the report", str(page), "move it away")
     page.parent.mkdir(parents=True, exist_ok=True)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -15,12 +15,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from trl.config.errors import refuse
+from trl.config.reading import parse_yaml
 from trl.config.writing import flatten
 
 WITHOUT = {
@@ -194,7 +196,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _read(path: Path, name: str, number: int) -> Run:
     run = Run(path, name, number)
-    run.recipe = flatten(_mapping(path / "recipe.yaml", yaml.safe_load, run.notes))
+    run.recipe = flatten(_mapping(path / "recipe.yaml", partial(parse_yaml, typed=True), run.notes))
     run.summary = _mapping(path / "summary.json", json.loads, run.notes)
     rows: dict[int, dict[str, float]] = {}
     for line in _rows(path / "metrics.jsonl", run.notes):
@@ -221,13 +223,24 @@ def _read(path: Path, name: str, number: int) -> Run:
 
 def _mapping(path: Path, read: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:
     """Read a small file that holds a mapping, or note that it is missing or broken."""
-    with suppress(FileNotFoundError, yaml.YAMLError, ValueError):
-        found = read(path.read_text(encoding="utf-8", errors="replace"))
-        if isinstance(found, dict):
-            return found
-    problem = "could not be read" if path.exists() else "is missing"
-    notes.append(f"{path.name} {problem}: {WITHOUT[path.name]}.")
+    why = "is missing"
+    if (text := _text(path, notes)) is not None:
+        why = "could not be read"
+        with suppress(yaml.YAMLError, ValueError, RecursionError):
+            found = read(text)
+            if isinstance(found, dict):
+                return found
+    notes.append(f"{path.name} {why}: {WITHOUT[path.name]}.")
     return {}
+
+
+def _text(path: Path, notes: list[str]) -> str | None:
+    """Return the text of a file; None if there is none, as for a pipe, which may never end."""
+    if path.is_file():
+        return path.read_bytes().decode("utf-8", errors="replace")
+    if path.exists():
+        notes.append(f"{path.name} is no file, and is left out.")
+    return None
 
 
 def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -236,17 +249,17 @@ def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     A step below the one before it means that the run was resumed there: what was written of that
     step and later ones before is left out.
     """
-    text = path.read_bytes().decode("utf-8", errors="replace") if path.exists() else ""
-    lines = [line for line in text.split("\n") if line.strip()]
+    text = _text(path, notes)
+    lines = [line for line in (text or "").split("\n") if line.strip()]
     if not lines and WITHOUT[path.name]:
-        problem = "is empty" if path.exists() else "is missing"
+        problem = "is missing" if text is None else "is empty"
         notes.append(f"{path.name} {problem}: {WITHOUT[path.name]}.")
     rows: list[dict[str, Any]] = []
     unread = 0
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
             if number == len(lines):
                 why = "the run goes on, or was stopped while it wrote"
