@@ -40,7 +40,7 @@ def runs(folder, monkeypatch):
     """The recipes that were run, and what they were gone on from, in place of the runs."""
     seen = []
     module = types.ModuleType("trl.training.run")
-    module.run_recipe = lambda recipe, resume=None: seen.append((recipe, resume))
+    module.run_recipe = lambda recipe, resume=None, trust=(): seen.append((recipe, resume))
     monkeypatch.setitem(sys.modules, "trl.training.run", module)
     classifier = types.ModuleType("trl.training.classifier")
     classifier.train_classifier = lambda recipe, resume: seen.append((recipe, resume))
@@ -173,10 +173,10 @@ def test_functions_are_found_beside_their_recipe(runs, folder, tmp_path):
         "reward: [{kind: function, name: 'rewards.py:f'}, {kind: function, name: 'other.py:f'}]"
     )
     (tmp_path / "other.py").write_text("")  # where we stand
-    assert cli.main(["train", "sentiment", "--out", "here"]) == 0
+    assert cli.main(["train", "sentiment", "--out", "here", "--trust", "other.py"]) == 0
     first, second = runs[0][0].reward
     assert first.name == f"{folder.resolve()}/rewards.py:f"
-    assert second.name == "other.py:f"
+    assert second.name == f"{tmp_path.resolve()}/other.py:f"
 
 
 def test_prompts_are_found_beside_their_recipe(runs, folder):

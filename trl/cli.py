@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trl
 from trl import config as settings
 from trl.config import SettingsError, closest
+from trl.config.code import Reader, listing
 from trl.config.errors import problem
 from trl.config.folder import recipe_folder
 
@@ -89,7 +90,7 @@ def _run(arguments: list[str]) -> int:
 
 def _train(options: argparse.Namespace, flags: Flags) -> int:
     """Run a recipe, or print it."""
-    recipe = read_recipe(options.recipe, flags)
+    recipe = read_recipe(options.recipe, flags, options.trust)
     _check_resume(recipe, options.resume)
     resume = options.resume
     if options.resume_changed:
@@ -103,9 +104,11 @@ def _train(options: argparse.Namespace, flags: Flags) -> int:
 
         train_classifier(recipe, resume=options.resume is not None)
         return 0
+    _list_code(recipe.reward, recipe.model.name if recipe.model.trust_remote_code else None)
     from trl.training.run import run_recipe
 
-    result = run_recipe(recipe, resume=resume)
+    trust = {"trust": options.trust} if options.trust else {}
+    result = run_recipe(recipe, resume=resume, **trust)
     return INTERRUPTED if getattr(result, "interrupted", False) else 0
 
 
@@ -130,10 +133,12 @@ def _score(options: argparse.Namespace, flags: Flags) -> int:
     values = {"reward": values["reward"]} if "reward" in values else {}
     owner = str(path) if path else None
     rewards = settings.build(settings.Scoring, values, flags=flags, owner=owner).reward
-    rewards = _beside(rewards, path) if path else rewards
+    rewards = _with_code(rewards, path or None, flags, options.trust)
+    _list_code(rewards)
     from trl.training import tools
 
-    tools.show(tools.score_texts(tools.read_texts(options.texts), rewards), options.out)
+    texts = tools.read_texts(options.texts)
+    tools.show(tools.score_texts(texts, rewards, options.trust), options.out)
     return 0
 
 
@@ -179,6 +184,14 @@ def _number(default: float, text: str, shown: str = "%(default)s") -> dict[str, 
     return _word("N", f"{text} (default: {shown})", type=type(default), default=default)
 
 
+TRUST = {
+    "--trust": _word(
+        "MODULE",
+        "run the functions of this module, package or file too; each by a --trust of its own",
+        action="append",
+        default=[],
+    )
+}
 RUN_OPTIONS = {
     "--print-config": {"action": "store_true", "help": "check and print the settings, no more"},
     "--resume": _word(
@@ -192,6 +205,7 @@ RUN_OPTIONS = {
         "action": "store_true",
         "help": "go on though settings, model, prompts or rewards are others than before",
     },
+    **TRUST,
 }
 RUNS = {"runs": _word("RUN", "the folder of a run", nargs="+")}
 LINES = {"--out": _word("FILE", "write lines of JSON there; -: to the screen")}
@@ -238,6 +252,7 @@ COMMANDS = {
                 "-: lines of the standard input",
             ),
             "--recipe": RECIPE,
+            **TRUST,
             **LINES,
         },
         lambda arguments: settings.Scoring,
@@ -290,12 +305,15 @@ def find_recipe(name: str) -> Path:
     )
 
 
-def read_recipe(name: str, flags: Sequence[tuple[str, str]] = ()) -> Recipe | ClassifierRecipe:
+def read_recipe(
+    name: str, flags: Sequence[tuple[str, str]] = (), trust: Sequence[str] = ()
+) -> Recipe | ClassifierRecipe:
     """Return a recipe with flags over what its file says.
 
     Args:
         name: See `find_recipe`.
         flags: Paths, as `ppo.learning-rate`, and what is written for them.
+        trust: Modules and files whose code may run, besides files beside the recipe.
 
     Raises:
         FileNotFoundError: if there is no such recipe.
@@ -315,33 +333,40 @@ def read_recipe(name: str, flags: Sequence[tuple[str, str]] = ()) -> Recipe | Cl
         for name in ("prompts", "held_out_prompts")
         if (file := getattr(recipe.data, name)) and (path.parent / file).is_file()
     }
-    data = replace(recipe.data, **files)
-    return replace(recipe, data=data, reward=_beside(recipe.reward, path))  # type: ignore[no-any-return]
+    _check_model_code(recipe, path, list(flags))
+    rewards = _with_code(recipe.reward, path, list(flags), trust)
+    return replace(recipe, data=replace(recipe.data, **files), reward=rewards)  # type: ignore[no-any-return]
 
 
-def _beside(rewards: tuple[RewardConfig, ...], recipe: Path) -> tuple[RewardConfig, ...]:
-    """Write out the paths of the Python files of functions that are beside the recipe.
+def _with_code(
+    rewards: tuple[RewardConfig, ...], recipe: Path | None, flags: Flags, trust: Sequence[str]
+) -> tuple[RewardConfig, ...]:
+    """Write out the paths of the Python files of functions.
 
     Raises:
-        SettingsError: for files that are neither there, nor here, nor among those that ship.
+        SettingsError: for code that is not there, or that nobody but the recipe has named.
     """
-    found: list[RewardConfig] = []
-    problems: list[str] = []
-    for index, reward in enumerate(rewards):
-        file, _, function = reward.name.rpartition(":")
-        path = Path(file).expanduser()
-        beside = (recipe.parent / path).resolve()
-        is_file = reward.kind == "function" and file.endswith(".py")
-        if is_file and beside.is_file():
-            reward = replace(reward, name=f"{beside}:{function}")
-        elif is_file and not path.is_file() and not (recipe_folder() / path).is_file():
-            hint = closest(beside.name, [each.name for each in beside.parent.glob("*.py")])
-            rule, got = "name a file that is there", f"{file!r}, but there is no {beside}"
-            problems.append(problem(f"reward[{index}].name", rule, got, "mend the path") + hint)
-        found.append(reward)
+    folder = Path.cwd() if recipe is None else recipe.parent
+    reader = Reader(folder, recipe_folder(), trust, " ".join(text for _, text in flags))
+    rewards, problems = reader.with_files(rewards)
     if problems:
-        raise SettingsError(str(recipe), problems)
-    return tuple(found)
+        raise SettingsError("Scoring" if recipe is None else str(recipe), problems)
+    return rewards
+
+
+def _check_model_code(recipe: Recipe, path: Path, flags: Flags) -> None:
+    """Raise if the code of a model would run by the word of the recipe alone."""
+    named = any("trust_remote_code" in name + text.replace("-", "_") for name, text in flags)
+    if recipe.model.trust_remote_code and not named:
+        rule, flag = "be a word of who reads the recipe too", "--model.trust-remote-code"
+        fix = f"look at the code of {recipe.model.name}, and add {flag} to run it"
+        raise SettingsError(str(path), [problem("model.trust_remote_code", rule, "true", fix)])
+
+
+def _list_code(rewards: Sequence[RewardConfig], model: str | None = None) -> None:
+    """Name the code that is about to run: no recipe can be so quiet that it is not."""
+    for line in listing(rewards, model):
+        _complain(f"trl: {line}.")
 
 
 def _kind_of(arguments: list[str]) -> type:

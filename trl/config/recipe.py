@@ -79,7 +79,7 @@ class ModelConfig:
     tokenizer: Text | None = None
     """A folder or hub name; None: the one beside the model."""
     trust_remote_code: bool = False
-    """Run code that comes with the model."""
+    """Run code that comes with the model. A recipe alone cannot say so: it takes the flag too."""
     unfrozen_layers: Count | None = None
     """Train the last so many layers only; the others are shared with the reference."""
     lora: LoRAConfig | None = None
@@ -199,7 +199,8 @@ class RewardConfig:
     and for each control prefix the range that its probability is to be in."""
     name: Text = STARTER
     """A folder or hub name; starter: the sentiment classifier that ships with trl. Of a function:
-    package.module:function, or file.py:function. Of an endpoint: its URL."""
+    file.py:function, beside the recipe, or package.module:function, which runs after --trust. Of an
+    endpoint: its URL, with secrets as ${NAME} of the environment."""
     label: Text = "POSITIVE"
     """Class of the classifier that counts, by name or index."""
     output: Literal["logit", "probability", "log_odds"] = "logit"
@@ -221,7 +222,7 @@ class RewardConfig:
         if not set(self.target_weights) <= set(self.targets):
             yield "target_weights", f"name prefixes of targets, {list(self.targets)}"
         if self.kind == "function" and ":" not in self.name:
-            yield "name", f"be package.module:function or file.py:function {of_kind}"
+            yield "name", f"be file.py:function or package.module:function {of_kind}"
         if self.kind != "control" and self.targets:
             yield "targets", f"be left out {of_kind}", "or set kind: control"
         if self.kind != "classifier" and self.output != "logit":

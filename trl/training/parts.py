@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import evaluation, starter
 from trl.anatomy import language_model
 from trl.config import PPOConfig, SettingsError, closest
+from trl.config.code import Trust, distrusted, find_file, is_trusted
 from trl.config.errors import problem
 from trl.config.folder import recipe_folder
 from trl.config.recipe import STARTER, LoRAConfig, Recipe, RewardConfig
@@ -138,13 +139,18 @@ class Parts:
         self.parameters = sum(weight.numel() for weight in self.model.parameters())
 
     @classmethod
-    def of_recipe(cls, recipe: Recipe, accelerator: Accelerator) -> Parts:
+    def of_recipe(cls, recipe: Recipe, accelerator: Accelerator, trust: Trust = ()) -> Parts:
         """Make everything that a recipe names.
+
+        Args:
+            recipe: The settings.
+            accelerator: Of the trainer.
+            trust: Modules and packages whose functions may run.
 
         Raises:
             SettingsError, OSError, ValueError: for what is not there, or does not fit.
         """
-        scorer, judge = load_scorer(recipe.reward)
+        scorer, judge = load_scorer(recipe.reward, trust)
         _check_best(recipe.checkpoints.best, judge)
         model, sampling, seed = recipe.model, recipe.sampling, recipe.seed
         where = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
@@ -389,8 +395,14 @@ def find_tokenizer(
 # -- scorers -------------------------------------------------------------------------------------
 
 
-def load_scorer(rewards: Sequence[RewardConfig]) -> tuple[WeightedSum, WeightedSum]:
+def load_scorer(
+    rewards: Sequence[RewardConfig], trust: Trust = ()
+) -> tuple[WeightedSum, WeightedSum]:
     """Return the scorer to train with, and that of the evaluation, which measures more.
+
+    Args:
+        rewards: The scorers.
+        trust: Modules and packages whose functions may run.
 
     Raises:
         SettingsError: for a function that is not there, naming its place in the recipe.
@@ -398,7 +410,7 @@ def load_scorer(rewards: Sequence[RewardConfig]) -> tuple[WeightedSum, WeightedS
     """
     parts, loaded = [], dict[str, Any]()
     for index, settings in enumerate(rewards):
-        scorer, name = _scorer(settings, f"reward[{index}].name", loaded)
+        scorer, name = _scorer(settings, f"reward[{index}].name", loaded, trust)
         scorer.name = settings.title or name
         if scorer.name in TAKEN:
             rule = f"not be one of {list(TAKEN)}, which are figures of the whole reward"
@@ -407,10 +419,12 @@ def load_scorer(rewards: Sequence[RewardConfig]) -> tuple[WeightedSum, WeightedS
     return WeightedSum([part for part in parts if part[1] != 0]), WeightedSum(parts)
 
 
-def _scorer(settings: RewardConfig, path: str, loaded: dict[str, Any]) -> tuple[Any, str]:
+def _scorer(
+    settings: RewardConfig, path: str, loaded: dict[str, Any], trust: Trust
+) -> tuple[Any, str]:
     """Return a scorer, and its name unless it has a title; `loaded` is what others have loaded."""
     if settings.kind == "function":
-        function = load_function(settings.name, path, loaded)
+        function = load_function(settings.name, path, loaded, trust)
         return evaluation.FunctionScorer(function), settings.name.rpartition(":")[2]
     if settings.kind == "endpoint":
         return evaluation.EndpointScorer(settings.name), settings.kind
@@ -431,21 +445,25 @@ def _scorer(settings: RewardConfig, path: str, loaded: dict[str, Any]) -> tuple[
 
 
 def load_function(
-    name: str, path: str, loaded: dict[str, Any] | None = None
+    name: str, path: str, loaded: dict[str, Any] | None = None, trust: Trust = ()
 ) -> Callable[[list[str]], Any]:
-    """Return the function `package.module:function`, or `file.py:function`.
+    """Return the function `file.py:function`, or `package.module:function` of a trusted module.
 
     Args:
         name: Where it is.
         path: The setting's place in the recipe, for errors.
         loaded: Files that were executed already; this one is added.
+        trust: Modules and packages that may be imported. A recipe names `subprocess:call` as
+            easily as a reward.
 
     Raises:
-        SettingsError: if it is not there, or is no function.
+        SettingsError: if it is not there, may not run, or is no function.
     """
     place, _, attribute = name.rpartition(":")
     if place.endswith(".py"):
         module = _module_of_file(place, path, {} if loaded is None else loaded)
+    elif not is_trusted(place, trust):
+        raise SettingsError("Recipe", [distrusted(path, name, place)])
     else:
         _look_in(Path.cwd())  # `trl` is a script: unlike `python`, it does not look here
         try:
@@ -462,8 +480,7 @@ def load_function(
 
 def _module_of_file(given: str, path: str, loaded: dict[str, Any]) -> ModuleType:
     # Here, or where the functions of the recipes that ship lie.
-    places = [place / Path(given).expanduser() for place in (Path.cwd(), recipe_folder())]
-    file = next((place.resolve() for place in places if place.is_file()), None)
+    file = find_file(given, Path.cwd(), recipe_folder())
     if file is None:
         got = f"{given!r}, looked for in {Path.cwd()}"
         _refuse(path, "name a file that is there", got, "mend the path")
@@ -473,7 +490,8 @@ def _module_of_file(given: str, path: str, loaded: dict[str, Any]) -> ModuleType
         # Dataclasses and pickle look a module up by its name.
         sys.modules[name] = module = importlib.util.module_from_spec(spec)
         _look_in(file.parent)  # it may import its neighbours
-        spec.loader.exec_module(module)
+        # What was listed: a .pyc that lies beside the file may be of other code.
+        exec(spec.loader.source_to_code(file.read_bytes(), str(file)), vars(module))
         loaded[name] = module
     return loaded[name]  # type: ignore[no-any-return]
 

@@ -34,6 +34,7 @@ from trl import config as settings
 from trl.compute.peers import told_to_peers
 from trl.compute.precision import make_accelerator
 from trl.config import SettingsError
+from trl.config.code import Trust, flags_to_go_on
 from trl.config.recipe import Recipe
 from trl.evaluation.scores import pairs_of
 from trl.models.loading import quiet_transformers
@@ -94,7 +95,7 @@ class Result:
     """Whether it was stopped by Ctrl-C and can be gone on with."""
 
 
-def run_recipe(recipe: Recipe, resume: str | Path | None = None) -> Result:
+def run_recipe(recipe: Recipe, resume: str | Path | None = None, *, trust: Trust = ()) -> Result:
     """Run a recipe in its folder.
 
     Args:
@@ -103,6 +104,7 @@ def run_recipe(recipe: Recipe, resume: str | Path | None = None) -> Result:
             checkpoint, or start if there is none. A checkpoint's folder: go on from that one.
             "changed", or "changed:FOLDER": likewise, though settings, prompts, model or scorers
             are others than before; what differs is told.
+        trust: Modules and packages whose functions may run, besides those of files.
 
     Raises:
         SettingsError, OSError, ValueError: before anything is trained: for settings that do not
@@ -117,7 +119,7 @@ def run_recipe(recipe: Recipe, resume: str | Path | None = None) -> Result:
             check_same(folder, recipe)  # before anything is loaded
         check_trackers(recipe.tracking.to)  # cheap, so it comes first
         with quiet_transformers():
-            run = Run(recipe, Parts.of_recipe(recipe, accelerator), folder)
+            run = Run(recipe, Parts.of_recipe(recipe, accelerator, trust), folder)
         return run.train(checkpoint, notes)
 
 
@@ -389,6 +391,7 @@ class Run:
                 note(f"Where the time went is in {self.recipe.profile}/.")
         elif not finished:
             command = f"trl train {shlex.quote(str(self.folder.recipe))} --resume"
+            command += flags_to_go_on(self.recipe, self.path)
             note(f"Stopped after step {steps}. Go on with: {command}")
         return Result(self.path, self.parts.model, steps, summary, not finished)
 

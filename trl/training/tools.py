@@ -23,6 +23,7 @@ from rich.text import Text
 
 from trl import starter
 from trl.batch import Rollout
+from trl.config.code import Trust
 from trl.config.errors import shown
 from trl.config.recipe import RewardConfig
 from trl.data.sources import checked_texts, chosen_column, read_table
@@ -95,19 +96,22 @@ def policy_folder(model: str | Path) -> str:
     return name
 
 
-def score_texts(texts: Sequence[str | Pair], rewards: Sequence[RewardConfig]) -> list[Row]:
+def score_texts(
+    texts: Sequence[str | Pair], rewards: Sequence[RewardConfig], trust: Trust = ()
+) -> list[Row]:
     """Score texts as a recipe does.
 
     Args:
         texts: Whole texts, or prompts and what follows them.
         rewards: The scorers. Those that read tokens do not fit here.
+        trust: Modules and packages whose functions may run.
 
     Returns:
         A row for each text: text, score, and the score of each part by its name, without its
         weight.
     """
     with quiet_transformers():
-        _, scorer = load_scorer(rewards)
+        _, scorer = load_scorer(rewards, trust)
     prefixes = [prefix for reward in rewards for prefix in reward.targets]
     pairs = [_pair(text, prefixes) if isinstance(text, str) else text for text in texts]
     rows: list[Row] = []
