@@ -592,3 +592,16 @@ def test_every_section_of_a_recipe_has_a_heading(capsys):
     for section in fields(Recipe):
         if hasattr(section.default_factory, "__dataclass_fields__"):
             assert f"\n{section.name}:\n" in text
+
+
+@pytest.mark.parametrize("name", ["/not/there", "./not", r"C:\models\gpt2", "a b", "a/b/c"])
+def test_a_model_that_is_nowhere_is_told_before_anything_is_loaded(name, runs, capsys):
+    flags = ["--model.name", name, "--model.tokenizer", name]
+    rewards = ["--reward", json.dumps([{"kind": "reward_model", "name": name}])]
+    assert cli.main(["train", "sentiment", *flags, *rewards]) == 2
+    error = told(capsys)
+    for setting in ("model.name", "model.tokenizer", "reward[0].name"):
+        rule = "must be the folder of a model, or its name on the Hugging Face Hub"
+        assert f"`{setting}` {rule}, got {name!r}, which " in error
+    assert "repo" not in error
+    assert runs == []

@@ -34,6 +34,7 @@ from trl.config import SettingsError, closest
 from trl.config.code import Reader, listing
 from trl.config.errors import problem
 from trl.config.folder import recipe_folder
+from trl.config.places import not_a_model
 
 if TYPE_CHECKING:  # making these classes takes longer than showing what commands there are
     from trl.config.recipe import ClassifierRecipe, Recipe, RewardConfig
@@ -334,6 +335,7 @@ def read_recipe(
         if (file := getattr(recipe.data, name)) and (path.parent / file).is_file()
     }
     _check_model_code(recipe, path, list(flags))
+    _check_models(recipe, path)
     rewards = _with_code(recipe.reward, path, list(flags), trust)
     return replace(recipe, data=replace(recipe.data, **files), reward=rewards)  # type: ignore[no-any-return]
 
@@ -361,6 +363,24 @@ def _check_model_code(recipe: Recipe, path: Path, flags: Flags) -> None:
         rule, flag = "be a word of who reads the recipe too", "--model.trust-remote-code"
         fix = f"look at the code of {recipe.model.name}, and add {flag} to run it"
         raise SettingsError(str(path), [problem("model.trust_remote_code", rule, "true", fix)])
+
+
+def _check_models(recipe: Recipe, path: Path) -> None:
+    """Raise for models that are nowhere, before the seconds that it takes to load anything."""
+    names = {"model.name": recipe.model.name, "model.tokenizer": recipe.model.tokenizer}
+    names |= {
+        f"reward[{index}].name": reward.name
+        for index, reward in enumerate(recipe.reward)
+        if reward.kind not in ("function", "endpoint")
+    }
+    rule = "be the folder of a model, or its name on the Hugging Face Hub"
+    problems = [
+        problem(setting, rule, f"{name!r}, which {told}")
+        for setting, name in names.items()
+        if name and (told := not_a_model(name))
+    ]
+    if problems:
+        raise SettingsError(str(path), problems)
 
 
 def _list_code(rewards: Sequence[RewardConfig], model: str | None = None) -> None:

@@ -228,7 +228,7 @@ def test_a_model_without_classification_head_is_refused(tmp_path):
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     for source in (tmp_path / "none", "./none"):
-        with pytest.raises(FileNotFoundError, match=r"none' does not exist: pass a folder"):
+        with pytest.raises(FileNotFoundError, match=r"none` does not exist: pass a folder"):
             ClassifierScorer(source)
 
 
@@ -236,10 +236,8 @@ def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no tokenizer_config\.json"):
         ClassifierScorer(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
-        ClassifierScorer(tmp_path)
     make_model().config.save_pretrained(tmp_path)
-    with pytest.raises(OSError, match="could not be loaded"):
+    with pytest.raises(FileNotFoundError, match=r"must hold weights \(model\.safetensors\), found"):
         ClassifierScorer(tmp_path)
 
 

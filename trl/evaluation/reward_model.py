@@ -49,6 +49,7 @@ class RewardModelScorer(SequenceModel):
             GPU if there is one.
         gguf_file: Read the model from this file of the folder or repository; `model` may also be
             the path of the file.
+        allow_pickle: Also load weights from pickles (pytorch_model.bin), which can run code.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class RewardModelScorer(SequenceModel):
         max_length: int | None = None,
         device: str | torch.device | None = None,
         gguf_file: str | None = None,
+        allow_pickle: bool = False,
     ) -> None:
-        super().__init__(model, tokenizer, batch_size, max_length, device, gguf_file)
+        super().__init__(model, tokenizer, batch_size, max_length, device, gguf_file, allow_pickle)
         if self.model.config.num_labels != 1:
             got = f"{self.model.config.num_labels} labels"
             fix = "use ClassifierScorer(model, label=...)"

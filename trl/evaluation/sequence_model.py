@@ -25,6 +25,15 @@ from trl.config.errors import refuse
 from trl.config.types import Count
 from trl.evaluation.scores import failures_named
 from trl.gguf import as_plain, classifier_head, gguf_apart, unpacking
+from trl.saved import (
+    CONFIG,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    check_there,
+    check_weights,
+    damage,
+    damage_told,
+)
 from trl.scored import Scored
 
 __all__ = ["SequenceModel", "token_limit", "tokenize"]
@@ -46,6 +55,7 @@ class SequenceModel:
             config.json has `text_cut` (see `train_classifier`), or to what the model can take.
         device: None: a loaded model stays where it is; another goes to the GPU if there is one.
         gguf_file: Read the model from this file of the folder or repository.
+        allow_pickle: Also load weights from pickles (pytorch_model.bin).
 
     Raises:
         ValueError: if a size is none, or the two cannot make batches.
@@ -60,6 +70,7 @@ class SequenceModel:
         max_length: int | None,
         device: str | torch.device | None,
         gguf_file: str | None = None,
+        allow_pickle: bool = False,
     ) -> None:
         sizes = {"batch_size": (Count, batch_size), "max_length": (Count | None, max_length)}
         check_values(type(self).__name__, sizes)
@@ -72,9 +83,9 @@ class SequenceModel:
         where = {"gguf_file": gguf_file} if tokenizer is None else {}
         tokenizer = model if tokenizer is None else tokenizer
         if isinstance(tokenizer, (str, os.PathLike)):
-            tokenizer = _loaded(AutoTokenizer, tokenizer, "tokenizer_config.json", **where)
+            tokenizer = _loaded(AutoTokenizer, tokenizer, TOKENIZER, TOKENIZER_CONFIG, **where)
         if by_name:
-            model = _load_model(model, gguf_file)
+            model = _load_model(model, gguf_file, allow_pickle)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device or model.device)
         if tokenizer.pad_token_id is None or _pad_token_id(model) is None:
@@ -262,7 +273,7 @@ def _pad_token_id(model: PreTrainedModel) -> int | None:
     return model.config.get_text_config().pad_token_id
 
 
-def _load_model(source: Source, gguf_file: str | None) -> PreTrainedModel:
+def _load_model(source: Source, gguf_file: str | None, allow_pickle: bool) -> PreTrainedModel:
     options = {"dtype": torch.float32, "output_loading_info": True}
     name, where = gguf_apart(source, {"gguf_file": gguf_file})
     head, labels = classifier_head(name, where) if where else ({}, [])
@@ -272,7 +283,11 @@ def _load_model(source: Source, gguf_file: str | None) -> PreTrainedModel:
         options["id2label"] = dict(enumerate(labels))
         options["label2id"] = {label: index for index, label in enumerate(labels)}
     options |= where | (unpacking() if where else {})
-    model, info = _loaded(AutoModelForSequenceClassification, name, "config.json", **options)
+    if not where:
+        if os.path.isdir(name):
+            check_weights(Path(name), allow_pickle=allow_pickle)
+        options["use_safetensors"] = None if allow_pickle else True
+    model, info = _loaded(AutoModelForSequenceClassification, name, CONFIG, **options)
     if where:
         as_plain(model, name, where["gguf_file"])
         _fill(model, head, info["missing_keys"])
@@ -295,35 +310,30 @@ def _fill(model: PreTrainedModel, head: dict[str, Tensor], missing: set[str]) ->
             missing.remove(place)
 
 
-def _loaded(kind: Any, source: Source, needed: str, **options: Any) -> Any:
+def _loaded(kind: Any, source: Source, *needed: str, **options: Any) -> Any:
     """Return what a class of transformers loads from a folder, or by its name on the hub.
 
     Args:
         kind: Has `from_pretrained`.
         source: Folder or name.
-        needed: A file that a folder must hold.
+        *needed: Files that a folder must hold, the last one in any case.
         options: For `from_pretrained`.
     """
     name, options = gguf_apart(source, options)
-    folder = Path(name)
-    if not folder.exists() and (folder.is_absolute() or name.startswith((".", "~"))):
-        raise FileNotFoundError(
-            f"The model's folder {name!r} does not exist: pass a folder with "
-            "config.json, model.safetensors and the tokenizer's files, or a name of the hub."
-        )
-    if folder.is_dir() and "gguf_file" not in options and not (folder / needed).is_file():
-        raise FileNotFoundError(
-            f"The folder {name!r} holds no {needed}. Save a sequence classifier there "
-            "with model.save_pretrained(folder) and tokenizer.save_pretrained(folder)."
-        )
-    try:
-        return kind.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        why = f"the {kind.__name__} of {name!r} could not be loaded"
-        if not folder.is_dir():
-            why += (
-                ": it is neither a local folder nor could it be fetched from the hub. Without "
-                "network, pass the path of a folder that holds config.json, model.safetensors and "
-                "the tokenizer's files"
-            )
-        raise OSError(f"{why}.") from error
+    check_there(name)
+    folder = Path(name) if Path(name).is_dir() else None
+    if "gguf_file" in options:
+        needed = (options["gguf_file"],)
+    with damage_told(folder, *needed):
+        if folder is not None and not (folder / needed[-1]).is_file():
+            raise FileNotFoundError(damage(folder, OSError(), needed[-1]))
+        try:
+            return kind.from_pretrained(name, trust_remote_code=False, **options)
+        except (OSError, ValueError) as error:
+            if folder is not None:
+                raise
+            raise OSError(
+                f"the {kind.__name__} of {name!r} could not be loaded: it is neither a local "
+                "folder nor could it be fetched from the hub. Without network, pass the path of a "
+                "folder that holds config.json, model.safetensors and the tokenizer's files."
+            ) from error

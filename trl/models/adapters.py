@@ -185,7 +185,9 @@ def load_adapter(
     elif not allow_pickle and adapter.find(_PICKLED) is not None:
         adapter.refuse_pickle("adapter", _PICKLED)
     load = import_peft().PeftModel.from_pretrained
-    return load(base, adapter.name, is_trainable=is_trainable, **adapter.hub)
+    with warnings.catch_warnings():  # or the weights that are not there would be new ones
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        return load(base, adapter.name, is_trainable=is_trainable, **adapter.hub)
 
 
 def _resize_like(base: PreTrainedModel, file: Path) -> None:

@@ -26,15 +26,19 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from trl.config.errors import refuse
-
-VALUE_HEAD_FILE, OLDER_HEAD_FILE = "value_head/head.safetensors", "value_head.safetensors"
-PREFIX = "v_head."
-ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
-MODEL_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
-PICKLE_ADVICE = (
-    "Pickles can run code when they are loaded: if you trust where this one comes from, pass "
-    "allow_pickle=True, then save_pretrained once to have safetensors."
+from trl.saved import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILE,
+    MODEL_FILE,
+    OLDER_HEAD_FILE,
+    PICKLE_FILE,
+    check_there,
+    check_weights,
+    refuse_pickle,
 )
+
+VALUE_HEAD_FILE = "value_head/head.safetensors"
+PREFIX = "v_head."
 
 _SAVED_WITH = "language_model"  # the name of the fingerprint in the metadata
 _HUB_ARGUMENTS = "cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"
@@ -67,14 +71,7 @@ class Source(NamedTuple):
             FileNotFoundError: if it can only be a folder, and there is none.
         """
         name = os.path.expanduser(os.fspath(name))
-        path = Path(name)
-        local = path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1
-        if path.is_file() or (local and not path.is_dir()):
-            raise FileNotFoundError(
-                f"the model folder `{name}` {'is a file' if path.is_file() else 'does not exist'}: "
-                f"pass a folder with config.json and {MODEL_FILE}, or the name of a model on the "
-                "Hugging Face Hub."
-            )
+        check_there(name)
         return cls(name, hub_arguments(settings))
 
     @property
@@ -109,20 +106,11 @@ class Source(NamedTuple):
         """
         if self.folder is None:
             return
-        files = sorted(entry.name for entry in self.folder.glob("*"))
-        if any(file.endswith(".safetensors") and file != OLDER_HEAD_FILE for file in files):
-            return
-        if not any(file.startswith("pytorch_model") for file in files):
-            raise FileNotFoundError(
-                f"the model folder `{self.folder}` must hold weights ({MODEL_FILE}), found "
-                f"{files or 'nothing'}: save the model there with save_pretrained."
-            )
-        if not allow_pickle:
-            self.refuse_pickle("weights", PICKLE_FILE)
+        check_weights(self.folder, allow_pickle=allow_pickle)
 
     def refuse_pickle(self, what: str, file: str) -> NoReturn:
         """Raise since a file is a pickle, and say how to load it nevertheless."""
-        raise ValueError(f"`{self.name}` holds its {what} in {file}, a pickle. {PICKLE_ADVICE}")
+        refuse_pickle(self.name, what, file)
 
 
 # -- the value head --------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,10 +13,12 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models import auto
 from transformers.utils import logging as transformers_logging
 
+from trl.anatomy import text_config
 from trl.gguf import as_plain, gguf_apart, unpacking
 from trl.models import checkpoint as saved
 from trl.models.adapters import base_of, load_adapter
 from trl.models.checkpoint import SavedHead, Source
+from trl.saved import CONFIG, PICKLE_ADVICE, damage_told
 
 
 def load_model(
@@ -33,6 +36,14 @@ def load_model(
     source = Source.of(name, kwargs)
     if source.find(saved.ADAPTER_CONFIG) is None:
         return load_whole(None, source, allow_pickle=allow_pickle, **kwargs)[:2]
+    with damage_told(source.folder, saved.ADAPTER_CONFIG, saved.ADAPTER_FILE):
+        return _load_adapted(source, kwargs, is_trainable=is_trainable, allow_pickle=allow_pickle)
+
+
+def _load_adapted(
+    source: Source, kwargs: dict[str, Any], *, is_trainable: bool, allow_pickle: bool
+) -> tuple[nn.Module, SavedHead | None]:
+    """Return the base model with the adapter on it, and the value head of either."""
     elsewhere = {key: kwargs[key] for key in kwargs if key not in ("revision", "subfolder")}
     of_base, elsewhere = base_of(source, elsewhere)
     base, base_head, _ = load_whole(
@@ -59,6 +70,13 @@ def load_whole(
         allow_pickle: Also load weights from pickles.
         **kwargs: What `load` takes.
     """
+    with damage_told(source.folder, kwargs.get("gguf_file") or CONFIG):
+        return _load_whole(load, source, *args, allow_pickle=allow_pickle, **kwargs)
+
+
+def _load_whole(
+    load: Callable[..., Any] | None, source: Source, *args: Any, allow_pickle: bool, **kwargs: Any
+) -> tuple[Any, SavedHead | None, dict[str, Any]]:
     in_gguf = kwargs.get("gguf_file")
     if in_gguf is None:
         source.check(allow_pickle=allow_pickle)
@@ -72,6 +90,7 @@ def load_whole(
     try:
         with quiet_transformers(bars=True):  # or it would warn of the value head in old folders
             if load is None:
+                kwargs.setdefault("trust_remote_code", False)  # None: transformers asks, and waits
                 config = _config(source, kwargs)
                 load = _auto_class(config).from_pretrained
                 if in_gguf is not None:  # to read the file's vocabulary again takes seconds
@@ -83,13 +102,15 @@ def load_whole(
         raise OSError(
             f"could not load `{source.name}` from the Hugging Face Hub ({error}): check the name "
             "and the network, or pass the path of a local folder with config.json and "
-            f"{saved.MODEL_FILE}. If it has {saved.PICKLE_FILE} only: {saved.PICKLE_ADVICE}"
+            f"{saved.MODEL_FILE}. If it has {saved.PICKLE_FILE} only: {PICKLE_ADVICE}"
         ) from error
     if info["missing_keys"]:
         raise ValueError(
             f"`{source.name}` must hold the weights of a {type(model).__name__}, but lacks "
-            f"{sorted(info['missing_keys'])[:3]} and so on: it is a model of another kind."
+            f"{sorted(info['missing_keys'])[:3]} and so on: it is a model of another kind, or its "
+            "config.json is that of another one."
         )
+    _check_layers(model, source, info["unexpected_keys"])
     if in_gguf is not None:
         if not quantized:
             as_plain(model, source.name, in_gguf)
@@ -101,6 +122,22 @@ def load_whole(
         allow_pickle=allow_pickle,
     )
     return model, head, info
+
+
+def _check_layers(model: Any, source: Source, unused: Iterable[str]) -> None:
+    """Raise if the weights are of more layers than config.json says.
+
+    transformers loads the first ones: another model, without a word.
+    """
+    numbers = re.compile(r"\.\d+\.")
+    kinds = {numbers.sub(".N.", name) for name in model.state_dict()}
+    left = sorted(name for name in unused if numbers.sub(".N.", name) in kinds)
+    layers = getattr(text_config(model), "num_hidden_layers", 1)
+    if left or layers < 1:
+        raise ValueError(
+            f"the model folder `{source.name}` has a config.json of {layers} layers, but weights "
+            f"of more ({(left or ['all'])[0]} is left over): copy both from the same model."
+        )
 
 
 def _config(source: Source, kwargs: dict[str, Any]) -> PretrainedConfig:

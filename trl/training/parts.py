@@ -40,6 +40,7 @@ from trl.optimization.schedule import schedule_factor
 from trl.optimization.state import optimizer_state
 from trl.ppo import PPOTrainer
 from trl.rollout.sampler import Sampler
+from trl.saved import TOKENIZER, TOKENIZER_CONFIG, VOCABULARIES, damage
 from trl.training import fingerprints
 from trl.training.held_out import FIGURES, HeldOut
 from trl.training.loop import Loop
@@ -372,7 +373,7 @@ def find_tokenizer(
     beside = os.path.expanduser(os.fspath(model)) if isinstance(model, (str, os.PathLike)) else ""
     names = [beside, language_model(policy).config.name_or_path] if given is None else [given]
     names = [os.fspath(name) for name in dict.fromkeys(names) if name]
-    trust, failed = model_kwargs.get("trust_remote_code"), None
+    trust, failed = bool(model_kwargs.get("trust_remote_code")), None
     for name in names:
         where = hub_arguments(dict(model_kwargs))
         if name != beside:
@@ -382,8 +383,11 @@ def find_tokenizer(
         try:
             name, where = gguf_apart(name, where)
             return AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **where)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged file makes it raise whatever comes up
             failed = error
+            folder = Path(name)
+            if any((folder / file).exists() for file in (TOKENIZER_CONFIG, *VOCABULARIES)):
+                raise ValueError(damage(folder, error, TOKENIZER)) from error
     if given is None and not needed:
         return None
     places = " or ".join(map(repr, names))

@@ -1,0 +1,29 @@
+"""Names of models: folders that are there, and what may be one on the hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+HUB_NAME = re.compile(r"([\w.-]{1,96}/)?[\w.-]{1,96}")
+"""How a repository on the Hugging Face Hub may be called."""
+
+
+def not_a_model(name: str) -> str | None:
+    """Return why a name can be neither the folder of a model nor its name on the hub; None: it may.
+
+    A GGUF file may be named too, in a folder or in a repository.
+    """
+    if name.endswith(".gguf"):
+        name = os.path.dirname(name) or "."
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return None
+    if path.is_file():
+        return "is a file"
+    if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|.*\\", name):
+        return "is a path of Windows, where this is none"
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        return "does not exist"
+    return None if HUB_NAME.fullmatch(name) else "is no folder, and no name that the hub can have"
