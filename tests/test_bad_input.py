@@ -215,6 +215,45 @@ def test_a_nan_in_the_middle_keeps_the_updates_before_it(ppo):
     assert any(not torch.equal(start[key], ppo.model.state_dict()[key]) for key in start)
 
 
+def recorded(ppo):
+    old = ppo.before_update(ROLLOUT)
+    return replace(ROLLOUT, behaviour_logprobs=old.logprobs, values=old.values)
+
+
+def test_recorded_values_of_another_policy_are_refused(ppo):
+    rollout, before = recorded(ppo), snapshot(ppo)
+    off = replace(rollout, values=rollout.values + 1e6)
+    with pytest.raises(RuntimeError, match="before the first update the values differ by"):
+        ppo.step(off, GOOD[2])
+    assert unchanged(before, snapshot(ppo))
+    ppo.step(rollout, GOOD[2])
+
+
+def test_what_was_recorded_with_a_graph_is_trained_as_without(ppo):
+    """The gradient went back through both sides of the ratio, and was 0."""
+    plain, found = recorded(ppo), []
+    other = PPOTrainer(tiny_gpt2(0), tiny_gpt2(1), precision="fp32", batch_size=2)
+    graph = 0 * other.model(plain.input_ids)[0].sum()  # of the weights that are trained
+    attached = {name: getattr(plain, name) + graph for name in ("behaviour_logprobs", "values")}
+    for trainer, rollout in ((ppo, plain), (other, replace(plain, **attached))):
+        trainer.step(rollout, GOOD[2])
+        found.append(trainer.model.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_weights_that_an_update_has_lost_are_not_called_good(epochs):
+    model = tiny_gpt2(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e38)
+    settings = {"precision": "fp32", "batch_size": 2, "ppo_epochs": epochs, "minibatch_size": 2}
+    ppo = PPOTrainer(model, tiny_gpt2(1), optimizer=optimizer, **settings)
+    ppo.config = replace(ppo.config, max_grad_norm=None)
+    with pytest.raises(
+        FloatingPointError, match="update has made weights that are NaN or infinite"
+    ):
+        ppo.step(*GOOD[:2], [1e4, -1e4])
+
+
 def test_models_that_cannot_be_trained():
     config = tiny_gpt2().config
     with pytest.raises(TypeError, match="`model` must have a value head"):

@@ -254,6 +254,9 @@ def test_a_field_of_another_size_is_named(name):
         replace(whole, **{name: value}).check()
 
 
+IDS = torch.tensor([[3, 4], [5, 6]])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "error", "rule"),
     [
@@ -265,6 +268,12 @@ def test_a_field_of_another_size_is_named(name):
         ("values", torch.full((3, 5), math.nan), ValueError, "be finite .*, got nan"),
         ("behaviour_logprobs", torch.full((3, 5), -math.inf), ValueError, "be finite .*, got -inf"),
         ("behaviour_logprobs", torch.full((3, 5), 0.5), ValueError, ".*at most 0, got 0.5"),
+        ("queries", IDS.to(torch.uint8), ValueError, "be integers .*, int64, got torch.uint8"),
+        ("temperature", "1.0", ValueError, "be a number > 0, got '1.0'"),
+        ("temperature", math.nan, ValueError, "be a number > 0, got nan"),
+        ("response_texts", "abc", ValueError, "be a list of texts, got 'abc'"),
+        ("query_texts", (b"a", b"b", b"c"), ValueError, "be a list of texts, got"),
+        ("columns", ["a", "b", "c"], ValueError, "be values for each row by their names"),
     ],
 )
 def test_what_was_recorded_is_looked_at(name, value, error, rule):
@@ -382,9 +391,10 @@ def test_any_of_several_ends_ends_a_response():
     assert Rollout.from_lists(queries, responses, eos_token_id=()).response_mask.sum() == 7
 
 
-@pytest.mark.parametrize("eos", ["</s>", 9.0, True, [9, None]])
+@pytest.mark.parametrize("eos", ["</s>", 9.0, True, [9, None], -1, 2**70])
 def test_an_end_that_is_no_token_is_refused(eos):
-    with pytest.raises(TypeError, match="`eos_token_id` must be a token id, a list of .* got"):
+    error = (TypeError, ValueError)
+    with pytest.raises(error, match="`eos_token_id` must be a token id, a list of .* got"):
         Rollout.from_lists([torch.tensor([1])], [torch.tensor([3, 9])], eos_token_id=eos)
 
 
@@ -512,7 +522,6 @@ def test_a_mask_of_something_between_is_refused(bad):
 
 # --- tensors that hold no plain numbers ---------------------------------------------------------
 
-IDS = torch.tensor([[3, 4], [5, 6]])
 ODD = {
     "sparse": IDS.to_sparse,
     "csr": IDS.to_sparse_csr,
@@ -550,6 +559,15 @@ def test_ids_are_whole_numbers(dtype):
         Rollout.from_lists(IDS.to(dtype), IDS)
     with pytest.raises(ValueError, match="`group_ids` must be one whole number"):
         Rollout.from_lists(IDS, IDS, group_ids=torch.ones(2).to(dtype))
+
+
+@pytest.mark.parametrize("rows", [None, 3, torch.tensor(1)])
+def test_what_has_no_rows_is_named(rows):
+    with pytest.raises((TypeError, ValueError), match="^`query` must be a tensor"):
+        Rollout.from_lists(rows, IDS)
+    if rows is not None:
+        with pytest.raises(TypeError, match="^`response_masks` must be a list of masks"):
+            Rollout.from_lists(IDS, IDS, response_masks=rows)
 
 
 @pytest.mark.parametrize("group_ids", [["a", "b"], [2**70, 0], [[0], [1]], [0, 1, 2]])

@@ -553,6 +553,25 @@ def test_optimisers_that_need_more_than_a_gradient_are_refused_when_the_trainer_
             PPOTrainer(model, optimizer=kind(model.parameters()), batch_size=4)
 
 
+@pytest.mark.parametrize(
+    ("make", "error", "got"),
+    [
+        (lambda model: torch.optim.SGD, TypeError, "got SGD"),
+        (lambda model: "adam", TypeError, "got str"),
+        (lambda model: torch.optim.SGD(model.parameters(), lr=math.nan), ValueError, "lr=nan"),
+        (
+            lambda model: torch.optim.Adam(model.parameters(), maximize=True),
+            ValueError,
+            "maximize=True",
+        ),
+    ],
+)
+def test_what_does_not_minimise_is_no_optimiser(make, error, got):
+    model = tiny_gpt2()
+    with pytest.raises(error, match=f"`optimizer` must (be an|minimise the loss).*{got}"):
+        PPOTrainer(model, optimizer=make(model), batch_size=4)
+
+
 def test_an_optimiser_that_finds_its_own_learning_rate(make_model):
     model = make_model()
     optimizer = Adafactor(model.parameters(), lr=None, relative_step=True, warmup_init=True)

@@ -183,6 +183,10 @@ def test_a_state_that_does_not_fit_changes_nothing():
         (with_bad(good, "score_moments", "mean", value=nan), "`score_moments`"),
         (with_bad(good, "score_moments", "squares", value=-1.0), "`score_moments`"),
         (with_bad(good, "score_moments", "count", value=-6), "`score_moments`"),
+        (with_bad(good, "score_moments", "count", value=2.5), "`score_moments`"),
+        (with_bad(good, "value_pretraining", "done", value=nan), "`value_pretraining`"),
+        (with_bad(good, "value_pretraining", "best", value=nan), "`value_pretraining`"),
+        (with_bad(good, "optimizer", "shapes", value=None), "`optimizer` of `state`"),
         (with_bad(good, "optimizer", "state", value={}), "`optimizer` of `state`"),
         *(
             (with_bad(good, "optimizer", "state", *path, value=value), message)
@@ -208,6 +212,20 @@ def test_a_state_that_does_not_fit_changes_nothing():
                 (("param_groups", 0, "lr"), nan, r"param_groups\[0\].lr. must be finite"),
                 (("param_groups", 0, "lr"), -1.0, r"param_groups\[0\].lr. must be >= 0, got -1"),
                 (("param_groups", 0, "params"), [0, 1], "of 30 weights in 1 group"),
+                (("param_groups", 0, "params"), [*range(29, -1, -1)], "weights in their order"),
+                (("param_groups", 0, "betas"), (nan, 0.9), "betas. must be >= 0 and < 1"),
+                (("param_groups", 0, "betas"), (0.9,), r"betas. must be as the trainer's, \(0.9,"),
+                (("param_groups", 0, "lr"), None, "lr. must be as the trainer's, 0.001, got None"),
+                (("param_groups", 0, "eps"), 1e-300, "eps. must be as the trainer's, 1e-08"),
+                (("param_groups", 0, "maximize"), True, "maximize. must be as the trainer's"),
+                ((*first, "step"), torch.ones(3), r"step. must have the shape \[\], got \[3\]"),
+                ((*first, "step"), None, r"step. must have the shape \[\], got NoneType"),
+                ((*first, "exp_avg"), None, "must have the shape .* got NoneType"),
+                ((*first, "exp_avg"), torch.zeros(97, 32).to_sparse(), "must be real numbers"),
+                ((*first, "exp_avg"), torch.zeros(97, 32, device="meta"), "must be real numbers"),
+                (first, {}, r"state. must keep the same of all weights, got \[\] of some"),
+                (first, None, "`optimizer` of `state`"),
+                (("param_groups", 0), {}, "`optimizer` of `state`"),
             )
         ),
     ]

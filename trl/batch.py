@@ -12,11 +12,12 @@ belong to response token t stand at column Q − 1 + t.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import torch
@@ -200,8 +201,12 @@ class Rollout:
                 check_dense(name, value)
         for name in ("queries", "responses"):
             tokens = getattr(self, name)
-            if not _are_whole(tokens) or tokens.ndim != 2:
-                refuse(name, "be integers [batch, length]", f"{tokens.dtype} {list(tokens.shape)}")
+            if tokens.dtype not in (torch.int64, torch.int32) or tokens.ndim != 2:
+                rule, got = (
+                    "be integers [batch, length], int64",
+                    f"{tokens.dtype} {list(tokens.shape)}",
+                )
+                refuse(name, rule, got)
         if len(self) == 0:
             refuse("queries", "have at least one row", "none")
         check_token_mask("query_mask", self.query_mask, self.queries)
@@ -223,7 +228,16 @@ class Rollout:
         self._check_recorded()
 
     def _check_recorded(self) -> None:
-        """Raise a ValueError unless what was recorded are numbers of the kind that it says."""
+        """Raise a ValueError unless what was recorded is of the kind that it says."""
+        for name in ("query_texts", "response_texts"):
+            texts = getattr(self, name)
+            if isinstance(texts, str) or not all(isinstance(text, str) for text in texts or ()):
+                refuse(name, "be a list of texts", shown(texts))
+        if not isinstance(self.columns, Mapping | None):
+            refuse("columns", "be values for each row by their names", shown(self.columns))
+        heat = self.temperature
+        if heat is not None and not (isinstance(heat, Real) and 0 < heat < math.inf):
+            refuse("temperature", "be a number > 0", repr(heat))
         if self.ended is not None and self.ended.dtype != torch.bool:
             refuse("ended", "be bool", self.ended.dtype, "use ended.bool()")
         if self.group_ids is not None:
@@ -234,7 +248,7 @@ class Rollout:
                 continue
             if not numbers.is_floating_point():
                 refuse(name, "be floating-point numbers", numbers.dtype)
-            counted = numbers[self.response_mask.to(numbers.device)]
+            counted = numbers[self.response_mask.to(numbers.device)].float()
             if not (finite := counted.isfinite()).all():
                 refuse(name, "be finite on the tokens that count", counted[~finite][0].item())
             if name == "behaviour_logprobs" and counted.max() > MOST_LOG_PROB:
@@ -525,9 +539,13 @@ def _group_numbers(group_ids: Tensor | Sequence[int], rows: int) -> Tensor:
 def _until_end(tokens: Tensor, eos_token_id: int | Sequence[int]) -> Tensor:
     """Return the mask [B, R] of the tokens up to the first one that is an end, that included."""
     ids = eos_token_id if isinstance(eos_token_id, Sequence) else [eos_token_id]
-    if not all(isinstance(token, Integral) and not isinstance(token, bool) for token in ids):
-        rule = "be a token id, a list of token ids or None"
-        refuse("eos_token_id", rule, repr(eos_token_id), error=TypeError)
+    whole = all(isinstance(token, Integral) and not isinstance(token, bool) for token in ids)
+    if not whole or not all(0 <= token < 2**63 for token in ids):
+        rule, error = (
+            "be a token id, a list of token ids or None",
+            ValueError if whole else TypeError,
+        )
+        refuse("eos_token_id", rule, repr(eos_token_id), error=error)
     ends = torch.isin(tokens, tokens.new_tensor([int(token) for token in ids])).long()
     return ends.cumsum(1) - ends == 0
 
@@ -559,7 +577,7 @@ def odd_kind(tensor: Tensor) -> str:
     """Return what a tensor is whose entries are not all in memory; nothing: they are."""
     if tensor.is_nested:
         return "a nested one"
-    dense = tensor.layout == torch.strided and not tensor.is_meta
+    dense = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized)
     return "" if dense else f"{tensor.layout} on {tensor.device}"
 
 
@@ -589,6 +607,14 @@ def check_left_padded(name: str, mask: Tensor) -> None:
         refuse(name, "have its padding on the left", got, fix)
 
 
+def _listed(name: str, rows: Any, rule: str) -> list[Any]:
+    """Return rows as a list, or raise a TypeError if they are no rows."""
+    try:
+        return list(rows)
+    except TypeError:
+        refuse(name, rule, shown(rows), error=TypeError)
+
+
 def token_rows(name: str, tokens: TokenLists) -> list[Tensor]:
     """Split [B, L] or a sequence of 1-D tensors into rows, after checking them.
 
@@ -602,7 +628,7 @@ def token_rows(name: str, tokens: TokenLists) -> list[Tensor]:
             got = f"a tensor of shape {list(tokens.shape)}"
             fix = f"use {name}.unsqueeze(0) for a single row"
             refuse(name, "be a tensor [batch, length] or a list of 1-D tensors", got, fix)
-    rows = list(tokens)
+    rows = _listed(name, tokens, "be a tensor [batch, length] or a list of 1-D tensors")
     if not rows:
         refuse(name, "have at least one row", "none")
     for index, row in enumerate(rows):
@@ -633,7 +659,7 @@ def pad_rows(rows: Sequence[Tensor], *, left: bool) -> tuple[Tensor, Tensor]:
 
 def _padded_masks(masks: Sequence[Tensor] | Tensor, responses: list[Tensor]) -> Tensor:
     """Pad one mask for each response to [B, R], after checking them."""
-    rows = list(masks)
+    rows = _listed("response_masks", masks, "be a list of masks, one for each response")
     if len(rows) != len(responses):
         rule = f"have one mask for each of the {len(responses)} responses"
         refuse("response_masks", rule, len(rows))

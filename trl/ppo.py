@@ -39,7 +39,7 @@ from trl.config import PPOConfig
 from trl.config.errors import refuse
 from trl.fit import out_of_memory_told
 from trl.models.adapters import check_enabled
-from trl.models.checks import check_device, check_finite, check_fits, check_models
+from trl.models.checks import are_finite, check_device, check_finite, check_fits, check_models
 from trl.models.reference import ReferenceKind
 from trl.optimization.adam import set_rate
 from trl.optimization.algorithms import Counts, compose, kl_kind
@@ -64,6 +64,8 @@ from trl.optimization.value_pretraining import ValuePretraining
 __all__ = ["AdaptiveKLController", "FixedKLController", "PPOConfig", "PPOTrainer"]
 
 Stats = dict[str, Any]
+
+_LOST = "has made weights that are NaN or infinite, so load those that were saved last"
 
 
 class PPOTrainer:
@@ -190,7 +192,7 @@ class PPOTrainer:
             RuntimeError: inside of `sampling()`, or if the recorded log-probs are not those of the
                 policy.
             FloatingPointError: if a loss or gradient is not finite; the weights are those after
-                the last good update.
+                the last good update, unless that one has made them NaN or infinite, as it says.
         """
         clock = self.clock
         clock.restart()
@@ -220,6 +222,8 @@ class PPOTrainer:
             measured = ref_logprobs if self.reference else None
             targets = Targets(old.logprobs, old.values, advantages, returns, measured)
             updates = self.optimize(rollout, targets, texts)
+            if not are_finite(self.trainable):
+                raise FloatingPointError(f"the last update {_LOST}. Lower `learning_rate`.")
             clock.lap("optimize_step")
 
         of_all = partial(gathered, self.accelerator)
@@ -263,6 +267,9 @@ class PPOTrainer:
         if logprobs is None or values is None or not self.config.reuse_recorded:
             with self.updater.in_use():
                 return self.forward_pass(self.policy, rollout)
+        # Without the graph that a user's own forward pass may have left: the ratio would go back
+        # through both of its sides, and its gradient be 0.
+        logprobs, values = logprobs.detach().float(), values.detach().float()
         columns = (logprobs, values, torch.zeros_like(logprobs))
         return ResponseOutput(*(torch.where(rollout.response_mask, x, 0.0) for x in columns))
 
@@ -348,6 +355,7 @@ class PPOTrainer:
                     low = any(w.dtype != torch.float32 for w in self.model.parameters())
                     precision = "bf16" if low and self.precision == "no" else self.precision
                     check_first_ratio(update.means["policy/abs_log_ratio"], precision)
+                    check_first_ratio(update.means.get("val/gap", 0.0), precision, "values")
                 made += 1
                 squares += update.means["policy/approxkl"] * update.tokens
                 tokens += update.tokens
@@ -447,6 +455,7 @@ class PPOTrainer:
             if not math.isfinite(total) or not (sound or self.updater.skips_overflow):
                 found = f"the loss is {total} and the gradient's norm is {update.grad_norm}"
                 kept = "this update was not applied, the model holds the last good weights"
+                kept = kept if are_finite(self.trainable) else f"an earlier update {_LOST}"
                 fix = "Lower `learning_rate`, or check the scores for outliers."
                 raise FloatingPointError(f"{found}: {kept}. {fix}")
             if not wild and not stop:

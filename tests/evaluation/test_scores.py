@@ -2,6 +2,7 @@ import asyncio
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -176,6 +177,27 @@ def writes_by_numpy(rollout):
     return [0.0] * len(rollout)
 
 
+def writes_into_the_data(rollout):
+    rollout.values.data.zero_()
+    return [0.0] * len(rollout)
+
+
+def writes_numbers_by_numpy(rollout):
+    rollout.values.numpy()[0, 0] = 3
+    return [0.0] * len(rollout)
+
+
+def puts_another_field_there(rollout):
+    object.__setattr__(rollout, "group_ids", torch.tensor([0, 0]))
+    return [0.0] * len(rollout)
+
+
+def writes_into_a_large_array(rollout):
+    for image in rollout.columns["images"]:
+        image[1000] = 7
+    return [0.0] * len(rollout)
+
+
 def scales_values(rollout):
     rollout.values.mul_(2)
     return [0.0] * len(rollout)
@@ -200,6 +222,10 @@ async def sorts_a_column(rollout):
         (scales_values, "values"),
         (answers_in_the_chat, "query_messages"),
         (sorts_a_column, "columns"),
+        (writes_into_the_data, "values"),
+        (writes_numbers_by_numpy, "values"),
+        (puts_another_field_there, "group_ids"),
+        (writes_into_a_large_array, "columns"),
     ],
 )
 def test_a_scorer_that_writes_into_its_rollout_is_named(scorer, field, wrapped):
@@ -208,7 +234,7 @@ def test_a_scorer_that_writes_into_its_rollout_is_named(scorer, field, wrapped):
         rollout,
         values=torch.ones(2, 3) * rollout.response_mask,
         query_messages=([{"role": "user", "content": "a"}], [{"role": "user", "content": "c"}]),
-        columns={"answers": ([2, 1], [2, 1])},
+        columns={"answers": ([2, 1], [2, 1]), "images": (np.zeros(2000), torch.zeros(2000))},
     )
     name = scorer.__name__
     with pytest.raises(ScoringError, match=f"^{name} must leave the rollout .* its {field}: chang"):

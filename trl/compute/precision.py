@@ -73,24 +73,25 @@ def _accelerator(**settings: Any) -> Accelerator:
     return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)], **settings)
 
 
-def check_first_ratio(gap: float, precision: str) -> None:
-    """Raise if the policy does not give its own log-probs back before the first update.
+def check_first_ratio(gap: float, precision: str, what: str = "log-probs") -> None:
+    """Raise if the policy does not give its own log-probs, or values, back before the first update.
 
     Until then the ratio is 1 by definition, up to rounding.
 
     Args:
-        gap: Mean |log ratio| of the first minibatch.
+        gap: Mean |log ratio| of the first minibatch, or mean gap of values in relation to 1 + |V|.
         precision: Of autocast, as accelerate names it.
+        what: Of the two.
     """
     allowed = 1e-3 if precision == "no" else 0.1  # beyond, something is wrong, not just rounded
     if gap > allowed:
         raise RuntimeError(
-            f"before the first update the log-probs differ by {gap:.3g} on average from those "
+            f"before the first update the {what} differ by {gap:.3g} on average from those "
             f"of the forward pass a moment ago (allowed: {allowed} at {precision}). "
             "The model is not a fixed function of its input: look for dropout that "
             "`model.eval()` does not turn off, noise, or weights changed meanwhile. If the "
-            "rollout carries log-probs of another policy or temperature, set "
-            "reuse_recorded=False, or `behaviour_logprobs` of the rollout to None."
+            "rollout carries those of another policy or temperature, set reuse_recorded=False, or "
+            "`behaviour_logprobs` of the rollout to None."
         )
 
 

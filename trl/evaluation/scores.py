@@ -13,9 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from trl.batch import Rollout
+from trl.batch import Rollout, axes_of
 from trl.config.errors import shown
 from trl.scored import BadScores, Scored
 
@@ -79,17 +82,18 @@ def score(scorer: Scorer, rollout: Rollout) -> Scored:
 
 
 def _state(rollout: Rollout) -> dict[str, Any]:
-    """Return what is no longer the same when something was written into the field of that name."""
+    """Return the contents of each field, in a form that can be compared."""
     state: dict[str, Any] = {}
-    for name, tensor in rollout.tensors().items():
-        writes = 0 if tensor.is_inference() else tensor._version
-        whole = not tensor.is_floating_point()  # tokens and masks: also through NumPy, uncounted
-        state[name] = writes, tensor.cpu().numpy().tobytes() if whole else b""
-    # Texts cannot be written into.
-    return state | {
-        "columns": repr(rollout.columns),
-        "query_messages": repr(rollout.query_messages),
-    }
+    for name in axes_of(type(rollout)):
+        value = getattr(rollout, name)
+        if isinstance(value, Tensor):  # its bytes: torch counts no write through NumPy or `.data`
+            whole = value.detach().cpu().contiguous()
+            raw = whole.flatten().view(torch.uint8).numpy().tobytes()
+            state[name] = whole.dtype, whole.shape, raw
+        else:  # the text of a large array leaves numbers out
+            arrays = (Tensor, np.ndarray)
+            state[name] = repr(tree_map_only(arrays, lambda array: array.tolist(), value))
+    return state
 
 
 # --- what goes in -------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -112,6 +112,12 @@ def check_finite(name: str, logprobs: Tensor) -> None:
         got = f"{logprobs[row].min().item()} in row {row}"
         fix = "its weights hold NaN, or it forbids a token of the response. Nothing was changed"
         refuse(name, "give finite log-probs", got, fix, error=FloatingPointError)
+
+
+def are_finite(weights: Sequence[Tensor]) -> bool:
+    """Return whether all weights are numbers; no copy of them is made."""
+    ends = [torch.stack(torch.aminmax(w.detach())).isfinite().all() for w in weights if w.numel()]
+    return not ends or bool(torch.stack([end.to(ends[0].device) for end in ends]).all())
 
 
 def check_device(model: nn.Module, name: str, device: torch.device) -> None:

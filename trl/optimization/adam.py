@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,13 +20,22 @@ def trainable_weights(
     """Return the weights that are trained: those that require a gradient and are optimised.
 
     Raises:
+        TypeError: if the optimiser is none.
         ValueError: if there are none, or the optimiser cannot make its steps here.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer | None):
+        got = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
+        fix = "make it, as torch.optim.AdamW(model.parameters(), lr=1e-5)"
+        refuse("optimizer", "be an optimiser of torch", got, fix, error=TypeError)
     inner = getattr(optimizer, "optimizer", optimizer)  # of accelerate's
     if isinstance(inner, torch.optim.SparseAdam) or _needs_closure(inner):
         rule = "take dense gradients, in steps without a closure that computes them again"
         refuse("optimizer", rule, type(inner).__name__, "use Adam, AdamW, Adafactor or SGD")
     groups = optimizer.param_groups if optimizer is not None else [{"params": model.parameters()}]
+    for group in groups:
+        if not math.isfinite(rate := group.get("lr") or 0.0) or group.get("maximize"):
+            got = "maximize=True" if math.isfinite(rate) else f"lr={float(rate)}"
+            refuse("optimizer", "minimise the loss, at a finite rate", got)
     owned = {weight for group in groups for weight in group["params"]}
     weights = [weight for weight in model.parameters() if weight.requires_grad and weight in owned]
     if not weights:

@@ -87,6 +87,7 @@ def objective(
             "val/vpred": new.values,
             "val/error": (new.values - targets.returns).square(),
             "val/clipfrac": value_clipped.float(),
+            "val/gap": (new.values - targets.old_values).abs() / (1 + new.values.abs()),
         }
     if targets.ref_logprobs is not None and algorithm.kl_in == "loss":
         kind = kl_kind(config, algorithm)

@@ -126,9 +126,10 @@ class RunningMoments:
             ValueError: if these are no moments; nothing has changed then.
         """
         count, mean, squares = (state[name] for name in ("count", "mean", "squares"))
-        if not (0 <= count < math.inf and math.isfinite(mean) and 0 <= squares < math.inf):
+        counts = 0 <= count < math.inf and count == int(count)
+        if not (counts and math.isfinite(mean) and 0 <= squares < math.inf):
             got = f"count {count}, mean {mean}, squares {squares}"
-            refuse("state", "be finite, with `count` and `squares` >= 0", got)
+            refuse("state", "be finite, with `count` and `squares` >= 0, `count` whole", got)
         self.count, self.mean, self._squares = int(count), float(mean), float(squares)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from trl.batch import odd_kind
 from trl.config.errors import refuse
 from trl.optimization.kl import FixedKLController
 from trl.optimization.rewards import RunningMoments
@@ -62,14 +63,21 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
         or (
             set(part) == {"rate", "moved", "spent", "rounding"}
             and all(0 <= x < math.inf for x in part.values())
+            and 0 < part["rate"] <= 100  # from nothing it could not grow
         )
     ),
     "value_pretraining": lambda part: (
-        set(part) == {"done", "best", "stale"} and min(part["done"], part["stale"]) >= 0
+        set(part) == {"done", "best", "stale"}
+        and all(type(part[name]) is int and part[name] >= 0 for name in ("done", "stale"))
+        and not math.isnan(part["best"])
     ),
     "shuffle": lambda part: torch.Generator().set_state(part.cpu()),
     "optimizer": lambda part: (
-        set(part) == {"kind", "shapes", "state"} and {"state", "param_groups"} <= set(part["state"])
+        set(part) == {"kind", "shapes", "state"}
+        and {"state", "param_groups"} <= set(part["state"])
+        and isinstance(part["shapes"], list)
+        and all(isinstance(group["params"], list) for group in part["state"]["param_groups"])
+        and all(isinstance(kept, Mapping) for kept in part["state"]["state"].values())
     ),
     "scaler": lambda part: part is None or 0 < part["scale"] < math.inf,
 }
@@ -93,24 +101,64 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any])
         rule = f"be that of {weights} weights in {len(ours)} group(s), all of the same shapes"
         fix = "another part of the model, or another model, was trained"
         refuse("state", rule, f"{others} in {len(theirs)}", fix)
-    for index, group in enumerate(groups):
-        _check_numbers(f"optimizer.param_groups[{index}]", group, [])
-    shapes = dict(enumerate(shape for group in ours for shape in group))
-    if not kept.keys() <= shapes.keys():
-        unknown = sorted(kept.keys() - shapes.keys(), key=str)
+    shapes = [shape for group in ours for shape in group]
+    if [index for group in groups for index in group["params"]] != list(range(len(shapes))):
+        refuse("optimizer.param_groups", "name the weights in their order", fix=_DAMAGED)
+    for index, (group, own) in enumerate(zip(groups, optimizer.param_groups, strict=True)):
+        _check_settings(f"optimizer.param_groups[{index}]", group, own)
+    if not kept.keys() <= set(range(len(shapes))):
+        unknown = sorted(kept.keys() - set(range(len(shapes))), key=str)
         refuse("optimizer.state", f"be of weights 0 … {len(shapes) - 1}", unknown)
+    names: dict[bool, Any] = {}  # some keep something else of matrices
     for index, moments in kept.items():
         _check_numbers(f"optimizer.state[{index}]", moments, shapes[index])
+        usual = names.setdefault(len(shapes[index]) > 1, moments.keys())
+        if moments.keys() != usual:
+            got = f"{sorted(usual)} of some and {sorted(moments)} of {index}"
+            refuse("optimizer.state", "keep the same of all weights", got, _DAMAGED)
+
+
+def _check_settings(where: str, kept: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless the settings of some weights are of the kinds of the trainer's."""
+    for name, mine in own.items():
+        if name in ("params", "foreach", "fused"):
+            continue  # checked above; of speed alone
+        switch = mine is None or isinstance(mine, bool)  # torch fills in those of newer versions
+        value = kept.get(name, mine if switch else "nothing")
+        if not _alike(value, mine) or (name == "eps" and value != mine):
+            fix = "make the trainer with the settings of the run that is resumed"
+            refuse(f"{where}.{name}", f"be as the trainer's, {mine!r}", repr(value), fix)
+    _check_numbers(where, kept, [])
+    if not all(0 <= beta < 1 for beta in kept.get("betas", ())):
+        refuse(f"{where}.betas", "be >= 0 and < 1", kept["betas"], _DAMAGED)
+
+
+def _alike(value: Any, mine: Any) -> bool:
+    """Return whether a setting is of the kind of another one: any number, but the same switch."""
+    if isinstance(mine, list | tuple):
+        same = isinstance(value, list | tuple) and len(value) == len(mine)
+        return same and all(map(_alike, value, mine))
+    if isinstance(mine, int | float | Tensor) and not isinstance(mine, bool):
+        return isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+    return type(value) is type(mine) and bool(value == mine)
 
 
 def _check_numbers(where: str, kept: Mapping[str, Any], shape: list[int]) -> None:
     """Raise a ValueError unless what an optimiser keeps are numbers that it can go on from."""
+    shapes = dict.fromkeys(_LIKE_WEIGHTS, shape) | {"step": []}
     for name, value in kept.items():
-        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        if name in _LIKE_WEIGHTS and value is not None and found != shape:
-            refuse(f"{where}.{name}", f"have the shape {shape} of its weight", found)
-        if isinstance(value, int | float | Tensor) and torch.as_tensor(value).numel():
-            lowest, highest = torch.aminmax(torch.as_tensor(value))
+        number = isinstance(value, int | float | Tensor)
+        found = list(getattr(value, "shape", ())) if number else type(value).__name__
+        optional = value is None and name == "momentum_buffer"
+        if found != shapes.get(name, found) and not optional:
+            refuse(f"{where}.{name}", f"have the shape {shapes[name]}", found, _DAMAGED)
+        if not number:
+            continue
+        numbers = torch.as_tensor(value)
+        if (kind := odd_kind(numbers)) or numbers.is_complex():
+            refuse(f"{where}.{name}", "be real numbers", kind or numbers.dtype, _DAMAGED)
+        if numbers.numel():
+            lowest, highest = torch.aminmax(numbers)
             if not (lowest.isfinite() and highest.isfinite()):
                 refuse(f"{where}.{name}", "be finite", "NaN or infinity", _DAMAGED)
             if lowest < 0 and _NOT_NEGATIVE.fullmatch(name):

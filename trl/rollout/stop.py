@@ -37,7 +37,7 @@ class StopRule:
     ) -> None:
         for token_id in token_ids:
             whole = isinstance(token_id, Integral) and not isinstance(token_id, bool)
-            if not whole or token_id < 0:
+            if not whole or not 0 <= token_id < 2**63:
                 fix = "use None for responses that never end early"
                 refuse("eos_token_id", "hold token ids >= 0", repr(token_id), fix)
         listed = isinstance(strings, Sequence) and not isinstance(strings, str)
