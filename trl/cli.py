@@ -320,6 +320,8 @@ def read_recipe(
         FileNotFoundError: if there is no such recipe.
         SettingsError: with everything that is wrong.
     """
+    from trl.data.sources import beside_recipe
+
     path = find_recipe(name)
     values = settings.read_yaml(path)
     is_classifier = dict(flags).get("task", values.get("task")) is not None
@@ -330,9 +332,8 @@ def read_recipe(
     if "out" not in dict(flags) and (path.parent / "metrics.jsonl").is_file():
         recipe = replace(recipe, out=str(path.parent))  # a run goes on where it is now
     files = {
-        name: str((path.parent / file).resolve())
+        name: beside_recipe(getattr(recipe.data, name), path.parent)
         for name in ("prompts", "held_out_prompts")
-        if (file := getattr(recipe.data, name)) and (path.parent / file).is_file()
     }
     _check_model_code(recipe, path, list(flags))
     _check_models(recipe, path)

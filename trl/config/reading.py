@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, NoReturn, TypeVar, cast
 
 import yaml  # type: ignore[import-untyped]
@@ -223,8 +224,8 @@ def _meant(kind: Any, value: Any) -> Any:
         return [_meant(entry(kind), each) for each in value]
     if not isinstance(value, Plain):
         return plain(value)
-    allowed = choices(kind)
-    if value in allowed or (entry(kind) is str and not _is_null(value)):
+    kinds = [bare(each) for each in typing.get_args(entry(kind))] or [entry(kind)]
+    if value in choices(kind) or (str in kinds and not _is_null(value)):
         return str(value)
     return _by_itself(value)
 
@@ -267,7 +268,11 @@ def _with_flag(cls: Any, tree: dict[str, Any], path: str, text: str) -> dict[str
 def _flag_value(kind: Any, path: str, text: str) -> Any:
     """Return what the text of a flag says, for a setting of the type."""
     one_word = entry(kind) is bare(kind) and section_in(kind) is None
-    if one_word and text and text[0] not in "\"'":
+    may_be_list = text.startswith("[") and typing.get_origin(bare(kind)) in (
+        UnionType,
+        typing.Union,
+    )
+    if one_word and text and text[0] not in "\"'" and not may_be_list:
         return Plain(text)
     try:
         return parse_yaml(text) if text else ""

@@ -34,6 +34,7 @@ from trl.config.types import (
     Positive,
     RangeOfEach,
     Share,
+    Sources,
     Text,
     Texts,
     WeightOfEach,
@@ -108,10 +109,14 @@ class ModelConfig:
 class DataConfig:
     """Where the prompts come from."""
 
-    prompts: Text = STARTER
+    prompts: Sources = STARTER
     """starter: openings of film reviews; model: the policy writes them, from its BOS token; a file
     (jsonl, json, csv, tsv, parquet, or txt with one prompt a line), beside the recipe or from where
-    the command runs; or a dataset on the hub."""
+    the command runs; or a dataset on the hub. With `shuffle_buffer` also several files: a list, or
+    a name with * in it."""
+    shuffle_buffer: Count | None = None
+    """Read the prompts as they are used, for data larger than memory, and draw each from the next
+    so many; the first of all are held out. None: read all of them first."""
     subset: Text | None = None
     """Configuration of a hub dataset."""
     split: Text = "train"
@@ -159,6 +164,13 @@ class DataConfig:
             yield "prefixes", "be more than blanks"
         if self.chat and self.prefixes:
             yield "prefixes", "be empty for chats", "write them into the template"
+        if self.shuffle_buffer is None:
+            if not isinstance(self.prompts, str) or "*" in self.prompts:
+                yield "prompts", "be one file without `shuffle_buffer`", "set shuffle_buffer: 1000"
+        elif self.prompts in (STARTER, "model"):
+            yield "shuffle_buffer", f"be None for the prompts of {self.prompts!r}"
+        elif not self.shuffle:
+            yield "shuffle", "be true with `shuffle_buffer`", "or set shuffle_buffer: 1"
 
 
 @section

@@ -14,6 +14,8 @@ import string
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +27,16 @@ from trl import starter
 from trl.config import closest
 from trl.config.errors import refuse, shown
 from trl.config.recipe import STARTER, DataConfig
-from trl.data.sources import MODEL, Table, checked_texts, chosen_column, listed, read_table
+from trl.data.sources import (
+    MODEL,
+    Table,
+    checked_texts,
+    chosen_column,
+    listed,
+    read_table,
+    streamed_dataset,
+)
+from trl.data.stream import PromptStream, reader_of_dataset
 from trl.rollout.queries import encode_queries
 from trl.rollout.sampler import Sampler
 
@@ -39,12 +50,13 @@ class PromptSplit:
     """The prompts of a run; they follow from the data, the settings and the seed alone."""
 
     train: list[Prompt]
-    """Every prompt with each prefix, the combinations of a prompt side by side."""
+    """Every prompt with each prefix, the combinations of a prompt side by side; of a stream, the
+    first few."""
     held_out: list[Prompt]
     """Likewise; none of them stands in `train`, unless equal prompts were asked for."""
     left_out: dict[str, int] = field(default_factory=dict)
     """How many prompts of the source are in neither list, by the reason."""
-    train_rows: Sequence[Any] = ()
+    train_rows: Sequence[Any] | PromptStream = ()
     """`train` as `Sampler` and `Loop` take it: with the other columns of the source, which rewards
     may ask for, as rows {"prompt": …, column: …}."""
     held_out_rows: Sequence[Any] = ()
@@ -55,7 +67,9 @@ class PromptSplit:
         object.__setattr__(self, "held_out_rows", self.held_out_rows or self.held_out)
 
     def __str__(self) -> str:
-        text = f"{len(self.train):,} prompts to train on, {len(self.held_out):,} held out"
+        stream = isinstance(self.train_rows, PromptStream)
+        trained = str(self.train_rows) if stream else f"{len(self.train):,} prompts to train on"
+        text = f"{trained}, {len(self.held_out):,} held out"
         return text + (f"; left out: {_reasons(self.left_out)}" if self.left_out else "")
 
 
@@ -77,6 +91,8 @@ def load_prompts(
     * Tokens are counted without those that the tokenizer adds around a text; a prompt stays if it
       has the right length with each of its prefixes, a chat as its template writes it.
     * The answer that ends a chat is removed: the policy is to write its own.
+    * With `settings.shuffle_buffer`, the prompts are a stream: the first ones are held out, and of
+      the others only those equal to one of them are left out as equal.
 
     Args:
         settings: The section `data` of a recipe.
@@ -92,6 +108,8 @@ def load_prompts(
         ValueError: if the data and the settings do not fit each other.
     """
     prepare = _Preparation(settings, tokenizer, seed, policy)
+    if settings.shuffle_buffer is not None:
+        return _streamed(prepare, settings.shuffle_buffer)
     prompts = prepare(settings.prompts, "data.prompts")
     apart = settings.held_out_prompts is not None or settings.prompts == STARTER
     held_out = prepare.held_out() if apart else []
@@ -110,6 +128,44 @@ def load_prompts(
     prompts_alone = [[row["prompt"] for row in side] for side in rows]
     with_more = [side if side and len(side[0]) > 1 else () for side in rows]
     return PromptSplit(*prompts_alone, dict(+prepare.left_out), *with_more)  # the counts above 0
+
+
+def _streamed(prepare: _Preparation, buffer: int) -> PromptSplit:
+    """Return the prompts as they are read."""
+    settings, name = prepare.settings, "data.prompts"
+    sources = settings.prompts if isinstance(settings.prompts, tuple) else (settings.prompts,)
+    where = {"subset": settings.subset, "split": settings.split, "name": name}
+    dataset, source = streamed_dataset(sources, **where), ", ".join(sources)
+
+    def prepared(rows: list[Any], position: int) -> list[dict[str, Any]]:
+        columns = {key: [_as_text(row[key]) for row in rows] for key in rows[0]}
+        random = np.random.default_rng([prepare.seed, 0, 0, position])
+        return prepare.of_table(Table(source, columns, before=position), name, random)
+
+    def finished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        taken = {_key(row) for row in (apart or stream.held_out) if settings.deduplicate}
+        unseen = [row for row in rows if _key(row) not in taken]
+        return _finished(unseen, settings.prefixes)
+
+    apart = prepare.held_out() if settings.held_out_prompts is not None else None
+    stream = PromptStream(
+        reader_of_dataset(dataset),
+        buffer=buffer,
+        held_out=settings.held_out if apart is None else 0,
+        limit=settings.limit,
+        prepare=prepared,
+        finish=finished,
+        name=name,
+    )
+    stream.to_be_saved()
+    held_out = _finished(stream.held_out if apart is None else apart, settings.prefixes)
+    first, held_out_prompts = ([row["prompt"] for row in side] for side in (stream.first, held_out))
+    return PromptSplit(first, held_out_prompts, {}, stream, held_out)
+
+
+def _as_text(value: Any) -> Any:
+    """Return a time or an exact number, which a checkpoint does not hold, as a text."""
+    return str(value) if isinstance(value, date | time | timedelta | Decimal) else value
 
 
 def _with_prefixes(prompts: Sequence[Prompt], prefixes: Sequence[str]) -> list[Any]:
@@ -161,20 +217,26 @@ class _Preparation:
         else:
             table = read_table(source, subset=settings.subset, split=settings.split, name=name)
         before = self.left_out.copy()
-        prompts = self._prompts(table, name, cuts)
-        if settings.system is not None:
-            system = {"role": "system", "content": settings.system}
-            prompts = [row | {"prompt": [system, *row["prompt"]]} for row in prompts]
-        if settings.deduplicate:
-            unique = {_key(prompt): prompt for prompt in prompts}  # where it stood first
-            prompts = self.kept(list(unique.values()), prompts, "equal to another")
-        prompts = self._of_right_length(prompts)
+        prompts = self.of_table(table, name, cuts, unique=settings.deduplicate)
         if not prompts:
             reasons = _reasons(self.left_out - before)
             refuse(name, "have prompts to use", f"{table.source}, all left out: {reasons}")
         if settings.shuffle and source != STARTER:
             prompts = [prompts[index] for index in order.permutation(len(prompts)).tolist()]
         return prompts
+
+    def of_table(
+        self, table: Table, name: str, cuts: np.random.Generator, *, unique: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return the rows of a table with their "prompt", those of a wrong length left out."""
+        prompts = self._prompts(table, name, cuts)
+        if self.settings.system is not None:
+            system = {"role": "system", "content": self.settings.system}
+            prompts = [row | {"prompt": [system, *row["prompt"]]} for row in prompts]
+        if unique:
+            each = {_key(prompt): prompt for prompt in prompts}  # where it stood first
+            prompts = self.kept(list(each.values()), prompts, "equal to another")
+        return self._of_right_length(prompts)
 
     def held_out(self) -> list[dict[str, Any]]:
         """Return the held-out rows that have a source of their own."""

@@ -14,6 +14,7 @@ that of the settings.
 from __future__ import annotations
 
 import csv
+import glob
 import gzip
 import io
 import json
@@ -53,6 +54,8 @@ class Table:
     columns: Mapping[str, Sequence[Any]]
     lines: Sequence[int] = ()
     """The line of each row, where it has one."""
+    before: int = 0
+    """Rows of the source before these."""
 
     @property
     def names(self) -> list[str]:
@@ -70,7 +73,7 @@ class Table:
 
     def place(self, row: int) -> str:
         """Say where a row stands, counted from 1."""
-        where = f"line {self.lines[row]}" if self.lines else f"row {row + 1}"
+        where = f"line {self.lines[row]}" if self.lines else f"row {self.before + row + 1}"
         return f"{where} of {self.source}"
 
 
@@ -210,31 +213,103 @@ READERS = {"jsonl": _json_lines, "csv": _csv, "tsv": _tsv, "txt": _lines}
 
 def _read_dataset(source: str, path: Path, subset: str | None, split: str, name: str) -> Table:
     """Read what the package datasets knows: some files, a folder, or a dataset on the hub."""
+    plain = _loaded([str(path)] if path.is_file() else [], source, subset, split, name)
+    return Table(source, {key: plain[key] for key in plain.column_names})
+
+
+def _loaded(
+    files: Sequence[str], source: str, subset: str | None, split: str, name: str, **how: Any
+) -> Any:
+    """Return what the package datasets makes of files, or of a folder or name on the hub.
+
+    Args:
+        files: None for a folder or a name.
+        source: That, or what errors call the files.
+        subset: Configuration of a hub dataset.
+        split: Split of a hub dataset or a folder.
+        name: What errors call the source.
+        **how: Passed to `load_dataset`.
+    """
+    path = Path(source).expanduser()
     try:
         import datasets
     except ImportError as error:
         needs = f"`{name}` needs the package datasets to read {source!r}: pip install datasets."
-        there = "" if path.exists() else f" There is no file {source!r}.{_nearby(path)}"
+        there = "" if files or path.exists() else f" There is no file {source!r}.{_nearby(path)}"
         raise ImportError(needs + there) from error
     try:
-        if path.is_file():
-            found = datasets.load_dataset(_ending(source), data_files=str(path), split="train")
+        if files:
+            builder, kind = BUILDERS[_ending(files[0])]
+            more = {"data_files": list(files), "split": "train"}
+            found = datasets.load_dataset(builder, **more, **kind, **how)
         elif any((path / file).is_file() for file in ("state.json", "dataset_dict.json")):
             found = datasets.load_from_disk(str(path))
         else:
             where = str(path) if path.is_dir() else source
-            found = datasets.load_dataset(where, subset, split=split)
+            found = datasets.load_dataset(where, subset, split=split, **how)
     except Exception as error:  # what it raises is of many kinds
         cause = str(error.__cause__ or error).strip().partition("\n")[0]
         what = f"be a file or dataset that can be loaded, with its split {split!r}"
-        hint = "" if path.exists() else _nearby(path)
+        hint = "" if files or path.exists() else _nearby(path)
         raise ValueError(f"`{name}` must {what}, got {source!r}: {cause}{hint}") from error
     if isinstance(found, dict):
         if split not in found:
             refuse(beside(name, "split"), f"be one of {list(found)} for {source!r}", repr(split))
         found = found[split]
-    plain = found.with_format(None)
-    return Table(source, {key: plain[key] for key in plain.column_names})
+    return found.with_format(None)
+
+
+def streamed_dataset(
+    sources: Sequence[str], *, subset: str | None = None, split: str = "train", name: str = "source"
+) -> Any:
+    """Return a `datasets.IterableDataset` of what is read as it is used, never all at once.
+
+    Args:
+        sources: Files of one kind, with * and ? for many, or one folder or hub dataset.
+        subset: Configuration of a hub dataset.
+        split: Split of a hub dataset or a folder.
+        name: What errors call them.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: if they cannot be read.
+    """
+    files: list[str] = []
+    for source in sources:
+        path = Path(source).expanduser()
+        found = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
+        if not found and (only_a_path(source) or len(sources) > 1 or glob.has_magic(source)):
+            raise FileNotFoundError(f"`{name}` must be files, got {source!r}.{_nearby(path)}")
+        files += found
+    if len(files) == 1 and Path(files[0]).is_dir():
+        files = []
+    kinds = {_ending(file) for file in files}
+    if len(kinds) > 1 or not kinds <= BUILDERS.keys():
+        known = ", ".join(f".{ending}" for ending in BUILDERS)
+        refuse(name, f"be files of one ending, one of {known}", str(sorted(kinds)), "convert them")
+    found = _loaded(files, ", ".join(sources), subset, split, name, streaming=True)
+    if kinds == {"txt"}:  # as `_lines` has them
+        found = found.map(lambda row: {"text": row["text"].strip()})
+    return found.to_iterable_dataset() if hasattr(found, "to_iterable_dataset") else found
+
+
+def beside_recipe(source: Any, folder: Path) -> Any:
+    """Return sources with the paths written out of those that are files in a folder."""
+    if not isinstance(source, str):
+        return source and tuple(beside_recipe(each, folder) for each in source)
+    path = folder / source
+    there = path.is_file() or (glob.has_magic(source) and glob.glob(str(path)))
+    return str(path.resolve()) if there else source
+
+
+BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "jsonl": ("json", {}),
+    "json": ("json", {}),
+    "parquet": ("parquet", {}),
+    "csv": ("csv", {}),
+    "tsv": ("csv", {"sep": "\t"}),
+    "txt": ("text", {}),
+}
+"""What reads files in the package datasets, by their ending."""
 
 
 def _ending(source: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from statistics import fmean
 from typing import Any
@@ -24,6 +24,7 @@ from trl.config import check_values
 from trl.config.errors import refuse
 from trl.config.ppo import sampling_contradictions
 from trl.config.types import Count
+from trl.data.stream import PromptStream, all_or_rest, stream_of
 from trl.evaluation.scores import Scorer, score
 from trl.ppo import PPOTrainer
 from trl.rollout.queries import Chat, listed
@@ -43,7 +44,8 @@ class Loop:
         trainer: Its policy writes the responses.
         sampler: Its temperature must be the trainer's.
         scorer: Judges them.
-        prompts: Whatever the sampler takes; all of them are looked at here, before any is used.
+        prompts: Whatever the sampler takes; all of them are looked at here, before any is used. Or
+            a stream of them, see `trl.data.stream.stream_of`, of which the first are looked at.
         schedule: Factor on the learning rate of step 0, 1, …; None: it stays as it is.
         parts: Write each batch in so many parts, and score one while the next is written: for a
             scorer that waits for a server. It must not compare the responses of a whole batch.
@@ -66,7 +68,7 @@ class Loop:
         trainer: PPOTrainer,
         sampler: Sampler,
         scorer: Scorer,
-        prompts: Sequence[str] | Sequence[Chat] | Sequence[Tensor],
+        prompts: Sequence[str] | Sequence[Chat] | Sequence[Tensor] | Iterable[Any] | PromptStream,
         *,
         schedule: Callable[[int], float] | None = None,
         parts: int = 1,
@@ -84,7 +86,8 @@ class Loop:
         got = {"batch_size": config.batch_size, "parts": parts, "group_size": group}
         for name, rule, *fix in sampling_contradictions(config, group, parts, self.processes):
             refuse(name, rule, got[name], *fix)
-        sampler.check(trainer.model, self.prompts, name="prompts")
+        stream = self.stream = self.prompts if isinstance(self.prompts, PromptStream) else None
+        sampler.check(trainer.model, stream.look() if stream else self.prompts, name="prompts")
         self.prompts_per_step = config.batch_size // group
         self.parts = parts
         self.schedule = schedule
@@ -119,6 +122,7 @@ class Loop:
             "order": list(self._order),
             "shuffle": self._shuffle.get_state(),
             "sampler_calls": self.sampler.calls,
+            "stream": self.stream and self.stream.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -127,6 +131,8 @@ class Loop:
         self._order = list(state["order"])
         self._shuffle.set_state(state["shuffle"])
         self.sampler.calls = state["sampler_calls"]
+        if self.stream and (of_stream := state.get("stream")):
+            self.stream.load_state_dict(of_stream)
 
     def _step(self) -> Row:
         trainer, profile, started = self.trainer, self.profile, time.perf_counter()
@@ -191,10 +197,12 @@ class Loop:
 
     def _next_prompts(self) -> list[Any]:
         """Return this process's share of the next batch."""
-        while len(self._order) < self.prompts_per_step:
+        size, rank = self.prompts_per_step, self.trainer.accelerator.process_index
+        if self.stream:
+            return self.stream.draw(size, self._shuffle)[rank :: self.processes]
+        while len(self._order) < size:
             again = torch.randperm(len(self.prompts), generator=self._shuffle)
             self._order += again.tolist()
-        size, rank = self.prompts_per_step, self.trainer.accelerator.process_index
         chosen, self._order = self._order[:size], self._order[size:]
         return [self.prompts[index] for index in chosen[rank :: self.processes]]
 
@@ -205,13 +213,24 @@ def mean_of_each(rows: Sequence[Row]) -> Row:
     return {name: fmean(row[name] for row in rows if name in row) for name in names}
 
 
-def checked_prompts(prompts: Any, name: str = "prompts") -> list[Any]:
-    """Return the prompts as a list of at least one.
+def checked_prompts(prompts: Any, name: str = "prompts", **of_stream: Any) -> Any:
+    """Return the prompts as a list of at least one, or as a `PromptStream`.
+
+    Args:
+        prompts: See `Loop`.
+        name: What errors call them.
+        **of_stream: See `stream_of`.
 
     Raises:
         TypeError: if they are one prompt, or nothing of the kind.
         ValueError: if there are none.
     """
+    if isinstance(prompts, PromptStream):
+        return prompts
+    if isinstance(prompts, Iterator):  # of a few, all are there
+        prompts = all_or_rest(prompts)
+    if (stream := stream_of(prompts, name=name, **of_stream)) is not None:
+        return stream
     if isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping):
         prompts = list(prompts)
     prompts = listed(prompts, name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,13 @@ from transformers import PreTrainedTokenizerBase
 
 from trl.anatomy import language_model
 from trl.compute.precision import make_accelerator
-from trl.config import PPOConfig, closest
+from trl.config import PPOConfig, check_values, closest
 from trl.config import recipe as settings
 from trl.config.errors import refuse
 from trl.config.ppo import group_size
+from trl.config.types import Count, Whole
 from trl.data.prompts import PromptSplit
+from trl.data.stream import BUFFER, PromptStream
 from trl.evaluation.function import as_scorer
 from trl.evaluation.weighted_sum import Part, WeightedSum
 from trl.models.reference import ReferenceKind
@@ -39,7 +41,7 @@ from trl.training.resume import opened
 from trl.training.run import Run
 from trl.watch.diagnosis import Finding
 
-Prompts = Sequence[str] | Sequence[Chat] | Sequence[Tensor]
+Prompts = Sequence[str] | Sequence[Chat] | Sequence[Tensor] | Iterable[Any] | Callable[[], Any]
 
 
 class Trained(NamedTuple):
@@ -67,7 +69,8 @@ def train(
     max_new_tokens: int | tuple[int, int] = 24,
     decay_learning_rate: bool = True,
     parts: int = 1,
-    held_out: Prompts | None = None,
+    shuffle_buffer: int = BUFFER,
+    held_out: Prompts | int | None = None,
     eval_every: int = 25,
     out: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 50,
@@ -84,7 +87,11 @@ def train(
 
     Args:
         model: Hub name or folder of any causal or encoder-decoder model, or a loaded one.
-        prompts: Texts, chats (lists of messages), or tensors of token ids.
+        prompts: Texts, chats (lists of messages), or tensors of token ids. What need not fit into
+            memory, or has no end, is read as it is used: a `datasets.IterableDataset`; a
+            `pathlib.Path`, or several, of files (with * for many); or a function that returns an
+            iterable, a new one at each call. An iterator, which can be read but once, can have no
+            `out`.
         reward: A function from the B texts (query and response) to B numbers, or of what else its
             parameters name (see `FunctionScorer`); any scorer of `trl.evaluation`; or several of
             them, as a list, a list of (scorer, weight), or a dict {scorer: weight}.
@@ -102,7 +109,9 @@ def train(
             policy goes in a step.
         parts: Write each batch in so many parts, and score one while the next is written: for a
             reward that waits for a server.
-        held_out: Prompts that are not trained on, to measure on: figures `held_out/…` of a row.
+        shuffle_buffer: Of what is read as it is used, draw each prompt from the next so many.
+        held_out: Prompts that are not trained on, to measure on: figures `held_out/…` of a row. A
+            number: the first so many of `prompts`.
         eval_every: Measure on them every so many steps, at the start and at the end.
         out: A folder for the run, as `trl train` writes it and `trl report` reads it: figures,
             samples, warnings, checkpoints, the best and the last policy, a report. The random
@@ -146,8 +155,7 @@ def train(
     learns = partial(PPOConfig.that_learns, reference=ref_model != "none")
     config, several = resolve_config(config, ppo_params, learns), isinstance(reward, list | dict)
     scorer = WeightedSum(reward) if several else as_scorer(reward)
-    measured = [] if held_out is None else checked_prompts(held_out, "held_out")
-    split = PromptSplit(checked_prompts(prompts), measured)
+    split = _split(prompts, held_out, shuffle_buffer, saved=out is not None)
     _warn_of_frozen_weights(model, peft_config, unfrozen_layers)
     falls = settings.ScheduleConfig(kind="linear" if decay_learning_rate else "constant")
     every = settings.CheckpointConfig(every=checkpoint_every, keep_optimizer=keep_optimizer)
@@ -170,13 +178,35 @@ def train(
             ref_model=ref_model,
             tokenizer=tokenizer,
             model_kwargs=loading,
-            only_tokens=isinstance(prompts_apart(split.train[:1])[0][0], Tensor) and not measured,
+            only_tokens=isinstance(prompts_apart(split.train[:1])[0][0], Tensor)
+            and not split.held_out,
             parts=parts,
             profile=profile,
         )
         if folder is not None:
             recipe = _described(recipe, made, folder, model, sampling, loading.get("gguf_file"))
         return _trained(Run(recipe, made, folder, on_step=on_step, on_finding=_warn_of), checkpoint)
+
+
+def _split(prompts: Any, held_out: Any, buffer: int, *, saved: bool) -> PromptSplit:
+    """Return the prompts to train and to measure on; `saved`: checkpoints are to be written."""
+    number = held_out if isinstance(held_out, int) else 0
+    check_values("train", {"shuffle_buffer": (Count, buffer), "held_out": (Whole, number)})
+    if saved and isinstance(prompts, Iterator):  # refused, however few they are
+        PromptStream(iter, once=True).to_be_saved()
+    found, measured = checked_prompts(prompts, buffer=buffer, held_out=number), []
+    if not isinstance(held_out, int | None):
+        measured = checked_prompts(held_out, "held_out")
+        if isinstance(measured, PromptStream):
+            rule = "be a list of prompts, or a number of those in `prompts`"
+            refuse("held_out", rule, type(held_out).__name__, error=TypeError)
+    if isinstance(found, PromptStream):
+        found.to_be_saved() if saved else found.look()
+        measured = measured or found.held_out
+        return PromptSplit(found.first, measured, {}, found, measured)
+    if number >= len(found):
+        refuse("held_out", f"be less than the {len(found)} prompts", number)
+    return PromptSplit(found[number:], measured or found[:number])
 
 
 def _trained(run: Run, checkpoint: Path | None) -> Trained:
@@ -220,7 +250,10 @@ def _described(
             reference=None if reference else "none",
         ),
         data=settings.DataConfig(
-            prompts=f"{len(parts.prompts.train)} prompts given in Python",
+            prompts=f"{len(parts.prompts.train)} prompts given in Python"
+            if loop.stream is None
+            else "a stream given in Python",
+            shuffle_buffer=loop.stream and loop.stream.buffer_size,
             held_out=len(parts.prompts.held_out),
         ),
         sampling=settings.SamplingConfig(
