@@ -291,6 +291,7 @@ CASES = {
     "model.lora.target_modules": Case("q_proj", first_step, LORA),
     "model.reference": Case("none", first_step, {"ppo.init_kl_coef": 0.0}),
     "data.prompts": Case("{folder}/table.jsonl", prompts),
+    "data.shuffle_buffer": Case(8, first_step),
     "data.subset": Case("b", prompts, {"data.prompts": "{folder}/set", "data.subset": "a"}),
     "data.split": Case("test", prompts, {"data.prompts": "{folder}/splits"}),
     "data.column": Case("other", prompts, TABLE),

@@ -1,12 +1,14 @@
 """`trl.train` in a folder: measured, watched, stopped, gone on with."""
 
 import io
+import itertools
 import json
 import math
 import os
 import re
 import signal
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -46,11 +48,13 @@ def no_report(monkeypatch):
     monkeypatch.setattr(run, "write_report", lambda runs, out: out / "report.html")
 
 
-def train(out, reward=count_w7, **changes):
+def train_small(out, reward=count_w7, **changes):
     model = changes.pop("model", None) or tiny_model("llama")
-    return trl.train(
-        model, PROMPTS, reward, out=out, **{"tokenizer": tokenizer()} | SMALL | changes
-    )
+    given = {"prompts": PROMPTS, "tokenizer": tokenizer()} | SMALL | changes
+    return trl.train(model, reward=reward, out=out, **given)
+
+
+train = train_small
 
 
 def untimed(history):
@@ -176,8 +180,12 @@ def test_prompts_of_tokens_without_a_tokenizer(tmp_path):
         trl.train(tiny_model("llama"), prompts, count_w7, held_out=prompts[:2], **changes)
 
 
-@pytest.mark.parametrize("how", ["crash", "Ctrl-C"])
+@pytest.mark.parametrize("how", ["crash", "Ctrl-C", "crash of a stream"])
 def test_what_was_stopped_goes_on_bit_for_bit(tmp_path, how):
+    how, _, is_stream = how.partition(" of ")
+    # The stream ends, and begins anew, in the step that fails.
+    stream = {"prompts": lambda: iter(PROMPTS), "shuffle_buffer": 9, "held_out": 3}
+    train = partial(train_small, **(stream if is_stream else {}))
     whole = train(tmp_path / "whole", stopping())
 
     def stop():
@@ -206,6 +214,28 @@ def test_what_was_stopped_goes_on_bit_for_bit(tmp_path, how):
         file = tmp_path / name / "recipe.yaml"
         file.write_text(file.read_text().replace(f"{name}", "run"))
     assert_same_run(tmp_path / "whole", tmp_path / "part")
+
+
+def test_streams_without_a_folder_and_what_is_refused(tmp_path):
+    """A source without end is never listed."""
+    endless = {"prompts": (f"w{n % 7} w{n % 50}" for n in itertools.count()), "steps": 1}
+    _, history = train(None, **endless, held_out=4)
+    assert [row["step"] for row in history] == [0, 1]
+    with pytest.raises(TypeError, match="`prompts` must be a list, or a function.*an iterator"):
+        train(tmp_path / "run", **endless)
+    with pytest.raises(TypeError, match="`prompts` must be a list, or a function.*an iterator"):
+        train(tmp_path / "run", prompts=iter(PROMPTS))
+    with pytest.raises(TypeError, match="`held_out` must be a list of prompts, or a number"):
+        train(None, held_out=map(str, itertools.count()))
+    with pytest.raises(ValueError, match="`held_out` must be less than the 35 prompts, got 35"):
+        train(None, held_out=35)
+    with pytest.raises(ValueError, match="`shuffle_buffer` must be an integer > 0"):
+        train(None, shuffle_buffer=0)
+    assert not (tmp_path / "run").exists()
+    model, history = train(None, prompts=iter(PROMPTS), steps=1, held_out=3)
+    again, rows = train(None, prompts=PROMPTS[3:], steps=1, held_out=PROMPTS[:3])
+    assert untimed(history) == untimed(rows)  # of a few, all are there
+    assert all(map(torch.equal, model.parameters(), again.parameters()))
 
 
 def test_a_run_is_kept_from_others(tmp_path):
