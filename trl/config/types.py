@@ -22,7 +22,9 @@ Count = Annotated[int, Field(gt=0)]
 Whole = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], "a list of texts"]
-Sources = Annotated[Text | Annotated[tuple[Text, ...], Field(min_length=1)], "a text, or a list"]
+Sources = Annotated[
+    Text | Annotated[tuple[Text, ...], Field(min_length=1)], "a text or a list of texts"
+]
 
 
 def _in_order(pair: tuple[float, float]) -> tuple[float, float]:

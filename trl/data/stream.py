@@ -149,7 +149,8 @@ class PromptStream:
             except BaseException:  # it would be at its end then
                 self._chunks = self._chunks_from(self._position, self._seen)
                 raise
-            self._journal.append(read)
+            if self._state:
+                self._journal.append(read)
             self._position, self._seen, rows = read
             self._ended = rows is None
             self._buffer += rows or []

@@ -209,6 +209,10 @@ def _split(prompts: Any, held_out: Any, buffer: int, *, saved: bool) -> PromptSp
     return PromptSplit(found[number:], measured or found[:number])
 
 
+def _is_tokens(prompts: Any) -> bool:
+    return isinstance(prompts_apart(prompts[:1])[0][0], Tensor)
+
+
 def _trained(run: Run, checkpoint: Path | None) -> Trained:
     """Make the steps that are left."""
     trained = Trained(run.parts.model, run.history)
