@@ -183,8 +183,7 @@ def train(
             parts=parts,
             profile=profile,
         )
-        if folder is not None:
-            recipe = _described(recipe, made, folder, model, sampling, loading.get("gguf_file"))
+        recipe = _described(recipe, made, folder, model, sampling, loading.get("gguf_file"))
         return _trained(Run(recipe, made, folder, on_step=on_step, on_finding=_warn_of), checkpoint)
 
 
@@ -232,12 +231,14 @@ def _warn_of(finding: Finding) -> None:
 def _described(
     recipe: settings.Recipe,
     parts: Parts,
-    folder: RunFolder,
+    folder: RunFolder | None,
     model: Any,
     given: Mapping[str, Any],
     gguf_file: str | None,
 ) -> settings.Recipe:
     """Return the recipe with what can be said of objects, for `trl report` and `trl compare`."""
+    if folder is None:  # nobody reads it
+        return recipe
     config, loop, policy = parts.trainer.config, parts.loop, parts.model
     limits = given["max_new_tokens"]
     limits = limits if isinstance(limits, tuple) else (None, limits)
