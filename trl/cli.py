@@ -32,9 +32,10 @@ import trl
 from trl import config as settings
 from trl.config import SettingsError, closest
 from trl.config.code import Reader, listing
-from trl.config.errors import problem
+from trl.config.errors import hidden, problem
 from trl.config.folder import recipe_folder
 from trl.config.places import not_a_model
+from trl.watch.markdown import visible
 
 if TYPE_CHECKING:  # making these classes takes longer than showing what commands there are
     from trl.config.recipe import ClassifierRecipe, Recipe, RewardConfig
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _is_explained(error):
             raise
         notes = getattr(error, "__notes__", [])
-        print(f"trl: {_sentence(error)}", *notes, sep="\n", file=sys.stderr)
+        told = "\n".join([f"trl: {_sentence(error)}", *notes])
+        print(hidden(visible(told)), file=sys.stderr)
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         users = isinstance(error, (ImportError, OSError, TypeError, ValueError)) and not full
         return USAGE_ERROR if users else FAILED
@@ -543,7 +545,7 @@ def _is_main_process() -> bool:
 
 def _complain(text: str) -> None:
     if _is_main_process():
-        print(text, file=sys.stderr)
+        print(hidden(visible(text)), file=sys.stderr)
 
 
 def _told(error: SettingsError) -> str:

@@ -6,6 +6,7 @@ Nothing here imports pydantic: the command line needs it before there is anythin
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -21,6 +22,9 @@ OLD_SPELLINGS = {
 
 OTHER_IDEAS = {"target_kl": "max_approxkl", "early_stopping": "max_approxkl"}
 """Settings of releases 0.4 to 0.11 whose idea has another form here, and where to look."""
+
+SECRET = "(?i:key|token|secret|passw|pwd|auth|sig|credential)"
+"""Part of the name of a parameter of a URL whose value is one."""
 
 CHARACTERS_SHOWN = 80
 """Of a value or a text in an error."""
@@ -49,8 +53,14 @@ def problem(name: str, rule: str, got: object = "", fix: str = "") -> str:
         got: The value, as a message shows it; nothing: left out.
         fix: What to do; nothing: left out.
     """
-    told = f"{got}"
+    told = hidden(f"{got}")
     return f"`{name}` must {rule}{f', got {told}' if told else ''}{f': {fix}' if fix else ''}."
+
+
+def hidden(text: str) -> str:
+    """Return a text without the secrets that stand in its URLs: users, passwords and keys."""
+    text = re.sub(r"(://)[^/?#\s'\"]*@", r"\1…@", text)
+    return re.sub(rf"([?&;][\w.-]*(?:{SECRET})[\w.-]*=)(?!\$\{{)[^&#;\s'\"]+", r"\1…", text)
 
 
 def refuse(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from pathlib import Path
 
 HUB_NAME = re.compile(r"([\w.-]{1,96}/)?[\w.-]{1,96}")
@@ -27,3 +29,17 @@ def not_a_model(name: str) -> str | None:
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         return "does not exist"
     return None if HUB_NAME.fullmatch(name) else "is no folder, and no name that the hub can have"
+
+
+def check_plain(*paths: Path) -> None:
+    """Raise for what is to be written to, and leads elsewhere: a link, a pipe, a device.
+
+    Raises:
+        FileExistsError: naming it, and where it leads.
+    """
+    for path in paths:
+        kind = path.lstat().st_mode if os.path.lexists(path) else stat.S_IFREG
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            what = f"a link to {os.readlink(path)}" if stat.S_ISLNK(kind) else "a pipe or a device"
+            told = f"what a run writes must be files and folders of its own, got {what}: delete it"
+            raise FileExistsError(errno.EEXIST, told, str(path))

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
+from trl.config.errors import hidden
 from trl.config.ppo import (
     PPOConfig,
     group_size,
@@ -241,6 +242,9 @@ class RewardConfig:
             yield "output", f"be left out {of_kind}"
         if self.kind not in ("classifier", "control") and self.label != "POSITIVE":
             yield "label", f"be left out {of_kind}"
+        if self.kind == "endpoint" and hidden(self.name) != self.name:
+            fix = "write ${NAME} in their place, and set NAME in the environment"
+            yield "name", "hold no key, no user and no password, which others would read", fix
         if self.kind in ("reward_model", "endpoint") and self.name == STARTER:
             yield "name", f"be given {of_kind}", "trl ships a classifier only"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
@@ -15,8 +16,9 @@ from anyio.from_thread import start_blocking_portal
 from pydantic import Field, HttpUrl
 
 from trl.batch import Rollout, check_unicode
-from trl.config import check_values
+from trl.config import SettingsError, check_values
 from trl.config.errors import refuse, shown
+from trl.config.secrets import filled, masked
 from trl.config.types import Count, NotNegative, Whole
 from trl.evaluation.scores import (
     ScoringError,
@@ -77,7 +79,8 @@ class EndpointScorer:
     POST does not survive one, and `headers` may hold a key that is for this server only.
 
     Args:
-        url: http:// or https://.
+        url: http:// or https://. A secret in it, or in `headers`, is written as ${NAME} and comes
+            from the environment; it is shown nowhere.
         timeout: Seconds for a request, from the connection to the last byte of the answer.
         retries: How often to try again.
         backoff: Seconds before the first new try.
@@ -108,8 +111,12 @@ class EndpointScorer:
         request: Callable[[Pairs], Any] | None = None,
         parse: Callable[[Any], Any] = scores_in,
     ) -> None:
+        address = filled(url, "url") if isinstance(url, str) else url
+        if isinstance(address, str) and re.search(r"//[^/?#]*@", address):
+            fix = "send them in `headers`, as {'Authorization': 'Basic …'}"
+            refuse("url", "hold no user and no password", fix=fix)
         checks = {
-            "url": (Url, url),
+            "url": (Url, address),
             "request": (Function | None, request),
             "parse": (Function, parse),
             "timeout": (Annotated[float, Field(gt=0, le=A_DAY)], timeout),
@@ -118,17 +125,23 @@ class EndpointScorer:
             "batch_size": (Count, batch_size),
             "concurrency": (Count, concurrency),
         }
-        check_values("EndpointScorer", checks)
+        try:
+            check_values("EndpointScorer", checks)
+        except SettingsError as error:
+            found = [masked(problem, [str(url)]) for problem in error.found]
+            raise SettingsError(error.owner, found) from None
         headers = {} if headers is None else headers
         if not isinstance(headers, Mapping) or not all(
             isinstance(text, str) for text in (*headers, *headers.values())
         ):  # not shown: its values may be keys
             refuse("headers", "be a dict of texts, {name: value}, or None", error=TypeError)
-        self.url = url
+        self.url, self.given = address, url
         self.name = f"EndpointScorer({url.split('?')[0]})"  # what follows may be a key
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self.batch_size, self.concurrency = batch_size, concurrency
-        self.headers = {"Content-Type": "application/json", **headers}
+        own = {name: filled(text, f"headers[{name!r}]") for name, text in headers.items()}
+        self.headers = {"Content-Type": "application/json", **own}
+        self._secrets = list(own.values())
         self.request, self.parse = request, parse
 
     def __call__(self, rollout: Rollout) -> Scored:
@@ -233,7 +246,8 @@ class EndpointScorer:
             return number_entries(found, len(rows))
 
     def _error(self, problem: str, rollout: Rollout, rows: range) -> ScoringError:
-        return scoring_error(f"{self.name} gave {problem}.", rollout, rows, suspects=False)
+        told = masked(f"{self.name} gave {problem}.", [self.given], self._secrets)
+        return scoring_error(told, rollout, rows, suspects=False)
 
 
 def _with_root(error: BaseException) -> str:

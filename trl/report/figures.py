@@ -11,7 +11,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from trl.config.errors import hidden
 from trl.report.run import Run, read_runs
+from trl.watch.markdown import visible
 
 NAMES = {
     "reward/mean": "mean reward",
@@ -75,7 +77,7 @@ def setting(value: Any) -> str:
     """A setting as text, as it stands in the recipe."""
     if isinstance(value, list):
         return ", ".join(map(setting, value)) or "none"
-    return {"None": "none", "True": "true", "False": "false"}.get(str(value), str(value))
+    return {"None": "none", "True": "true", "False": "false"}.get(str(value), hidden(str(value)))
 
 
 def settings_side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
@@ -142,6 +144,11 @@ def verdict(run: Run) -> str:
 # --- in the terminal -----------------------------------------------------------------------------
 
 
+def _text(text: str, style: str = "") -> Text:
+    """Return a text of unknown origin as the terminal may show it."""
+    return Text(visible(text), style=style)
+
+
 def before_after_tables(run: Run) -> list[Table]:
     """Samples and figures on the held-out prompts before and after; none without evaluations."""
     if not run.pairs:
@@ -152,18 +159,18 @@ def before_after_tables(run: Run) -> list[Table]:
         samples.add_column(side, ratio=3)
         samples.add_column("reward", justify="right")
     for before, after in run.pairs[:SAMPLES]:
-        cells = [Text(" ".join(before.prompt.split()))]
+        cells = [_text(" ".join(before.prompt.split()))]
         for sample in (before, after):
             style = "green" if (sample.reward or 0) > 0 else "red"
-            cells.append(Text(" ".join(sample.response.split())))
-            cells.append(Text(shown("reward/mean", sample.reward), style=style))
+            cells.append(_text(" ".join(sample.response.split())))
+            cells.append(_text(shown("reward/mean", sample.reward), style=style))
         samples.add_row(*cells)
     figures = Table("", title="Held-out prompts", title_justify="left")
     figures.add_column("before", justify="right")
     figures.add_column("after", justify="right", style="bold")
     for key in figure_keys([run]):
         sides = (shown(key, side.get(key)) for side in (run.before, run.after))
-        figures.add_row(Text(figure_name(key)), *sides)
+        figures.add_row(_text(figure_name(key)), *sides)
     return [samples, figures]
 
 
@@ -180,11 +187,11 @@ def compare(runs: Sequence[Path | str]) -> Table:
     read = read_runs(runs)
     table = Table("", title="Held-out prompts, last evaluation", title_justify="left")
     for run in read:
-        table.add_column(Text(run.name), justify="right", overflow="fold")
+        table.add_column(_text(run.name), justify="right", overflow="fold")
     for section in _sections(read):
         for name, texts, best in section:
             styles = ["bold green" if number in best else "" for number in range(len(texts))]
-            table.add_row(Text(name), *map(Text, texts, styles))
+            table.add_row(_text(name), *map(_text, texts, styles))
         table.add_section()
     return table
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import trl
 from trl.config.errors import refuse
+from trl.config.places import check_plain
 from trl.report.charts import Chart, charts_of
 from trl.report.drawing import SERIES, draw, swatch
 from trl.report.figures import (
@@ -58,6 +59,8 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     if page.exists() and not page.is_file():  # to write into a pipe might never end
         refuse("out", "be a folder or a file for the report", str(page), "move it away")
     page.parent.mkdir(parents=True, exist_ok=True)
+    pictures = page.with_suffix("")
+    check_plain(page, pictures, *(pictures.iterdir() if pictures.is_dir() else ()))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -68,7 +71,7 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     )
     environment.filters |= {"duration": duration, "verdict": verdict}
     environment.filters["swatch"] = lambda run: swatch(run.number)
-    content = _content(read, page.with_suffix(""))
+    content = _content(read, pictures)
     html = environment.get_template("report.html.jinja").render(content)
     page.write_bytes(html.encode("utf-8"))
     return page

@@ -17,6 +17,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
+from trl.config.places import check_plain
 from trl.training.checkpoints import disk_full_told, sync
 
 FIRST_ROW = {"step": 0, "episodes": 0}
@@ -33,6 +35,12 @@ FIRST_ROW = {"step": 0, "episodes": 0}
 DELETED = "`out` must stay where it is while a run is in it, but was deleted or moved"
 
 LINES = ("metrics", "scores", "samples", "warnings")
+
+WRITTEN = re.compile(
+    r"\.?((metrics|scores|samples|warnings)\.jsonl|(summary|trackers)\.json|recipe\.yaml|step-\d+"
+    r"|report|report\.html|checkpoints|policy|best|lock|tensorboard|wandb)(\.partial|\.old)?"
+)
+"""What a run writes to in its folder, and in that of its checkpoints."""
 
 
 class RunFolder:
@@ -80,8 +88,11 @@ class RunFolder:
         A process that ends, however it does, leaves no lock.
 
         Raises:
-            OSError: naming the folder, if it cannot be written, or another run is in it.
+            OSError: naming the folder, if it cannot be written, or another run is in it; naming
+                a link in it, through which the run would write elsewhere.
         """
+        inside = [*self.path.glob("*"), *self.checkpoints.glob("*")]
+        check_plain(*(path for path in inside if WRITTEN.fullmatch(path.name)))
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

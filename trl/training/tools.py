@@ -32,6 +32,7 @@ from trl.models.loading import quiet_transformers
 from trl.models.with_value_head import load_policy
 from trl.rollout.sampler import Sampler
 from trl.training.parts import find_tokenizer, load_scorer, model_name
+from trl.watch.markdown import UNSEEN, visible
 
 Row = dict[str, Any]
 Pair = tuple[str, str]
@@ -171,6 +172,7 @@ def show(rows: Sequence[Row], out: str | None) -> None:
         out: A file to write; "-": lines to the standard output; None: a table.
     """
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = re.sub(UNSEEN, lambda sign: f"\\u{ord(sign.group()):04x}", lines)
     if out == "-":
         sys.stdout.write(lines)
     elif out is not None:
@@ -198,4 +200,4 @@ def _flat(row: Row) -> Row:
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:+.3f}" if isinstance(value, float) else " ".join(str(value).split())
+    return f"{value:+.3f}" if isinstance(value, float) else " ".join(visible(str(value)).split())

@@ -29,10 +29,10 @@ import numpy as np
 from accelerate import tracking
 from accelerate.state import PartialState
 
-from trl.config.errors import refuse
+from trl.config.errors import hidden, refuse
 from trl.config.recipe import TRACKERS
 from trl.config.writing import flatten
-from trl.watch.markdown import escaped, markdown_table
+from trl.watch.markdown import escaped, markdown_table, visible
 
 IDS = "trackers.json"
 """File in the folder of the run with what the trackers call it, to go on with the same run."""
@@ -180,7 +180,8 @@ class Trackers:
         except Exception as error:  # whatever their code raises
             self._running.pop(name, None)
             what = f"the tracker {name!r} has failed and is given up, the run goes on without it"
-            warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=4)
+            told = visible(hidden(f"{what}: {type(error).__name__}: {error}"))
+            warnings.warn(told, stacklevel=4)
 
     # -- what each of them is ----------------------------------------------------------------------
 
@@ -263,7 +264,7 @@ def _send_samples(tracker: Any, rows: Sequence[Mapping[str, Any]], step: int) ->
 
 
 def _cell(value: Any) -> str:
-    return f"{value:+.3f}" if isinstance(value, float) else escaped(str(value))
+    return f"{value:+.3f}" if isinstance(value, float) else escaped(visible(str(value)))
 
 
 def tracked_name(name: str) -> str:
