@@ -4,6 +4,7 @@ The names below load their module on first use (PEP 562), so that `import trl` a
 torch nor transformers.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,10 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
+        from trl.config.moved import NAMES, told
+
+        if name in NAMES:  # `from trl import` shows no sentence of an AttributeError
+            raise ImportError(told(name, NAMES[name]), name="trl")
         raise AttributeError(f"module 'trl' has no attribute {name!r}")
     home = _HOME[name]
     if home == __name__:
@@ -75,6 +80,22 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(home), name)
     globals()[name] = value  # the next look-up finds it without this function
     return value
+
+
+class _Moved:
+    """Is asked for modules that no other finder has, and knows those that there were."""
+
+    @staticmethod
+    def find_spec(name: str, *_: Any) -> None:
+        """Raise an ImportError for a module of older releases."""
+        if name.startswith("trl."):
+            from trl.config.moved import MODULES, told
+
+            if name in MODULES:
+                raise ModuleNotFoundError(told(name, f"is gone: {MODULES[name]}"), name=name)
+
+
+sys.meta_path.append(_Moved)  # type: ignore[arg-type]
 
 
 def __dir__() -> list[str]:

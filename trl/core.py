@@ -38,6 +38,19 @@ LOG_RATIO_LIMIT = 20.0
 # --- checks and precision -----------------------------------------------------------------------
 
 
+_MOVED = {
+    "respond_to_batch": "is trl.gpt2.respond_to_batch here, or a Sampler",
+    "set_seed": "is PPOConfig(seed=...) and Sampler(seed=...) here, or accelerate.utils.set_seed",
+    "listify_batch": "is list(batch)",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _MOVED:
+        raise ImportError(f"`trl.core.{name}` of older releases of TRL {_MOVED[name]}.", name="trl")
+    raise AttributeError(f"module 'trl.core' has no attribute {name!r}")
+
+
 def check_same_shape(**tensors: Tensor) -> None:
     """Raise a ValueError that names the arguments unless all tensors have one shape."""
     if len({tensor.shape for tensor in tensors.values()}) > 1:

@@ -35,7 +35,7 @@ from trl.compute.passes import micro_batches, response_output, with_trunk_states
 from trl.compute.precision import check_first_ratio
 from trl.compute.processes import checked_everywhere, gathered, share_of, whitened
 from trl.compute.updater import make_updater
-from trl.config import PPOConfig
+from trl.config import PPOConfig, moved
 from trl.config.errors import refuse
 from trl.fit import out_of_memory_told
 from trl.models.adapters import check_enabled
@@ -107,12 +107,16 @@ class PPOTrainer:
         model: nn.Module,
         ref_model: nn.Module | ReferenceKind | None = None,
         config: PPOConfig | None = None,
-        *,
+        *older: Any,
         optimizer: torch.optim.Optimizer | None = None,
         accelerator: Accelerator | None = None,
         pretraining: Pretraining | None = None,
         **ppo_params: Any,
     ) -> None:
+        if older or isinstance(model, PPOConfig):
+            got = "the order of older releases of TRL, (config, model, ref_model, tokenizer)"
+            rule = "stand first: PPOTrainer(model, ref_model, config)"
+            refuse("model", rule, got, "the tokenizer belongs to Sampler", error=TypeError)
         self.config = config = resolve_config(config, ppo_params)
         self.algorithm = compose(config)
         check_models(model, ref_model)
@@ -147,6 +151,11 @@ class PPOTrainer:
         self.steps_done = 0
         self.clock = Clock()
         self.shuffle = torch.Generator().manual_seed(config.seed)
+
+    def __getattr__(self, name: str) -> Any:
+        what = moved.METHODS.get(name)
+        told = what and moved.told(f"PPOTrainer.{name}", what)
+        raise AttributeError(told or f"PPOTrainer has no attribute {name!r}.")
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from trl.config.errors import SettingsError, bounded, closest, closest_path, problem, refuse, shown
 from trl.config.listing import paths
+from trl.config.moved import field_told
 from trl.config.types import bare, choices, kinds_of, section_in, words
 from trl.config.writing import as_mapping
 
@@ -54,7 +55,8 @@ def section(cls: type[T]) -> type[T]:
             raise TypeError(f"{cls.__name__} has {len(known)} fields, got {len(args)} values.")
         for name in kwargs:
             if name not in known:
-                raise TypeError(f"{cls.__name__} has no field `{name}`.{closest(name, known)}")
+                hint = closest(name, known) or ("cliprange" in known and field_told(name)) or ""
+                raise TypeError(f"{cls.__name__} has no field `{name}`.{hint}")
             if name in known[: len(args)]:
                 got = f"{shown(args[known.index(name)])} and {name}={shown(kwargs[name])}"
                 refuse(name, "be given once", got, "keep one", error=TypeError)

@@ -14,6 +14,7 @@ from transformers.models import auto
 from transformers.utils import logging as transformers_logging
 
 from trl.anatomy import text_config
+from trl.config import moved
 from trl.gguf import as_plain, gguf_apart, unpacking
 from trl.models import checkpoint as saved
 from trl.models.adapters import base_of, load_adapter
@@ -32,6 +33,8 @@ def load_model(
         allow_pickle: Also load weights from pickles.
         **kwargs: What transformers' `from_pretrained` takes.
     """
+    if older := [moved.told(k, moved.LOADING[k]) for k in kwargs if k in moved.LOADING]:
+        raise TypeError(" ".join(older))
     name, kwargs = gguf_apart(name, kwargs)
     source = Source.of(name, kwargs)
     if source.find(saved.ADAPTER_CONFIG) is None:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trl.config import PPOConfig, closest
+from trl.config import PPOConfig, closest, moved
 from trl.config.errors import refuse
 
 
@@ -18,9 +18,11 @@ def resolve_config(
     """Return the config, or build it from keyword arguments, by `make`.
 
     Raises:
-        TypeError: for both, for what is no config, and for a name close to that of a setting;
-            another unknown name is ignored with a warning.
+        TypeError: for arguments of older releases, for both, for what is no config, and for a name
+            close to that of a setting; another unknown name is ignored with a warning.
     """
+    if older := [moved.told(k, moved.ARGUMENTS[k]) for k in ppo_params if k in moved.ARGUMENTS]:
+        raise TypeError(" ".join(older))
     if config is not None and not isinstance(config, PPOConfig):
         fix = "the order is PPOTrainer(model, ref_model, config), and a dict goes in as **settings"
         refuse("config", "be a PPOConfig", type(config).__name__, fix, error=TypeError)
