@@ -604,4 +604,6 @@ def test_a_model_that_is_nowhere_is_told_before_anything_is_loaded(name, runs, c
         rule = "must be the folder of a model, or its name on the Hugging Face Hub"
         assert f"`{setting}` {rule}, got {name!r}, which " in error
     assert "repo" not in error
+    assert cli.main(["train", "reviews", "--model", name]) == 2
+    assert f"`model` {rule}, got {name!r}, which " in told(capsys)
     assert runs == []

@@ -329,6 +329,7 @@ def read_recipe(
     is_classifier = dict(flags).get("task", values.get("task")) is not None
     cls: Any = settings.ClassifierRecipe if is_classifier else settings.Recipe
     recipe = settings.build(cls, values, flags=flags, owner=str(path))
+    _check_models(recipe, path)
     if is_classifier:
         return recipe  # type: ignore[no-any-return]
     if "out" not in dict(flags) and (path.parent / "metrics.jsonl").is_file():
@@ -338,7 +339,6 @@ def read_recipe(
         for name in ("prompts", "held_out_prompts")
     }
     _check_model_code(recipe, path, list(flags))
-    _check_models(recipe, path)
     rewards = _with_code(recipe.reward, path, list(flags), trust)
     return replace(recipe, data=replace(recipe.data, **files), reward=rewards)  # type: ignore[no-any-return]
 
@@ -368,14 +368,17 @@ def _check_model_code(recipe: Recipe, path: Path, flags: Flags) -> None:
         raise SettingsError(str(path), [problem("model.trust_remote_code", rule, "true", fix)])
 
 
-def _check_models(recipe: Recipe, path: Path) -> None:
+def _check_models(recipe: Recipe | ClassifierRecipe, path: Path) -> None:
     """Raise for models that are nowhere, before the seconds that it takes to load anything."""
-    names = {"model.name": recipe.model.name, "model.tokenizer": recipe.model.tokenizer}
-    names |= {
-        f"reward[{index}].name": reward.name
-        for index, reward in enumerate(recipe.reward)
-        if reward.kind not in ("function", "endpoint")
-    }
+    if isinstance(recipe, settings.ClassifierRecipe):
+        names = {"model": recipe.model}
+    else:
+        names = {"model.name": recipe.model.name, "model.tokenizer": recipe.model.tokenizer or ""}
+        names |= {
+            f"reward[{index}].name": reward.name
+            for index, reward in enumerate(recipe.reward)
+            if reward.kind not in ("function", "endpoint")
+        }
     rule = "be the folder of a model, or its name on the Hugging Face Hub"
     problems = [
         problem(setting, rule, f"{name!r}, which {told}")

@@ -17,6 +17,10 @@ reading.py     dataclasses from YAML and flags
 writing.py     YAML from dataclasses, and in what two of them differ
 listing.py     what there is to set
 errors.py      a problem in words
+code.py        what of a recipe is code, and by whose word it runs
+places.py      names of models; what may be written to
+secrets.py     ${NAME} in a text, from the environment
+moved.py       what older releases called things
 
 The names below load their module on first use: torch is never imported, and pydantic and PyYAML
 not before there is something to set.

@@ -33,6 +33,7 @@ from trl.config.recipe import STARTER, ClassifierRecipe
 from trl.data.sources import checked_texts, listed, only_a_path, read_table
 from trl.evaluation.sequence_model import token_limit, tokenize
 from trl.models.loading import quiet_transformers
+from trl.saved import CONFIG, damage_told
 from trl.training.parts import seeded
 from trl.training.supervised import Example, Examples, Fit, open_folder
 
@@ -125,15 +126,21 @@ def _model_and_tokenizer(
         "problem_type": "single_label_classification",
     }
     try:
-        with quiet_transformers():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        folder = Path(source) if Path(source).is_dir() else None
+        plain = {"trust_remote_code": False}
+        with quiet_transformers(), damage_told(folder, CONFIG):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **plain)
             if new:
                 head["max_position_embeddings"] = tokenizer.model_max_length = recipe.max_length
                 config = transformers.AutoConfig.from_pretrained(source, **head)
                 model = transformers.AutoModelForSequenceClassification.from_config(config)
             else:
                 model = transformers.AutoModelForSequenceClassification.from_pretrained(
-                    source, dtype=torch.float32, ignore_mismatched_sizes=True, **head
+                    source,
+                    dtype=torch.float32,
+                    ignore_mismatched_sizes=True,
+                    use_safetensors=True,  # pickles can run code
+                    **head | plain,
                 )
     except (OSError, ValueError) as error:
         rule = "be a folder or a name of the hub that has a text model with its tokenizer"

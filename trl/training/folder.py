@@ -91,7 +91,8 @@ class RunFolder:
             OSError: naming the folder, if it cannot be written, or another run is in it; naming
                 a link in it, through which the run would write elsewhere.
         """
-        inside = [*self.path.glob("*"), *self.checkpoints.glob("*")]
+        folders = filter(Path.is_dir, (self.path, self.checkpoints))
+        inside = [path for folder in folders for path in folder.glob("*")]
         check_plain(*(path for path in inside if WRITTEN.fullmatch(path.name)))
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
