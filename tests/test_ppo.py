@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -544,6 +545,17 @@ def test_the_default_dtype_of_the_process_changes_nothing(make_model, dtype):
         for name in one:
             if not name.startswith("time/"):
                 assert np.array_equal(one[name], other[name]), name
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_a_step_has_gradients_wherever_it_is_called(make_model, around):
+    found = []
+    for inside in (nullcontext, around):
+        ppo = PPOTrainer(make_model(), make_model(1), precision="fp32", batch_size=4)
+        with inside():
+            ppo.step(*batch())
+        found.append(weights(ppo.model))
+    assert_same(*found)
 
 
 def test_optimisers_that_need_more_than_a_gradient_are_refused_when_the_trainer_is_made(make_model):

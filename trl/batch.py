@@ -550,6 +550,16 @@ def _until_end(tokens: Tensor, eos_token_id: int | Sequence[int]) -> Tensor:
     return ends.cumsum(1) - ends == 0
 
 
+def check_row_mask(name: str, mask: Tensor, tokens: Tensor) -> None:
+    """Raise unless `mask` says yes or no of each of the `tokens` [L]."""
+    check_dense(name, mask)
+    if mask.shape != tokens.shape:
+        rule = f"be a tensor of the shape {list(tokens.shape)} of its tokens"
+        refuse(name, rule, list(mask.shape))
+    if mask.is_complex() or not ((mask == 0) | (mask == 1)).all():
+        refuse(name, "be True and False, or 1 and 0", mask.tolist())
+
+
 def check_token_mask(name: str, mask: Tensor, tokens: Tensor) -> None:
     """Raise unless `mask` is bool, shaped like `tokens` [B, L], and counts a token in each row."""
     if mask.dtype != torch.bool or mask.shape != tokens.shape:
@@ -665,12 +675,7 @@ def _padded_masks(masks: Sequence[Tensor] | Tensor, responses: list[Tensor]) -> 
         refuse("response_masks", rule, len(rows))
     for index, (mask, response) in enumerate(zip(rows, responses, strict=True)):
         name = f"response_masks[{index}]"
-        check_dense(name, mask)
-        if mask.shape != response.shape:
-            rule = f"be a tensor of the shape {list(response.shape)} of its response"
-            refuse(name, rule, list(mask.shape))
-        if mask.is_complex() or not ((mask == 0) | (mask == 1)).all():
-            refuse(name, "be True and False, or 1 and 0", mask.tolist())
+        check_row_mask(name, mask, response)
         if not mask.bool().any():
             refuse(name, "count a token", "none", "leave the row out")
     return pad_rows(rows, left=False)[0].bool()

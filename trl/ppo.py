@@ -209,7 +209,12 @@ class PPOTrainer:
         groups = self.algorithm.groups
         rollout, scores, texts = checked_everywhere(self.accelerator, given, groups=groups)
         models = [model for model in (self.model, self.ref_model) if model is not None]
-        with without_dropout(*models), self.updater.for_step(self._at_rest()):
+        with (
+            torch.inference_mode(False),  # wherever it is called
+            torch.enable_grad(),
+            without_dropout(*models),
+            self.updater.for_step(self._at_rest()),
+        ):
             with clock.part("policy"):
                 rollout = with_trunk_states(self.updater, rollout, self.config)
                 old = self.before_update(rollout)

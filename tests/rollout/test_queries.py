@@ -1,3 +1,6 @@
+import math
+
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -185,8 +188,11 @@ def test_padded_token_ids_are_refused(side):
     tokenizer = sentence_pieces(end="")
     tokenizer.pad_token, tokenizer.padding_side = "<unk>", side
     padded = tokenizer(["a good film", "was"], padding=True, return_tensors="pt")["input_ids"]
-    with pytest.raises(ValueError, match=r"`queries` must be token ids without padding, .* row 1"):
-        encode(padded, tokenizer)
+    rows = [{"prompt": row, "answer": 1} for row in padded]
+    for given in (padded, list(padded), rows, {"input_ids": padded}):
+        rule = r"`queries` must be token ids without padding, .* row 1"
+        with pytest.raises(ValueError, match=rule):
+            encode(given, tokenizer)
     assert encode(padded[:1], tokenizer)[0] == [padded[0].tolist()]
 
 
@@ -197,6 +203,47 @@ def test_one_token_that_looks_like_padding_may_be_meant():
     assert encode(torch.tensor([[0, 3, 4]]), tokenizer)[0] == [[0, 3, 4]]
     with pytest.raises(ValueError, match="without padding"):
         encode(torch.tensor([[0, 0, 4]]), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ([[0.5, 1.0], [1.0, 1.0]], r"`attention_mask\[0\]` of `queries` must be True and False"),
+        ([[1.0, math.nan], [1.0, 1.0]], "must be True and False, or 1 and 0"),
+        ([[1j, 1], [1, 1]], "must be True and False, or 1 and 0"),
+        ([[1, 1], [1]], r"`attention_mask\[1\]` of .* shape \[2\] of its tokens, got \[1\]"),
+    ],
+)
+def test_an_attention_mask_of_something_between_is_refused(mask, message):
+    with pytest.raises(ValueError, match=message):
+        encode({"input_ids": torch.ones(2, 2).long(), "attention_mask": mask}, None)
+
+
+def test_a_text_that_begins_with_bos_gets_no_second_one():
+    """A chat that the user has put through the template."""
+    tokenizer = sentence_pieces(end="")
+    assert encode(["<s>a film"], tokenizer)[0] == encode(["a film"], tokenizer)[0]
+    for row in encode(["<s>a film"], tokenizer, add_bos=True)[0]:
+        assert row.count(tokenizer.bos_token_id) == 1
+
+
+def test_prompts_of_pandas():
+    tokenizer = byte_level()
+    frame = pd.DataFrame({"prompt": ["abc", "cd"], "answer": [1, 2]}, index=[5, 1])
+    assert encode(frame, tokenizer) == encode(["abc", "cd"], tokenizer)
+    assert encode(frame["prompt"], tokenizer) == encode(["abc", "cd"], tokenizer)
+    assert encode_queries(frame, tokenizer).others == [{"answer": 1}, {"answer": 2}]
+
+
+def test_a_chat_that_its_template_refuses_is_named():
+    tokenizer = byte_level()
+    tokenizer.chat_template = CHAT_TEMPLATE + "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ValueError, match=r"`queries\[0\]` must be a chat .* roles must alternate"):
+        encode([CHATS[0]], tokenizer)
+    begun = [*CHATS[0], {"role": "assistant", "content": None}]
+    tokenizer.chat_template = CHAT_TEMPLATE
+    with pytest.raises(ValueError, match=r"`queries\[1\]` must be a chat .* no \"content\""):
+        encode([CHATS[0], begun], tokenizer)
 
 
 def test_an_answer_that_is_begun_is_gone_on_with():

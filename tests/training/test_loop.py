@@ -307,6 +307,65 @@ def test_a_step_that_failed_can_be_repeated():
     assert all(map(torch.equal, whole[1], interrupted[1]))
 
 
+def test_a_step_that_failed_draws_the_same_texts_again():
+    class Texts:
+        turn = 0
+
+        def __call__(self, rows):
+            self.turn += 1
+            return [torch.tensor([3, 4 + self.turn % 20])] * rows
+
+        def state_dict(self):
+            return {"turn": self.turn}
+
+        def load_state_dict(self, state):
+            self.turn = state["turn"]
+
+    class Once(Exception):
+        pass
+
+    def run(fails):
+        trainer = llama_trainer(pretraining_coef=1.0)
+        trainer.pretraining = Texts()
+        prompts = [torch.tensor([n]) for n in range(3, 15)]
+        loop = Loop(trainer, Sampler(max_new_tokens=3), each_length, prompts)
+        if fails:
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(Once):
+                patch.setattr(trainer.updater, "backward", fail)
+                loop.step()
+        loop.step()
+        return [weight.clone() for weight in trainer.model.parameters()]
+
+    def each_length(rollout):
+        return rollout.response_mask.sum(1)
+
+    def fail(*_):
+        raise Once
+
+    assert all(map(torch.equal, run(False), run(True)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("order", [99]),
+        ("order", [-1]),
+        ("order", None),
+        ("steps_done", "many"),
+        ("sampler_calls", -3),
+    ],
+)
+def test_the_state_of_another_loop_is_refused(name, value):
+    prompts = [torch.tensor([n]) for n in range(3, 15)]
+    loop = Loop(llama_trainer(), Sampler(), lambda rollout: [0.0] * len(rollout), prompts)
+    before = loop.state_dict()
+    for state in (before | {name: value}, {}):
+        with pytest.raises(ValueError, match="`state` must be what `state_dict` returned for 12"):
+            loop.load_state_dict(state)
+        assert str(loop.state_dict()) == str(before)
+    loop.load_state_dict(before)
+
+
 def test_only_a_weighted_sum_adds_the_means_of_its_parts():
     class Mine:
         means = "of no concern"

@@ -158,7 +158,7 @@ def check_left_padding(plain: PreTrainedModel) -> None:
     """
     if plain.config.is_encoder_decoder:
         return
-    tokens = (torch.arange(15) * 7 + 3) % vocabulary_size(plain)
+    tokens = (torch.arange(15, device="cpu") * 7 + 3) % vocabulary_size(plain)
     short, long = tokens[:6], tokens[6:]
     rollout = Rollout.from_lists([short[:-1], long[:-1]], [short[-1:], long[-1:]])
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trl.batch import check_unicode, token_rows
+from trl.batch import check_row_mask, check_unicode, token_rows
 from trl.config.errors import refuse, shown
 
 Chat = Sequence[Mapping[str, Any]]
@@ -75,8 +75,8 @@ def encode_queries(
     queries, others = prompts_apart(listed(queries, name))
     if isinstance(queries, Tensor) or len(queries) == 0 or isinstance(queries[0], Tensor):
         rows = token_rows(name, queries)
-        if isinstance(queries, Tensor) and tokenizer is not None:
-            _check_no_padding(queries, tokenizer, name)
+        if tokenizer is not None and len({len(row) for row in rows}) == 1:  # in a list, too
+            _check_no_padding(torch.stack(rows), tokenizer, name)
         return Encoded([row.long() for row in rows], None, None, others)
     for index, query in enumerate(queries):
         if type(query) is not type(queries[0]):
@@ -122,7 +122,10 @@ def listed(queries: Any, name: str) -> Tensor | Sequence[Any]:
         return _unpadded(queries, name)
     if isinstance(queries, Tensor):
         return queries
-    if isinstance(queries, str | bytes | Mapping) or not hasattr(queries, "__getitem__"):
+    if hasattr(queries, "iloc"):  # of pandas, whose [0] is a label
+        queries = queries.to_dict("records") if queries.ndim == 2 else queries.tolist()
+    countable = hasattr(queries, "__getitem__") and hasattr(queries, "__len__")
+    if isinstance(queries, str | bytes | Mapping) or not countable:
         rule = "be a list of texts, of chats, or of tensors of token ids"
         refuse(name, rule, f"one {got}", f"pass [{one}]", error=TypeError)
     first = queries[0] if len(queries) else None
@@ -167,8 +170,12 @@ def _unpadded(encoding: Mapping[str, Any], name: str) -> list[Tensor]:
     if len(masks) != len(rows):
         got = f"{len(masks)} for {len(rows)}"
         refuse(name, "have an attention_mask for each row of input_ids", got)
-    pairs = zip(rows, masks, strict=True)
-    return [row[torch.as_tensor(mask, device=row.device).bool()] for row, mask in pairs]
+    unpadded = []
+    for index, (row, mask) in enumerate(zip(rows, masks, strict=True)):
+        counts = torch.as_tensor(mask, device=row.device)
+        check_row_mask(f"attention_mask[{index}]` of `{name}", counts, row)
+        unpadded.append(row[counts.bool()])
+    return unpadded
 
 
 def _check_no_padding(queries: Tensor, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -204,6 +211,8 @@ def _encode_texts(
     for index, tokens in enumerate(rows):
         if end and tokens[-len(end) :] == end:  # once: one that the user wrote stays
             tokens = tokens[: -len(end)]
+        if tokens[:2] == [bos, bos]:  # of the tokenizer, and of a text that a template has made
+            tokens = tokens[1:]
         rows[index] = [bos, *tokens] if add_bos and tokens[:1] != [bos] else tokens
     return rows
 
@@ -238,17 +247,15 @@ def _rendered(
     if tokenizer.chat_template is None:
         fix = "set tokenizer.chat_template, or use the tokenizer of an instruction-tuned model"
         refuse(name, "be texts for a tokenizer without chat template", "chats", fix)
-    return [
-        str(
-            tokenizer.apply_chat_template(
-                chat,
-                tokenize=False,
-                add_generation_prompt=chat[-1]["role"] != "assistant",
-                continue_final_message=chat[-1]["role"] == "assistant",
-            )
-        )
-        for chat in chats
-    ]
+    texts = []
+    for index, chat in enumerate(chats):
+        begun = chat[-1]["role"] == "assistant"
+        how = {"add_generation_prompt": not begun, "continue_final_message": begun}
+        try:
+            texts.append(str(tokenizer.apply_chat_template(chat, tokenize=False, **how)))
+        except Exception as error:  # whatever a template raises
+            refuse(f"{name}[{index}]", "be a chat that its template can write", str(error))
+    return texts
 
 
 def decode_pair(

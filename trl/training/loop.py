@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trl.batch import Rollout
 from trl.config import check_values
-from trl.config.errors import refuse
+from trl.config.errors import refuse, shown
 from trl.config.ppo import sampling_contradictions
 from trl.config.types import Count
 from trl.data.stream import PromptStream, all_or_rest, stream_of
@@ -105,12 +105,15 @@ class Loop:
 
         A step that fails can be called again: it takes the same prompts and random numbers.
         """
-        before = self.state_dict()
+        before, texts = self.state_dict(), self.trainer.pretraining
+        drawn = texts.state_dict() if hasattr(texts, "state_dict") else None
         try:
             with self.profile.step() if self.profile else nullcontext():
                 row = self._step()
         except BaseException:  # Ctrl-C too
             self.load_state_dict(before)
+            if drawn is not None:
+                texts.load_state_dict(drawn)
             raise
         self.steps_done += 1
         return row
@@ -126,7 +129,17 @@ class Loop:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Go on from `state_dict()`.
+
+        Raises:
+            ValueError: if it is not the state of a loop over so many prompts.
+        """
+        whole = set(self.state_dict()) <= set(state) and isinstance(state["order"], list)
+        counts = [state["steps_done"], state["sampler_calls"], *state["order"]] if whole else [None]
+        sound = all(type(count) is int and count >= 0 for count in counts)
+        if not sound or max(state["order"], default=0) >= len(self.prompts):
+            rule = f"be what `state_dict` returned for {len(self.prompts)} prompts"
+            refuse("state", rule, shown(dict(state)))
         self.steps_done = state["steps_done"]
         self._order = list(state["order"])
         self._shuffle.set_state(state["shuffle"])
