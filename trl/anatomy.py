@@ -110,7 +110,12 @@ def response_start(plain: PreTrainedModel) -> list[int]:
     if not start:
         fix = "an encoder-decoder starts every response with it"
         refuse("model.config.decoder_start_token_id", "be set", None, fix)
-    return start[:1] + forced[:1]
+    tokens, head = start[:1] + forced[:1], plain.get_output_embeddings()
+    if any(not isinstance(token, int) or not 0 <= token < len(head.weight) for token in tokens):
+        fix = "a start for each row, as a list, is no part of a policy"
+        names = "decoder_start_token_id` and `forced_bos_token_id"
+        refuse(names, f"be token ids from 0 to {len(head.weight) - 1}", tokens, fix)
+    return tokens
 
 
 def accepts(module: nn.Module, argument: str) -> bool:

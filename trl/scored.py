@@ -19,6 +19,10 @@ from torch import Tensor
 from trl.batch import Rollout, odd_kind, pad_and_cat
 from trl.config.errors import shown
 
+MOST_SCORE = 1e15
+"""Beyond, float32 makes infinity of the variance of a batch of token rewards, and 0 of what is
+divided by it."""
+
 
 class BadScores(ValueError):
     """Scores that do not fit their rollout.
@@ -142,6 +146,8 @@ def score_tensor(found: Any, rollout: Rollout) -> Tensor:
         first = scores.reshape(len(rollout), -1)[wrong][0].item()
         got = f"{first} for {len(rows)} of {len(rollout)} responses"
         raise BadScores("finite numbers", got, rows=rows)
+    if (most := scores.abs().max().item()) > MOST_SCORE:
+        raise BadScores(f"numbers up to {MOST_SCORE:g}, whose squares are finite", f"{most:.3g}")
     return scores
 
 

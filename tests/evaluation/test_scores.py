@@ -90,6 +90,12 @@ def test_what_is_no_score_is_refused_and_the_texts_named(found, message, rows):
         assert (f"row {row}: '{text}'" in str(caught.value)) == (row in rows)
 
 
+def test_scores_whose_squares_are_infinite_are_refused():
+    """Their variance is, and what is divided by it 0: nothing was learnt, silently."""
+    with pytest.raises(ScoringError, match="must give numbers up to 1e.15.*, got 1e.20"):
+        score(gives([0.0, 1e20, 0.0]), ROLLOUT)
+
+
 def test_an_exception_is_the_cause_and_any_text_may_be_at_fault():
     def scorer(rollout):
         return [1 / 0]

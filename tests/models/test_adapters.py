@@ -1,11 +1,12 @@
 """Adapters: what is trained, what is saved, and what is refused."""
 
+import copy
 import json
 import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, TrainableTokensConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -104,6 +105,25 @@ def test_the_reference_is_where_the_policy_starts(changes, precision):
         torch.testing.assert_close(found, expected, **rounding)
         assert torch.equal(found, torch.from_numpy(stats["objective/ref_logprobs"]))
     assert again["objective/kl"] != 0
+
+
+@pytest.mark.parametrize(
+    ("config", "trained"),
+    [
+        # Of tokens that are not among the few that logits are compared on.
+        (TrainableTokensConfig(token_indices=[30, 31], target_modules=["embed_tokens"]), 0.5),
+        (lora_config(init_lora_weights=True), 1e-6),
+    ],
+)
+def test_an_adapter_that_has_hardly_changed_anything_is_not_called_fresh(config, trained):
+    policy = CausalLMWithValueHead(get_peft_model(tiny_model("llama"), config))
+    assert trainer_of(copy.deepcopy(policy)).reference.kind == "adapters-off"
+    for weight in policy.parameters():
+        if weight.requires_grad:
+            weight.data += trained
+    trainer = trainer_of(policy)
+    assert trainer.reference.kind == "adapter-at-start"
+    assert step(trainer)["objective/kl"] == 0
 
 
 def test_an_adapter_on_an_adapter_starts_where_the_first_one_is():

@@ -614,16 +614,21 @@ def test_a_model_that_checkpoints_in_its_own_way_is_refused():
         trainer.step(ragged_rollout(), torch.zeros(3))
 
 
-@pytest.mark.parametrize("kind", ["tied", "untied", "a new head"])
+@pytest.mark.parametrize("kind", ["tied", "untied", "a new head", "bf16", "a layer less"])
 def test_weights_that_are_replaced_after_the_trainer_was_made_are_refused(kind):
     policy = policy_of("gpt2" if kind == "tied" else "llama")
     trainer = trainer_of(policy, quick=True)
     before = trainer.step(ragged_rollout(), torch.tensor([1.0, -1.0, 0.5]))
     if kind == "a new head":
         policy.v_head = type(policy.v_head)(policy.config)
+    elif kind == "bf16":
+        policy.bfloat16()
+    elif kind == "a layer less":
+        del policy.language_model.model.layers[-1]
     else:
         policy.language_model.resize_token_embeddings(VOCABULARY + 3)
-    with pytest.raises(ValueError, match=r"keep the weights .* made with, got another `.*weight`"):
+    got = r"\d+ in place of \d+" if kind == "a layer less" else "another `.*weight`"
+    with pytest.raises(ValueError, match=f"keep the weights .* made with, got {got}"):
         trainer.step(ragged_rollout(), torch.tensor([1.0, -1.0, 0.5]))
     assert trainer.steps_done == 1
     assert before["ppo/updates"] == 1

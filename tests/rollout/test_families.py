@@ -193,6 +193,15 @@ def test_generate_of_an_encoder_decoder_fills_a_rollout(family):
     assert max(map(len, rollout.response_lists())) > 2
 
 
+@pytest.mark.parametrize("start", [[2, 5, 7], VOCAB + 900, -1])
+def test_a_start_that_is_no_token_is_refused(start):
+    """`generate` takes a list as the starts of the rows; all of it stood before each response."""
+    model = make("bart")
+    language_model(model).generation_config.decoder_start_token_id = start
+    with pytest.raises(ValueError, match="`decoder_start_token_id` .* must be token ids from 0 to"):
+        Sampler()(model, ragged([4, 4], vocabulary=VOCAB))
+
+
 @pytest.mark.parametrize("forced", [None, 7])
 def test_an_encoder_decoder_starts_its_responses_as_generate_does(forced):
     """The generation config goes over the model's own; mBART is told the language to write so."""

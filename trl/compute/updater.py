@@ -111,7 +111,7 @@ class Updater:
         self._low = LOW_PRECISION.get(self.precision)
         self._working = WorkingWeights(self.model, self._low)
         self._sampling = self._stepped = False
-        self._shapes = {weight: weight.shape for weight in self.model.parameters()}
+        self._known = {weight: (weight.shape, weight.dtype) for weight in self.model.parameters()}
 
     def make_reference(self, ref_model: nn.Module | ReferenceKind | None) -> Reference | None:
         """Make the reference for the policy as it is now: see `trl.models.reference`."""
@@ -170,11 +170,16 @@ class Updater:
         """Find the weights that a step trains."""
         if self._sampling:
             raise RuntimeError("`step` must be called outside of `sampling()`: it changes weights.")
-        for name, weight in self.model.named_parameters():
-            if self._shapes.get(weight) != weight.shape:  # the optimiser knows the old one
-                fix = "resize it, add an adapter or a head before, and make a new trainer"
-                got = f"another `{name}` {list(weight.shape)}"
-                refuse("model", "keep the weights that the trainer was made with", got, fix)
+        weights = dict(self.model.named_parameters())
+        others = [  # the optimiser knows the old ones
+            f"another `{name}` {list(weight.shape)} of {weight.dtype}"
+            for name, weight in weights.items()
+            if self._known.get(weight) != (weight.shape, weight.dtype)
+        ]
+        if others or len(weights) != len(self._known):
+            fix = "resize it, add an adapter or a head before, and make a new trainer"
+            got = others[0] if others else f"{len(weights)} in place of {len(self._known)}"
+            refuse("model", "keep the weights that the trainer was made with", got, fix)
         self._recomputed = _recomputed_layers(self.responder.plain)
         self._at_rest, rest = at_rest, set(at_rest)
         # Anew for every step: a user may have frozen some weights since, or watch a gradient.

@@ -19,10 +19,11 @@ from trl.config.types import (
     AboveOne,
     Count,
     NotNegative,
+    PlainRate,
     Positive,
-    PositiveRange,
     PositiveShare,
     Rate,
+    RateRange,
     Share,
     Whole,
 )
@@ -56,11 +57,11 @@ class PPOConfig:
     auto_approxkl: Positive = 0.01
     """With learning_rate="auto": what ½·mean((log π − log π_old)²) is to be at the end of a step.
     A step whose updates go beyond four times as much leaves out the others."""
-    auto_initial_rate: Positive = 3e-5
+    auto_initial_rate: PlainRate = 3e-5
     """Where "auto" begins; the first update is a hundred times smaller, and measured."""
-    auto_rate_bounds: PositiveRange = (1e-8, 1e-2)
+    auto_rate_bounds: RateRange = (1e-8, 1e-2)
     """Lowest and highest rate that "auto" may take."""
-    value_learning_rate: Positive | None = None
+    value_learning_rate: PlainRate | None = None
     """Step size of the value head, if it is to have one of its own; None: `learning_rate`."""
     adam_eps: Annotated[float, Field(ge=1e-30)] = 1e-8
     """Adam's ε. Ziegler et al. use 1e-5, which makes the first updates several times smaller; of

@@ -18,8 +18,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 AboveOne = Annotated[float, Field(gt=1)]
-Count = Annotated[int, Field(gt=0)]
-Whole = Annotated[int, Field(ge=0)]
+Count = Annotated[Annotated[int, Field(gt=0, lt=2**63)], "an integer > 0, of 64 bits at most"]
+Whole = Annotated[Annotated[int, Field(ge=0, lt=2**63)], "an integer >= 0, of 64 bits at most"]
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], "a list of texts"]
 Sources = Annotated[
@@ -35,11 +35,11 @@ def _in_order(pair: tuple[float, float]) -> tuple[float, float]:
 
 _ordered = AfterValidator(_in_order)
 # A text beside a type says in words what its values are.
-Rate = Annotated[
-    Annotated[float, Field(gt=0, le=100)] | Literal["auto"],
-    "a finite number > 0 and <= 100, or auto",
+PlainRate = Annotated[float, Field(gt=0, le=100)]
+Rate = Annotated[PlainRate | Literal["auto"], "a finite number > 0 and <= 100, or auto"]
+RateRange = Annotated[
+    tuple[PlainRate, PlainRate], _ordered, "two numbers > 0 and <= 100, [lowest, highest]"
 ]
-PositiveRange = Annotated[tuple[Positive, Positive], _ordered, "two numbers > 0, [lowest, highest]"]
 CountRange = Annotated[tuple[Count, Count], _ordered, "two integers > 0, [least, most]"]
 ShareRange = Annotated[tuple[Share, Share], _ordered, "two numbers from 0 to 1, [low, high]"]
 RangeOfEach = Annotated[

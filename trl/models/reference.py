@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
-from trl.anatomy import language_model, try_out
+from trl.anatomy import language_model, try_out, vocabulary_size
 from trl.config import closest
 from trl.config.errors import refuse
 from trl.models.adapters import base_weights, check_enabled
@@ -104,7 +105,7 @@ def make_reference(
         responder.trunk = SharedTrunk(language_model(policy), unfrozen_layers)
     if asked is None and adapter:
         _check_base_frozen(policy)
-        asked = "adapter-at-start" if _adapter_gap(policy) > ADAPTER_GAP else "adapters-off"
+        asked = "adapter-at-start" if _adapter_gap(policy) > 0 else "adapters-off"
     elif asked is None:
         asked = "copy" if unfrozen_layers is None else "shared-trunk"
     if isinstance(asked, nn.Module):
@@ -145,16 +146,26 @@ def make_reference(
     return Reference(asked, responder, switched=partial(_adapter_off, policy))
 
 
+@torch.no_grad()
 def _adapter_gap(policy: nn.Module) -> float:
-    """Return by how much the adapter changes the logits of a few tokens, relative to the largest.
+    """Return by how much the adapter changes the logits of a few tokens, or the embedding of any,
+    relative to the largest.
 
     0 for a fresh adapter that adds to its base, as those of LoRA are at first.
     """
     plain = language_model(policy)
-    with_adapter, _ = try_out(plain)
-    with _adapter_off(policy):
-        without, _ = try_out(plain)
-    return float((with_adapter - without).abs().max() / with_adapter.abs().max())
+    embedding = plain.get_input_embeddings()
+    asked: list[Callable[[], Tensor]] = [lambda: try_out(plain)[0]]
+    if next(embedding.children(), None) is not None:  # it may be changed for a single token
+        ids = torch.arange(vocabulary_size(plain), device=plain.device)
+        asked += [partial(embedding, some) for some in ids.split(4096)]
+    gaps = []
+    for answer in asked:
+        with_adapter = answer()
+        with _adapter_off(policy):
+            without = answer()
+        gaps.append(float((with_adapter - without).abs().max() / with_adapter.abs().max()))
+    return max(gaps)
 
 
 def _check_base_frozen(policy: nn.Module) -> None:
