@@ -51,6 +51,8 @@ def test_a_setting_given_under_both_names_is_refused():
         ("gae_lambda", -0.01, "between 0 and 1"),
         ("batch_size", 0, "an integer > 0"),
         ("batch_size", -4, "an integer > 0"),
+        ("seed", 2**64, "an integer >= 0"),  # torch's own error is "Overflow when unpacking"
+        ("value_learning_rate", 1e38, "<= 100"),
         ("batch_size", 2.5, "an integer > 0"),
         ("batch_size", True, "an integer > 0"),
         ("forward_batch_size", 0, "an integer > 0 or None"),

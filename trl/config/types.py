@@ -18,8 +18,9 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 AboveOne = Annotated[float, Field(gt=1)]
-Count = Annotated[Annotated[int, Field(gt=0, lt=2**63)], "an integer > 0, of 64 bits at most"]
-Whole = Annotated[Annotated[int, Field(ge=0, lt=2**63)], "an integer >= 0, of 64 bits at most"]
+# Of 64 bits at most, which torch and numpy can hold.
+Count = Annotated[Annotated[int, Field(gt=0, lt=2**63)], "an integer > 0"]
+Whole = Annotated[Annotated[int, Field(ge=0, lt=2**63)], "an integer >= 0"]
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], "a list of texts"]
 Sources = Annotated[
