@@ -581,7 +581,7 @@ def recipes(draw):
             reference=draw(st.sampled_from([None, "copy"])),
         ),
         data=DataConfig(
-            prompts=draw(words),
+            prompts=draw(words.filter(lambda word: "*" not in word)),
             subset=draw(maybe(words)),
             template=draw(maybe(words)),
             prefixes=prefixes,

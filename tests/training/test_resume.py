@@ -480,7 +480,9 @@ def test_a_run_that_was_moved_goes_on_where_it_is(parts, monkeypatch):
         run_recipe(recipe)
     os.rename("a", "moved")
     monkeypatch.chdir("/")
-    assert cli.main(["train", str(parts / "moved"), "--resume"]) == 0
+    trust = ["--trust", str(parts / "reward.py")]  # it is not beside the recipe of the run
+    assert cli.main(["train", str(parts / "moved"), "--resume"]) == 2
+    assert cli.main(["train", str(parts / "moved"), "--resume", *trust]) == 0
     assert not (parts / "a").exists()
     assert len(lines(parts / "moved" / "metrics.jsonl")) == 7
 
@@ -582,7 +584,7 @@ def test_one_run_at_a_time_in_a_folder_and_a_dead_one_blocks_none(parts, monkeyp
 
 def test_a_saved_recipe_runs_with_another_seed(parts):
     run_recipe(replace(tiny_recipe(parts, parts / "run", steps=1), seed=3))
-    flags = ["--seed", "5", "--out", str(parts / "other")]
+    flags = ["--seed", "5", "--out", str(parts / "other"), "--trust", str(parts / "reward.py")]
     assert cli.main(["train", str(parts / "run"), *flags]) == 0
 
 

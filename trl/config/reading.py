@@ -81,8 +81,8 @@ class _Bounded(yaml.SafeLoader):  # type: ignore[misc]
                 (0, 0), *(self.sizes.get(each, (0, 0)) for each in parts), strict=True
             )
             self.sizes[node] = 1 + len(node.value) // 64 + sum(sizes), 1 + max(levels)
-        size, levels = self.sizes[node]
-        if max(size, len(self.sizes)) > MOST_VALUES or self.depth + levels > DEEPEST:
+        size, below = self.sizes[node]
+        if max(size, len(self.sizes)) > MOST_VALUES or self.depth + below > DEEPEST:
             most = f"at most {MOST_VALUES:,} values, {DEEPEST} lists and mappings deep"
             told = f"a file of settings must have {most}, with what an alias (*) repeats"
             self.refuse(told, mark)
@@ -224,8 +224,8 @@ def _meant(kind: Any, value: Any) -> Any:
         return [_meant(entry(kind), each) for each in value]
     if not isinstance(value, Plain):
         return plain(value)
-    kinds = [bare(each) for each in typing.get_args(entry(kind))] or [entry(kind)]
-    if value in choices(kind) or (str in kinds and not _is_null(value)):
+    among = [bare(each) for each in typing.get_args(entry(kind))] or [entry(kind)]
+    if value in choices(kind) or (str in among and not _is_null(value)):
         return str(value)
     return _by_itself(value)
 

@@ -31,7 +31,8 @@ def trainable_weights(
     if isinstance(inner, torch.optim.SparseAdam) or _needs_closure(inner):
         rule = "take dense gradients, in steps without a closure that computes them again"
         refuse("optimizer", rule, type(inner).__name__, "use Adam, AdamW, Adafactor or SGD")
-    groups = optimizer.param_groups if optimizer is not None else [{"params": model.parameters()}]
+    groups: list[dict[str, Any]] = [{"params": model.parameters()}]
+    groups = groups if optimizer is None else optimizer.param_groups
     for group in groups:
         if not math.isfinite(rate := group.get("lr") or 0.0) or group.get("maximize"):
             got = "maximize=True" if math.isfinite(rate) else f"lr={float(rate)}"

@@ -134,11 +134,13 @@ class Loop:
         Raises:
             ValueError: if it is not the state of a loop over so many prompts.
         """
-        whole = set(self.state_dict()) <= set(state) and isinstance(state["order"], list)
+        needed = self.state_dict().keys() - {"stream"}  # which older ones have not
+        whole = needed <= set(state) and isinstance(state["order"], list)
         counts = [state["steps_done"], state["sampler_calls"], *state["order"]] if whole else [None]
         sound = all(type(count) is int and count >= 0 for count in counts)
-        if not sound or max(state["order"], default=0) >= len(self.prompts):
-            rule = f"be what `state_dict` returned for {len(self.prompts)} prompts"
+        size = 0 if self.stream else len(self.prompts)  # a stream has no order
+        if not sound or max(state["order"], default=-1) >= size:
+            rule = f"be what `state_dict` returned for {size or 'a stream of'} prompts"
             refuse("state", rule, shown(dict(state)))
         self.steps_done = state["steps_done"]
         self._order = list(state["order"])

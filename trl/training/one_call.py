@@ -178,13 +178,17 @@ def train(
             ref_model=ref_model,
             tokenizer=tokenizer,
             model_kwargs=loading,
-            only_tokens=isinstance(prompts_apart(split.train[:1])[0][0], Tensor)
-            and not split.held_out,
+            only_tokens=_only_tokens(split),
             parts=parts,
             profile=profile,
         )
         recipe = _described(recipe, made, folder, model, sampling, loading.get("gguf_file"))
         return _trained(Run(recipe, made, folder, on_step=on_step, on_finding=_warn_of), checkpoint)
+
+
+def _only_tokens(split: PromptSplit) -> bool:
+    """Tell whether no prompt needs a tokenizer, nor a sample of those that are held out."""
+    return isinstance(prompts_apart(split.train[:1])[0][0], Tensor) and not split.held_out
 
 
 def _split(prompts: Any, held_out: Any, buffer: int, *, saved: bool) -> PromptSplit:

@@ -1,4 +1,4 @@
-"""The figures of a run that its symptoms are read off."""
+"""The figures of a run, and what a symptom is, which is read off them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -83,6 +84,38 @@ class History:
         """Go on from `state_dict()`."""
         for name in RESUMED:
             setattr(self, name, deepcopy(state[name]))
+
+
+Seen = dict[str, Any] | None
+"""What the words on a symptom name in braces; None: it is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Symptom:
+    """Something that may be wrong with a run."""
+
+    name: str
+    check: Callable[[History], Seen]
+    seen: str
+    """What is seen, in words, with the numbers of the check in braces."""
+    causes: tuple[str, ...]
+    """Why that usually is, the most frequent cause first."""
+    fix: str
+    """What to set or to look at."""
+    explained_by: tuple[str, ...] = ()
+    """Symptoms beside which it says nothing new."""
+    at_start: bool = False
+    """It is looked for before the first step, and only then."""
+
+
+def symptom(
+    seen: str, *causes: str, fix: str, explained_by: tuple[str, ...] = (), at_start: bool = False
+) -> Callable[[Callable[[History], Seen]], Symptom]:
+    """Make a symptom of the function that checks for it, and that has its name."""
+    return lambda check: Symptom(check.__name__, check, seen, causes, fix, explained_by, at_start)
+
+
+before_start = partial(symptom, at_start=True)
 
 
 def is_constant(spread: float, scores: Tensor | float) -> bool:

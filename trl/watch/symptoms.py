@@ -20,46 +20,22 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from statistics import fmean
 from typing import Any
 
 from trl.config.algorithms import FACTS
-from trl.watch.history import REWARD_STEPS, SURE, History, correlation, is_constant, learned
-
-Seen = dict[str, Any] | None
-"""What the words on a symptom name in braces; None: it is not there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Symptom:
-    """Something that may be wrong with a run."""
-
-    name: str
-    check: Callable[[History], Seen]
-    seen: str
-    """What is seen, in words, with the numbers of the check in braces."""
-    causes: tuple[str, ...]
-    """Why that usually is, the most frequent cause first."""
-    fix: str
-    """What to set or to look at."""
-    explained_by: tuple[str, ...] = ()
-    """Symptoms beside which it says nothing new."""
-    at_start: bool = False
-    """It is looked for before the first step, and only then."""
-
-
-def symptom(
-    seen: str, *causes: str, fix: str, explained_by: tuple[str, ...] = (), at_start: bool = False
-) -> Callable[[Callable[[History], Seen]], Symptom]:
-    """Make a symptom of the function that checks for it, and that has its name."""
-    return lambda check: Symptom(check.__name__, check, seen, causes, fix, explained_by, at_start)
-
-
-before_start = partial(symptom, at_start=True)
-
+from trl.watch.history import (
+    REWARD_STEPS,
+    SURE,
+    History,
+    Seen,
+    Symptom,
+    before_start,
+    correlation,
+    is_constant,
+    learned,
+    symptom,
+)
 
 # --- in each step -------------------------------------------------------------------------------
 
@@ -359,9 +335,12 @@ def texts_break(run: History) -> Seen:
     wrote gibberish (arXiv:2403.17031).
     """
     nats = run.over(3, "objective/kl") / max(run.over(3, "response/length"), 1.0)
-    if not nats > 1.5 or not learned(run):
-        return None
-    return {"nats": nats, "first": run.first["reward/mean"], "now": run.latest("reward/mean")}
+    seen = {
+        "nats": nats,
+        "first": run.first.get("reward/mean", 0.0),
+        "now": run.latest("reward/mean"),
+    }
+    return seen if nats > 1.5 and learned(run) else None
 
 
 @symptom(
