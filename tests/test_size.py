@@ -30,10 +30,10 @@ MOST = {
     "saved.py": 112,
     "scored.py": 137,
     "starter": 16,
-    "training": 2350,
+    "training": 2356,
     "watch": 1182,
 }
-IN_ALL = 14067
+IN_ALL = 14073
 MOST_IN_A_FILE, MOST_IN_A_FUNCTION = 450, 60
 
 

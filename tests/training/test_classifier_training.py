@@ -627,6 +627,19 @@ def test_two_processes_train_the_classifier_of_one(recipe, tmp_path, monkeypatch
         assert one[name] == pytest.approx(two[name], rel=1e-3)
 
 
+def test_no_second_run_goes_into_the_folder_of_one(recipe, monkeypatch):
+    seen = []
+
+    def and_again(self):
+        with pytest.raises(BlockingIOError, match="without another run"):
+            train_classifier(recipe, resume=True)
+        seen.append(self)
+
+    monkeypatch.setattr(supervised.Fit, "_learn", and_again)
+    train_classifier(recipe)
+    assert len(seen) == 1
+
+
 # -- real reviews --------------------------------------------------------------------------------
 
 

@@ -34,6 +34,7 @@ from trl.data.sources import checked_texts, listed, only_a_path, read_table
 from trl.evaluation.sequence_model import token_limit, tokenize
 from trl.models.loading import quiet_transformers
 from trl.saved import CONFIG, damage_told
+from trl.training.folder import RunFolder
 from trl.training.parts import seeded
 from trl.training.supervised import Example, Examples, Fit, open_folder
 
@@ -66,7 +67,12 @@ def train_classifier(recipe: ClassifierRecipe, *, resume: bool = False) -> dict[
         ArithmeticError: if the loss is not finite.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """
-    folder = open_folder(recipe, resume=resume)
+    with open_folder(recipe, resume=resume) as folder:
+        return _train(recipe, folder)
+
+
+def _train(recipe: ClassifierRecipe, folder: RunFolder) -> dict[str, Any]:
+    """Train in a folder that is this run's."""
     train, test, dropped = _train_and_test(recipe)
     with seeded(recipe.seed):
         model, tokenizer = _model_and_tokenizer(recipe)

@@ -14,9 +14,11 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +103,17 @@ def by_length(examples: list[Example]) -> list[Example]:
     return sorted(examples, key=lambda example: -len(example["input_ids"]))
 
 
-def open_folder(recipe: ClassifierRecipe, *, resume: bool) -> RunFolder:
-    """Return the folder of the run, which can be written, with no checkpoints but its own.
+@contextmanager
+def open_folder(recipe: ClassifierRecipe, *, resume: bool) -> Iterator[RunFolder]:
+    """Keep the folder of the run, which can be written, with no checkpoints but its own.
 
     Args:
         recipe: Its `out` is the folder.
         resume: The run in it, if there is one, is to be gone on with; else there must be none.
 
     Raises:
-        OSError: if the folder cannot be written, or holds a run that is not to be gone on with.
+        OSError: if the folder cannot be written, or is in use, or holds a run that is not to be
+            gone on with.
         ValueError: if the settings are not those of the run so far.
     """
     folder = RunFolder(Path(recipe.out).expanduser())
@@ -118,11 +122,11 @@ def open_folder(recipe: ClassifierRecipe, *, resume: bool) -> RunFolder:
         how = "" if complete else "add --resume to go on with it, or "
         rule = f"`out` must be a folder without a run: {how}name another one with --out"
         raise FileExistsError(errno.EEXIST, rule, str(folder.path))
-    with folder.in_use():  # it can be written
-        pass
-    if last_checkpoint(folder) is not None:
-        check_same(folder, recipe, may_change=("out", "quiet"))
-    return folder
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, which share it
+    with folder.in_use() if first else nullcontext():
+        if last_checkpoint(folder) is not None:
+            check_same(folder, recipe, may_change=("out", "quiet"))
+        yield folder
 
 
 def last_checkpoint(folder: RunFolder) -> tuple[int, str] | None:
