@@ -49,7 +49,7 @@ def runs(folder, monkeypatch):
 
 
 def failing_run(monkeypatch, error):
-    def run_recipe(recipe, resume=None):
+    def run_recipe(recipe, resume=None, trust=()):
         raise error
 
     monkeypatch.setattr(sys.modules["trl.training.run"], "run_recipe", run_recipe)
@@ -338,7 +338,7 @@ def test_a_missing_file_is_one_line_and_exit_code_2(runs, monkeypatch, capsys):
 
 
 def test_an_error_that_trl_raised_on_purpose_is_one_line(runs, monkeypatch, capsys):
-    def diverge(recipe, resume=None):
+    def diverge(recipe, resume=None, trust=()):
         score_tensor([float("nan")], Rollout.from_lists(*2 * [torch.ones(1, 1).long()]))
 
     monkeypatch.setattr(sys.modules["trl.training.run"], "run_recipe", diverge)
@@ -366,7 +366,7 @@ def test_what_a_part_of_a_recipe_lacks_is_named_as_it_was_given(monkeypatch):
 
 
 def test_an_import_that_fails_keeps_its_traceback(runs, monkeypatch):
-    def bug(recipe, resume=None):
+    def bug(recipe, resume=None, trust=()):
         exec(compile("import nothing_of_the_kind", trl.__file__, "exec"))
 
     monkeypatch.setattr(sys.modules["trl.training.run"], "run_recipe", bug)
@@ -375,7 +375,7 @@ def test_an_import_that_fails_keeps_its_traceback(runs, monkeypatch):
 
 
 def test_what_cannot_go_on_exits_1(runs, monkeypatch, capsys):
-    def stop(recipe, resume=None):
+    def stop(recipe, resume=None, trust=()):
         from trl.evaluation.scores import score
 
         score(lambda rollout: 1 / 0, Rollout.from_lists(*2 * [torch.ones(1, 1).long()]))
@@ -395,12 +395,12 @@ def test_ctrl_c_exits_130(runs, monkeypatch, capsys):
 def test_a_run_that_was_stopped_exits_130(interrupted, code, runs, monkeypatch):
     result = types.SimpleNamespace(interrupted=interrupted)
     module = sys.modules["trl.training.run"]
-    monkeypatch.setattr(module, "run_recipe", lambda recipe, resume=None: result)
+    monkeypatch.setattr(module, "run_recipe", lambda recipe, resume=None, trust=(): result)
     assert cli.main(["demo"]) == code
 
 
 def test_a_bug_keeps_its_traceback(runs, monkeypatch):
-    def bug(recipe, resume=None):
+    def bug(recipe, resume=None, trust=()):
         ast.literal_eval("f()")  # a ValueError that does not come out of trl
 
     monkeypatch.setattr(sys.modules["trl.training.run"], "run_recipe", bug)

@@ -202,11 +202,8 @@ class Rollout:
         for name in ("queries", "responses"):
             tokens = getattr(self, name)
             if tokens.dtype not in (torch.int64, torch.int32) or tokens.ndim != 2:
-                rule, got = (
-                    "be integers [batch, length], int64",
-                    f"{tokens.dtype} {list(tokens.shape)}",
-                )
-                refuse(name, rule, got)
+                rule = "be integers [batch, length], int64"
+                refuse(name, rule, f"{tokens.dtype} {list(tokens.shape)}")
         if len(self) == 0:
             refuse("queries", "have at least one row", "none")
         check_token_mask("query_mask", self.query_mask, self.queries)
@@ -541,11 +538,9 @@ def _until_end(tokens: Tensor, eos_token_id: int | Sequence[int]) -> Tensor:
     ids = eos_token_id if isinstance(eos_token_id, Sequence) else [eos_token_id]
     whole = all(isinstance(token, Integral) and not isinstance(token, bool) for token in ids)
     if not whole or not all(0 <= token < 2**63 for token in ids):
-        rule, error = (
-            "be a token id, a list of token ids or None",
-            ValueError if whole else TypeError,
-        )
-        refuse("eos_token_id", rule, repr(eos_token_id), error=error)
+        rule = "be a token id, a list of token ids or None"
+        kind = ValueError if whole else TypeError
+        refuse("eos_token_id", rule, repr(eos_token_id), error=kind)
     ends = torch.isin(tokens, tokens.new_tensor([int(token) for token in ids])).long()
     return ends.cumsum(1) - ends == 0
 

@@ -110,8 +110,7 @@ def _train(options: argparse.Namespace, flags: Flags) -> int:
     _list_code(recipe.reward, recipe.model.name if recipe.model.trust_remote_code else None)
     from trl.training.run import run_recipe
 
-    trust = {"trust": options.trust} if options.trust else {}
-    result = run_recipe(recipe, resume=resume, **trust)
+    result = run_recipe(recipe, resume=resume, trust=options.trust)
     return INTERRUPTED if getattr(result, "interrupted", False) else 0
 
 

@@ -153,8 +153,8 @@ def train(
     """
     _check_arguments(on_step, ppo_params, sampler_kwargs, out, resume)
     learns = partial(PPOConfig.that_learns, reference=ref_model != "none")
-    config, several = resolve_config(config, ppo_params, learns), isinstance(reward, list | dict)
-    scorer = WeightedSum(reward) if several else as_scorer(reward)
+    config = resolve_config(config, ppo_params, learns)
+    scorer = WeightedSum(reward) if isinstance(reward, list | dict) else as_scorer(reward)
     split = _split(prompts, held_out, shuffle_buffer, saved=out is not None)
     _warn_of_frozen_weights(model, peft_config, unfrozen_layers)
     falls = settings.ScheduleConfig(kind="linear" if decay_learning_rate else "constant")
