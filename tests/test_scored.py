@@ -12,7 +12,7 @@ from trl.batch import Rollout
 from trl.config import PPOConfig
 from trl.optimization.algorithms import ALGORITHMS
 from trl.optimization.inputs import rollout_and_scores
-from trl.scored import BadScores, Scored, score_tensor, totals
+from trl.scored import BadScores, Scored, totals
 
 NAN = math.nan
 TOKENS = torch.tensor([[1, 2, 3, 4, 5], [6, 0, 8, 0, 0], [9, 10, 0, 0, 0]])
@@ -66,7 +66,6 @@ def test_scores_of_tokens_come_to_their_places(scores):
 )
 def test_bad_scores_are_named_alike_by_step_and_by_scorers(scores, message):
     for judge in (
-        score_tensor,
         Scored.of,
         lambda found, rollout: as_step_takes_them(rollout, found),
     ):
@@ -111,15 +110,15 @@ def test_parts_of_a_rollout_are_joined_as_wide_as_the_widest():
 def test_a_number_that_no_float_holds_is_bad_scores():
     rollout = Rollout.from_lists(torch.ones(2, 1).long(), torch.ones(2, 1).long())
     with pytest.raises(BadScores, match="one number for each of the 2 responses, got 1000"):
-        score_tensor([1.0, 10**400], rollout)
+        Scored.of([1.0, 10**400], rollout)
     with pytest.raises(BadScores, match="finite numbers"):
-        score_tensor([1.0, float("inf")], rollout)
+        Scored.of([1.0, float("inf")], rollout)
 
 
 @pytest.mark.parametrize("number", [2**1024, -(10**400), Fraction(10**400), Fraction(10**400, 3)])
 def test_numbers_that_no_float_holds_are_refused(number):
     with pytest.raises(BadScores, match="one number for each of the 3 responses, got"):
-        score_tensor([0.0, number, 1.0], recorded())
+        Scored.of([0.0, number, 1.0], recorded())
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch: they may change
@@ -133,4 +132,4 @@ def test_numbers_that_no_float_holds_are_refused(number):
 )
 def test_tensors_whose_numbers_are_not_there_are_refused(made):
     with pytest.raises(BadScores, match="a tensor with all its numbers"):
-        score_tensor(made(), recorded())
+        Scored.of(made(), recorded())

@@ -33,7 +33,13 @@ from trl.anatomy import is_encoder_decoder, language_model, response_start, with
 from trl.batch import ResponseOutput, Rollout, TokenLists
 from trl.compute.passes import micro_batches, response_output, with_trunk_states
 from trl.compute.precision import check_first_ratio
-from trl.compute.processes import checked_everywhere, gathered, share_of, whitened
+from trl.compute.processes import (
+    checked_everywhere,
+    gathered,
+    rows_that_count,
+    share_of,
+    whitened,
+)
 from trl.compute.updater import make_updater
 from trl.config import PPOConfig, moved
 from trl.config.errors import refuse
@@ -188,13 +194,16 @@ class PPOTrainer:
             query: B 1-D tensors of token ids of any lengths, a tensor [B, Q], or a `Rollout`.
             response: B 1-D tensors of token ids of any lengths, or a tensor [B, R].
             scores: [B] one number for each response, higher is better; or [B, R] (also a list of
-                1-D tensors) one for each response token, whose sum is the score.
+                1-D tensors) one for each response token, whose sum is the score. None in a list:
+                nothing has a say on that response. The step is then that of a batch without it,
+                nor, where responses are compared, without one that is left alone in its group.
             response_masks: B masks shaped like the responses, True on the tokens that the policy
                 wrote; the others (the output of a tool, another speaker) are read but not trained.
 
         Returns:
             The stats of the step: floats and numpy arrays by the names of the 2020 trainer; those
-            of returns and values only if the algorithm has a critic.
+            of returns and values only if the algorithm has a critic. If nothing has a say on any
+            response, there is no update, and a warning says so.
 
         Raises:
             TypeError, ValueError: for bad input; nothing has changed then.
@@ -207,7 +216,14 @@ class PPOTrainer:
         clock.restart()
         given = partial(self._checked, query, response, scores, response_masks)
         groups = self.algorithm.groups
-        rollout, scores, texts = checked_everywhere(self.accelerator, given, groups=groups)
+        rollout, scores, says, texts = checked_everywhere(self.accelerator, given, groups=groups)
+        counting = rows_that_count(self.accelerator, rollout, scores, says)
+        if counting is None:
+            what = f"scores must be numbers for some responses, got None for all {len(rollout)}"
+            warnings.warn(f"{what}: this step makes no update.", stacklevel=3)
+            self.steps_done += 1
+            return {"ppo/updates": 0.0, "ppo/skipped_updates": 0.0} | clock.stats()
+        rollout, scores, counted = counting
         models = [model for model in (self.model, self.ref_model) if model is not None]
         with (
             torch.inference_mode(False),  # wherever it is called
@@ -225,27 +241,28 @@ class PPOTrainer:
             clock.lap("forward_pass")
 
             mask, in_reward = rollout.response_mask, self.algorithm.kl_in == "reward"
-            moments, scores = self.normalized(scores, rollout.ended, mask)
+            moments, scores = self.normalized(scores, rollout.ended, mask, counted)
             kl_coef, kind = self.kl_ctl.value * in_reward, kl_kind(self.config, self.algorithm)
             rewards, non_score_rewards = token_rewards(
                 old.logprobs, ref_logprobs, scores, mask, kl_coef=kl_coef, kl_estimator=kind
             )
             clock.lap("compute_rewards")
 
+            mask = mask if counted is None else mask & counted[:, None]
             advantages, returns = self.advantages(rewards, old.values, mask, rollout.group_ids)
             measured = ref_logprobs if self.reference else None
-            targets = Targets(old.logprobs, old.values, advantages, returns, measured)
+            targets = Targets(old.logprobs, old.values, mask, advantages, returns, measured)
             updates = self.optimize(rollout, targets, texts)
             if not are_finite(self.trainable):
                 raise FloatingPointError(f"the last update {_LOST}. Lower `learning_rate`.")
             clock.lap("optimize_step")
 
-        of_all = partial(gathered, self.accelerator)
+        of_all = partial(gathered, self.accelerator, counted=counted)
         stats = step_statistics(
             rollout, scores, targets, non_score_rewards, updates, self.kl_ctl.value, of_all
         )
         if self.reference and not self.warming_up:  # β steers a policy that moves
-            self.kl_ctl.update(stats["objective/kl"], len(scores) * self.accelerator.num_processes)
+            self.kl_ctl.update(stats["objective/kl"], len(stats["objective/kl_dist"]))
         if self.warming_up:
             self.value_pretraining.count(stats["ppo/val/var_explained"])
         self.score_moments = moments
@@ -297,7 +314,11 @@ class PPOTrainer:
     # -- rewards and advantages ------------------------------------------------------------------
 
     def normalized(
-        self, scores: Tensor, ended: Tensor | None = None, mask: Tensor | None = None
+        self,
+        scores: Tensor,
+        ended: Tensor | None = None,
+        mask: Tensor | None = None,
+        counted: Tensor | None = None,
     ) -> tuple[RunningMoments, Tensor]:
         """Return the running moments with these scores, and the scores as configured.
 
@@ -307,13 +328,14 @@ class PPOTrainer:
             scores: [B] or [B, R].
             ended: [B] whether the responses ended by themselves: others may lose a penalty.
             mask: [B, R] their tokens, for scores of single tokens.
+            counted: [B] which rows count; None: all.
         """
         config, moments = self.config, copy.deepcopy(self.score_moments)
         if config.missing_eos_penalty is not None:
             penalty, replace = config.missing_eos_penalty, config.missing_eos_replaces
             scores = missing_eos_penalty(scores, ended, penalty, replace=replace)
         if config.center_scores or config.scale_scores:
-            moments.update(gathered(self.accelerator, totals(scores)))
+            moments.update(gathered(self.accelerator, totals(scores), counted=counted))
         how = {"center": config.center_scores, "scale": config.scale_scores}
         how |= {"clip": config.clip_scores, "mask": mask if scores.ndim == 2 else None}
         return moments, normalize_scores(scores, moments, **how)
@@ -389,7 +411,7 @@ class PPOTrainer:
 
     def _approxkl(self, rollout: Rollout, targets: Targets) -> float:
         """Return ½·mean((log π − log π_old)²) over the tokens of all processes."""
-        new, mask = self.forward_pass(self.policy, rollout), rollout.response_mask
+        new, mask = self.forward_pass(self.policy, rollout), targets.mask
         squares = torch.where(mask, (new.logprobs - targets.old_logprobs).square(), 0.0)
         total, tokens = self.accelerator.reduce(torch.stack([squares.sum(), mask.sum()]))
         return float(0.5 * total / tokens)
@@ -411,7 +433,7 @@ class PPOTrainer:
         """
         self.updater.start()
         surprise = None if text is None else self._pretraining_gradient(text)
-        mask = rollout.response_mask[rows]
+        mask = targets.mask[rows]
         counts = Counts(*self.accelerator.reduce((mask.sum(), mask.any(1).sum())))
         parts: list[PassStats] = []
         passes = list(micro_batches(rollout, self.config, rows))
@@ -421,7 +443,7 @@ class PPOTrainer:
                 with self.clock.part("forward"):
                     new = self.policy(part)
                     of_part = targets.select(chosen, part.responses.shape[1])
-                    loss, pass_stats = self.loss(new, of_part, part.response_mask, counts)
+                    loss, pass_stats = self.loss(new, of_part, of_part.mask, counts)
                 with self.clock.part("backward"):
                     self.updater.backward(loss, new)
             parts.append(pass_stats)
@@ -534,11 +556,13 @@ class PPOTrainer:
             return [weight for weight in self.model.parameters() if weight not in head]
         return [] if self.algorithm.critic else list(head)
 
-    def _checked(self, *arguments: Any) -> tuple[Rollout, Tensor, list[Rollout]]:
-        """Return rollout, scores and pretraining texts on the trainer's device, or raise."""
+    def _checked(self, *arguments: Any) -> tuple[Rollout, Tensor, Tensor | None, list[Rollout]]:
+        """Return rollout and scores on the trainer's device, which rows count, and pretraining
+        texts; or raise.
+        """
         check_enabled(self.model)
         start = response_start(language_model(self.model)) if self._encodes else ()
-        rollout, scores = rollout_and_scores(
+        rollout, scores, counted = rollout_and_scores(
             *arguments, config=self.config, algorithm=self.algorithm, start=start
         )
         device = self.accelerator.device
@@ -551,7 +575,7 @@ class PPOTrainer:
         texts = self._texts(len(rollout))
         for text in texts:
             check_fits(self.model, text)
-        return rollout, scores.to(device), [text.to(device) for text in texts]
+        return rollout, scores.to(device), counted, [text.to(device) for text in texts]
 
     def _texts(self, rows: int) -> list[Rollout]:
         """Draw the pretraining texts of each update of a step on so many rows; none: no list."""

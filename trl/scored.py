@@ -49,23 +49,41 @@ class Scored:
     """[B] one for each response; or [B, R] one for each of its tokens, 0 where none counts.
     float32, on the CPU."""
     parts: Mapping[str, Tensor] = field(default_factory=dict)
-    """[B] the scores of each part of a sum, by its name and without its weight."""
+    """[B] the scores of each part of a sum, by its name and without its weight; NaN where it has no
+    say."""
     figures: Mapping[str, Tensor] = field(default_factory=dict)
     """[B] other figures of each response, by name; NaN where a figure does not count."""
+    counted: Tensor | None = None
+    """[B] bool, False for a row on which nothing has a say: its scores are 0, and no step learns
+    from it. None: all rows count."""
 
     @classmethod
     def of(cls, found: Any, rollout: Rollout) -> Scored:
         """Return what a scorer gave, checked.
 
         Args:
-            found: A Scored, or what `score_tensor` reads.
+            found: A Scored; or one number for each response, in a list also None, which has no say;
+                or, for each token, a tensor [B, R] or B sequences as long as the responses, or as
+                their counted tokens.
             rollout: That was scored.
 
         Raises:
-            BadScores: if it does not fit the rollout, or there is a score where no token counts.
+            BadScores: if they are not finite numbers, or not as many as that, or there is a score
+                where no token counts.
         """
         given = found if isinstance(found, Scored) else cls(found)
-        scores = score_tensor(given.scores, rollout)
+        counted = _checked_rows(given.counted, rollout)
+        if isinstance(given.scores, Tensor):
+            scores = _checked(given.scores, rollout)
+        else:
+            entries = number_entries(given.scores, len(rollout), none=True)
+            scores = _checked(_placed(entries, rollout), rollout)
+            if None in entries:
+                says = torch.tensor([entry is not None for entry in entries], device="cpu")
+                counted = says if counted is None else says & counted
+        if counted is not None:
+            counts = counted if scores.ndim == 1 else counted[:, None]
+            scores = scores.masked_fill(~counts, 0.0)
         if scores.ndim == 2 and (outside := (scores != 0) & ~rollout.response_mask.cpu()).any():
             rows = outside.any(1).nonzero().flatten().tolist()
             token = int(outside[rows[0]].nonzero()[0])
@@ -80,7 +98,7 @@ class Scored:
             if shape != [len(rollout)]:
                 rule = f"parts and figures of the shape {[len(rollout)]}"
                 raise BadScores(rule, f"{shape} for {name!r}")
-        return cls(scores, given.parts, given.figures)
+        return cls(scores, given.parts, given.figures, counted)
 
     @classmethod
     def concat(cls, some: Sequence[Scored]) -> Scored:
@@ -92,17 +110,22 @@ class Scored:
         joined = joined if wide else joined[:, 0]
         sizes = [len(each) for each in scores]
         parts, figures = [one.parts for one in some], [one.figures for one in some]
-        return cls(joined, _joined(parts, sizes), _joined(figures, sizes))
+        counted = None
+        if any(one.counted is not None for one in some):
+            counted = torch.cat([~one.totals.isnan() for one in some])
+        return cls(joined, _joined(parts, sizes), _joined(figures, sizes), counted)
 
     @property
     def totals(self) -> Tensor:
-        """[B] the score of each response."""
-        return totals(self.scores)
+        """[B] the score of each response; NaN where it does not count."""
+        found = totals(self.scores)
+        return found if self.counted is None else found.masked_fill(~self.counted, math.nan)
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each part, and of each figure over the rows where it counts."""
+        """Return the mean of each part and figure over the rows where it counts, if it does."""
+        parts = {name: scores[~scores.isnan()] for name, scores in self.parts.items()}
         counted = {k: figure for k, figure in self.figures.items() if not figure.isnan().all()}
-        return {name: float(scores.mean()) for name, scores in self.parts.items()} | {
+        return {name: float(scores.mean()) for name, scores in parts.items() if len(scores)} | {
             name: figure.double().nanmean().item() for name, figure in counted.items()
         }
 
@@ -112,23 +135,11 @@ def totals(scores: Tensor) -> Tensor:
     return scores if scores.ndim == 1 else scores.sum(1)
 
 
-def score_tensor(found: Any, rollout: Rollout) -> Tensor:
-    """Return finite scores of a rollout as float32 on the CPU: [B], or [B, R] of the tokens.
-
-    Args:
-        found: One number for each response; or, for each token, a tensor [B, R] or B sequences as
-            long as the responses, or as their counted tokens.
-        rollout: B rows.
-
-    Raises:
-        BadScores: if they are not numbers, or not as many as that, or one is not finite.
-    """
-    if isinstance(found, Tensor):
-        if kind := odd_kind(found):
-            raise BadScores("a tensor with all its numbers", kind, "use scores.to_dense()")
-        scores = found.detach()
-    else:
-        scores = _placed(number_entries(found, len(rollout)), rollout)
+def _checked(found: Tensor, rollout: Rollout) -> Tensor:
+    """Return finite scores of a rollout as float32 on the CPU: [B], or [B, R] of the tokens."""
+    if kind := odd_kind(found):
+        raise BadScores("a tensor with all its numbers", kind, "use scores.to_dense()")
+    scores = found.detach()
     flat, wide = [len(rollout)], list(rollout.response_mask.shape)
     shape = list(scores.shape)
     if shape not in (flat, wide) or scores.is_complex():
@@ -151,12 +162,24 @@ def score_tensor(found: Any, rollout: Rollout) -> Tensor:
     return scores
 
 
-def number_entries(found: Any, rows: int) -> list[float | list[float]]:
+def _checked_rows(counted: Tensor | None, rollout: Rollout) -> Tensor | None:
+    """Return which rows count, [B] on the CPU; None: all do."""
+    if counted is None:
+        return None
+    shape = list(getattr(counted, "shape", ()))
+    if shape != [len(rollout)] or counted.dtype != torch.bool:
+        got = f"{getattr(counted, 'dtype', type(counted).__name__)} {shape}"
+        raise BadScores(f"`counted` as bool of the shape {[len(rollout)]}", got)
+    return None if counted.all() else counted.cpu()
+
+
+def number_entries(found: Any, rows: int, *, none: bool = False) -> list[Any]:
     """Take apart what was found for so many rows: one number, or one list of them, for each.
 
     Args:
         found: A list, tensor, array or other iterable.
         rows: Of the rollout that `found` is about.
+        none: Whether None may stand in place of a number.
 
     Raises:
         BadScores: if it is something else.
@@ -170,7 +193,8 @@ def number_entries(found: Any, rows: int) -> list[float | list[float]]:
     entries = [_plain(entry) for entry in found]
     if len(entries) != rows:
         raise BadScores(rule, f"a list of {len(entries)}")
-    lists = [entry if isinstance(entry, list) else [entry] for entry in entries]
+    said = [[] if none and entry is None else entry for entry in entries]
+    lists = [entry if isinstance(entry, list) else [entry] for entry in said]
     if wrong := [row for row, entry in enumerate(lists) if not all(map(_is_number, entry))]:
         raise BadScores(rule, shown(entries[wrong[0]]), rows=wrong)
     return entries
@@ -187,14 +211,17 @@ def _is_number(value: Any) -> bool:
     return True
 
 
-def _placed(entries: Sequence[float | list[float]], rollout: Rollout) -> Tensor:
-    """Return a tensor [B] of the numbers, or [B, R] of lists of them for the responses' tokens."""
+def _placed(entries: Sequence[float | list[float] | None], rollout: Rollout) -> Tensor:
+    """Return a tensor [B] of the numbers, or [B, R] of lists of them for the responses' tokens.
+
+    None gives 0.
+    """
     lists = {row: entry for row, entry in enumerate(entries) if isinstance(entry, list)}
     if all(len(entry) == 1 for entry in lists.values()):
-        numbers = [entry[0] if isinstance(entry, list) else entry for entry in entries]
+        numbers = [entry[0] if isinstance(entry, list) else entry or 0.0 for entry in entries]
         return torch.tensor(numbers, dtype=torch.float64, device="cpu").float()
     rule = "one number for each response, or one for each token of each response"
-    if len(lists) < len(entries):
+    if len(lists) < sum(entry is not None for entry in entries):
         got = f"both: lists for {len(lists)} of {len(entries)} responses"
         raise BadScores(rule, got, rows=list(lists))
     mask = rollout.response_mask.cpu()

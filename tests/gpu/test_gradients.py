@@ -101,7 +101,7 @@ def waits_of_a_pass(layers=2, rows=4, tokens=6, **settings):
     part = rollout.select(torch.arange(rows, device=rollout.queries.device))
     mask = part.response_mask
     column = torch.zeros(mask.shape, device=mask.device)
-    targets = Targets(column, column, torch.ones_like(column), column)
+    targets = Targets(column, column, mask, torch.ones_like(column), column)
     counts = Counts(mask.sum(), mask.any(1).sum())
     updater = trainer.updater
     with updater.for_step([]):

@@ -27,10 +27,15 @@ def share_of(accelerator: Accelerator, name: str, rows: int) -> int:
     return rows // processes
 
 
-def gathered(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+def gathered(accelerator: Accelerator, tensor: Tensor, *, counted: Tensor | None = None) -> Tensor:
     """Return the rows of all processes, padded with 0 to the widest.
 
     accelerate's own padding makes integers of a mask.
+
+    Args:
+        accelerator: Of this process.
+        tensor: Its rows.
+        counted: [B] bool, leave the others out; None on all processes: keep all.
     """
     if accelerator.num_processes == 1:
         return tensor
@@ -38,7 +43,33 @@ def gathered(accelerator: Accelerator, tensor: Tensor) -> Tensor:
         width = torch.tensor([tensor.shape[1]], device=tensor.device)
         missing = int(accelerator.gather(width).max()) - tensor.shape[1]
         tensor = functional.pad(tensor, (0, missing))
-    return accelerator.gather(tensor)
+    of_all: Tensor = accelerator.gather(tensor)
+    return of_all if counted is None else of_all[accelerator.gather(counted)]
+
+
+def rows_that_count(
+    accelerator: Accelerator, rollout: Rollout, scores: Tensor, counted: Tensor | None
+) -> tuple[Rollout, Tensor, Tensor | None] | None:
+    """Return the rows that count and their scores; None if there are none on any process.
+
+    Processes make the same number of updates, so that one with fewer such rows than another fills
+    them up with some that do not count. What the last value, [b] bool, says; None: all count.
+    """
+    if counted is None and accelerator.num_processes == 1:
+        return rollout, scores, None
+    if counted is None:
+        counted = torch.ones(len(rollout), dtype=torch.bool, device="cpu")
+    own = torch.tensor([int(counted.sum())], device=accelerator.device)
+    of_all = gathered(accelerator, own).tolist()
+    most = max(of_all)
+    if most == 0:
+        return None
+    if most < len(rollout) or not counted.all():
+        order = (~counted).int().argsort(stable=True)[:most]  # those that count come first
+        rows = order.to(scores.device)
+        rollout, scores, counted = rollout.select(rows), scores[rows], counted[order]
+        scores = scores[:, : rollout.responses.shape[1]] if scores.ndim == 2 else scores
+    return rollout, scores, None if min(of_all) == most else counted.to(scores.device)
 
 
 def whitened(

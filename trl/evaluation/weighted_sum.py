@@ -21,12 +21,12 @@ Part = Scorer | Callable[[list[str]], Any]
 
 
 class WeightedSum:
-    """Σ_i w_i · s_i over scorers i.
+    """Σ_i w_i · s_i over the scorers i that have a say on a row.
 
         scorer = WeightedSum([(ClassifierScorer(...), 1.0), (too_long, -0.1)])
 
     If one of the parts gives rewards for each token, the scores of the others are added at the last
-    counted token of each response.
+    counted token of each response. A row on which no part with a weight has a say does not count.
 
     Args:
         parts: (scorer, weight) pairs, scorers of weight 1, or a dict {scorer: weight}. A scorer may
@@ -70,7 +70,11 @@ class WeightedSum:
             total += self.parts[name][1] * scores
             parts |= scored.parts
             figures |= scored.figures
-        return Scored(total, parts, figures)
+        says = [found[name].counted for name, (_, weight) in self.parts.items() if weight]
+        partial = [each for each in says if each is not None]
+        none_has_all = partial and len(partial) == len(says)
+        counted = torch.stack(partial).any(0) if none_has_all else None
+        return Scored(total, parts, figures, counted)
 
 
 def _pairs(parts: Any) -> list[tuple[Any, Any]]:

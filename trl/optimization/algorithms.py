@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from trl.config import PPOConfig
@@ -94,8 +95,10 @@ def of_groups(compare: Callable[[Tensor, Tensor], Tensor]) -> Estimator:
     ) -> Advantages:
         if group_ids is None:
             refuse("group_ids", "say which responses answer the same query", "None")
-        totals = rewards.masked_fill(~mask, 0.0).sum(1)
-        return Advantages(compare(totals, group_ids)[:, None] * mask, None)
+        totals, counts = rewards.masked_fill(~mask, 0.0).sum(1), mask.any(1)
+        advantages = torch.zeros_like(totals)
+        advantages[counts] = compare(totals[counts], group_ids[counts])
+        return Advantages(advantages[:, None] * mask, None)
 
     return estimate
 

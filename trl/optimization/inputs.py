@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trl.batch import Rollout, TokenLists, token_rows
 from trl.config import PPOConfig
 from trl.config.errors import refuse
 from trl.optimization.algorithms import Algorithm
-from trl.scored import Scored, score_tensor
+from trl.scored import Scored
 
 Pretraining = Callable[[int], Sequence[Tensor]]
 """Given a number of rows, returns so many 1-D tensors of token ids, of two tokens or more."""
@@ -28,8 +29,11 @@ def rollout_and_scores(
     config: PPOConfig,
     algorithm: Algorithm,
     start: Sequence[int] = (),
-) -> tuple[Rollout, Tensor]:
-    """Return a rollout and its scores [B] or [B, R], 0 where no token counts.
+) -> tuple[Rollout, Tensor, Tensor | None]:
+    """Return a rollout, its scores [B] or [B, R], 0 where no token counts, and which rows count.
+
+    These are those on which the scores have a say, and in a group another row too, with which it
+    can be compared; None: all.
 
     Args:
         query: See `PPOTrainer.step`, as for the next three.
@@ -59,16 +63,21 @@ def rollout_and_scores(
         rollout = Rollout.from_lists(query, response, response_masks=response_masks)
     if scores is None:
         refuse("scores", "be given", fix="one number for each response", error=TypeError)
+    counted = scores.counted if isinstance(scores, Scored) else None
     scores = scores.scores if isinstance(scores, Scored) else scores
     rollout, scores = _without_start(rollout, scores, start)
     mask = rollout.response_mask
     if isinstance(scores, Tensor) and scores.shape == mask.shape:
         scores = scores.masked_fill(~mask.to(scores.device), 0)
-    scores = score_tensor(scores, rollout)
+    scored = Scored.of(Scored(scores, counted=counted), rollout)
+    scores, counted = scored.scores, scored.counted
     _check_settings(rollout, scores, config)
     if algorithm.groups:
         _check_groups(rollout, config)
-    return rollout, scores
+        if counted is not None:
+            group = rollout.group_ids.cpu().unique(return_inverse=True)[1]
+            counted &= torch.bincount(group[counted], minlength=len(group))[group] > 1
+    return rollout, scores, counted
 
 
 def _without_start(rollout: Rollout, scores: Any, start: Sequence[int]) -> tuple[Rollout, Any]:

@@ -19,7 +19,6 @@ from trl.core import (
     at_least_fp32,
     check_mask,
     check_same_shape,
-    masked_mean,
     masked_var,
 )
 
@@ -109,9 +108,11 @@ def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tens
         old_logprobs: [B, R] of the policy that sampled the response.
         mask: [B, R] True on response tokens.
     Returns:
-        [B]
+        [B], 1 for a row without tokens.
     """
-    return masked_mean(log_ratio(logprobs, old_logprobs), mask, axis=1).exp()
+    check_mask(mask, logprobs=logprobs)
+    total = torch.where(mask, log_ratio(logprobs, old_logprobs), 0.0).sum(1)
+    return (total / mask.sum(1).clamp(min=1)).exp()
 
 
 def gspo_loss(
@@ -128,7 +129,7 @@ def gspo_loss(
         logprobs: [B, R] of the policy now, with gradient.
         old_logprobs: [B, R] of the policy that sampled the response.
         advantages: [B, R], without gradient.
-        mask: [B, R] True on response tokens; at least one in every row.
+        mask: [B, R] True on response tokens.
         **clip: `cliprange`, `cliprange_high` and `dual_clip` of `clipped_surrogate`.
     Returns:
         loss [B, R], ratio s_t [B, R] and clipped [B, R] bool.

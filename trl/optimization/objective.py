@@ -21,6 +21,8 @@ class Targets(NamedTuple):
     """Of the weights before the first update."""
     old_values: Tensor
     """Likewise."""
+    mask: Tensor
+    """Of the tokens that count: all of a response, or none if nothing has a say on it."""
     advantages: Tensor
     returns: Tensor | None = None
     """What the values are to be; None: they are not trained."""
