@@ -73,6 +73,31 @@ def test_bad_scores_are_named_alike_by_step_and_by_scorers(scores, message):
             judge(scores, recorded())
 
 
+def test_none_in_a_list_has_no_say():
+    found = Scored.of([1.0, None, [3.0]], recorded())
+    assert found.scores.tolist() == [1.0, 0.0, 3.0]
+    assert found.counted.tolist() == [True, False, True]
+    both = Scored.concat(
+        [found, Scored.of([None] * 3, recorded()), Scored.of([4, 5, 6], recorded())]
+    )
+    assert both.counted.tolist() == [True, False, True, *[False] * 3, *[True] * 3]
+    assert Scored.of([[1] * 5, None, [9, 10]], recorded()).scores[1:].sum(1).tolist() == [0.0, 19.0]
+    counted = torch.tensor([True, False, True])
+    assert Scored.of(Scored([1, 2, 3], counted=counted), recorded()).scores.tolist() == [1, 0, 3]
+    assert Scored.of(Scored([1, 2, 3], counted=counted | True), recorded()).counted is None
+    for wrong in (counted[:2], counted.float(), [True] * 3):
+        with pytest.raises(BadScores, match=r"`counted` as bool of the shape \[3\]"):
+            Scored.of(Scored([1.0, 2.0, 3.0], counted=wrong), recorded())
+
+
+def test_a_note_has_one_text_for_each_row():
+    notes = {"said": ("a", "b")}
+    with pytest.raises(BadScores, match="must be notes of 3 texts, got 2 for 'said'"):
+        Scored.of(Scored([1.0, 2.0, 3.0], notes=notes), recorded())
+    one, other = Scored(torch.ones(2), notes=notes), Scored(torch.ones(1))
+    assert Scored.concat([one, other]).notes == {"said": ("a", "b", "")}
+
+
 @pytest.mark.parametrize(
     "more", [{"parts": {"a": torch.zeros(2)}}, {"figures": {"a": torch.zeros(3, 5)}}]
 )

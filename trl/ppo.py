@@ -219,7 +219,7 @@ class PPOTrainer:
         rollout, scores, says, texts = checked_everywhere(self.accelerator, given, groups=groups)
         counting = rows_that_count(self.accelerator, rollout, scores, says)
         if counting is None:
-            what = f"scores must be numbers for some responses, got None for all {len(rollout)}"
+            what = f"`scores` must be numbers for some responses, got None for all {len(rollout)}"
             warnings.warn(f"{what}: this step makes no update.", stacklevel=3)
             self.steps_done += 1
             return {"ppo/updates": 0.0, "ppo/skipped_updates": 0.0} | clock.stats()

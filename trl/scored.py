@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import chain
 from numbers import Real
 from typing import Any
 
@@ -53,6 +54,8 @@ class Scored:
     say."""
     figures: Mapping[str, Tensor] = field(default_factory=dict)
     """[B] other figures of each response, by name; NaN where a figure does not count."""
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """B texts on the responses, by name: what was read off an answer."""
     counted: Tensor | None = None
     """[B] bool, False for a row on which nothing has a say: its scores are 0, and no step learns
     from it. None: all rows count."""
@@ -98,7 +101,10 @@ class Scored:
             if shape != [len(rollout)]:
                 rule = f"parts and figures of the shape {[len(rollout)]}"
                 raise BadScores(rule, f"{shape} for {name!r}")
-        return cls(scores, given.parts, given.figures, counted)
+        for name, texts in given.notes.items():
+            if len(texts) != len(rollout):
+                raise BadScores(f"notes of {len(rollout)} texts", f"{len(texts)} for {name!r}")
+        return cls(scores, given.parts, given.figures, given.notes, counted)
 
     @classmethod
     def concat(cls, some: Sequence[Scored]) -> Scored:
@@ -113,7 +119,10 @@ class Scored:
         counted = None
         if any(one.counted is not None for one in some):
             counted = torch.cat([~one.totals.isnan() for one in some])
-        return cls(joined, _joined(parts, sizes), _joined(figures, sizes), counted)
+        none = {name: ("",) * max(sizes) for one in some for name in one.notes}
+        pairs = list(zip((none | dict(one.notes) for one in some), sizes, strict=True))
+        texts = {k: tuple(chain(*(notes[k][:size] for notes, size in pairs))) for k in none}
+        return cls(joined, _joined(parts, sizes), _joined(figures, sizes), texts, counted)
 
     @property
     def totals(self) -> Tensor:

@@ -297,6 +297,28 @@ def with_logs(completions, log_metric, log_extra, level, **kwargs):
     return [0.5] * 3
 
 
+def by_boxed(completions, answer, **kwargs):
+    found = [re.search(r"(r\w+)$", completion[0]["content"]) for completion in completions]
+    said = [match.group(1) if match else "" for match in found]
+    return [1.0 if one == other else 0.0 for one, other in zip(said, answer, strict=True)]
+
+
+def by_task(prompts, completions, level, **kwargs):
+    rows = zip(prompts, completions, level, strict=True)
+    return [float(len(completion)) if task == 2 else None for _, completion, task in rows]
+
+
+def with_notes(completions, log_extra=None, **_):
+    if log_extra:
+        log_extra("said", [completion[0]["content"] for completion in completions])
+        log_extra("graded", [1, None, 0])
+    return [0.5] * 3
+
+
+def as_pages_of_trl_call_it(completions_ids, **kwargs):
+    return by_length(completions_ids)
+
+
 async def later_of_trl(prompts, completions, **kwargs):
     await asyncio.sleep(0)
     return by_format(completions)
@@ -310,42 +332,64 @@ async def later_of_trl(prompts, completions, **kwargs):
         (by_answer, [1.0, 0.0, 0.0]),
         (with_logs, [0.5, 0.5, 0.5]),
         (later_of_trl, [1.0, 1.0, 0.0]),
+        (by_boxed, [1.0, 0.0, 0.0]),
+        (by_task, [0.0, 1.0, 0.0]),
+        (with_notes, [0.5, 0.5, 0.5]),
+        (as_pages_of_trl_call_it, [-1.0, -2.0, -3.0]),
     ],
 )
 def test_reward_functions_of_trl_run_as_they_are(function, scores):
     found = score(as_scorer(function), OF_CHATS)
     assert found.scores.tolist() == scores
-    assert found.means() == ({"level": 2.0, "words": 1.0} if function is with_logs else {})
+    means = {with_logs: {"level": 2.0, "words": 1.0}, with_notes: {"graded": 0.5}}
+    assert found.means() == means.get(function, {})
+    assert found.notes == ({"said": ("red", "blue", "green")} if function is with_notes else {})
+    assert (found.counted is None) == (function is not by_task)
 
 
-def test_a_log_of_what_is_no_number_is_refused_by_name():
+def test_what_is_logged_has_an_entry_for_each_response():
     def reward(texts, log_extra):
-        log_extra("notes", ["a", "b", "c"])
+        log_extra("notes", ["a", "b"])
         return [0.0] * len(texts)
 
-    with pytest.raises(ScoringError, match="^reward must give one number for each of the 3.*'a'"):
+    with pytest.raises(ScoringError, match="^reward must give one number for each of the 3.*of 2"):
         score(as_scorer(reward), ROLLOUT)
 
 
-FORMS = [
-    lambda texts: [float(text.count("r")) for text in texts],
-    lambda queries, responses: [float((q + r).count("r")) for q, r in zip(queries, responses)],  # noqa: B905
-    lambda prompts, completions: [float((p + c).count("r")) for p, c in zip(prompts, completions)],  # noqa: B905
-    lambda rollout: [float(text.count("r")) for text in rollout.texts],
-    lambda anything: torch.tensor([float(text.count("r")) for text in anything]),
-]
+def test_what_trl_gives_and_we_do_not_is_named_with_what_we_give():
+    def reward(completions, trainer_state, **kwargs):
+        return [float(trainer_state.global_step)] * len(completions)
+
+    with pytest.raises(ScoringError, match="for what of .*'log_metric'.*got `trainer_state`: the"):
+        score(as_scorer(reward), ROLLOUT)
 
 
-def test_five_forms_of_a_reward_give_the_same_run():
-    settings = {"batch_size": 8, "max_new_tokens": 3, "steps": 2, "precision": "fp32"}
-    prompts, runs = starter.prompts("train")[:16], []
-    for reward in FORMS:
-        torch.manual_seed(0)
-        _, history = trl.train(starter.LANGUAGE_MODEL, prompts, reward, **settings)
-        other = ("time/", "tokens_per_second", "reward/<lambda>")
-        rows = [{k: x for k, x in row.items() if not k.startswith(other)} for row in history]
-        runs.append(json.dumps(rows))
-    assert runs == runs[:1] * 5
+@pytest.mark.parametrize(
+    ("function", "first"),
+    [
+        (lambda answer, completions: answer, ["red", "red", "blue"]),  # in any order
+        (lambda texts, answer: texts, ["a red", "a green", "the blue"]),
+        (lambda whatever, answer: whatever, ["a red", "a green", "the blue"]),
+        (lambda rollout, answer: rollout.texts, ["a red", "a green", "the blue"]),
+        (lambda answer, responses=None: responses, ["red", "green", "blue"]),
+    ],
+)
+def test_a_first_parameter_gets_what_its_name_says(function, first):
+    seen = []
+
+    @functools.wraps(function)
+    def reward(*lists, **named):
+        seen.extend(function(*lists, **named))
+        return [0.0] * 3
+
+    score(as_scorer(reward), WITH_COLUMNS)
+    assert seen == first
+
+
+def test_a_name_of_ours_goes_over_a_column():
+    rollout = dataclasses.replace(ROLLOUT, columns={"responses": ("1", "2", "3")})
+    scorer = as_scorer(lambda texts, responses: [float(r == "red") for r in responses])
+    assert score(scorer, rollout).scores.tolist() == [1.0, 0.0, 0.0]
 
 
 def test_on_goes_over_the_name_of_the_first_parameter():

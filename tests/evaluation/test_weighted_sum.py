@@ -32,6 +32,27 @@ def test_scores_by_hand():
     assert found.means() == {"lengths": 6.0, "ones": 1.0}
 
 
+def test_a_part_without_a_say_on_a_row_leaves_it_to_the_others():
+    def says(*rows):
+        return lambda texts: [len(text) if row in rows else None for row, text in enumerate(texts)]
+
+    rollout = make_rollout(("a ", "red"), ("a ", "green"), ("the ", "blue"))  # 5, 7, 8 letters
+    found = score(WeightedSum([(says(0, 1), 1.0), (says(1), 10.0)]), rollout)
+    assert found.counted.tolist() == [True, True, False]
+    assert found.scores.tolist() == [5.0, 77.0, 0.0]
+    assert str(found.totals.tolist()) == "[5.0, 77.0, nan]"
+    assert found.means() == {"<lambda>": 6.0, "<lambda> 2": 7.0}
+    assert str(found.parts["<lambda> 2"].tolist()) == "[nan, 7.0, nan]"
+    # One that is only measured has no say; one that has all leaves no row out.
+    assert score(WeightedSum([(says(0), 1.0), (ones, 0.0)]), rollout).counted.tolist() == [1, 0, 0]
+    assert score(WeightedSum([(says(0), 1.0), (ones, 1.0)]), rollout).counted is None
+    assert score(WeightedSum([(says(), 1.0)]), rollout).means() == {}
+    by_tokens = FunctionScorer(lambda tokens: [[2.0], None, [3.0] * 3], on="tokens")
+    found = score(WeightedSum([(by_tokens, 1.0), (says(0, 2), 1.0)]), rollout)
+    assert found.scores.tolist() == [[7.0, 0.0, 0.0], [0.0, 0.0, 0.0], [3.0, 3.0, 11.0]]
+    assert found.counted.tolist() == [True, False, True]
+
+
 def test_a_dictionary_of_scorers():
     assert WeightedSum({lengths: 1.0, ones: 1.0})(ROLLOUT).scores.tolist() == [6.0, 8.0]
 

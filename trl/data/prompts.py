@@ -130,6 +130,25 @@ def load_prompts(
     return PromptSplit(*prompts_alone, dict(+prepare.left_out), *with_more)  # the counts above 0
 
 
+def columns_for_rewards(settings: DataConfig) -> list[list[str]]:
+    """Return the columns that rewards will know of the prompts of each source, without a model."""
+    found: list[list[str]] = []
+    for key in ("prompts", "held_out_prompts") if settings.held_out else ("prompts",):
+        source, name = getattr(settings, key), f"data.{key}"
+        where: Any = {"subset": settings.subset, "split": settings.split, "name": name}
+        if source in (None, STARTER, MODEL):
+            found += [[]] if source else []
+            continue
+        if settings.shuffle_buffer is None:
+            table = read_table(source, **where)
+        else:
+            rows = streamed_dataset((source,) if isinstance(source, str) else source, **where)
+            table = Table(str(source), {column: [x] for column, x in next(iter(rows), {}).items()})
+        column = None if settings.template else chosen_column(table, settings.column, name)
+        found.append([each for each in table.names if each not in (column, "prompt")])
+    return found
+
+
 def _streamed(prepare: _Preparation, buffer: int) -> PromptSplit:
     """Return the prompts as they are read."""
     settings, name = prepare.settings, "data.prompts"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from inspect import Parameter
@@ -61,6 +62,7 @@ READERS: dict[str, Callable[[Rollout], Any]] = {
     "prompts": _messages,
     "completions": _answers,
     "completion_ids": Rollout.response_lists,
+    "completions_ids": Rollout.response_lists,  # as pages of TRL call them
     "rollout": lambda rollout: rollout,
 }
 """What makes the lists of a function: by `on`, and by the names of its parameters."""
@@ -86,14 +88,16 @@ class FunctionScorer:
     A function is known by the names of its parameters, too. With one of these names, wherever it
     stands, it gets
 
-        texts            query and response as one text; so does a first one of any other name
+        texts            query and response as one text; so does a first one of any other name, if
+                         no other parameter has one of these
         queries          the queries alone, and `responses` the responses
         prompts          as in TRL: the queries, the messages of those that are chats
         completions      as in TRL: the responses, for chats each as [{"role": "assistant", …}]
         completion_ids   the token ids of the responses, as on="tokens"
         rollout          the whole `Rollout`
         log_metric       log_metric(name, number): a figure of the batch
-        log_extra        log_extra(name, numbers): a figure of each response
+        log_extra        log_extra(name, numbers): a figure of each response; or texts, which stand
+                         beside the samples of an evaluation
 
     and its others are named after columns of the rows that the prompts came from, of which they get
     B values; `**others` gets all columns that have no parameter:
@@ -108,7 +112,7 @@ class FunctionScorer:
     `-> Scored` if it has more to tell.
 
     What it returns: B numbers, or B lists of numbers, one for each counted token of the response. A
-    list, a tensor or an array will do.
+    list, a tensor or an array will do. None in a list: it has no say on that row.
 
     The function may be `async def`. Each call has an event loop of its own, so that a client which
     belongs to a loop must be opened inside the function.
@@ -129,6 +133,7 @@ class FunctionScorer:
         self.on = on
         self.name = name or name_of(function)
         self._asks = _parameters(function, on)
+        self._readers = _readers(self._asks, on)
 
     def __call__(self, rollout: Rollout) -> Scored:
         """Score each response, or each of its tokens.
@@ -137,54 +142,82 @@ class FunctionScorer:
             ScoringError: if the function raises or does not return what it should, or asks for a
                 column that the rollout does not have.
         """
-        figures: dict[str, Tensor] = {}
-        kept = partial(_keep, figures, len(rollout))
-        batch, *_ = self._lists(rollout, self._asks[:1], kept).values()
-        more = self._lists(rollout, self._asks[1:], kept)
+        columns = rollout.columns or {}
+        if problem := self.missing(columns):
+            raise ScoringError(problem)
+        figures, notes = dict[str, Tensor](), dict[str, tuple[str, ...]]()
+        lists = self._lists(rollout, partial(_keep, figures, notes, len(rollout)))
+        first = [lists.pop(name) for name in [self._asks[0].name] if name in lists]
         with failures_named(self.name, rollout):
-            found = Scored.of(result_of(self.function(batch, **more)), rollout)
-        return replace(found, figures={**found.figures, **figures})
+            found = Scored.of(result_of(self.function(*first, **lists)), rollout)
+        kept = {**found.figures, **figures}
+        return replace(found, figures=kept, notes={**found.notes, **notes})
 
-    def _lists(
-        self, rollout: Rollout, parameters: list[Parameter], kept: Callable[..., None]
-    ) -> dict[str, Any]:
-        """Return what parameters get, by their names."""
-        there = {name: list(values) for name, values in (rollout.columns or {}).items()}
-        taken = {each.name for each in self._asks}
-        lists: dict[str, Any] = {}
-        for parameter in parameters:
-            name = parameter.name
-            first = parameter is self._asks[0]
-            if parameter.kind is Parameter.VAR_KEYWORD:
-                lists |= {column: there[column] for column in there.keys() - taken}
-            elif first and (self.on != "texts" or name not in READERS):
-                lists[name] = READERS[self.on](rollout)
-            elif name in there or name in READERS:
-                lists[name] = there[name] if name in there else READERS[name](rollout)
-            elif name in LOGGERS:
-                lists[name] = kept
-            elif parameter.default is Parameter.empty:
+    def missing(self, columns: Collection[str]) -> str:
+        """Return what the function asks for that rows with these columns lack; nothing: nothing."""
+        for each in self._asks:
+            name = each.name
+            free = each.default is not Parameter.empty or each.kind is Parameter.VAR_KEYWORD
+            if not (free or name in self._readers or name in LOGGERS or name in columns):
                 known = [*READERS, *LOGGERS]
-                raise ScoringError(
+                return (
                     f"{self.name} must ask for columns of the prompts' rows, or for what of "
                     f"{known} it needs of the whole batch, got `{name}`: the columns are "
-                    f"{list(there)}, from rows such as {{'prompt': ..., {name!r}: ...}}."
-                    + closest(name, known)
+                    f"{list(columns)}, from rows such as {{'prompt': ..., {name!r}: ...}}."
+                    + closest(name, [*known, *columns])
                 )
+        return ""
+
+    def _lists(self, rollout: Rollout, kept: Callable[..., None]) -> dict[str, Any]:
+        """Return what the parameters get, by their names."""
+        there = {name: list(values) for name, values in (rollout.columns or {}).items()}
+        others = there.keys() - {each.name for each in self._asks}
+        lists: dict[str, Any] = {}
+        for parameter in self._asks:
+            name = parameter.name
+            if parameter.kind is Parameter.VAR_KEYWORD:
+                lists |= {column: there[column] for column in others}
+            elif name in self._readers:
+                lists[name] = self._readers[name](rollout)
+            elif name in there or name in LOGGERS:
+                lists[name] = there.get(name, kept)
         return lists
 
 
-def _keep(figures: dict[str, Tensor], rows: int, name: str, value: Any) -> None:
-    """Keep a figure of all rows, or of each; what is no number belongs into a log of one's own."""
-    values = value if isinstance(value, list | tuple | Tensor) else [value] * rows
-    entries = number_entries(values, rows)
-    figures[str(name)] = torch.tensor(entries, dtype=torch.float32, device="cpu")
+def _readers(asks: list[Parameter], on: On) -> dict[str, Callable[[Rollout], Any]]:
+    """Return what makes the lists of the parameters that are not columns, by their names."""
+    found = {each.name: READERS[each.name] for each in asks if each.name in READERS}
+    first = asks[0]
+    if "Rollout" in str(first.annotation):
+        found[first.name] = READERS["rollout"]
+    elif on != "texts" or not found:
+        found[first.name] = READERS[on]
+    return found
+
+
+def _keep(
+    figures: dict[str, Tensor],
+    notes: dict[str, tuple[str, ...]],
+    rows: int,
+    name: str,
+    value: Any,
+) -> None:
+    """Keep a figure of all rows, or what is known of each: numbers, or else texts."""
+    each_has = isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
+    values = list(value) if each_has else [value] * rows
+    words = [each for each in values if each is not None and not hasattr(each, "__float__")]
+    if words and len(values) == rows:
+        notes[str(name)] = tuple("" if each is None else str(each) for each in values)
+        return
+    numbers = [math.nan if x is None else x for x in number_entries(values, rows, none=True)]
+    figures[str(name)] = torch.tensor(numbers, dtype=torch.float32, device="cpu")
 
 
 def as_scorer(reward: Scorer | Callable[[list[str]], Any]) -> Scorer:
     """Return a scorer as it is, and a function of texts as a `FunctionScorer`.
 
-    A scorer is known by its first parameter: it is called `rollout`, or its type is `Rollout`.
+    A scorer is known by its first parameter: it is called `rollout`, or its type is `Rollout`, and
+    there is no other.
     """
     if not callable(reward) or isinstance(reward, type | torch.nn.Module):
         fix = (
@@ -236,5 +269,5 @@ def _takes_a_rollout(function: Callable[..., Any]) -> bool:
         return False
     first, *others = signature.parameters.values()
     free = all(each.default is not Parameter.empty or each.kind in VARIABLE for each in others)
-    alone = first.name == "rollout" and free  # else the others are columns
-    return alone or "Rollout" in str(first.annotation)
+    named = first.name == "rollout" or "Rollout" in str(first.annotation)
+    return named and free  # else the others are columns

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,15 @@ from torch import Tensor
 from trl.batch import Rollout
 from trl.config import check_values
 from trl.config.errors import refuse
-from trl.evaluation.function import as_scorer
+from trl.evaluation.function import FunctionScorer, as_scorer
 from trl.evaluation.scores import Scorer, name_of, score
 from trl.scored import Scored
 
 __all__ = ["WeightedSum"]
 
 Part = Scorer | Callable[[list[str]], Any]
+Columns = Callable[[], Iterable[Collection[str]]]
+"""Called, returns the names of the columns of the rows of each source of prompts."""
 
 
 class WeightedSum:
@@ -62,7 +64,7 @@ class WeightedSum:
         # From what is there: neither a default device nor a default dtype is for scores.
         total = torch.zeros_like(max((s.scores for s in found.values()), key=Tensor.dim))
         parts = {name: scored.totals for name, scored in found.items()}
-        figures: dict[str, Tensor] = {}
+        figures, notes = dict[str, Tensor](), dict[str, Any]()
         for name, scored in found.items():
             scores = scored.scores
             if per_token and scores.ndim == 1:
@@ -70,11 +72,31 @@ class WeightedSum:
             total += self.parts[name][1] * scores
             parts |= scored.parts
             figures |= scored.figures
+            notes |= scored.notes
         says = [found[name].counted for name, (_, weight) in self.parts.items() if weight]
         partial = [each for each in says if each is not None]
         none_has_all = partial and len(partial) == len(says)
         counted = torch.stack(partial).any(0) if none_has_all else None
-        return Scored(total, parts, figures, counted)
+        return Scored(total, parts, figures, notes, counted)
+
+    def missing(self, columns: Collection[str]) -> str:
+        """Return what parts ask for that rows with these columns lack; nothing: nothing."""
+        kinds = FunctionScorer, WeightedSum
+        asking = [part for part, _ in self.parts.values() if isinstance(part, kinds)]
+        return " ".join(filter(None, (part.missing(columns) for part in asking)))
+
+
+def check_columns(scorer: Scorer, columns: Columns) -> None:
+    """Raise a ValueError if a function asks for a column that some rows lack.
+
+    Args:
+        scorer: Alone, or a sum of several.
+        columns: Called if a function asks for any.
+    """
+    whole = WeightedSum([scorer])
+    for names in columns() if whole.missing(()) else ():
+        if problem := whole.missing(names):
+            raise ValueError(problem)
 
 
 def _pairs(parts: Any) -> list[tuple[Any, Any]]:

@@ -74,7 +74,7 @@ def rollout_and_scores(
     _check_settings(rollout, scores, config)
     if algorithm.groups:
         _check_groups(rollout, config)
-        if counted is not None:
+        if counted is not None and rollout.group_ids is not None:
             group = rollout.group_ids.cpu().unique(return_inverse=True)[1]
             counted &= torch.bincount(group[counted], minlength=len(group))[group] > 1
     return rollout, scores, counted

@@ -23,9 +23,10 @@ FIGURES = ("kl", "length", "ended", "distinct_2")
 Sample = dict[str, Any]
 """A response to one held-out prompt, and how it was judged: a line of samples.jsonl.
 
-`prompt`, `response` and `reward`; `kl`, Σ_t (log π − log π_ref) in nats; `length` in tokens;
-`ended`, whether it ended by itself rather than at the limit of its length; and `parts`, what each
-scorer gave, with the figures that scorers keep of their own.
+`prompt`, `response` and `reward`, NaN if nothing has a say; `kl`, Σ_t (log π − log π_ref) in nats;
+`length` in tokens; `ended`, whether it ended by itself rather than at the limit of its length;
+`parts`, what each scorer gave, with the figures that scorers keep of their own; and `notes`, if
+they keep texts.
 """
 
 
@@ -94,6 +95,8 @@ class HeldOut:
             sample = {name: column[row] for name, column in columns.items()}
             of_row = {name: values[row] for name, values in parts.items()}
             sample["parts"] = {name: x for name, x in of_row.items() if not math.isnan(x)}
+            if scored.notes:
+                sample["notes"] = {name: texts[row] for name, texts in scored.notes.items()}
             found.append((index, sample, tokens[row]))
         return found
 
@@ -101,9 +104,17 @@ class HeldOut:
 def _figures(samples: Sequence[Sample]) -> Row:
     """Return the mean figures of samples, and the median reward."""
     parts = mean_of_each([sample["parts"] for sample in samples])
+    rewards = [x for sample in samples if not math.isnan(x := sample["reward"])]
+    whole = (
+        {
+            "held_out/reward/mean": statistics.fmean(rewards),
+            "held_out/reward/median": statistics.median(rewards),
+        }
+        if rewards
+        else {}
+    )
     return {
-        "held_out/reward/mean": statistics.fmean(sample["reward"] for sample in samples),
-        "held_out/reward/median": statistics.median(sample["reward"] for sample in samples),
+        **whole,
         **{f"held_out/reward/{name}": mean for name, mean in parts.items()},
         "held_out/kl": statistics.fmean(sample["kl"] for sample in samples),
         "held_out/length": statistics.fmean(sample["length"] for sample in samples),

@@ -55,7 +55,7 @@ class Loop:
     Attributes:
         steps_done: Steps so far.
         rollout: This process's rollout of the last step.
-        scores: [B] their scores.
+        scores: [B] their scores; NaN where nothing has a say.
         all_scores: Those of all processes.
 
     Raises:
@@ -161,6 +161,13 @@ class Loop:
         # Of all processes, as are the figures of the trainer.
         gathered = trainer.accelerator.gather(totals.to(trainer.accelerator.device)).cpu()
         self.rollout, self.scores, self.all_scores = rollout, totals, gathered
+        there = gathered[~gathered.isnan()]  # those on which a scorer has a say
+        of_scores = (
+            {"response/counted": len(there) / len(gathered)} if len(there) < len(gathered) else {}
+        )
+        if len(there):
+            mean, std = there.mean().item(), there.std(correction=0).item()
+            of_scores = {"reward/mean": mean, "reward/std": std} | of_scores
         figures = {name: value for name, value in stats.items() if isinstance(value, float)}
         lengths = rollout.response_mask.sum(1).float()
         own = {f"reward/{name}": mean for name, mean in scored.means().items()} | {
@@ -170,8 +177,7 @@ class Loop:
         tokens = lengths.sum().item() * self.processes  # the others have about as many
         updates = stats["ppo/updates"] + stats["ppo/skipped_updates"]
         return {
-            "reward/mean": gathered.mean().item(),
-            "reward/std": gathered.std(correction=0).item(),
+            **of_scores,
             **(own if self.processes == 1 else mean_of_each(gather_object([own]))),
             **figures,
             "learning_rate": float(rate if rate is not None else math.nan),

@@ -29,7 +29,7 @@ from trl.config.types import Count, Whole
 from trl.data.prompts import PromptSplit
 from trl.data.stream import BUFFER, PromptStream
 from trl.evaluation.function import as_scorer
-from trl.evaluation.weighted_sum import Part, WeightedSum
+from trl.evaluation.weighted_sum import Part, WeightedSum, check_columns
 from trl.models.reference import ReferenceKind
 from trl.optimization.settings import resolve_config
 from trl.rollout.queries import Chat, prompts_apart
@@ -156,6 +156,8 @@ def train(
     config = resolve_config(config, ppo_params, learns)
     scorer = WeightedSum(reward) if isinstance(reward, list | dict) else as_scorer(reward)
     split = _split(prompts, held_out, shuffle_buffer, saved=out is not None)
+    rows = [each for each in (split.train, split.held_out) if len(each)]
+    check_columns(scorer, lambda: map(_columns, rows))
     _warn_of_frozen_weights(model, peft_config, unfrozen_layers)
     falls = settings.ScheduleConfig(kind="linear" if decay_learning_rate else "constant")
     every = settings.CheckpointConfig(every=checkpoint_every, keep_optimizer=keep_optimizer)
@@ -184,6 +186,12 @@ def train(
         )
         recipe = _described(recipe, made, folder, model, sampling, loading.get("gguf_file"))
         return _trained(Run(recipe, made, folder, on_step=on_step, on_finding=_warn_of), checkpoint)
+
+
+def _columns(prompts: Any) -> list[str]:
+    """Return the columns that rewards will know of some prompts."""
+    others = prompts_apart(prompts[:1])[1]
+    return list(others[0]) if others else []
 
 
 def _only_tokens(split: PromptSplit) -> bool:

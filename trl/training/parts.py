@@ -28,8 +28,9 @@ from trl.config.errors import problem
 from trl.config.folder import recipe_folder
 from trl.config.recipe import STARTER, LoRAConfig, Recipe, RewardConfig
 from trl.data.pretraining import PretrainingText
-from trl.data.prompts import PromptSplit, load_prompts
+from trl.data.prompts import PromptSplit, columns_for_rewards, load_prompts
 from trl.evaluation import Scorer, WeightedSum
+from trl.evaluation.weighted_sum import Columns, check_columns
 from trl.gguf import gguf_apart
 from trl.models.adapters import base_weights, import_peft
 from trl.models.checkpoint import ADAPTER_CONFIG, hub_arguments
@@ -151,7 +152,8 @@ class Parts:
         Raises:
             SettingsError, OSError, ValueError: for what is not there, or does not fit.
         """
-        scorer, judge = load_scorer(recipe.reward, trust)
+        columns = partial(columns_for_rewards, recipe.data)
+        scorer, judge = load_scorer(recipe.reward, trust, columns)
         _check_best(recipe.checkpoints.best, judge)
         model, sampling, seed = recipe.model, recipe.sampling, recipe.seed
         where = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
@@ -400,26 +402,33 @@ def find_tokenizer(
 
 
 def load_scorer(
-    rewards: Sequence[RewardConfig], trust: Trust = ()
+    rewards: Sequence[RewardConfig], trust: Trust = (), columns: Columns | None = None
 ) -> tuple[WeightedSum, WeightedSum]:
     """Return the scorer to train with, and that of the evaluation, which measures more.
 
     Args:
         rewards: The scorers.
         trust: Modules and packages whose functions may run.
+        columns: See `check_columns`.
 
     Raises:
         SettingsError: for a function that is not there, naming its place in the recipe.
-        OSError, ValueError: for a model that cannot be loaded, or has no such label.
+        OSError, ValueError: for a model that cannot be loaded, or has no such label; for a column
+            that a function asks for in vain.
     """
-    parts, loaded = [], dict[str, Any]()
-    for index, settings in enumerate(rewards):
+    made, loaded = dict[int, tuple[Any, float]](), dict[str, Any]()
+    # Functions first: what one of them lacks is told before a model is loaded.
+    for index in sorted(range(len(rewards)), key=lambda index: rewards[index].kind != "function"):
+        settings = rewards[index]
         scorer, name = _scorer(settings, f"reward[{index}].name", loaded, trust)
         scorer.name = settings.title or name
         if scorer.name in TAKEN:
             rule = f"not be one of {list(TAKEN)}, which are figures of the whole reward"
             _refuse(f"reward[{index}].title", rule, repr(scorer.name), "set another title")
-        parts.append((scorer, settings.weight))
+        made[index] = scorer, settings.weight
+        if columns and settings.kind == "function":
+            check_columns(scorer, columns)
+    parts = [made[index] for index in range(len(rewards))]
     return WeightedSum([part for part in parts if part[1] != 0]), WeightedSum(parts)
 
 

@@ -263,7 +263,7 @@ class Run:
         row = loop.step()
         step, measures = loop.steps_done, self.parts.held_out is not None
         row = {"step": step, "episodes": step * self.trainer.config.batch_size} | row
-        if stop.kl is not None and row["objective/kl"] > stop.kl:
+        if stop.kl is not None and row.get("objective/kl", 0.0) > stop.kl:
             self.stopped = f"the KL, {row['objective/kl']:.1f} nats, is above stop.kl, {stop.kl}"
         due = step % recipe.eval_every == 0 or step == recipe.total_steps or bool(self.stopped)
         try:

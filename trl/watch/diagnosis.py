@@ -84,7 +84,7 @@ class Diagnosis:
         Args:
             row: Figures by name, as `Loop.step` gives them, and `step`. Some may be missing.
             rollout: The responses of the step, for what only the texts show.
-            scores: [B] or [B, R] their scores.
+            scores: [B] or [B, R] their scores; NaN where nothing has a say.
 
         Returns:
             Findings that were not returned before.
@@ -169,8 +169,11 @@ def _of_scores(rollout: Rollout, scores: Tensor) -> dict[str, float]:
     Nothing if the scores are those of all processes, and the rollout is that of one.
     """
     scores = totals(scores.detach().cpu().double())
-    if len(scores) != len(rollout):
+    there = ~scores.isnan()  # those on which a scorer has a say
+    if len(scores) != len(rollout) or not there.any():
         return {}
+    if not there.all():
+        rollout, scores = rollout.select(there), scores[there]
     lengths = rollout.response_mask.sum(1).cpu().double()
     paid = correlation(scores.tolist(), lengths.tolist())
     figures = {} if paid is None else {"batch/score_length": paid}
