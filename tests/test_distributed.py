@@ -48,7 +48,16 @@ MORE = {
     "experts": ({}, {}),  # some get no token on one process
     "routers": ({}, {"forward_batch_size": 1}),  # balanced within each pass: the same passes
     "images": ({}, {}),  # no text uses the tower
+    "no say": ({}, {"whiten_rewards": True, "scale_scores": True, "kl_horizon": 50}),
+    "no say, groups": ({}, {"algorithm": "grpo", "policy_loss": "gspo"}),
+    "a silent process": ({}, {"algorithm": "rloo", "scale_scores": True}),
 }
+SILENT = {
+    "no say": (1, 7, 8, 9),
+    "no say, groups": (2, 6, 7, 11),  # 3 and 10 are alone in their groups then
+    "a silent process": (0, 1, *range(6, 12)),
+}
+"""Rows on which nothing has a say."""
 WAYS = {
     "SGD": ("fp32", partial(torch.optim.SGD, lr=0.1, weight_decay=0.01)),
     "Adam": ("fp32", partial(torch.optim.Adam, lr=5e-3, eps=1e-5)),
@@ -101,6 +110,13 @@ def trained(kind, way):
     )
     rollout = replace(rollout, ended=(torch.arange(ROWS) % 3 > 0)[mine])
     scores = torch.tensor([-1.0, 2, 0.5, 0, 1, -2, 0.3, 1.1, 0.7, -0.2, 0.1, 0.9])[mine]
+    if silent := SILENT.get(kind):
+        scores = [
+            None if n in silent else s.item()
+            for n, s in zip(range(ROWS)[mine], scores, strict=True)
+        ]
+        with pytest.warns(UserWarning, match="this step makes no update"):
+            assert trainer.step(rollout, [None] * len(scores))["ppo/updates"] == 0
     for _ in range(2):
         stats = trainer.step(rollout, scores)
     after = torch.cat([weight.detach().flatten() for weight in weights])
@@ -115,6 +131,7 @@ def share(trainer, rows):
 
 TABLE = [(kind, way) for kind in KINDS for way in WAYS] + [(kind, "SGD") for kind in MORE]
 QUICK = [(kind, "SGD") for kind in [*KINDS, "penalties", "warm-up", "pretraining", "experts"]]
+QUICK += [(kind, "SGD") for kind in SILENT]
 QUICK += [("routers", "SGD"), ("LoRA", "Adam"), ("ppo", "bf16")]
 
 

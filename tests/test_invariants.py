@@ -1,5 +1,7 @@
 """What must not change the numbers does not; tolerances are relative, 1e-5 in float32."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -32,12 +34,13 @@ def gradient_of_one_update(rollout, scores, **settings):
     )
     stats = trainer.step(rollout, scores)
     gradient = {name: before[name] - weight.detach() for name, weight in model.named_parameters()}
-    return stats, gradient
+    return stats, gradient, trainer
 
 
 def assert_same(one, other, tolerance=1e-5):
-    (stats, gradient), (other_stats, other_gradient) = one, other
-    for name in ("ppo/loss/total", "ppo/loss/policy", "ppo/loss/value", "objective/kl"):
+    (stats, gradient, _), (other_stats, other_gradient, _) = one, other
+    names = "ppo/loss/total", "ppo/loss/policy", "ppo/loss/value", "objective/kl"
+    for name in (name for name in names if name in other_stats):
         assert stats[name] == pytest.approx(other_stats[name], rel=tolerance, abs=1e-6), name
     flat = torch.cat([gradient[name].flatten() for name in gradient])
     other_flat = torch.cat([other_gradient[name].flatten() for name in gradient])
@@ -58,6 +61,63 @@ def test_forward_batch_size_and_token_budget(forward_batch_size, token_budget):
         *rollout_and_scores(), forward_batch_size=forward_batch_size, token_budget=token_budget
     )
     assert_same(whole, split)
+
+
+@pytest.mark.parametrize(
+    ("settings", "silent"),
+    [
+        ({"whiten_rewards": True, "scale_scores": True, "center_scores": True}, [2]),
+        ({"adaptive_kl": True, "kl_horizon": 100, "aggregate": "sequence"}, [0, 4, 5]),
+        ({"algorithm": "grpo", "forward_batch_size": 2}, [1]),
+        ({"algorithm": "rloo", "policy_loss": "gspo"}, [1]),
+        ({"algorithm": "grpo", "missing_eos_penalty": 1.0}, [0, 1, 4]),  # 2 is alone then
+    ],
+)
+@pytest.mark.parametrize("per_token", [False, True])
+def test_a_row_without_a_say_is_a_row_that_is_not_there(settings, silent, per_token):
+    """Figures, gradients, coefficients and moments are those of the batch without it."""
+    rollout, scores = rollout_and_scores()
+    groups = torch.tensor([7, 7, 7, 2, 2, 2])
+    rollout = replace(rollout, group_ids=groups, ended=torch.arange(6) % 2 > 0)
+    gone = {*silent, 2} if "missing_eos_penalty" in settings else set(silent)
+    rows = [row for row in range(6) if row not in gone]
+    if per_token and "missing_eos_penalty" in settings:
+        return  # which is for whole responses
+    given = [float(score) for score in scores]
+    if per_token:
+        given = [[s / 2] * n for s, n in zip(given, rollout.response_mask.sum(1), strict=True)]
+    with_none = [None if row in silent else score for row, score in enumerate(given)]
+    said = [given[row] for row in rows]
+    one = gradient_of_one_update(rollout, with_none, **settings)
+    sizes = {"batch_size": len(rows), "minibatch_size": len(rows)}
+    other = gradient_of_one_update(rollout.select(rows), said, **sizes | settings)
+    assert_same(one, other, 1e-6)
+    assert one[0].keys() == other[0].keys()
+    for name, value in other[0].items():
+        if not name.startswith("time/"):
+            torch.testing.assert_close(
+                torch.as_tensor(one[0][name]), torch.as_tensor(value), rtol=1e-6, atol=1e-6
+            )
+    assert len(one[0]["objective/kl_dist"]) == len(rows)
+    if "adaptive_kl" in settings:
+        assert one[2].kl_ctl.value == other[2].kl_ctl.value != one[2].config.init_kl_coef
+    assert one[2].score_moments.state_dict() == other[2].score_moments.state_dict()
+
+
+def test_a_batch_on_which_nothing_has_a_say_changes_nothing_but_the_count():
+    rollout, _ = rollout_and_scores()
+    trainer = PPOTrainer(tiny_gpt2(0), tiny_gpt2(1), batch_size=6, precision="fp32")
+    before = [weight.detach().clone() for weight in trainer.model.parameters()]
+    state = trainer.state_dict()
+    with pytest.warns(UserWarning, match="must be numbers for some responses, got None for all 6"):
+        stats = trainer.step(rollout, [None] * 6)
+    assert stats["ppo/updates"] == stats["ppo/skipped_updates"] == 0
+    assert all(map(torch.equal, before, trainer.model.parameters()))
+    after = trainer.state_dict()
+    assert after.pop("steps_done") == state.pop("steps_done") + 1
+    assert str(after) == str(state)
+    with pytest.raises(ValueError, match="finite numbers, got nan for 1 of 6 responses, in row 2"):
+        trainer.step(rollout, torch.tensor([1, 2, float("nan"), 4, 5, 6]))
 
 
 def test_extra_padding():
@@ -111,7 +171,7 @@ def test_padded_rows_equal_rows_alone():
 def test_first_minibatch_has_ratio_1_and_approxkl_0(equal_lengths):
     queries = ragged([4] * 6 if equal_lengths else QUERIES)
     responses = ragged([5] * 6 if equal_lengths else RESPONSES, seed=1)
-    stats, _ = gradient_of_one_update(
+    stats, *_ = gradient_of_one_update(
         Rollout.from_lists(queries, responses), torch.linspace(-2, 1, 6), forward_batch_size=2
     )
     assert abs(stats["ppo/policy/ratio"] - 1).max() < 1e-5
@@ -121,7 +181,9 @@ def test_first_minibatch_has_ratio_1_and_approxkl_0(equal_lengths):
 
 
 def test_first_minibatch_in_bf16_is_near():
-    stats, _ = gradient_of_one_update(*rollout_and_scores(), precision="bf16", forward_batch_size=2)
+    stats, *_ = gradient_of_one_update(
+        *rollout_and_scores(), precision="bf16", forward_batch_size=2
+    )
     assert abs(stats["ppo/policy/ratio"] - 1).max() < 0.05
     assert stats["ppo/first_log_ratio"] < 0.01
 

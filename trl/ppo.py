@@ -219,10 +219,7 @@ class PPOTrainer:
         rollout, scores, says, texts = checked_everywhere(self.accelerator, given, groups=groups)
         counting = rows_that_count(self.accelerator, rollout, scores, says)
         if counting is None:
-            what = f"`scores` must be numbers for some responses, got None for all {len(rollout)}"
-            warnings.warn(f"{what}: this step makes no update.", stacklevel=3)
-            self.steps_done += 1
-            return {"ppo/updates": 0.0, "ppo/skipped_updates": 0.0} | clock.stats()
+            return self._no_update(len(rollout))
         rollout, scores, counted = counting
         models = [model for model in (self.model, self.ref_model) if model is not None]
         with (
@@ -269,6 +266,13 @@ class PPOTrainer:
         self.steps_done += 1
         clock.lap("calc_stats")
         return stats | (self.auto_rate.stats() if self.auto_rate else {}) | clock.stats()
+
+    def _no_update(self, rows: int) -> Stats:
+        """End a step on so many rows that all do not count."""
+        what = f"`scores` must be numbers for some responses, got None for all {rows}"
+        warnings.warn(f"{what}: this step makes no update.", stacklevel=4)
+        self.steps_done += 1
+        return {"ppo/updates": 0.0, "ppo/skipped_updates": 0.0} | self.clock.stats()
 
     def autocast(self) -> torch.autocast:
         """Return a context in which models compute at the trainer's precision, as for sampling."""

@@ -29,6 +29,7 @@ from trl.config.types import Count, Whole
 from trl.data.prompts import PromptSplit
 from trl.data.stream import BUFFER, PromptStream
 from trl.evaluation.function import as_scorer
+from trl.evaluation.scores import Scorer
 from trl.evaluation.weighted_sum import Part, WeightedSum, check_columns
 from trl.models.reference import ReferenceKind
 from trl.optimization.settings import resolve_config
@@ -156,9 +157,7 @@ def train(
     config = resolve_config(config, ppo_params, learns)
     scorer = WeightedSum(reward) if isinstance(reward, list | dict) else as_scorer(reward)
     split = _split(prompts, held_out, shuffle_buffer, saved=out is not None)
-    rows = [each for each in (split.train, split.held_out) if len(each)]
-    check_columns(scorer, lambda: map(_columns, rows))
-    _warn_of_frozen_weights(model, peft_config, unfrozen_layers)
+    _look_before_loading(scorer, split, model, peft_config, unfrozen_layers)
     falls = settings.ScheduleConfig(kind="linear" if decay_learning_rate else "constant")
     every = settings.CheckpointConfig(every=checkpoint_every, keep_optimizer=keep_optimizer)
     often = {"steps": steps, "eval_every": eval_every, "seed": config.seed}
@@ -186,12 +185,6 @@ def train(
         )
         recipe = _described(recipe, made, folder, model, sampling, loading.get("gguf_file"))
         return _trained(Run(recipe, made, folder, on_step=on_step, on_finding=_warn_of), checkpoint)
-
-
-def _columns(prompts: Any) -> list[str]:
-    """Return the columns that rewards will know of some prompts."""
-    others = prompts_apart(prompts[:1])[1]
-    return list(others[0]) if others else []
 
 
 def _only_tokens(split: PromptSplit) -> bool:
@@ -327,6 +320,13 @@ def _check_arguments(
         refuse("sampler_kwargs", f"not have `{name}`", fix=fix, error=TypeError)
 
 
+def _look_before_loading(scorer: Scorer, split: PromptSplit, model: Any, *reasons: Any) -> None:
+    """Raise if a reward asks for a column that prompts lack; warn of weights that are frozen."""
+    rows = [prompts_apart(each[:1])[1] for each in (split.train, split.held_out) if len(each)]
+    check_columns(scorer, lambda: [others[0].keys() if others else () for others in rows])
+    _warn_of_frozen_weights(model, *reasons)
+
+
 def _warn_of_frozen_weights(model: Any, *reasons: Any) -> None:
     """Warn if a loaded model has weights that are not trained, and nothing says why."""
     explained = hasattr(model, "v_head") or hasattr(model, "get_base_model")
@@ -340,5 +340,5 @@ def _warn_of_frozen_weights(model: Any, *reasons: Any) -> None:
             f"`model` must require gradients for what is to be trained, but {frozen} of its "
             f"{len(weights)} weights do not and stay as they are, perhaps since an earlier run: "
             "call model.requires_grad_(True) to train all, or pass unfrozen_layers or peft_config.",
-            stacklevel=3,
+            stacklevel=4,
         )
