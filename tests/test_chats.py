@@ -210,11 +210,16 @@ def test_prompts_that_are_chats_or_have_been_through_the_template_stay(tmp_path,
     tokens = tokenizer(text, return_tensors="pt").input_ids[0]
     assert prompts_seen(model, [tokens] * 2)[0] == ("user\nWhy?\nassistant\n", None)
     assert prompts_seen(model, ["Why?"] * 2, chat=False)[0] == ("Why?", None)
-    assert capsys.readouterr().err == ""
+    own = [{"role": "system", "content": "Own."}, *chat]
+    assert [each for _, each in prompts_seen(model, [own, chat], system="Be.", seed=1)] in (
+        [own, [own[0] | {"content": "Be."}, *chat]],
+        [[own[0] | {"content": "Be."}, *chat], own],
+    )
+    assert "trl.train" not in capsys.readouterr().err
     rows = [{"prompt": "Why?", "answer": "so"}] * 2
     assert prompts_seen(model, rows)[0] == (text, chat)
     assert prompts_seen(model, lambda: iter(rows * 9))[0] == (text, chat)  # a stream
-    assert capsys.readouterr().err.count("\n") == 2
+    assert capsys.readouterr().err.count("trl.train: texts are sent as") == 2
 
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}

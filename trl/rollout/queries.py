@@ -306,7 +306,7 @@ class ChatForm:
         first: Some of the prompts, or rows of them.
         chat: Whether texts are sent as chats. None: if there is a chat template, and has not
             written the texts already.
-        system: The system message of each chat.
+        system: The system message of each chat that has none of its own.
         chat_template_kwargs: See `encode_queries`.
         section: What stands before the names of these settings in errors, as "data.".
 
@@ -362,13 +362,12 @@ class ChatForm:
             prompt = [{"role": "user", "content": prompt}]
         if self.system is None:
             return prompt
-        own = "token ids" if isinstance(prompt, Tensor) else ""
-        if not own and (messages := _messages(prompt, "prompts"))[0]["role"] == "system":
-            own = "a system message of its own"
-        if own:
-            rule = f"be None for a prompt that has {own}"
+        if isinstance(prompt, Tensor):
+            rule = "be None for prompts that are token ids"
             refuse(f"{self._section}system", rule, shown(self.system))
-        return [{"role": "system", "content": self.system}, *messages]
+        messages = _messages(prompt, "prompts")
+        own = messages[0]["role"] == "system"
+        return messages if own else [{"role": "system", "content": self.system}, *messages]
 
     def _problem(self, tokenizer: PreTrainedTokenizerBase, told: Mapping[str, Any]) -> str:
         """Return why the template takes no system message; empty: it does."""

@@ -114,7 +114,7 @@ def train(
             it is. None: if the tokenizer has a chat template, and the texts have not been through
             it already; a line on the standard error then says so. Prompts that are chats, or token
             ids, are sent as they are in any case.
-        system: The system message of each chat.
+        system: The system message of each chat that has none of its own.
         chat_template_kwargs: What the chat template is told besides the messages, as
             {"enable_thinking": False}.
         decay_learning_rate: Let the learning rate fall linearly to 0; of "auto", the way that the

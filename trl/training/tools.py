@@ -7,7 +7,6 @@ show(rows)
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import sys
@@ -123,9 +122,8 @@ def loaded(
         warnings.filterwarnings("ignore", message=".*from a cut distribution")  # in training only
         tokenizer = find_tokenizer(None, name, None, where, needed=False)
         form = None if tokenizer is None else ChatForm(tokenizer, first, **how)
-        policy = (
-            load_policy(name, **where).to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        policy = load_policy(name, **where).to(device).eval()
         tokenizer = tokenizer or find_tokenizer(None, name, policy, where)
         told = {"chat_template_kwargs": how.get("chat_template_kwargs")}
         has_bos = tokenizer.bos_token_id is not None
@@ -210,7 +208,8 @@ def score_texts(
     prefixes = [prefix for reward in rewards for prefix in reward.targets]
     pairs = [_pair(text, prefixes) if isinstance(text, str) else text for text in texts]
     functions = [getattr(part, "function", None) for part, _ in scorer.parts.values()]
-    asked = {name for each in functions if each for name in inspect.signature(each).parameters}
+    codes = [each.__code__ for each in functions if hasattr(each, "__code__")]
+    asked = {name for code in codes for name in code.co_varnames[: code.co_argcount]}
     if asked & OF_PROMPTS and not any(prompt for prompt, _ in pairs):
         told = "the reward reads prompts, and TEXTS has none: give columns prompt and response"
         print(f"trl: {told}, or messages.", file=sys.stderr)
@@ -221,11 +220,10 @@ def score_texts(
         more = {k: tuple(v[start : start + AT_ONCE]) for k, v in (columns or {}).items()}
         rollout = _rollout_of(pairs[start : start + AT_ONCE], more)
         scored = score(scorer, rollout)
-        for row, (text, total) in enumerate(
-            zip(texts_of(rollout), scored.totals.tolist(), strict=True)
-        ):
+        totals = scored.totals.tolist()
+        for row, text in enumerate(texts_of(rollout)):
             parts = {name: part[row].item() for name, part in scored.parts.items()}
-            rows.append({"text": text, "score": total, "parts": parts})
+            rows.append({"text": text, "score": totals[row], "parts": parts})
     return rows
 
 
@@ -255,12 +253,13 @@ def form_of(values: Mapping[str, Any], path: Path) -> ChatForm | None:
         path: The file, which may be that of a run.
     """
     data = build(DataConfig, values.get("data") or {}, owner=str(path))
+    if data.sends_chats is False:
+        return None
     name = (values.get("model") or {}).get("name", STARTER)
     beside = policy_folder(path.parent) if (path.parent / "policy").is_dir() else model_name(name)
     tokenizer = find_tokenizer(None, beside, None, {}, needed=False)
-    if data.sends_chats is False or not getattr(tokenizer, "chat_template", None):
-        return None
-    return ChatForm(tokenizer, (), **of_recipe(data))
+    there = getattr(tokenizer, "chat_template", None) is not None
+    return ChatForm(tokenizer, (), **of_recipe(data)) if there else None
 
 
 # -- texts in, rows out --------------------------------------------------------------------------
