@@ -313,7 +313,7 @@ def test_texts_are_chats_for_a_model_with_a_template_unless_they_are_openings(tm
     own.chat_template = "<bos>" + CHAT_TEMPLATE
     path = written(tmp_path / "b.txt", "<bos>user: abc\n")
     assert load(path, tokenizer=own, **AS_THEY_ARE).train == ["<bos>user: abc"]
-    with pytest.raises(ValueError, match=r"`data.system` must be None where .* chat_template"):
+    with pytest.raises(ValueError, match=r"`data.system` .* set tokenizer.chat_template"):
         load(path, system="be", **AS_THEY_ARE)
 
 

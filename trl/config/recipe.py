@@ -127,11 +127,13 @@ class DataConfig:
     """Column with the prompts. None: the only one, or prompt, query, text or messages."""
     template: Text | None = None
     """A prompt made of columns, as "Review: {text}"; None: the column as it is."""
-    chat: bool = False
-    """Make each text the user's message of a chat."""
+    chat: bool | None = None
+    """Make each text the user's message of a chat. None: if the model has a chat template, which
+    has not written the texts already, and they are no openings to go on from: those of starter and
+    model, and what has `prefixes` or `cut_tokens`. Prompts that are chats stay chats."""
     system: Text | None = None
     """System message of each chat."""
-    chat_template_kwargs: Values = field(default_factory=dict)
+    chat_template_kwargs: Values | None = None
     """What the chat template is told besides the messages, as {enable_thinking: false}."""
     prefixes: Texts = ()
     """Control prefixes: every prompt comes with each of them in turn."""

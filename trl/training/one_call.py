@@ -300,7 +300,7 @@ def _described(
             held_out=len(parts.prompts.held_out),
             chat=None if isinstance(sent[0], Tensor) else not isinstance(sent[0], str),
             system=_system_of(sent),
-            chat_template_kwargs=given.get("chat_template_kwargs", {}),
+            chat_template_kwargs=given.get("chat_template_kwargs"),
         ),
         sampling=settings.SamplingConfig(
             shortest_limit=limits[0],

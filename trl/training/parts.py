@@ -160,7 +160,7 @@ class Parts:
         scorer, judge = load_scorer(recipe.reward, trust)
         _check_best(recipe.checkpoints.best, judge)
         model, sampling, seed = recipe.model, recipe.sampling, recipe.seed
-        told = dict(recipe.data.chat_template_kwargs)
+        told = recipe.data.chat_template_kwargs
         where = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
         parts = cls(
             model_name(model.name),

@@ -139,7 +139,7 @@ def sent_as(model: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def of_recipe(data: DataConfig) -> dict[str, Any]:
     """Return the settings of `ChatForm` in a recipe."""
-    told = {"system": data.system, "chat_template_kwargs": dict(data.chat_template_kwargs)}
+    told = {"system": data.system, "chat_template_kwargs": data.chat_template_kwargs}
     return {"chat": data.sends_chats} | told
 
 
