@@ -101,6 +101,7 @@ def recipe_of(settings: dict[str, Any], folder: Path) -> Recipe:
     own = {
         "model.name": "{folder}/model",
         "data.prompts": "{folder}/prompts.txt",
+        "data.chat": False,
         "data.held_out": 4,
         "sampling.max_new_tokens": 6,
         "reward": [{"kind": "function", "name": "{folder}/reward.py:count_w7"}],
@@ -298,6 +299,7 @@ CASES = {
     "data.template": Case("w3 {text}", prompts),
     "data.chat": Case(True, prompts),
     "data.system": Case("w5 w5", prompts, {"data.chat": True}),
+    "data.chat_template_kwargs": Case({"extra": True}, first_step, {"data.chat": True}),
     "data.prefixes": Case(["w1 ", "w2 "], prompts),
     "data.cut_tokens": Case([1, 2], prompts),
     "data.min_tokens": Case(3, prompts),
@@ -431,7 +433,7 @@ def sources(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sources")
     make_parts(folder)
     ours, other = tokenizer(), tokenizer()
-    ours.chat_template = CHAT_TEMPLATE
+    ours.chat_template = CHAT_TEMPLATE + "{% if extra %} w9{% endif %}"
     ours.save_pretrained(folder / "model")
     tiny_model("llama", seed=1).save_pretrained(folder / "other")
     other.add_tokens(["w1w"])

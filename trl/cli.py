@@ -3,6 +3,7 @@
     trl train RECIPE         run a recipe: a YAML file, or the name of one that ships with trl
     trl demo                 tune a small GPT-2 to write positive film reviews
     trl sample MODEL         let a policy, or the policy of a run, write
+    trl chat MODEL           talk to a model, or to a run's before and after, side by side
     trl score TEXTS          score texts as a recipe does
     trl report RUN ...       write the report of a run, or of several side by side
     trl compare RUN ...      show how runs ended and what they did differently
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import sys
 import textwrap
@@ -125,22 +127,34 @@ def _sample(options: argparse.Namespace, flags: Flags) -> int:
 
     given = vars(options)
     source, prompts, out = given.pop("prompts"), given.pop("prompt"), given.pop("out")
-    tools.show(tools.sample(prompts=prompts or tools.read_prompts(source), **given), out)
+    prompts = tools.read_prompts(source) if source else prompts
+    tools.show(tools.sample(prompts=prompts, **given), out)
+    return 0
+
+
+def _chat(options: argparse.Namespace, flags: Flags) -> int:
+    for name in filter(None, (options.model, options.before)):
+        _check_beside_runs(name)
+    from trl.training.chat import talk
+
+    talk(**vars(options))
     return 0
 
 
 def _score(options: argparse.Namespace, flags: Flags) -> int:
     path = options.recipe and find_recipe(options.recipe)
-    values = settings.read_yaml(path) if path else {}
-    values = {"reward": values["reward"]} if "reward" in values else {}
+    every = settings.read_yaml(path) if path else {}
+    values = {"reward": every["reward"]} if "reward" in every else {}
     owner = str(path) if path else None
     rewards = settings.build(settings.Scoring, values, flags=flags, owner=owner).reward
     rewards = _with_code(rewards, path or None, flags, options.trust)
     _list_code(rewards)
     from trl.training import tools
 
-    texts = tools.read_texts(options.texts)
-    tools.show(tools.score_texts(texts, rewards, options.trust), options.out)
+    texts, columns = tools.read_texts(options.texts)
+    form = tools.form_of(every, path) if path and "task" not in every else None
+    rows = tools.score_texts(texts, rewards, options.trust, columns=columns, form=form)
+    tools.show(rows, options.out)
     return 0
 
 
@@ -213,6 +227,18 @@ RUNS = {"runs": _word("RUN", "the folder of a run", nargs="+")}
 LINES = {"--out": _word("FILE", "write lines of JSON there; -: to the screen")}
 RECIPE = _word("RECIPE", "a YAML file, the folder of a run, or the name of a recipe")
 
+SENT = {
+    "--system": _word("TEXT", "the system message; default: that of the run"),
+    "--chat-template-kwargs": _word(
+        "JSON", "what the chat template is told: '{\"enable_thinking\": false}'", type=json.loads
+    ),
+}
+DRAWN = {
+    "--temperature": _number(1.0, "divides the logits", "1"),
+    "--top-k": _number(0, "among the k likeliest tokens", "all"),
+    "--top-p": _number(1.0, "among those of this share", "all"),
+    "--seed": _number(0, "of the random numbers"),
+}
 COMMANDS = {
     "train": Command(
         _train,
@@ -234,12 +260,28 @@ COMMANDS = {
             "model": _word("MODEL", "a folder, a hub name, or starter"),
             "--prompt": _word("TEXT", "what to go on from", nargs="+"),
             "--prompts": _word("FILE", "one prompt a line, or a table with a column of them"),
+            "--chat": {
+                "action": argparse.BooleanOptionalAction,
+                "help": "send texts as chats, or not; default: as in the run, else if the model "
+                "has a chat template",
+            },
+            **SENT,
             "--n": _number(1, "responses to each prompt"),
             "--max-new-tokens": _number(48, "most tokens"),
-            "--temperature": _number(1.0, "divides the logits", "1"),
-            "--top-k": _number(0, "among the k likeliest tokens", "all"),
-            "--top-p": _number(1.0, "among those of this share", "all"),
-            "--seed": _number(0, "of the random numbers"),
+            **DRAWN,
+            **LINES,
+        },
+    ),
+    "chat": Command(
+        _chat,
+        "Talk to a model; to the policy of a run and to the model that it began as, side by side. "
+        "A message a line, from the terminal or a pipe; /clear begins anew, Ctrl-D ends.",
+        {
+            "model": _word("MODEL", "a folder, a hub name, starter, or the folder of a run"),
+            "--before": _word("BASE", "a model that gets the same messages"),
+            **SENT,
+            "--max-new-tokens": _number(256, "most tokens of an answer"),
+            **DRAWN,
             **LINES,
         },
     ),
@@ -250,8 +292,8 @@ COMMANDS = {
         {
             "texts": _word(
                 "TEXTS",
-                "a file with one text a line, a table with a column text, or prompt and response; "
-                "-: lines of the standard input",
+                "a file with one text a line; a table with a column text, prompt (or query) and "
+                "response (or completion), or messages; -: lines of the standard input",
             ),
             "--recipe": RECIPE,
             **TRUST,

@@ -299,6 +299,24 @@ def assistant(text):
     return {"role": "assistant", "content": text}
 
 
+def test_texts_are_chats_for_a_model_with_a_template_unless_they_are_openings(tmp_path):
+    path = written(tmp_path / "a.txt", "abc\nbcd\n")
+    split = load(path, tokenizer=chatty(), **AS_THEY_ARE)
+    assert split.train == [[user("abc")], [user("bcd")]]
+    assert "data.chat: false" in str(split)
+    assert load(path, tokenizer=chatty(), chat=True, **AS_THEY_ARE).note == ""
+    for openings in ({"cut_tokens": (9, 9)}, {"prefixes": ("+",)}, {"chat": False}):
+        plain = load(path, tokenizer=chatty(), **openings, **AS_THEY_ARE)
+        assert plain.train[0].endswith("abc")
+        assert plain.note == ""
+    own = chatty()
+    own.chat_template = "<bos>" + CHAT_TEMPLATE
+    path = written(tmp_path / "b.txt", "<bos>user: abc\n")
+    assert load(path, tokenizer=own, **AS_THEY_ARE).train == ["<bos>user: abc"]
+    with pytest.raises(ValueError, match=r"`data.system` .* set tokenizer.chat_template"):
+        load(path, system="be", **AS_THEY_ARE)
+
+
 def chat_lines(chats):
     return "\n".join(json.dumps({"messages": chat}) for chat in chats)
 

@@ -38,6 +38,7 @@ from trl.config.types import (
     Sources,
     Text,
     Texts,
+    Values,
     WeightOfEach,
     Whole,
 )
@@ -126,10 +127,14 @@ class DataConfig:
     """Column with the prompts. None: the only one, or prompt, query, text or messages."""
     template: Text | None = None
     """A prompt made of columns, as "Review: {text}"; None: the column as it is."""
-    chat: bool = False
-    """Make each text the user's message of a chat."""
+    chat: bool | None = None
+    """Make each text the user's message of a chat. None: if the model has a chat template, which
+    has not written the texts already, and they are no openings to go on from: those of starter and
+    model, and what has `prefixes` or `cut_tokens`. Prompts that are chats stay chats."""
     system: Text | None = None
-    """System message of such a chat."""
+    """System message of each chat."""
+    chat_template_kwargs: Values | None = None
+    """What the chat template is told besides the messages, as {enable_thinking: false}."""
     prefixes: Texts = ()
     """Control prefixes: every prompt comes with each of them in turn."""
     cut_tokens: CountRange | None = None
@@ -153,12 +158,18 @@ class DataConfig:
     model_prompt_tokens: CountRange = (2, 8)
     """Their tokens: at least and at most."""
 
+    @property
+    def sends_chats(self) -> bool | None:
+        """Whether texts are sent as chats; None: if the model has a chat template."""
+        openings = self.prompts in (STARTER, "model") or self.prefixes or self.cut_tokens
+        return False if self.chat is None and openings else self.chat
+
     def contradictions(self) -> Iterator[Contradiction]:
         """Yield what is wrong with settings that each are in order."""
         if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
             yield "min_tokens", f"be <= max_tokens ({self.max_tokens})", "lower it"
-        if self.system is not None and not self.chat:
-            yield "system", "be None unless `chat` is true", "set chat: true"
+        if self.system is not None and self.sends_chats is False:
+            yield "system", "be None where texts are sent as they are", "set chat: true"
         if len(set(self.prefixes)) < len(self.prefixes):
             yield "prefixes", "differ from each other"
         if not all(prefix.strip() for prefix in self.prefixes):

@@ -37,7 +37,7 @@ from trl.data.sources import (
     streamed_dataset,
 )
 from trl.data.stream import PromptStream, reader_of_dataset
-from trl.rollout.queries import encode_queries
+from trl.rollout.queries import SENT_AS_CHATS, ChatForm, encode_queries
 from trl.rollout.sampler import Sampler
 
 T = TypeVar("T")
@@ -61,6 +61,8 @@ class PromptSplit:
     may ask for, as rows {"prompt": …, column: …}."""
     held_out_rows: Sequence[Any] = ()
     """Likewise of `held_out`."""
+    note: str = ""
+    """How they are sent, if nobody has said how."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train_rows", self.train_rows or self.train)
@@ -70,6 +72,7 @@ class PromptSplit:
         stream = isinstance(self.train_rows, PromptStream)
         trained = str(self.train_rows) if stream else f"{len(self.train):,} prompts to train on"
         text = f"{trained}, {len(self.held_out):,} held out"
+        text += f"; {self.note}" if self.note else ""
         return text + (f"; left out: {_reasons(self.left_out)}" if self.left_out else "")
 
 
@@ -127,7 +130,8 @@ def load_prompts(
     rows = [_finished(side, settings.prefixes) for side in (train[:end], held_out or train[end:])]
     prompts_alone = [[row["prompt"] for row in side] for side in rows]
     with_more = [side if side and len(side[0]) > 1 else () for side in rows]
-    return PromptSplit(*prompts_alone, dict(+prepare.left_out), *with_more)  # the counts above 0
+    counts = dict(+prepare.left_out)  # those above 0
+    return PromptSplit(*prompts_alone, counts, *with_more, note=prepare.note)
 
 
 def columns_for_rewards(settings: DataConfig) -> list[list[str]]:
@@ -179,7 +183,7 @@ def _streamed(prepare: _Preparation, buffer: int) -> PromptSplit:
     stream.to_be_saved()
     held_out = _finished(stream.held_out if apart is None else apart, settings.prefixes)
     first, held_out_prompts = ([row["prompt"] for row in side] for side in (stream.first, held_out))
-    return PromptSplit(first, held_out_prompts, {}, stream, held_out)
+    return PromptSplit(first, held_out_prompts, {}, stream, held_out, prepare.note)
 
 
 def _as_text(value: Any) -> Any:
@@ -221,6 +225,7 @@ class _Preparation:
     seed: int
     policy: nn.Module | None
     left_out: Counter[str] = field(default_factory=Counter)
+    form: ChatForm | None = None
 
     def __call__(self, source: str, name: str, *, held_out: bool = False) -> list[dict[str, Any]]:
         """Return the rows of a source with their "prompt", before the limit and the prefixes."""
@@ -248,14 +253,22 @@ class _Preparation:
         self, table: Table, name: str, cuts: np.random.Generator, *, unique: bool = False
     ) -> list[dict[str, Any]]:
         """Return the rows of a table with their "prompt", those of a wrong length left out."""
-        prompts = self._prompts(table, name, cuts)
-        if self.settings.system is not None:
-            system = {"role": "system", "content": self.settings.system}
-            prompts = [row | {"prompt": [system, *row["prompt"]]} for row in prompts]
+        rows, settings = self._prompts(table, name, cuts), self.settings
+        if self.form is None:  # for all sources, and all of a stream
+            told = {k: getattr(settings, k) for k in ("system", "chat_template_kwargs")}
+            told["chat"] = settings.sends_chats
+            self.form = ChatForm(self.tokenizer, rows, **told, section="data.")
+        prompts = list(map(self.form, rows))
         if unique:
             each = {_key(prompt): prompt for prompt in prompts}  # where it stood first
             prompts = self.kept(list(each.values()), prompts, "equal to another")
         return self._of_right_length(prompts)
+
+    @property
+    def note(self) -> str:
+        """How texts are sent, if nobody has said how."""
+        decided = self.form is not None and self.form.decided
+        return SENT_AS_CHATS.format("data.chat: false") if decided else ""
 
     def held_out(self) -> list[dict[str, Any]]:
         """Return the held-out rows that have a source of their own."""
@@ -309,10 +322,7 @@ class _Preparation:
         rows = _rows(table, texts, None if settings.template else column)
         whole = [row for row in rows if row["prompt"] is not None]
         self.kept(whole, rows, "not the same tokens when encoded again")
-        rows = self.kept([row for row in whole if row["prompt"].strip()], whole, "blank")
-        if settings.chat:
-            rows = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
-        return rows
+        return self.kept([row for row in whole if row["prompt"].strip()], whole, "blank")
 
     def _chats(self, table: Table, column: str, name: str) -> list[dict[str, Any]]:
         """Return the rows with the chats of a column, up to where the assistant is to speak."""
@@ -323,7 +333,7 @@ class _Preparation:
                 refuse(f"data.{key}", f"be left out for chats, as in {where}", repr(unfit))
         chats: list[Any] = []
         for row, entry in enumerate(table.column(column)):
-            messages = _checked_messages(entry, table.place(row), name)
+            messages = checked_messages(entry, table.place(row), name)
             if settings.system and messages and messages[0]["role"] == "system":
                 place = f"a system message of its own in {table.place(row)}"
                 refuse("data.system", f"be None for a chat that has {place}", repr(settings.system))
@@ -347,7 +357,8 @@ class _Preparation:
             texts = _with_prefixes(prompts, settings.prefixes)
             rows: Sequence[Any] = _first_tokens(texts, self.tokenizer, enough)
         else:
-            rows = encode_queries(prompts, self.tokenizer, name="data.prompts").rows
+            told = {"chat_template_kwargs": settings.chat_template_kwargs, "name": "data.prompts"}
+            rows = encode_queries(prompts, self.tokenizer, **told).rows
         sizes = np.array([len(row) for row in rows]).reshape(len(prompts), -1)  # [., prefixes]
         too_short = sizes.min(1) < low
         too_long = ~too_short & (sizes.max(1) > (math.inf if high is None else high))
@@ -418,7 +429,7 @@ def _written_out(table: Table, column: str, name: str) -> list[Any]:
     return checked_texts(Table(table.source, {column: texts}, table.lines), column, name)
 
 
-def _checked_messages(entry: Any, place: str, name: str) -> list[dict[str, Any]]:
+def checked_messages(entry: Any, place: str, name: str) -> list[dict[str, Any]]:
     """Return the messages of one chat as plain dicts."""
     messages = list(entry) if isinstance(entry, (list, tuple)) else [None]
     if not all(isinstance(m, Mapping) and "role" in m and "content" in m for m in messages):

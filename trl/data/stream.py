@@ -65,6 +65,8 @@ class PromptStream:
         check_values("PromptStream", checks)
         self.read, self.prepare, self.finish = read, prepare, finish
         self.buffer_size, self.limit, self.name, self.once = buffer, limit, name, once
+        self.form: Callable[[Any], Any] = lambda row: row
+        """Makes of a prompt, or a row, what is sent; a state holds it as it was read."""
         self.held_out: Rows = []
         self._to_hold_out = held_out
         self._saved = self._ended = False
@@ -86,7 +88,7 @@ class PromptStream:
             TypeError, ValueError: if the source gives no prompts.
         """
         self._fill()
-        return list(self._buffer)
+        return list(map(self.form, self._buffer))
 
     @property
     def first(self) -> Rows:
@@ -115,7 +117,7 @@ class PromptStream:
             self._fill()
             index = int(torch.randint(len(self._buffer), (), generator=generator))
             self._buffer[index], self._buffer[-1] = self._buffer[-1], self._buffer[index]
-            drawn.append(self._buffer.pop())
+            drawn.append(self.form(self._buffer.pop()))
         return drawn
 
     def state_dict(self) -> dict[str, Any]:

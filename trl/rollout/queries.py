@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -50,6 +51,7 @@ def encode_queries(
     *,
     add_bos: bool = False,
     keep_eos: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     name: str = "queries",
 ) -> Encoded:
     """Return the token ids of each query [Q_i] and its text.
@@ -66,6 +68,7 @@ def encode_queries(
         tokenizer: Needed for texts and chats.
         add_bos: Begin texts with the BOS token where the tokenizer does not do it itself.
         keep_eos: Leave special tokens at the end, as encoders expect them.
+        chat_template_kwargs: What the chat template is told besides, as {"enable_thinking": False}.
         name: What errors call the queries.
 
     Raises:
@@ -90,7 +93,7 @@ def encode_queries(
         texts = list(queries)
     else:
         chats = [_messages(chat, f"{name}[{index}]") for index, chat in enumerate(queries)]
-        texts = _rendered(chats, tokenizer, name)
+        texts = _rendered(chats, tokenizer, name, chat_template_kwargs or {})
     check_unicode(texts, name)
     if chats is None:
         rows = _encode_texts(texts, tokenizer, add_bos, keep_eos)
@@ -153,9 +156,13 @@ def prompts_apart(queries: Any) -> tuple[Any, list[dict[str, Any]] | None]:
     """
     if isinstance(queries, Tensor) or not len(queries) or not isinstance(queries[0], Mapping):
         return queries, None
-    prompt = next(column for column in COLUMNS if column in queries[0])
+    prompt = _prompt_column(queries[0])
     others = [{name: row[name] for name in row if name != prompt} for row in queries]
     return [row[prompt] for row in queries], others if others[0] else None
+
+
+def _prompt_column(row: Mapping[str, Any]) -> str:
+    return next(column for column in COLUMNS if column in row)
 
 
 def _unpadded(encoding: Mapping[str, Any], name: str) -> list[Tensor]:
@@ -238,24 +245,149 @@ def _messages(chat: Any, name: str) -> list[dict[str, Any]]:
 
 
 def _rendered(
-    chats: list[list[dict[str, Any]]], tokenizer: PreTrainedTokenizerBase, name: str
+    chats: list[list[dict[str, Any]]],
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    told: Mapping[str, Any],
 ) -> list[str]:
     """Return the text of each chat, up to where the assistant goes on.
 
     An answer whose beginning is there already is gone on with: it gets no second turn.
     """
     if tokenizer.chat_template is None:
-        fix = "set tokenizer.chat_template, or use the tokenizer of an instruction-tuned model"
-        refuse(name, "be texts for a tokenizer without chat template", "chats", fix)
+        refuse(name, "be texts for a tokenizer without chat template", "chats", NO_TEMPLATE)
     texts = []
     for index, chat in enumerate(chats):
         begun = chat[-1]["role"] == "assistant"
         how = {"add_generation_prompt": not begun, "continue_final_message": begun}
         try:
-            texts.append(str(tokenizer.apply_chat_template(chat, tokenize=False, **how)))
+            texts.append(str(tokenizer.apply_chat_template(chat, tokenize=False, **how, **told)))
         except Exception as error:  # whatever a template raises
             refuse(f"{name}[{index}]", "be a chat that its template can write", str(error))
     return texts
+
+
+# -- texts as chats ------------------------------------------------------------------------------
+
+NO_TEMPLATE = "set tokenizer.chat_template, or use the tokenizer of an instruction-tuned model"
+OURS = ("tokenize", "add_generation_prompt", "continue_final_message")
+"""What every query has of its own, and a chat template is not told by a user."""
+
+
+def check_template_kwargs(
+    tokenizer: PreTrainedTokenizerBase | None, told: Any, name: str = "chat_template_kwargs"
+) -> None:
+    """Raise for what no chat template can be told, or this one does not ask for.
+
+    A template passes over a name that it does not know, without a word.
+    """
+    if not isinstance(told, Mapping | None):
+        refuse(name, "be a dict or None", shown(told), error=TypeError)
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    for each in told or ():
+        if each in OURS or not (template and re.search(rf"\b{re.escape(str(each))}\b", template)):
+            rule = "name what the chat template of the tokenizer asks for"
+            refuse(name, rule, repr(each), "look into tokenizer.chat_template")
+
+
+HELLO = [{"role": "user", "content": "Hello"}]
+"""A chat that any template can write."""
+SENT_AS_CHATS = (
+    "texts are sent as the user's messages of chats, since the tokenizer has a chat template "
+    "({} sends them as they are)"
+)
+
+
+class ChatForm:
+    """How prompts are sent: texts as the user's messages of chats, or as they are.
+
+    Args:
+        tokenizer: With the chat template; None: prompts are token ids.
+        first: Some of the prompts, or rows of them.
+        chat: Whether texts are sent as chats. None: if there is a chat template, and has not
+            written the texts already.
+        system: The system message of each chat that has none of its own.
+        chat_template_kwargs: See `encode_queries`.
+        section: What stands before the names of these settings in errors, as "data.".
+
+    Attributes:
+        chat: Whether texts are sent as chats.
+        decided: Whether nobody but this has said that they are: `SENT_AS_CHATS` tells it.
+
+    Raises:
+        ValueError: naming the setting that the chat template cannot do.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        first: Sequence[Any],
+        *,
+        chat: bool | None = None,
+        system: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        section: str = "",
+    ) -> None:
+        self.system, self._section = system, section
+        check_template_kwargs(tokenizer, chat_template_kwargs, f"{section}chat_template_kwargs")
+        told = dict(chat_template_kwargs or {})
+        has_template = getattr(tokenizer, "chat_template", None) is not None
+        if chat and not has_template:
+            rule = "be false for a tokenizer without chat template"
+            refuse(f"{section}chat", rule, "true", NO_TEMPLATE)
+        texts = [text for text in map(_prompt_of, first) if isinstance(text, str)]
+        self.chat = has_template if chat is None else chat
+        if chat is None and has_template and texts:
+            marks = _marks(tokenizer, told)
+            self.chat = not any(mark in text for text in texts for mark in marks)
+        self.decided = chat is None and self.chat and bool(texts)
+        if system is None:
+            return
+        if not self.chat or tokenizer is None:
+            fix = "write it into the prompts" if has_template else NO_TEMPLATE
+            refuse(
+                f"{section}system", "be None where texts are sent as they are", shown(system), fix
+            )
+        if problem := self._problem(tokenizer, told):
+            rule = f"be None for a chat template that takes no system message ({problem})"
+            refuse(f"{section}system", rule, shown(system), "write it into the prompts")
+
+    def __call__(self, prompt: Any) -> Any:
+        """Return a prompt, or a row of a data set, as it is sent."""
+        if isinstance(prompt, Mapping):
+            return {**prompt, _prompt_column(prompt): self(_prompt_of(prompt))}
+        if isinstance(prompt, str):
+            if not self.chat:
+                return prompt
+            prompt = [{"role": "user", "content": prompt}]
+        if self.system is None:
+            return prompt
+        if isinstance(prompt, Tensor):
+            rule = "be None for prompts that are token ids"
+            refuse(f"{self._section}system", rule, shown(self.system))
+        messages = _messages(prompt, "prompts")
+        own = messages[0]["role"] == "system"
+        return messages if own else [{"role": "system", "content": self.system}, *messages]
+
+    def _problem(self, tokenizer: PreTrainedTokenizerBase, told: Mapping[str, Any]) -> str:
+        """Return why the template takes no system message; empty: it does."""
+        _rendered([HELLO], tokenizer, "prompts", told)  # else it is not about that
+        try:
+            (text,) = _rendered([self(HELLO)], tokenizer, "prompts", told)
+        except ValueError as error:
+            return str(error.__context__)
+        return "" if str(self.system).strip() in text else "it leaves the message out"
+
+
+def _prompt_of(row: Any) -> Any:
+    return row[_prompt_column(row)] if isinstance(row, Mapping) else row
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase, told: Mapping[str, Any]) -> list[str]:
+    """Return the special tokens that the chat template writes: a text with one is its work."""
+    (text,) = _rendered([HELLO], tokenizer, "prompts", told)
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return [str(token) for token in added if token.special and str(token) in text]
 
 
 def decode_pair(

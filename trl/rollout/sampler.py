@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +26,13 @@ from trl.config.types import Count, CountRange, Whole
 from trl.core import LengthSampler
 from trl.fit import check_end_ids, check_ids, check_positions, out_of_memory_told, uncompiled
 from trl.rollout.draw import random_dtype
-from trl.rollout.queries import Encoded, Queries, decode_pair, encode_queries
+from trl.rollout.queries import (
+    Encoded,
+    Queries,
+    check_template_kwargs,
+    decode_pair,
+    encode_queries,
+)
 from trl.rollout.sampling import Distribution, Progress, Writing
 from trl.rollout.stop import StopRule
 
@@ -62,6 +68,8 @@ class Sampler:
             does not). Chats are left as their template has them.
         keep_special_tokens: Leave special tokens in `response_texts`, but for one that ends the
             response: for a reward that looks for a tag.
+        chat_template_kwargs: What the chat template is told besides the messages, as
+            {"enable_thinking": False}.
 
     Attributes:
         calls: How often the sampler was called without `seeds`; set it to resume a run.
@@ -87,13 +95,15 @@ class Sampler:
         max_rows: int | None = None,
         add_bos: bool = False,
         keep_special_tokens: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **unknown: Any,
     ) -> None:
         for name in unknown:
             known = inspect.signature(Sampler).parameters
             raise TypeError(f"Sampler has no setting `{name}`.{closest(name, known)}")
         _check_tokenizer(tokenizer)
-        self.tokenizer = tokenizer
+        check_template_kwargs(tokenizer, chat_template_kwargs)
+        self.tokenizer, self.chat_template_kwargs = tokenizer, chat_template_kwargs
         self.distribution = Distribution(temperature, top_k, top_p, min_new_tokens)
         self._lengths = _check_lengths(max_new_tokens, min_new_tokens)
         # Those of the policy are added when there is one.
@@ -258,6 +268,7 @@ class Sampler:
             self.tokenizer,
             add_bos=self.add_bos,
             keep_eos=is_encoder_decoder(policy),
+            chat_template_kwargs=self.chat_template_kwargs,
             name=name,
         )
         check_ids(policy, encoded.rows, name)

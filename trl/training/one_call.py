@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -27,13 +28,13 @@ from trl.config.errors import refuse
 from trl.config.ppo import group_size
 from trl.config.types import Count, Whole
 from trl.data.prompts import PromptSplit
-from trl.data.stream import BUFFER, PromptStream
+from trl.data.stream import BUFFER, FIRST, PromptStream
 from trl.evaluation.function import as_scorer
-from trl.evaluation.scores import Scorer
+from trl.evaluation.scores import Scorer, words_of
 from trl.evaluation.weighted_sum import Part, WeightedSum, check_columns
 from trl.models.reference import ReferenceKind
 from trl.optimization.settings import resolve_config
-from trl.rollout.queries import Chat, prompts_apart
+from trl.rollout.queries import SENT_AS_CHATS, Chat, ChatForm, prompts_apart
 from trl.rollout.sampler import Sampler
 from trl.training.folder import RunFolder
 from trl.training.loop import Row, checked_prompts
@@ -68,6 +69,9 @@ def train(
     unfrozen_layers: int | None = None,
     on_step: Callable[[int, Row], Any] | None = None,
     max_new_tokens: int | tuple[int, int] = 24,
+    chat: bool | None = None,
+    system: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     decay_learning_rate: bool = True,
     parts: int = 1,
     shuffle_buffer: int = BUFFER,
@@ -92,7 +96,7 @@ def train(
             memory, or has no end, is read as it is used: a `datasets.IterableDataset`; a
             `pathlib.Path`, or several, of files (with * for many); or a function that returns an
             iterable, a new one at each call. An iterator, which can be read but once, can have no
-            `out`.
+            `out`. Texts are sent as chats if the model has a chat template: see `chat`.
         reward: A function from the B texts (query and response) to B numbers, or of what else its
             parameters name (see `FunctionScorer`); any scorer of `trl.evaluation`; or several of
             them, as a list, a list of (scorer, weight), or a dict {scorer: weight}.
@@ -106,6 +110,13 @@ def train(
         on_step: Called as on_step(step, row) after each step, step counting from 1; stops the
             training if it returns what counts as true.
         max_new_tokens: Most tokens of a response, or (shortest, longest) for a random limit.
+        chat: Send each text, held-out ones too, as the user's message of a chat, rather than as
+            it is. None: if the tokenizer has a chat template, and the texts have not been through
+            it already; a line on the standard error then says so. Prompts that are chats, or token
+            ids, are sent as they are in any case.
+        system: The system message of each chat that has none of its own.
+        chat_template_kwargs: What the chat template is told besides the messages, as
+            {"enable_thinking": False}.
         decay_learning_rate: Let the learning rate fall linearly to 0; of "auto", the way that the
             policy goes in a step.
         parts: Write each batch in so many parts, and score one while the next is written: for a
@@ -158,13 +169,16 @@ def train(
     scorer = WeightedSum(reward) if isinstance(reward, list | dict) else as_scorer(reward)
     split = _split(prompts, held_out, shuffle_buffer, saved=out is not None)
     _look_before_loading(scorer, split, model, peft_config, unfrozen_layers)
-    falls = settings.ScheduleConfig(kind="linear" if decay_learning_rate else "constant")
-    every = settings.CheckpointConfig(every=checkpoint_every, keep_optimizer=keep_optimizer)
     often = {"steps": steps, "eval_every": eval_every, "seed": config.seed}
-    recipe = settings.Recipe(**often, schedule=falls, checkpoints=every)
+    kept = {"every": checkpoint_every, "keep_optimizer": keep_optimizer}
+    recipe = _plan(often, kept, "linear" if decay_learning_rate else "constant")
     kind = {"peft_config": peft_config, "unfrozen_layers": unfrozen_layers}
-    sampling = {"max_new_tokens": max_new_tokens, "group_size": group_size(config.algorithm)}
+    told = {"chat_template_kwargs": chat_template_kwargs} if chat_template_kwargs else {}
+    chats = {"chat": chat, "system": system} | told
+    sampling = {"max_new_tokens": max_new_tokens, "group_size": group_size(config.algorithm)} | told
     loading, sampling = kind | (model_kwargs or {}), sampling | (sampler_kwargs or {})
+    given = {"scorer": scorer, "sampling": sampling, "model_kwargs": loading}
+    given |= {"ref_model": ref_model, "tokenizer": tokenizer, "parts": parts, "profile": profile}
     accelerator = make_accelerator(config.precision)
     folder = None if out is None else RunFolder(Path(out).expanduser())
     with opened(folder, resume, accelerator) as (checkpoint, _):
@@ -173,18 +187,18 @@ def train(
             config,
             accelerator,
             recipe,
-            prompts=lambda tokenizer, policy: split,
-            scorer=scorer,
-            sampling=sampling,
-            ref_model=ref_model,
-            tokenizer=tokenizer,
-            model_kwargs=loading,
+            prompts=partial(_sent, split, chats, tells=accelerator.is_main_process),
             only_tokens=_only_tokens(split),
-            parts=parts,
-            profile=profile,
+            **given,
         )
         recipe = _described(recipe, made, folder, model, sampling, loading.get("gguf_file"))
         return _trained(Run(recipe, made, folder, on_step=on_step, on_finding=_warn_of), checkpoint)
+
+
+def _plan(often: Any, kept: Any, kind: Literal["linear", "constant"]) -> settings.Recipe:
+    """Return a recipe of the steps, of the checkpoints, and of how the learning rate goes."""
+    schedule, checkpoints = settings.ScheduleConfig(kind=kind), settings.CheckpointConfig(**kept)
+    return settings.Recipe(**often, schedule=schedule, checkpoints=checkpoints)
 
 
 def _only_tokens(split: PromptSplit) -> bool:
@@ -217,6 +231,25 @@ def _is_tokens(prompts: Any) -> bool:
     return isinstance(prompts_apart(prompts[:1])[0][0], Tensor)
 
 
+def _sent(
+    split: PromptSplit,
+    chats: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase | None,
+    policy: nn.Module | None = None,
+    *,
+    tells: bool,
+) -> PromptSplit:
+    """Return the prompts as they are sent, texts as chats if need be, and tell that once."""
+    form = ChatForm(tokenizer, split.train[:FIRST], **chats)
+    if form.decided and tells:
+        print("trl.train:", SENT_AS_CHATS.format("chat=False"), file=sys.stderr)
+    train, held_out = list(map(form, split.train)), list(map(form, split.held_out))
+    stream = split.train_rows if isinstance(split.train_rows, PromptStream) else None
+    if stream is not None:
+        stream.form = form
+    return PromptSplit(train, held_out, {}, stream or (), held_out)
+
+
 def _trained(run: Run, checkpoint: Path | None) -> Trained:
     """Make the steps that are left."""
     trained = Trained(run.parts.model, run.history)
@@ -245,7 +278,7 @@ def _described(
     if folder is None:  # nobody reads it
         return recipe
     config, loop, policy = parts.trainer.config, parts.loop, parts.model
-    limits = given["max_new_tokens"]
+    limits, sent = given["max_new_tokens"], prompts_apart(parts.prompts.train)[0]
     limits = limits if isinstance(limits, tuple) else (None, limits)
     if not isinstance(model, (str, os.PathLike)):
         inner = language_model(policy)
@@ -265,6 +298,9 @@ def _described(
             else "a stream given in Python",
             shuffle_buffer=loop.stream and loop.stream.buffer_size,
             held_out=len(parts.prompts.held_out),
+            chat=None if isinstance(sent[0], Tensor) else not isinstance(sent[0], str),
+            system=_system_of(sent),
+            chat_template_kwargs=given.get("chat_template_kwargs"),
         ),
         sampling=settings.SamplingConfig(
             shortest_limit=limits[0],
@@ -285,6 +321,14 @@ def _described(
         out=str(folder.path),
         profile=loop.profile and str(loop.profile.folder),
     )
+
+
+def _system_of(prompts: Sequence[Any]) -> str | None:
+    """Return the system message that all prompts share; None: they have none, or several."""
+    if isinstance(prompts[0], str | Tensor):
+        return None
+    found = {words_of(chat[0]) if chat[0]["role"] == "system" else "" for chat in prompts}
+    return (found.pop() or None) if len(found) == 1 else None
 
 
 def _place_of(scorer: Any) -> str:
@@ -315,7 +359,9 @@ def _check_arguments(
         raise TypeError(" ".join(f"train has no parameter `{k}`.{v}" for k, v in hints.items()))
     if not isinstance(sampler_kwargs, Mapping | None):
         refuse("sampler_kwargs", "be a dict or None", repr(sampler_kwargs), error=TypeError)
-    for name in {"tokenizer", "max_new_tokens"}.intersection(sampler_kwargs or ()):
+    for name in {"tokenizer", "max_new_tokens", "chat_template_kwargs"}.intersection(
+        sampler_kwargs or ()
+    ):
         fix = f"pass it as train({name}=...)"
         refuse("sampler_kwargs", f"not have `{name}`", fix=fix, error=TypeError)
 

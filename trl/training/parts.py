@@ -29,6 +29,7 @@ from trl.config.folder import recipe_folder
 from trl.config.recipe import STARTER, LoRAConfig, Recipe, RewardConfig
 from trl.data.pretraining import PretrainingText
 from trl.data.prompts import PromptSplit, columns_for_rewards, load_prompts
+from trl.data.sources import MODEL
 from trl.evaluation import Scorer, WeightedSum
 from trl.evaluation.weighted_sum import Columns, check_columns
 from trl.gguf import gguf_apart
@@ -109,17 +110,22 @@ class Parts:
         only_tokens: bool = False,
         **of_loop: Any,
     ) -> None:
+        # The prompts come first, if they can: a model takes longer, and what is wrong is told.
+        found = find_tokenizer(tokenizer, model, None, model_kwargs, needed=False)
+        written = recipe.data.prompts == MODEL  # by the policy
+        read = None if found is None or written else prompts(found)
         # An adapter's new weights are random.
         with seeded(recipe.seed), quiet_transformers(), warnings.catch_warnings():
             # That peft turned the matrices of GPT-2 about, which it should.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
             self.model = load_policy(model, **model_kwargs)
         self.trainer = PPOTrainer(self.model, ref_model, config, accelerator=accelerator)
-        self.tokenizer = find_tokenizer(
-            tokenizer, model, self.model, model_kwargs, needed=not only_tokens
-        )
+        if found is None:
+            needed = not only_tokens
+            found = find_tokenizer(tokenizer, model, self.model, model_kwargs, needed=needed)
+        self.tokenizer = found
         self.model.tokenizer = self.tokenizer  # saved beside it
-        self.prompts = prompts(self.tokenizer, policy=self.model)
+        self.prompts = read or prompts(found, policy=self.model)
         is_sum = isinstance(scorer, WeightedSum)
         self.judge = judge or (scorer if is_sum else WeightedSum([(scorer, 1.0)]))
         has_bos = getattr(self.tokenizer, "bos_token_id", None) is not None
@@ -156,6 +162,7 @@ class Parts:
         scorer, judge = load_scorer(recipe.reward, trust, columns)
         _check_best(recipe.checkpoints.best, judge)
         model, sampling, seed = recipe.model, recipe.sampling, recipe.seed
+        told = recipe.data.chat_template_kwargs
         where = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
         parts = cls(
             model_name(model.name),
@@ -173,6 +180,7 @@ class Parts:
                 "eos_token_id": "tokenizer" if sampling.eos else None,
                 **{k: getattr(sampling, k) for k in ("stop_strings", "group_size", "max_rows")},
                 **({} if sampling.add_bos else {"add_bos": False}),
+                **({"chat_template_kwargs": told} if told else {}),
             },
             ref_model=model.reference,
             tokenizer=model.tokenizer and model_name(model.tokenizer),
@@ -352,7 +360,7 @@ def peft_config(lora: LoRAConfig) -> Any:
 def find_tokenizer(
     given: PreTrainedTokenizerBase | str | None,
     model: Any,
-    policy: nn.Module,
+    policy: nn.Module | None,
     model_kwargs: Mapping[str, Any],
     *,
     needed: bool = True,
@@ -362,7 +370,7 @@ def find_tokenizer(
     Args:
         given: A tokenizer, its name or folder, or None.
         model: What the policy was loaded from.
-        policy: As it was loaded.
+        policy: As it was loaded; None: it is not yet, and its base not known.
         model_kwargs: With what; revision, subfolder and gguf_file are those of `model` alone.
         needed: Whether it is an error that there is none beside the model.
 
@@ -373,7 +381,8 @@ def find_tokenizer(
         return given
     # An adapter's folder may have none; the model that it was put on comes from another place.
     beside = os.path.expanduser(os.fspath(model)) if isinstance(model, (str, os.PathLike)) else ""
-    names = [beside, language_model(policy).config.name_or_path] if given is None else [given]
+    base = language_model(policy).config.name_or_path if policy is not None else ""
+    names = [beside, base] if given is None else [given]
     names = [os.fspath(name) for name in dict.fromkeys(names) if name]
     trust, failed = bool(model_kwargs.get("trust_remote_code")), None
     for name in names:

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,34 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from trl import starter
 from trl.batch import Rollout
+from trl.config import build, read_yaml
 from trl.config.code import Trust
-from trl.config.errors import shown
-from trl.config.recipe import RewardConfig
+from trl.config.errors import refuse, shown
+from trl.config.recipe import STARTER, DataConfig, Recipe, RewardConfig
+from trl.data.prompts import checked_messages
+from trl.data.sources import Table as Columns
 from trl.data.sources import checked_texts, chosen_column, read_table
-from trl.evaluation.scores import score
+from trl.evaluation.scores import PARAGRAPH, score, texts_of, words_of
 from trl.models.loading import quiet_transformers
 from trl.models.with_value_head import load_policy
+from trl.rollout.queries import SENT_AS_CHATS, Chat, ChatForm
 from trl.rollout.sampler import Sampler
 from trl.training.parts import find_tokenizer, load_scorer, model_name
 from trl.watch.markdown import UNSEEN, visible
 
 Row = dict[str, Any]
-Pair = tuple[str, str]
+Prompt = str | Chat
+Pair = tuple[Prompt, str]
 """A prompt, which may be empty, and what follows it."""
 
+PAIRS = (("prompt", "response"), ("prompt", "completion"), ("query", "response"))
+"""Columns of a prompt and of what follows it."""
+OF_PROMPTS = {"queries", "prompts", "rollout"}
+"""Parameters of a function that reads prompts by themselves."""
 AT_ONCE = 64
 """Rows that are sampled or scored at once."""
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+(\[[^\]]*\])?)?")
@@ -46,34 +56,109 @@ SHOWN_PROMPTS = 8
 """Of the starter's held-out prompts, if there are no others."""
 
 
-def sample(model: str | Path, prompts: Sequence[str], *, n: int = 1, **sampling: Any) -> list[Row]:
-    """Let a policy go on from prompts.
+def sample(
+    model: str | Path,
+    prompts: Sequence[Prompt] | None = None,
+    *,
+    n: int = 1,
+    chat: bool | None = None,
+    system: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    **sampling: Any,
+) -> list[Row]:
+    """Let a policy go on from prompts, or answer them.
 
     Args:
         model: A model's folder or hub name, starter, or the folder of a run.
-        prompts: Texts.
+        prompts: Texts, or chats. None: the first that the run was measured on, else openings of
+            film reviews.
         n: Responses to each.
+        chat: See `trl.train`, as the next two. None: as in the run.
+        system: None: as in the run.
+        chat_template_kwargs: None: as in the run.
         **sampling: Settings of `Sampler`: max_new_tokens, temperature, top_k, top_p, seed.
 
     Returns:
-        n rows for each prompt, side by side: prompt, response, tokens, ended.
+        n rows for each prompt, side by side: prompt (a chat as its messages), response, tokens,
+        ended.
     """
-    name = policy_folder(model)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with quiet_transformers():
-        policy = load_policy(name).to(device).eval()
-        tokenizer = find_tokenizer(None, name, policy, {})
-    settings = {"group_size": n, "max_rows": AT_ONCE, "add_bos": tokenizer.bos_token_id is not None}
-    with warnings.catch_warnings():  # what it warns of matters in training only
-        warnings.filterwarnings("ignore", message=".*from a cut distribution")
-        sampler = Sampler(tokenizer, **settings, **sampling)
+    given = {"chat": chat, "system": system, "chat_template_kwargs": chat_template_kwargs}
+    how = sent_as(model, given)
+    if prompts is None:
+        prompts = _prompts_of_run(model, how.get("system"))
+        how |= {} if prompts or chat else {"chat": False}
+        prompts = prompts or starter.prompts("held-out")[:SHOWN_PROMPTS]
+    policy, sampler, form = loaded(model, prompts, how, group_size=n, max_rows=AT_ONCE, **sampling)
+    if form.decided:
+        print("trl:", SENT_AS_CHATS.format("--no-chat"), file=sys.stderr)
+    asked = list(map(form, prompts))
     with torch.no_grad():
-        rollout = sampler(policy, list(prompts))
+        rollout = sampler(policy, asked)
     lengths, ended = rollout.response_mask.sum(1).tolist(), rollout.ended.tolist()
     return [
-        {"prompt": prompts[row // n], "response": text, "tokens": lengths[row], "ended": ended[row]}
+        {"prompt": asked[row // n], "response": text, "tokens": lengths[row], "ended": ended[row]}
         for row, text in enumerate(rollout.response_texts)
     ]
+
+
+def loaded(
+    model: str | Path,
+    first: Sequence[Prompt],
+    how: Mapping[str, Any],
+    where: Mapping[str, Any] | None = None,
+    **sampling: Any,
+) -> tuple[nn.Module, Sampler, ChatForm]:
+    """Return a policy, what samples from it, and what makes prompts for it.
+
+    Args:
+        model: See `sample`.
+        first: Some prompts.
+        how: See `sent_as`.
+        where: Passed to `load_policy`.
+        **sampling: Settings of `Sampler`.
+    """
+    name, where = policy_folder(model), where or {}
+    with quiet_transformers(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*from a cut distribution")  # in training only
+        tokenizer = find_tokenizer(None, name, None, where, needed=False)
+        form = None if tokenizer is None else ChatForm(tokenizer, first, **how)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        policy = load_policy(name, **where).to(device).eval()
+        tokenizer = tokenizer or find_tokenizer(None, name, policy, where)
+        told = {"chat_template_kwargs": how.get("chat_template_kwargs")}
+        has_bos = tokenizer.bos_token_id is not None
+        sampler = Sampler(tokenizer, add_bos=has_bos, **told, **sampling)
+    return policy, sampler, form or ChatForm(tokenizer, first, **how)
+
+
+def sent_as(model: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of `ChatForm`: those given, else those of the run that a model is of."""
+    data = recipe.data if (recipe := recipe_of(model)) and given.get("chat") is not False else None
+    return (of_recipe(data) if data else {}) | {k: v for k, v in given.items() if v is not None}
+
+
+def of_recipe(data: DataConfig) -> dict[str, Any]:
+    """Return the settings of `ChatForm` in a recipe."""
+    told = {"system": data.system, "chat_template_kwargs": data.chat_template_kwargs}
+    return {"chat": data.sends_chats} | told
+
+
+def recipe_of(model: str | Path) -> Recipe | None:
+    """Return the recipe of the run whose folder, or policy, this is; None: it is of none."""
+    folder = Path(model).expanduser()
+    for file in (folder / "recipe.yaml", folder.parent / "recipe.yaml"):
+        if file.is_file() and "task" not in (values := read_yaml(file)):
+            return build(Recipe, values, owner=str(file))
+    return None
+
+
+def _prompts_of_run(model: str | Path, system: str | None) -> list[Prompt]:
+    """Return the first prompts that a run was measured on, if it was."""
+    file = Path(model).expanduser() / "samples.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines()[:SHOWN_PROMPTS] if file.is_file() else []
+    before = f"{system}{PARAGRAPH}" if system else ""
+    texts = [json.loads(line)["prompt"].removeprefix(before) for line in lines]
+    return list(dict.fromkeys(texts))  # of a few prompts, those of two evaluations
 
 
 def policy_folder(model: str | Path) -> str:
@@ -98,33 +183,60 @@ def policy_folder(model: str | Path) -> str:
 
 
 def score_texts(
-    texts: Sequence[str | Pair], rewards: Sequence[RewardConfig], trust: Trust = ()
+    texts: Sequence[str | Pair],
+    rewards: Sequence[RewardConfig],
+    trust: Trust = (),
+    *,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    form: ChatForm | None = None,
 ) -> list[Row]:
     """Score texts as a recipe does.
 
     Args:
-        texts: Whole texts, or prompts and what follows them.
+        texts: Whole texts, or prompts, which may be chats, and what follows them.
         rewards: The scorers. Those that read tokens do not fit here.
         trust: Modules and packages whose functions may run.
+        columns: What else is known of each text, which functions may ask for.
+        form: How prompts are sent; None: as they are.
 
     Returns:
         A row for each text: text, score, and the score of each part by its name, without its
-        weight.
+        weight. The text of a chat is what its messages say, with a blank line between two.
     """
     with quiet_transformers():
         _, scorer = load_scorer(rewards, trust)
     prefixes = [prefix for reward in rewards for prefix in reward.targets]
     pairs = [_pair(text, prefixes) if isinstance(text, str) else text for text in texts]
+    functions = [getattr(part, "function", None) for part, _ in scorer.parts.values()]
+    codes = [each.__code__ for each in functions if hasattr(each, "__code__")]
+    asked = {name for code in codes for name in code.co_varnames[: code.co_argcount]}
+    if asked & OF_PROMPTS and not any(prompt for prompt, _ in pairs):
+        told = "the reward reads prompts, and TEXTS has none: give columns prompt and response"
+        print(f"trl: {told}, or messages.", file=sys.stderr)
+    if form is not None:
+        pairs = [(form(prompt) if prompt else prompt, answer) for prompt, answer in pairs]
     rows: list[Row] = []
     for start in range(0, len(pairs), AT_ONCE):
-        prompts, responses = zip(*pairs[start : start + AT_ONCE], strict=True)
-        none = torch.zeros(len(prompts), 1, dtype=torch.long)  # tokens that stand for none
-        rollout = Rollout.from_lists(none, none)
-        scored = score(scorer, replace(rollout, query_texts=prompts, response_texts=responses))
-        for row, total in enumerate(scored.totals.tolist()):
+        more = {k: tuple(v[start : start + AT_ONCE]) for k, v in (columns or {}).items()}
+        rollout = _rollout_of(pairs[start : start + AT_ONCE], more)
+        scored = score(scorer, rollout)
+        totals = scored.totals.tolist()
+        for row, text in enumerate(texts_of(rollout)):
             parts = {name: part[row].item() for name, part in scored.parts.items()}
-            rows.append({"text": prompts[row] + responses[row], "score": total, "parts": parts})
+            rows.append({"text": text, "score": totals[row], "parts": parts})
     return rows
+
+
+def _rollout_of(pairs: Sequence[Pair], columns: Mapping[str, tuple[Any, ...]]) -> Rollout:
+    """Return a rollout of texts without tokens; of chats, if one of the prompts is a chat."""
+    none = torch.zeros(len(pairs), 1, dtype=torch.long)  # tokens that stand for none
+    prompts, responses = zip(*pairs, strict=True)
+    chats = None
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        chats = tuple(_as_messages(prompt, "user") for prompt in prompts)
+        prompts = tuple(PARAGRAPH.join(map(words_of, chat)) for chat in chats)
+    texts = {"query_texts": prompts, "response_texts": responses, "query_messages": chats}
+    return replace(Rollout.from_lists(none, none), **texts, columns=columns or None)
 
 
 def _pair(text: str, prefixes: Sequence[str]) -> Pair:
@@ -133,35 +245,81 @@ def _pair(text: str, prefixes: Sequence[str]) -> Pair:
     return prefix, text.removeprefix(prefix)
 
 
+def form_of(values: Mapping[str, Any], path: Path) -> ChatForm | None:
+    """Return how prompts are sent in a recipe; None: as they are, or its model is not here.
+
+    Args:
+        values: What the file says.
+        path: The file, which may be that of a run.
+    """
+    data = build(DataConfig, values.get("data") or {}, owner=str(path))
+    if data.sends_chats is False:
+        return None
+    name = (values.get("model") or {}).get("name", STARTER)
+    beside = policy_folder(path.parent) if (path.parent / "policy").is_dir() else model_name(name)
+    tokenizer = find_tokenizer(None, beside, None, {}, needed=False)
+    there = getattr(tokenizer, "chat_template", None) is not None
+    return ChatForm(tokenizer, (), **of_recipe(data)) if there else None
+
+
 # -- texts in, rows out --------------------------------------------------------------------------
 
 
-def read_prompts(source: str | None) -> list[str]:
-    """Return the prompts of a file or dataset; without one, a few that ship with trl."""
-    if source is None:
-        return starter.prompts("held-out")[:SHOWN_PROMPTS]
+def read_prompts(source: str) -> list[Prompt]:
+    """Return the prompts of a file or dataset; chats up to where the assistant is to speak."""
     table = read_table(source, name="--prompts")
-    return checked_texts(table, chosen_column(table, None, "--prompts"), "--prompts")
+    column = chosen_column(table, None, "--prompts")
+    if isinstance(table.columns[column][0], str):
+        return list(checked_texts(table, column, "--prompts"))
+    chats = []
+    for row, entry in enumerate(table.column(column)):
+        chat = checked_messages(entry, table.place(row), "--prompts")
+        while len(chat) > 1 and chat[-1]["role"] == "assistant":
+            chat.pop()
+        chats.append(chat)
+    return chats
 
 
-def read_texts(source: str) -> list[str | Pair]:
+def read_texts(source: str) -> tuple[list[str | Pair], dict[str, list[Any]]]:
     """Return the texts of a file or dataset, or of the standard input (-), one a line.
 
-    A table with the columns prompt and response, as `trl sample` writes it, gives pairs.
+    A table with the columns messages, or a pair of `PAIRS` as `trl sample` writes it, gives pairs;
+    its other columns come second.
     """
     if source == "-":
-        return list(filter(None, map(str.strip, sys.stdin)))
+        return list(filter(None, map(str.strip, sys.stdin))), {}
     if not Path(source).expanduser().exists() and not HUB_NAME.fullmatch(source):
         raise FileNotFoundError(
             "TEXTS must be a file with one text a line, a table, or a dataset on the hub, got "
             f"{shown(source)}, which is not there; for a text: echo '…' | trl score -."
         )
     table = read_table(source, name="TEXTS")
-    if {"prompt", "response"} <= set(table.names):
-        columns = [checked_texts(table, name, "TEXTS") for name in ("prompt", "response")]
-        return list(zip(*columns, strict=True))
-    column = "text" if "text" in table.names else chosen_column(table, None, "TEXTS")
-    return list(checked_texts(table, column, "TEXTS"))
+    found = [each for each in (("messages",), *PAIRS) if set(each) <= set(table.names)]
+    if found:
+        names = found[0]
+        entries = zip(*(table.column(name) for name in names), strict=True)
+        texts: list[Any] = [_answered(table, row, entry) for row, entry in enumerate(entries)]
+    else:
+        names = ("text",) if "text" in table.names else (chosen_column(table, None, "TEXTS"),)
+        texts = checked_texts(table, names[0], "TEXTS")
+    return texts, {name: table.column(name) for name in table.names if name not in names}
+
+
+def _answered(table: Columns, row: int, entry: Sequence[Any]) -> Pair:
+    """Return a prompt and its answer, from the texts or messages of both, or of all in one."""
+    if len(entry) == 2 and all(isinstance(each, str) for each in entry):
+        return entry[0], entry[1]
+    roles = ("user", "assistant")
+    every = [m for each, role in zip(entry, roles, strict=False) for m in _as_messages(each, role)]
+    *before, last = checked_messages(every, table.place(row), "TEXTS")
+    if not before or last["role"] != "assistant":
+        rule = "have chats that end with the assistant's answer"
+        refuse("TEXTS", rule, f"{shown(every)} in {table.place(row)}")
+    return before, words_of(last)
+
+
+def _as_messages(entry: Any, role: str) -> Any:
+    return [{"role": role, "content": entry}] if isinstance(entry, str) else entry or [None]
 
 
 def show(rows: Sequence[Row], out: str | None) -> None:
@@ -184,7 +342,8 @@ def show(rows: Sequence[Row], out: str | None) -> None:
             console.width = 120
         table, flat = Table(show_lines=True), [_flat(row) for row in rows]
         for name, value in (flat[0] if flat else {}).items():
-            table.add_column(name, justify="left" if isinstance(value, str) else "right")
+            is_text = isinstance(value, str | list)
+            table.add_column(name, justify="left" if is_text else "right")
         for row in flat:
             table.add_row(*(Text(_cell(value)) for value in row.values()))
         console.print(table)
@@ -198,6 +357,8 @@ def _flat(row: Row) -> Row:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, list | tuple):  # a chat
+        value = PARAGRAPH.join(map(words_of, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:+.3f}" if isinstance(value, float) else " ".join(visible(str(value)).split())
