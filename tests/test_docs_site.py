@@ -5,6 +5,7 @@ changes turn an old script into one that runs here.
 """
 
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -201,13 +202,30 @@ def test_cells_know_their_column_and_long_names_may_break():
     assert hooks.on_page_content("<p>trl/ppo.py</p>", None, None, None) == "<p>trl/ppo.py</p>"
 
 
-def test_every_recipe_is_shown_with_its_facts():
-    page = hooks.made("recipes", None)
+def asked_for(page, what):
+    """What the comments of a page name."""
+    text = (DOCS / page).read_text()
+    return re.findall(rf"^<!-- {what} (.+) -->$", text, re.MULTILINE)
+
+
+def test_every_recipe_is_shown_once_with_its_facts():
+    every = [path.stem for path in (ROOT / "recipes").glob("*.yaml")]
+    names = " ".join(asked_for("recipes.md", "recipes")).split()
+    assert sorted(names) == sorted(every)
+    page = hooks.made("recipes", " ".join(names))
+    assert re.findall(r"^### (.+)$", page, re.MULTILINE) == names
     for path in (ROOT / "recipes").glob("*.yaml"):
-        assert f"\n## {path.stem}\n" in "\n" + page
-        own = page.split(f"## {path.stem}\n")[1].split("\n## ")[0]
+        own = page.split(f"### {path.stem}\n")[1].split("\n### ")[0]
         assert f"    trl train {path.stem}" in own
         assert re.findall(r"^\* \*\*(\w+)\*\*", own, re.MULTILINE) == ["hardware", "time", "result"]
+
+
+def test_every_public_name_stands_once_in_the_api():
+    made = "\n".join(hooks.made("api", each) for each in asked_for("api.md", "api"))
+    names = re.findall(r"^::: (trl\.\S+)$", made, re.MULTILINE)
+    assert sorted(name for name in names if name.rpartition(".")[2] in trl._HOME) == sorted(
+        f"{home}.{name}" for name, home in trl._HOME.items()
+    )
 
 
 def test_included_texts_are_relinked():
@@ -316,6 +334,28 @@ def test_an_example_checks_its_own_result(name, tmp_path):
         pytest.importorskip("peft")
     run([str(ROOT / "examples" / f"{name}.py"), "--steps", str(STEPS[name])], tmp_path)
 
+
+# -- coming from elsewhere -------------------------------------------------------------------------
+
+
+def test_settings_that_stand_beside_those_of_others_exist():
+    """In the right column: fields of PPOConfig, of a recipe, parameters of `train`, flags."""
+    page = (DOCS / "howto/coming.md").read_text()
+    known = OURS | {"data.chat_template_kwargs", "--resume", "peft_config"}
+    known |= {setting.path for setting in paths(Recipe)}
+    known |= {*inspect.signature(trl.train).parameters, *inspect.signature(trl.Sampler).parameters}
+    for part in re.split(r"^## ", page, flags=re.MULTILINE)[1:4]:
+        for _, ours in table(part):
+            for code in re.findall(r"`([^`]+)`", ours.split("goes away")[0]):
+                name = re.match(r"(?:[a-z][\w.]*|--[a-z]+)(?=$|[:=])", code)
+                assert not name or name[0] in known | NO_SETTINGS, code
+
+
+NO_SETTINGS = {
+    *("sequence", "rloo", "dr_grpo"),  # values beside the first one
+    *("prompts", "completions", "completion_ids", "log_metric", "log_extra", "texts", "queries"),
+    *("episodes", "answer", "datasets.Dataset"),
+}
 
 # -- moving from old releases ----------------------------------------------------------------------
 

@@ -3,8 +3,9 @@
 A page asks for it with a comment, which shows nothing where Markdown is read as it is:
 
     <!-- settings Recipe -->              every setting of a dataclass of trl.config, as tables
-    <!-- recipes -->                      the recipes that ship, from the comments at their tops
-    <!-- api trl -->                      the public names of a module, for mkdocstrings
+    <!-- recipes toy-token sentiment -->  these recipes, from the comments at their tops
+    <!-- api trl.core -->                 the public names of a module, for mkdocstrings
+    <!-- api trl: trl.models trl.gpt2 --> those of trl itself that are at home in these modules
     <!-- include README.md ## Speed -->   a file of the repository, or what stands below a heading
 """
 
@@ -96,7 +97,7 @@ def made(what, argument, up=""):
     if what == "settings":
         return settings_tables(argument)
     if what == "recipes":
-        return recipe_list()
+        return recipe_list(argument.split())
     if what == "api":
         return api(argument)
     path, _, heading = argument.partition(" #")
@@ -133,15 +134,14 @@ def cell(text):
     )
 
 
-def recipe_list():
+def recipe_list(names):
     """Return what the comment at the top of each recipe says, with the recipe folded away."""
     text = []
-    every = sorted((ROOT / "recipes").glob("*.yaml"))
-    for path in sorted(every, key=lambda path: "classifier" in path.stem):  # these last
+    for path in [ROOT / "recipes" / f"{name}.yaml" for name in names]:
         source = path.read_text(encoding="utf-8")
         lines = source.splitlines()
         header = [line[1:].removeprefix(" ") for line in lines[: head_length(lines)]]
-        text += [f"## {path.stem}", "", *header_markdown(header), ""]
+        text += [f"### {path.stem}", "", *header_markdown(header), ""]
         text += [f'??? note "recipes/{path.name}"', "", "    ```yaml"]
         text += [f"    {line}" for line in lines[head_length(lines) :]] + ["    ```", ""]
     return "\n".join(text)
@@ -167,11 +167,13 @@ def header_markdown(header):
 
 
 def api(module):
-    """Return the public names of a module for mkdocstrings; of trl itself, where they are."""
-    if module == "trl":
+    """Return the public names of a module for mkdocstrings; of trl itself, by where they are."""
+    if module.startswith("trl:"):
         import trl
 
-        names = [f"{trl._HOME[name]}.{name}" for name in trl.__all__ if name in trl._HOME]
+        names = [f"{home}.{name}" for name, home in sorted(trl._HOME.items())]
+        homes = tuple(f"{home}." for home in module.split()[1:])
+        names = [name for name in names if f"{name}.".startswith(homes)]
         inherited = "\n    options:\n      inherited_members: true"
         of_a_base = ("CausalLMWithValueHead", "Seq2SeqLMWithValueHead")
         return "\n\n".join(
