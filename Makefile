@@ -62,6 +62,7 @@ readme: $(DEV_READY)
 
 docs: $(DEV_READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open site/index.html in a browser: links and search work without a server."
 
 check: $(DEV_READY)
 	$(BIN)/ruff format --check .

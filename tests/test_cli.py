@@ -123,7 +123,7 @@ def test_a_classifier_is_trained_by_a_recipe_that_says_so(runs, capsys):
     assert cli.main(["train", "reviews", "--resume", "step-1"]) == 2
     assert "--resume must stand alone for a classifier, got 'step-1'" in told(capsys)
     assert cli.main(["train", "sentiment", "--task", "clasifier"]) == 2
-    assert "`task` must be classifier" in told(capsys)
+    assert "`--task` must be classifier" in told(capsys)
     assert len(runs) == 2
 
 
@@ -286,7 +286,7 @@ def test_everything_wrong_is_told_at_once(runs, folder, capsys):
     assert cli.main(["train", "bad", "--seed", "-1", "--reward.0.knd", "x"]) == 2
     error = told(capsys)
     assert "bad.yaml has 4 problems:\n" in error
-    for path in ("ppo.lr", "reward[0].knd", "steps", "seed"):
+    for path in ("ppo.lr", "--reward.0.knd", "steps", "--seed"):
         assert f"\n  `{path}` " in error
 
 

@@ -269,11 +269,12 @@ def test_a_file_that_says_too_much_is_refused_at_once(kind, tmp_path):
 
 def test_of_many_problems_a_few_are_told():
     names = {f"name{n}": 1 for n in range(20_000)}
-    for settings in ({"values": names}, {"values": {}, "flags": [(n, "1") for n in names]}):
+    flags = {"values": {}, "flags": [(n, "1") for n in names]}
+    for settings, dashes in (({"values": names}, ""), (flags, "--")):
         with pytest.raises(SettingsError) as error:
             build(Recipe, **settings)
         assert len(str(error.value)) < 3000
-        assert error.value.found[0].startswith("`name0` is not a setting")
+        assert error.value.found[0].startswith(f"`{dashes}name0` is not a setting")
         assert error.value.found[-1] == "… and more."
     with pytest.raises(SettingsError) as error:
         build(Recipe, {"x" * 100_000: 1})
@@ -307,9 +308,9 @@ def test_all_problems_are_told_at_once(problems):
         flags=[("reward.7.weight", "1"), ("data.prefixes", "[a"), ("ppo.vf-coeff", "1")],
     )
     assert [re.match(r"`(.*?)`", problem)[1] for problem in found] == [
-        "reward[7].weight",
-        "data.prefixes",
-        "ppo.vf_coeff",
+        "--reward.7.weight",
+        "--data.prefixes",
+        "--ppo.vf-coeff",
         "model.lora.rank",
         "model.lora.alpah",
         "reward[0].weight",
@@ -504,23 +505,41 @@ def test_a_flag_for_a_section_leaves_what_it_does_not_name(read):
 @pytest.mark.parametrize(
     ("path", "text", "message"),
     [
-        ("ppo.lerning-rate", "1", "`ppo.lerning_rate` is not a setting, got '1'. Did you mean"),
-        ("modl.lora.rnk", "1", "Did you mean `model.lora.rank`?"),
-        ("steps.many", "1", "`steps.many` is not a setting"),
-        ("reward.2.weight", "1", "`reward[2].weight` must have a number from 0 to 1, got 2"),
-        ("reward.x.weight", "1", "`reward.x.weight` is not a setting"),
-        ("reward.0", "1", "`reward[0]` must be a RewardConfig {kind: …}, got 1"),
-        ("reward.0.wieght", "1", "Did you mean `reward[0].weight`?"),
-        ("data.cut_tokens", "[1", "`data.cut_tokens` must be two integers > 0, [least, most] or"),
+        (
+            "ppo.lerning-rate",
+            "1",
+            "`--ppo.lerning-rate` is not a setting, got '1'. Did you mean `--ppo.learning-rate`?",
+        ),
+        ("modl.lora.rnk", "1", "Did you mean `--model.lora.rank`?"),
+        ("steps.many", "1", "`--steps.many` is not a setting"),
+        ("reward.2.weight", "1", "`--reward.2.weight` must have a number from 0 to 1, got 2"),
+        ("reward.x.weight", "1", "`--reward.x.weight` is not a setting"),
+        ("reward.0", "1", "`--reward.0` must be a RewardConfig {kind: …}, got 1"),
+        ("reward.0.wieght", "1", "Did you mean `--reward.0.weight`?"),
+        ("data.cut_tokens", "[1", "`--data.cut-tokens` must be two integers > 0, [least, most] or"),
         ("model.lora", "{rank: [", "or None, as YAML, got '{rank: [': line 1"),
-        ("tracking.to", "wandb", "`tracking.to` must be a list of tensorboard, wandb"),
-        ("ppo", "3", "`ppo` must be a PPOConfig {algorithm: …}, got 3"),
-        ("data.subset", "", "`data.subset` must be a text or None, got ''"),
+        ("tracking.to", "wandb", "`--tracking.to` must be a list of tensorboard, wandb"),
+        ("ppo", "3", "`--ppo` must be a PPOConfig {algorithm: …}, got 3"),
+        ("data.subset", "", "`--data.subset` must be a text or None, got ''"),
     ],
 )
 def test_a_bad_flag(path, text, message, problems):
     (problem,) = problems("", flags=[(path, text)])
     assert message in problem
+
+
+def test_what_a_flag_has_done_is_not_the_fault_of_the_file():
+    values = {"ppo": {"gama": 1, "batch_size": 8}, "steps": "many"}
+    flags = [("steps", "3"), ("ppo.batch_size", "0"), ("model.lora", "{rank: x}")]
+    with pytest.raises(SettingsError) as error:
+        build(Recipe, values, flags=flags, owner="mine.yaml")
+    assert error.value.owner == "mine.yaml"  # which has a fault of its own
+    assert [told.split()[0] for told in error.value.found] == [
+        *("`--model.lora.rank`", "`--ppo.batch-size`", "`ppo.gama`")
+    ]
+    with pytest.raises(SettingsError) as error:
+        build(Recipe, {}, flags=flags, owner="mine.yaml")
+    assert error.value.owner == "command line"
 
 
 def test_flags_change_a_copy():

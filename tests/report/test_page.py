@@ -132,7 +132,10 @@ def test_report_of_three_runs(three):
     assert "summary.json is missing" in page.text
     assert "scored by different rewards" in page.text
     assert [name for name in page.ids if name.startswith("show")] == ["show0", "show1", "show2"]
-    differing = page.text[page.text.index("Settings that differ") : page.text.index("Charts")]
+    differing = page.text[page.text.index("Settings that differ") : page.text.index("Warnings")]
+    parts = ("held-out reward", "Settings that differ", "Held-out prompts", "Charts")
+    assert [*map(page.text.index, parts)] == sorted(map(page.text.index, parts))
+    assert ("data-run", "rloo") in page.values  # what a cell is of, where there is no head
     assert "ppo.learning_rate" in differing
     assert "ppo.batch_size" not in differing
     assert "out" not in differing.split()
@@ -195,6 +198,39 @@ def test_hostile_texts_are_shown_as_text(tmp_path, count):
         assert shown in page.text
     assert "(18,500 more characters)" in page.text
     assert len(re.findall("(?:long){400,}", page.text)) == 0
+
+
+CHAT = [
+    {"role": "system", "content": "Be <b>brief</b>."},
+    {"role": "user", "content": "Name a river."},
+]
+
+
+def make_chat_run(folder):
+    """A run whose prompts are chats, with a warning that names settings."""
+    fix = "Lower `ppo.init_kl_coef`, or <i>`a`"
+    make_run(folder, steps=2, prompts=8, warnings=[KL_NEGATIVE[0] | {"fix": fix}])
+    lines = (folder / "samples.jsonl").read_text().splitlines()
+    chats = [json.loads(line) | {"prompt": "joined", "messages": CHAT} for line in lines]
+    chats[-1]["messages"] = [7, {"role": "user"}]  # as nobody writes it
+    write_lines(folder / "samples.jsonl", chats)
+    return folder
+
+
+def test_a_chat_is_shown_as_its_messages_and_code_as_code(tmp_path):
+    page = write_report([make_chat_run(tmp_path / "chat")], tmp_path)
+    html = page.read_text()
+    needs_nothing_else(page_of(page))
+    first = html[html.index('<article class="sample">') :]
+    first = first[: first.index("</article>")]
+    assert re.findall(r'"bubble (own)?"><p class="label">(\w+)</p>.*?<bdi>(.*?)</bdi>', first) == [
+        ("", "system", "Be &lt;b&gt;brief&lt;/b&gt;."),
+        ("own", "user", "Name a river."),
+    ]
+    assert first.count('class="cell bubble"') == 2  # before and after, beside one another
+    assert first.index("before") < first.index("after, step 2")
+    assert "joined" not in html
+    assert "Lower <code>ppo.init_kl_coef</code>, or &lt;i&gt;<code>a</code>" in html
 
 
 def test_visible_names_what_cannot_be_seen():

@@ -5,10 +5,12 @@ import json
 import statistics
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from tests.training.run_folders import KL_NEGATIVE, make_run
 from trl.report import before_after_tables, read_runs, write_report
+from trl.report.figures import shown as shown_figure
 from trl.report.figures import verdict
 from trl.report.run import Run, Sample
 
@@ -37,15 +39,31 @@ def test_before_and_after_side_by_side():
     samples, figures = map(shown, before_after_tables(run))
     for part in ("[red]bad[/red] really", "−1.23", "a good one", "+1.50"):
         assert part in samples
-    for part in ("mean reward", "−1.25", "+1.50", "0.250", "0.912"):
+    for part in ("mean reward", "−1.25", "+1.50", "0.25", "0.91"):
         assert part in figures
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "texts"),
+    [
+        ("reward/mean", [0.0019, -0.4812], ["+0.00", "−0.48"]),
+        ("reward/mean", [0.0019, -0.0048], ["+0.0019", "−0.0048"]),  # all are small
+        ("reward/positive_probability", [0.5253, 0.6709], ["0.53", "0.67"]),
+        ("ended", [0.0039, 0.0], ["0.00", "0.00"]),
+        ("kl", [-0.04, None], ["0.0", "–"]),
+        ("reward/mean", [2_000_000.0, 3.0], ["+2e+06", "+3"]),
+    ],
+)
+def test_figures_of_a_row_have_the_same_decimals(key, values, texts):
+    assert [shown_figure(key, value, among=values) for value in values] == texts
 
 
 def test_a_verdict_says_what_was_gained_at_what_price(tmp_path):
     folder = make_run(tmp_path / "run", warnings=KL_NEGATIVE)
     summary = json.loads((folder / "summary.json").read_text())
     versions = {"trl": "1.0", "torch": "2.13", "threads": "2", "device": "cpu"}
-    there = summary | {"versions": versions, "ended": "2026-01-02 03:04"}
+    of_model = {"parameters": 5_322_497, "precision": "bf16", "processes": 2}
+    there = summary | of_model | {"versions": versions, "ended": "2026-01-02 03:04"}
     (folder / "summary.json").write_text(json.dumps(there))
     (run,) = read_runs([folder])
     changes = [after.reward - before.reward for before, after in run.pairs]
@@ -56,7 +74,8 @@ def test_a_verdict_says_what_was_gained_at_what_price(tmp_path):
     assert verdict(run) == said
     page = write_report([folder], tmp_path).read_text()
     header = page[page.index("<header>") : page.index("</header>")]
-    for part in (said, "2026-01-02 03:04", "cpu, 2 threads", "trl 1.0, torch 2.13"):
+    on = ("cpu, 2 threads, 2 processes", "5.3M parameters, bf16", "trl 1.0, torch 2.13")
+    for part in (said, "2026-01-02 03:04", *on):
         assert part in header
     (folder / "samples.jsonl").unlink()
     (folder / "warnings.jsonl").unlink()

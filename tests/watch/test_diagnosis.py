@@ -226,7 +226,7 @@ def test_bf16_may_round_and_hides_small_steps():
     rows = [{"ppo/first_log_ratio": 0.02}] * 9
     assert found(rows, precision="bf16") == {}
     assert set(found(rows)) == {"ratio_not_one"}
-    small = [{"ppo/policy/approxkl": 3e-4, "objective/kl": 0.01}] * 21
+    small = [{"ppo/policy/approxkl": 1.1e-3, "objective/kl": 0.01}] * 21  # rounding alone
     rows = [row | {"reward/mean": 1 + 0.1 * x} for row, x in zip(small, noise(21), strict=True)]
     assert set(found(rows, precision="bf16")) == {"learning_rate_too_small"}
     assert found(rows, config=PPOConfig(adaptive_kl=False)) == {}
@@ -302,6 +302,19 @@ def test_one_response_in_most_of_the_batch_is_found():
 
 def test_short_answers_may_be_equal():
     assert found([{}] * 5, rollouts=[rollout([[5, 2]] * 16)] * 5) == {}
+
+
+def test_json_may_be_the_same_in_all_responses():
+    same = rollout([[1, 2, 3, 4, 5, 6, 7, 1, 2, 3]] * 16)
+    for text, names in (
+        ('{"colour": "red"}', set()),
+        ('```json\n[{"a": 1}]\n```', set()),
+        ('{"colour": "red', {"repeated_text"}),
+        ("17", {"repeated_text"}),
+    ):
+        written = dataclasses.replace(same, response_texts=(text,) * 9 + ("no",) * 7)
+        first = rollout(random_rows(), response_texts=("no",) * 16)
+        assert set(found([{}] * 4, rollouts=[first] + [written] * 3)) == names, text
 
 
 def test_groups_with_equal_scores_teach_nothing_if_they_are_compared():

@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -174,12 +174,14 @@ def build(
         cls: Made by `section`; so are those that its fields hold.
         values: As YAML has them: mappings, lists, texts and numbers. They are not changed.
         flags: Of several with the same path the last one counts.
-        owner: What the error calls all of it: the file, say. None: the name of the class.
+        owner: What the error calls all of it: the file, say. None: the name of the class. What is
+            wrong because of the flags is told of the command line.
 
     Raises:
         SettingsError: with every problem there is. Each begins with the path of the setting.
     """
     tree, found, instance = dict(values), list[str](), cast(T, None)
+    flags = list(flags)
     for path, text in flags:
         if len(found) == MOST_TOLD:
             found.append(AND_MORE)
@@ -195,9 +197,41 @@ def build(
         instance = TypeAdapter(cls).validate_json(json.dumps(tree))
     except ValidationError as error:
         found += sentences(error, cls, tree)
+    if found and flags:
+        raise _blamed(cls, values, flags, found, owner or cls.__name__)
     if found:
         raise SettingsError(owner or cls.__name__, found)
     return instance
+
+
+def _blamed(
+    cls: type, values: Mapping[str, Any], flags: Flags, found: list[str], owner: str
+) -> SettingsError:
+    """Return the error of which the file has what it has without the flags, and they the rest."""
+    of_file: list[str] = []
+    try:
+        build(cls, values)
+    except SettingsError as error:
+        of_file = error.found
+    names = {_dotted(path) for path, _ in flags}
+    told = [each if each in of_file else _of_flags(each, names) for each in found]
+    return SettingsError(owner if set(told) & set(of_file) else "command line", told)
+
+
+def _of_flags(told: str, names: Set[str]) -> str:
+    """Return a problem in which settings are named as the flags that have set them, or could."""
+
+    def flag(found: re.Match[str]) -> str:
+        parts = _dotted(found[2]).split(".")
+        by_flag = any(".".join(parts[:count]) in names for count in range(1, len(parts) + 1))
+        name = "--" + ".".join(parts).replace("_", "-") if by_flag or found[1] else found[2]
+        return f"{found[1]}`{name}`"
+
+    return re.sub(r"(Did you mean |)`([\w.\[\]]+)`", flag, told)
+
+
+def _dotted(path: str) -> str:
+    return re.sub(r"\[(\w+)\]", r".\1", path).replace("-", "_")
 
 
 def _is_null(value: Any) -> bool:
@@ -249,7 +283,7 @@ def _with_flag(cls: Any, tree: dict[str, Any], path: str, text: str) -> dict[str
     Raises:
         ValueError: saying what is wrong with the flag.
     """
-    names = re.sub(r"\[(\w+)\]", r".\1", path).replace("-", "_").split(".")
+    names = _dotted(path).split(".")
     path = re.sub(r"\.(\d+)", r"[\1]", ".".join(names))
     kind: Any = cls
     for name in names:

@@ -270,11 +270,12 @@ CHARTS = {
     "clipfrac": Chart(
         "Clip fraction",
         "Share of tokens whose probability moved beyond the clip range within a step, and "
-        "approximate KL between the policy before and after the update.",
+        "approximate KL, in nats, between the policy before and after the update, with its target "
+        "at the end where the learning rate sets itself.",
         [
             Panel("clipped, %", "ppo/policy/clipfrac", scale=100, floor=0),
-            Panel("approx. KL, nats", "ppo/policy/approxkl", floor=0),
-            Panel("its target at the end", "ppo/auto_rate/target", floor=0),
+            Panel("approx. KL", "ppo/policy/approxkl", floor=0),
+            Panel("KL target", "ppo/auto_rate/target", floor=0),
         ],
     ),
     "explained-variance": Chart(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ NAMES = {
     "length": "response length, tokens",
     "ended": "share that ended by themselves",
 }
+UNSIGNED = ("reward/std", "_probability")
 MORE_IS_BETTER = ("reward/mean", "reward/median")
 NOT_A_SETTING = ("out", "tracking.name", "profile", "quiet")
 """Settings that say where a run writes, not what it does."""
@@ -54,15 +55,22 @@ def figure_keys(runs: Sequence[Run]) -> list[str]:
     return [key for key in NAMES if key in there] + [key for key in there if key not in NAMES]
 
 
-def shown(key: str, value: float | None, *, change: bool = False) -> str:
-    """A held-out figure as text, with a minus sign and with + where it may be negative."""
+def shown(
+    key: str, value: float | None, *, change: bool = False, among: Iterable[float | None] = ()
+) -> str:
+    """A held-out figure as text, with a minus sign and with + where it may be negative.
+
+    Two decimals, one for the KL and lengths; `among` are the values beside it, which decide
+    whether all are too small or too large for that.
+    """
     if value is None or not math.isfinite(value):
         return "–"
-    sign = "+" if change or (key.startswith("reward/") and key != "reward/std") else ""
-    decimals = 3 if key.endswith("_probability") else {"kl": 1, "length": 1}.get(key, 2)
-    if abs(value) >= 1e6 or 0 < abs(value) < 0.5 * 10**-decimals:
+    is_reward, decimals = key.startswith("reward/"), 1 if key in ("kl", "length") else 2
+    sign = "+" if change or (is_reward and not key.endswith(UNSIGNED)) else ""
+    size = max(abs(x) for x in (value, *among) if x is not None and math.isfinite(x))
+    if size >= 1e6 or (is_reward and 0 < size < 0.5 * 10**-decimals):
         return f"{value:{sign}.2g}".replace("-", "−")
-    return f"{value + 0.0:{sign},.{decimals}f}".replace("-", "−")
+    return f"{round(value, decimals) + 0.0:{sign},.{decimals}f}".replace("-", "−")
 
 
 def duration(seconds: float) -> str:
@@ -124,17 +132,22 @@ def reward_change(run: Run) -> tuple[list[float], float] | None:
     return changes, 1.96 * statistics.stdev(changes) / math.sqrt(len(changes))
 
 
+def with_ends(changes: Sequence[float], margin: float) -> list[str]:
+    """The mean of changes of the reward, and the ends of its interval, as texts."""
+    mean = statistics.fmean(changes)
+    values = (mean, mean - margin, mean + margin)
+    return [shown("reward/mean", value, among=values) for value in values]
+
+
 def verdict(run: Run) -> str:
     """The run in one line: held-out reward +0.48 [0.38, 0.58], KL 5.8 nats, 2 warnings."""
     key, found = "reward/mean", reward_change(run)
     told = "nothing measured on held-out prompts" + (" since the start" if run.before else "")
     if found:
-        mean = statistics.fmean(found[0])
-        ends = [shown(key, mean - found[1]), shown(key, mean + found[1])]
-        told = f"held-out reward {shown(key, mean, change=True)} [{', '.join(ends)}]"
+        told = "held-out reward {} [{}, {}]".format(*with_ends(*found))
     elif key in run.after and key in run.before:
         change = run.after[key] - run.before[key]
-        told = f"held-out reward {shown(key, change, change=True)}"
+        told = f"held-out reward {shown(key, change)}"
     kl = [f"KL {shown('kl', run.after['kl'])} nats"] if "kl" in run.after else []
     count = len(run.warnings)
     warnings = f"{count or 'no'} warning{'' if count == 1 else 's'}"
@@ -169,8 +182,8 @@ def before_after_tables(run: Run) -> list[Table]:
     figures.add_column("before", justify="right")
     figures.add_column("after", justify="right", style="bold")
     for key in figure_keys([run]):
-        sides = (shown(key, side.get(key)) for side in (run.before, run.after))
-        figures.add_row(_text(figure_name(key)), *sides)
+        sides = [side.get(key) for side in (run.before, run.after)]
+        figures.add_row(_text(figure_name(key)), *(shown(key, x, among=sides) for x in sides))
     return [samples, figures]
 
 
@@ -200,7 +213,7 @@ def _sections(runs: Sequence[Run]) -> list[list[Row]]:
     figures: list[Row] = [("verdict", [verdict(run) for run in runs], set())]
     for key in figure_keys(runs):
         values = [(run.after or run.before).get(key) for run in runs]
-        texts = [shown(key, value) for value in values]
+        texts = [shown(key, value, among=values) for value in values]
         figures.append((figure_name(key), texts, best_of(key, runs, values)))
     key = "reward/mean"
     means = [[(f[key], -step) for step, f in run.evaluations if key in f] for run in runs]

@@ -6,10 +6,12 @@ import base64
 import hashlib
 import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 import trl
 from trl.config.errors import refuse
@@ -27,6 +29,7 @@ from trl.report.figures import (
     settings_that_differ,
     shown,
     verdict,
+    with_ends,
 )
 from trl.report.run import Run, Sample, read_runs
 from trl.report.words import BEYOND_CHANCE, MovedWord, marked, moved_words
@@ -71,6 +74,7 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     )
     environment.filters |= {"duration": duration, "verdict": verdict}
     environment.filters["swatch"] = lambda run: swatch(run.number)
+    environment.filters["with_code"] = with_code
     content = _content(read, pictures)
     html = environment.get_template("report.html.jinja").render(content)
     page.write_bytes(html.encode("utf-8"))
@@ -97,9 +101,17 @@ def _content(runs: Sequence[Run], pictures: Path) -> dict[str, Any]:
         "chance": BEYOND_CHANCE,
         "samples": _samples(runs, [{e.word: e for e in up + down} for up, down in words]),
         "open_samples": OPEN_SAMPLES,
-        "differ": settings_that_differ(runs) if len(runs) > 1 else [],
+        "differ": [(*row, False) for row in settings_that_differ(runs)],
         "settings": settings_side_by_side(runs),
     }
+
+
+def with_code(text: object) -> Markup:
+    """A text as HTML in which what stands between backticks is set as code."""
+    parts = enumerate(str(visible(str(text))).split("`"))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if number % 2 else part for number, part in parts
+    )
 
 
 # --- held-out figures -----------------------------------------------------------------------------
@@ -110,12 +122,13 @@ def _figures(runs: Sequence[Run]) -> list[dict[str, Any]]:
     rows = []
     for key in figure_keys(runs):
         best = best_of(key, runs, [(run.after or run.before).get(key) for run in runs])
+        ends = [(run.before.get(key, math.nan), run.after.get(key, math.nan)) for run in runs]
+        as_text = partial(shown, key, among=[value for both in ends for value in both])
         cells = []
-        for run in runs:
-            before, after = run.before.get(key, math.nan), run.after.get(key, math.nan)
-            change = shown(key, after - before, change=True)
-            texts = {"before": shown(key, before), "after": shown(key, after), "change": change}
-            cells.append(texts | {"best": run.number in best})
+        for run, (before, after) in zip(runs, ends, strict=True):
+            texts = {"before": as_text(before), "after": as_text(after)}
+            texts["change"] = as_text(after - before, change=True)
+            cells.append(texts | {"run": run, "best": run.number in best})
         rows.append({"name": figure_name(key), "cells": cells})
     return rows
 
@@ -125,8 +138,7 @@ def _paired(run: Run, with_name: bool) -> str | None:
     if (found := reward_change(run)) is None:
         return None
     changes, margin = found
-    mean = statistics.fmean(changes)
-    change, low, high = (shown("reward/mean", x) for x in (mean, mean - margin, mean + margin))
+    change, low, high = with_ends(changes, margin)
     return (
         f"{f'{run.name}: prompt' if with_name else 'Prompt'} by prompt the reward changed by "
         f"{change} on average (95 % interval {low} to {high}); it is higher than before on "
@@ -203,7 +215,10 @@ def _samples(runs: Sequence[Run], marks: Sequence[Mapping[str, MovedWord]]) -> l
                 named = None if alone else runs[number]
                 if after is not None:
                     cells.append(_cell(label, after, marks[number], named))
-            rows.append({"prompt": _cut(before.prompt), "cells": cells})
+            messages = before.messages or (("", before.prompt),)
+            rows.append(
+                {"prompt": [(role, *_cut(text)) for role, text in messages], "cells": cells}
+            )
         blocks.append({"first": first, "alone": alone, "rows": rows})
     return blocks
 
@@ -213,7 +228,7 @@ def _cell(
 ) -> dict[str, Any]:
     text, cut = _cut(sample.response)
     several = sample.parts if len(sample.parts) > 1 else {}
-    facts = [f"{name[:40]} {shown('reward/part', value)}" for name, value in several.items()]
+    facts = [f"{name[:40]} {shown(f'reward/{name}', value)}" for name, value in several.items()]
     facts += [] if sample.kl is None else [f"KL {shown('kl', sample.kl)}"]
     facts += [] if sample.length is None else [f"{sample.length:.0f} tokens"]
     facts += ["ended by itself"] if sample.ended else []

@@ -51,6 +51,8 @@ class Sample:
     ended: bool | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
     """The score by each scorer."""
+    messages: tuple[tuple[str, str], ...] = ()
+    """Role and words of each message of the prompt, if it is a chat."""
 
 
 @dataclass(slots=True)
@@ -93,12 +95,18 @@ class Run:
     @property
     def where(self) -> list[str]:
         """When and on what it ran, as far as its summary tells."""
-        versions = self.summary.get("versions") or {}
-        names = [f"{name} {versions[name]}" for name in ("trl", "torch") if name in versions]
-        device = versions.get("device")
-        threads = f", {versions.get('threads')} threads" if device == "cpu" else ""
-        ended, device = self.summary.get("ended"), device and f"{device}{threads}"
-        return [str(part) for part in (ended, device, ", ".join(names)) if part]
+        told, versions = self.summary, self.summary.get("versions") or {}
+        size = _finite(told.get("parameters"))
+        numbers = [f"{size / 1e6:.1f}M parameters"] if size else []
+        numbers += [str(told["precision"])] if "precision" in told else []
+        device, threads = versions.get("device"), str(versions.get("threads"))
+        on = [str(device)] if device else []
+        on += [f"{threads} thread{'s' * (threads != '1')}"] if device == "cpu" else []
+        processes = told.get("processes", 1)
+        on += [f"{processes} processes"] if processes != 1 else []
+        names = [f"{x} {versions[x]}" for x in ("trl", "torch", "transformers") if x in versions]
+        parts = str(told.get("ended", "")), *map(", ".join, (numbers, on, names))
+        return [part for part in parts if part]
 
     @property
     def last_step(self) -> int:
@@ -210,7 +218,7 @@ def _read(path: Path, name: str, number: int) -> Run:
         sample = Sample(
             *(line.get("prompt", ""), line.get("response", "")),
             *(_finite(line.get("reward")), _finite(line.get("kl")), _finite(line.get("length"))),
-            *(line.get("ended"), _numbers(line.get("parts", {}))),
+            *(line.get("ended"), _numbers(line.get("parts", {})), _messages(line)),
         )
         run.samples.setdefault(line["step"], []).append(sample)
     run.warnings = _rows(path / "warnings.jsonl", run.notes)
@@ -219,6 +227,13 @@ def _read(path: Path, name: str, number: int) -> Run:
         last = f"{max(run.samples)}; only these are compared."
         run.notes.append(f"samples.jsonl: {answered} {last}")
     return run
+
+
+def _messages(line: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Role and words of the messages of a sample, those that have both."""
+    found = line.get("messages")
+    rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+    return tuple((str(row.get("role", "")), str(row.get("content", ""))) for row in rows)
 
 
 def _mapping(path: Path, read: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:

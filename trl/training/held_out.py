@@ -11,7 +11,8 @@ import torch
 from accelerate.utils import gather_object
 
 from trl.anatomy import without_dropout
-from trl.evaluation.scores import Scorer, queries_of, score
+from trl.batch import Rollout
+from trl.evaluation.scores import Scorer, queries_of, score, words_of
 from trl.ppo import PPOTrainer
 from trl.rollout.sampler import Sampler
 from trl.training.loop import Row, mean_of_each
@@ -23,10 +24,10 @@ FIGURES = ("kl", "length", "ended", "distinct_2")
 Sample = dict[str, Any]
 """A response to one held-out prompt, and how it was judged: a line of samples.jsonl.
 
-`prompt`, `response` and `reward`, NaN if nothing has a say; `kl`, Σ_t (log π − log π_ref) in nats;
-`length` in tokens; `ended`, whether it ended by itself rather than at the limit of its length;
-`parts`, what each scorer gave, with the figures that scorers keep of their own; and `notes`, if
-they keep texts.
+`prompt`, `response` and `reward`, NaN if nothing has a say; of a chat `messages` too, with their
+roles; `kl`, Σ_t (log π − log π_ref) in nats; `length` in tokens; `ended`, whether it ended by itself
+rather than at the limit of its length; `parts`, what each scorer gave, with the figures that
+scorers keep of their own; and `notes`, if they keep texts.
 """
 
 
@@ -83,6 +84,7 @@ class HeldOut:
         tokens = rollout.response_lists()
         columns = {
             "prompt": queries_of(rollout),
+            **({} if rollout.query_messages is None else {"messages": _plain(rollout)}),
             "response": rollout.response_texts,
             "reward": scored.totals.tolist(),
             "kl": kl.tolist(),
@@ -99,6 +101,14 @@ class HeldOut:
                 sample["notes"] = {name: texts[row] for name, texts in scored.notes.items()}
             found.append((index, sample, tokens[row]))
         return found
+
+
+def _plain(rollout: Rollout) -> list[list[dict[str, str]]]:
+    """Return the role and the words of each message of some chats."""
+    return [
+        [{"role": message["role"], "content": words_of(message)} for message in chat]
+        for chat in rollout.query_messages or ()
+    ]
 
 
 def _figures(samples: Sequence[Sample]) -> Row:

@@ -14,6 +14,7 @@ and where they come from; docs/metrics.md explains the figures themselves.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -150,17 +151,27 @@ class Diagnosis:
 
 
 def _of_texts(rollout: Rollout) -> dict[str, float]:
-    """Return distinct-2 of responses, the share of the most frequent, whether they are chats."""
+    """Return distinct-2 of responses, shares of the most frequent and of JSON; whether chats."""
     mask, tokens = (x[:ROWS_READ].cpu() for x in (rollout.response_mask, rollout.responses))
     both = mask[:, 1:] & mask[:, :-1]
     pairs = (tokens[:, :-1].long() << 32 | tokens[:, 1:].long())[both]
     figures = {"batch/chats": float(rollout.query_messages is not None)}
     figures |= {"batch/distinct_2": pairs.unique().numel() / pairs.numel()} if len(pairs) else {}
+    if texts_read := (rollout.response_texts or ())[:ROWS_READ]:
+        figures["batch/json"] = sum(map(_is_json, texts_read)) / len(texts_read)
     if len(mask) >= SAME_ROWS:
         texts = [tuple(row[kept].tolist()) for row, kept in zip(tokens, mask, strict=True)]
         ((text, times),) = Counter(texts).most_common(1)
         figures["batch/same_response"] = times / len(texts) * (len(text) >= SAME_TOKENS)
     return figures
+
+
+def _is_json(text: str) -> bool:
+    """Tell whether a text is an object or a list in JSON, fenced as Markdown or not."""
+    try:
+        return isinstance(json.loads(text.strip(" `\n").removeprefix("json")), dict | list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _of_scores(rollout: Rollout, scores: Tensor) -> dict[str, float]:

@@ -113,9 +113,11 @@ class Display:
         every = max(1, (self.steps - self.first_step) // LOG_LINES)
         done = self._step - self.first_step
         due = done == 1 or done // every > before // every or self._step == self.steps
-        if self.live is None and done > before and due:
-            left = (time.perf_counter() - self._started) / done * (self.steps - self._step)
-            line = f"step {self._step}/{self.steps} · {self._line()} · {left:.0f} s left"
+        begins = done == 0 and "held_out/reward/mean" in row  # the first evaluation
+        if self.live is None and (begins or (done > before and due)):
+            seconds = (time.perf_counter() - self._started) / max(done, 1)
+            left = [] if begins else [f"{seconds * (self.steps - self._step):.0f} s left"]
+            line = " · ".join([f"step {self._step}/{self.steps}", self._line(), *left])
             self.console.print(Text(line), soft_wrap=True)  # one line in a log, however long
             if self._waiting is not None:
                 self.console.print(self._waiting)

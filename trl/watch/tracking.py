@@ -157,8 +157,9 @@ class Trackers:
                 them gets columns of its own.
             step: When they were written.
         """
-        # Without a scorer of parts there is no column for them.
-        if rows := [flatten({k: v for k, v in row.items() if v != {}}) for row in samples]:
+        # Without a scorer of parts there is no column for them; the prompt says what messages do.
+        kept = [{k: v for k, v in row.items() if v != {} and k != "messages"} for row in samples]
+        if rows := [flatten(row) for row in kept]:
             self._each(lambda tracker: _send_samples(tracker, rows, step))
 
     def close(self) -> None:
