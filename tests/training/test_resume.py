@@ -25,8 +25,9 @@ from tests.training.runs import (
     tiny_recipe,
     without_time,
 )
-from trl import cli
+from trl import cli, ppo
 from trl import config as settings
+from trl.compute.updater import Updater
 from trl.config import SettingsError
 from trl.config.recipe import (
     CheckpointConfig,
@@ -40,9 +41,10 @@ from trl.config.recipe import (
     StopConfig,
 )
 from trl.evaluation import ScoringError
-from trl.ppo import PPOTrainer
+from trl.optimization.clock import Clock
+from trl.ppo import AdaptiveKLController, PPOTrainer
 from trl.report import read_runs
-from trl.training import run
+from trl.training import run, undo
 from trl.training.checkpoints import MANIFEST, CheckpointError, write_manifest
 from trl.training.folder import RunFolder
 from trl.training.held_out import HeldOut
@@ -98,6 +100,9 @@ def variants(parts):
         "moments, adaptive KL, several epochs": {
             "ppo": {"center_scores": True, "scale_scores": True, "ppo_epochs": 2},
             "schedule": ScheduleConfig(kind="cosine", warmup_steps=2),
+        },
+        "moments, adaptive KL, auto rate": {
+            "ppo": {"center_scores": True, "scale_scores": True, "learning_rate": "auto"},
         },
         "value warm-up": {"ppo": {"value_warmup_steps": 3}},
         "a scorer with a state": {"reward": (stateful,)},
@@ -688,22 +693,76 @@ def test_a_reward_that_raises_once_loses_no_step(parts, whole, monkeypatch, call
     assert_same_run(whole("a scorer with a state"), parts / "run")
 
 
-def test_weights_in_the_midst_of_a_step_are_not_saved(parts, monkeypatch):
-    recipe = tiny_recipe(parts, parts / "run")
-    made = 0
-    apply = PPOTrainer._apply
+FAULTS = {
+    "the reference": (PPOTrainer, "reference_logprobs", 1),
+    "targets": (PPOTrainer, "advantages", 1),
+    "a gradient": (PPOTrainer, "_gradient", 2),
+    "the first update": (torch.optim.Adam, "step", 1),
+    "the second update": (torch.optim.Adam, "step", 2),
+    "between an update and its end": (Updater, "end", 2),
+    "statistics": (ppo, "step_statistics", 1),
+    "the KL controller": (AdaptiveKLController, "update", 1),
+    "after it": (Clock, "stats", 1),
+}
+"""Where a step fails: what is called there, and in which of its calls in the fourth step."""
 
-    def fail(self, *given, **named):
-        nonlocal made
-        made += 1
-        if made == 8:  # the second update of step 4
-            raise FloatingPointError("not finite")
-        apply(self, *given, **named)
 
-    monkeypatch.setattr(PPOTrainer, "_apply", fail)
-    with pytest.raises(FloatingPointError):
-        run_recipe(recipe)
-    assert max((parts / "run" / "checkpoints").iterdir()).name == "step-000002"
+def failing(patch, owner, name, call, *, first):
+    """Make the n-th call of a function in step 4 fail, before it does its work or after it."""
+    work, step, inside = getattr(owner, name), PPOTrainer.step, []
+    calls = 0
+
+    def fail(*given, **named):
+        nonlocal calls
+        calls += inside == [3]
+        at_fault = calls == call and inside == [3]
+        result = None if first and at_fault else work(*given, **named)
+        if at_fault:
+            torch.rand(1)
+            raise RuntimeError("once")
+        return result
+
+    def watched(self, *given):
+        inside.append(self.steps_done)
+        try:
+            return step(self, *given)
+        finally:
+            inside.clear()
+
+    patch.setattr(owner, name, fail)
+    patch.setattr(PPOTrainer, "step", watched)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("place", FAULTS)
+def test_a_step_that_fails_in_its_midst_is_taken_back(parts, whole, monkeypatch, place, first):
+    variant = "moments, adaptive KL, auto rate"
+    recipe = tiny_recipe(parts, parts / "run", **variants(parts)[variant])
+    with monkeypatch.context() as patch:
+        failing(patch, *FAULTS[place], first=first)
+        with pytest.raises(RuntimeError, match="once") as caught:
+            run_recipe(recipe)
+    newest = parts / "run" / "checkpoints" / "step-000003"
+    assert newest.is_dir()
+    assert caught.value.__notes__[0].startswith(f"Saved is {newest}. Go on with: trl train ")
+    run_recipe(recipe, resume="auto")
+    assert_same_run(whole(variant), parts / "run")
+
+
+def test_weights_in_the_midst_of_a_step_are_not_saved(parts, whole, monkeypatch):
+    monkeypatch.setattr(undo, "SHARE", 0.0)  # no room for a copy
+    for place, kept in (("the second update", 2), ("the first update", 3)):
+        recipe = tiny_recipe(parts, parts / place)
+        with monkeypatch.context() as patch:
+            failing(patch, *FAULTS[place], first=True)
+            with pytest.raises(RuntimeError, match="once") as caught:
+                run_recipe(recipe)
+        newest = max((parts / place / "checkpoints").iterdir())
+        assert newest.name == f"step-{kept:06d}"
+        amid = "It failed amid its updates; memory was short" in caught.value.__notes__[0]
+        assert amid is (kept == 2)
+        run_recipe(recipe, resume="auto")
+        assert_same_run(whole(), parts / place)
 
 
 def best_every_time(monkeypatch):

@@ -34,6 +34,7 @@ from trl.data.sources import checked_texts, listed, only_a_path, read_table
 from trl.evaluation.sequence_model import token_limit, tokenize
 from trl.models.loading import quiet_transformers
 from trl.saved import CONFIG, damage_told
+from trl.training.fingerprints import checksum, of_model, of_tokenizer
 from trl.training.folder import RunFolder
 from trl.training.parts import seeded
 from trl.training.supervised import Example, Examples, Fit, open_folder
@@ -89,7 +90,12 @@ def _train(recipe: ClassifierRecipe, folder: RunFolder) -> dict[str, Any]:
             return encode([(piece(text, recipe.crop_words, rng), label) for text, label in rows])
 
         openings = [(" ".join(text.split()[: recipe.opening_words]), label) for text, label in test]
-        fit = Fit(recipe, folder, model, tokenizer, Examples(train, pieces, recipe))
+        made_of = {
+            "model (its weights or its config.json)": of_model(model, model.named_parameters()),
+            "tokenizer": of_tokenizer(tokenizer),
+            "text or label in `train` or `test`": checksum([train, test]),
+        }
+        fit = Fit(recipe, folder, model, tokenizer, Examples(train, pieces, recipe), made_of)
         return fit(
             {"": lambda: encode(test), "opening_": lambda: encode(openings)},
             {
