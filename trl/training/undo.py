@@ -18,6 +18,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from trl.ppo import PPOTrainer
 
+PARTS = "kl_ctl", "score_moments", "value_pretraining", "auto_rate"
+"""Of the trainer, what a step changes besides."""
+
 SHARE = 0.1
 """Of the memory that is free, the most that the copy may take."""
 
@@ -45,8 +48,8 @@ def copied(trainer: PPOTrainer, *, wholly: bool) -> Callable[[], bool]:
     large = (
         tree_map_only(Tensor, torch.clone, (weights, optimizer.state_dict())) if wholly else None
     )
-    parts = trainer.kl_ctl, trainer.score_moments, trainer.value_pretraining, trainer.auto_rate
-    small = [(part, copy.deepcopy(part.state_dict())) for part in parts if part is not None]
+    parts = {name: getattr(trainer, name) for name in PARTS}
+    small = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items() if part}
 
     @torch.no_grad()
     def undo() -> bool:
@@ -56,8 +59,8 @@ def copied(trainer: PPOTrainer, *, wholly: bool) -> Callable[[], bool]:
             for weight, before in zip(weights, large[0], strict=True):
                 weight.copy_(before)
             optimizer.load_state_dict(large[1])
-        for part, before in small:
-            part.load_state_dict(before)
+        for name, before in small.items():  # a step may put another in its place
+            getattr(trainer, name).load_state_dict(before)
         trainer.shuffle.set_state(order)
         trainer.steps_done = steps
         return True
