@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import evaluation, starter
 from trl.anatomy import language_model
 from trl.config import PPOConfig, SettingsError, closest
-from trl.config.code import Trust, distrusted, find_file, is_trusted
+from trl.config.code import RECIPE_MODULE, Trust, distrusted, find_file, is_trusted
 from trl.config.errors import problem
 from trl.config.folder import recipe_folder
 from trl.config.recipe import STARTER, LoRAConfig, Recipe, RewardConfig
@@ -488,7 +488,7 @@ def _module_of_file(given: str, path: str, loaded: dict[str, Any]) -> ModuleType
     if file is None:
         got = f"{given!r}, looked for in {Path.cwd()}"
         _refuse(path, "name a file that is there", got, "mend the path")
-    name = f"trl_recipe_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
+    name = f"{RECIPE_MODULE}{file.stem}_{zlib.crc32(str(file).encode()):08x}"
     if name not in loaded:  # two functions of one recipe share what their file keeps
         spec: Any = importlib.util.spec_from_file_location(name, file)
         # Dataclasses and pickle look a module up by its name.

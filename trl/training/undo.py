@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
