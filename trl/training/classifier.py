@@ -65,6 +65,7 @@ def train_classifier(recipe: ClassifierRecipe, *, resume: bool = False) -> dict[
         OSError: if a file or a model is not there, or `out` cannot be written or holds a run.
         ImportError: if the texts need a package that is not installed.
         TypeError, ValueError: if the texts, the model and the recipe do not fit together.
+        CheckpointError: if the checkpoint is of another model, tokenizer or other texts.
         ArithmeticError: if the loss is not finite.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """

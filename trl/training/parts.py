@@ -233,17 +233,17 @@ class Parts:
         scorers = {name: scorer for name, (scorer, _) in self.judge.parts.items()}
         return known | {f"`{k}`": fingerprints.of_scorer(v) for k, v in scorers.items()}
 
-    def changed(self, state: Mapping[str, Any]) -> list[str]:
-        """Return in what a state is that of a run with other parts, though it can be loaded."""
+    def others(self, state: Mapping[str, Any]) -> list[str]:
+        """Return the names of the fingerprints that are others in a state."""
         # Older checkpoints know two of them.
         older = {name: state[name] for name in ("prompts", "reference") if name in state}
-        there = state.get("fingerprints", older)
-        here = self.fingerprints
-        return [
-            OTHER.get(name, f"with another scorer {name}: its code, its weights or its settings")
-            for name, value in there.items()
-            if value != here.get(name)
-        ]
+        there, here = state.get("fingerprints", older), self.fingerprints
+        return [name for name, value in there.items() if value != here.get(name)]
+
+    def changed(self, state: Mapping[str, Any]) -> list[str]:
+        """Return in what a state is that of a run with other parts, though it can be loaded."""
+        of_scorer = "with another scorer {}: its code, its weights or its settings"
+        return [OTHER.get(name, of_scorer.format(name)) for name in self.others(state)]
 
     def misfit(self, state: Mapping[str, Any]) -> str | None:
         """Return why a state cannot be loaded, and what to do; None: it can."""

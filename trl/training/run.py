@@ -491,6 +491,8 @@ class Run:
                 f"{self.folder.policy}; `keep_optimizer` keeps that state."
             )
         told = self._changes(checkpoint, state)
+        if self.folder.changes and "prompts" in self.parts.others(state):
+            state["loop"] |= {"order": [], "stream": None}  # a new pass begins, over those of now
         own = state["of_each_process"][self.accelerator.process_index]
         self.parts.load_state_dict(state, own)
         self.diagnosis.load_state_dict(state["diagnosis"])
