@@ -1,4 +1,5 @@
 import math
+import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.conftest import ragged
@@ -311,10 +313,51 @@ def test_a_file_of_an_older_version_has_the_log_probs_by_their_name_of_today():
     assert rollout.columns is None
 
 
-def test_a_file_of_something_else_is_no_rollout(tmp_path):
-    save_file({"queries": torch.zeros(1, 1)}, tmp_path / "other")
-    with pytest.raises(ValueError, match="other` must hold a Rollout, got other tensors"):
-        Rollout.load(tmp_path / "other")
+def test_a_file_that_is_no_rollout_or_a_damaged_one_is_one_sentence(tmp_path):
+    path = tmp_path / "rollout"
+    full().save(path)
+    good = path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        texts = file.metadata()["texts"]
+    loaded = Rollout.load(path)  # whose tensors stay, whatever happens to the file
+    tensors = loaded.tensors()
+    longer = torch.zeros(3, 9, dtype=torch.long)
+
+    def changed(metadata=texts, **changes):
+        kept = {k: v for k, v in (tensors | changes).items() if v is not None}
+        save_file(kept, path, metadata={"texts": metadata})
+
+    cases = [
+        (lambda: path.write_bytes(b""), "header too small"),
+        (lambda: path.write_bytes(good[: len(good) // 2]), "invalid header length|incomplete"),
+        (lambda: path.write_bytes(good[:9] + b"\xff" + good[10:]), "invalid UTF-8 in header"),
+        (lambda: path.write_bytes(b"PK a zip file of something"), "header too large"),
+        (lambda: save_file({"weight": longer}, path), "a file without queries, query_mask, resp"),
+        (lambda: changed(responses=None), "a file without responses"),
+        (
+            lambda: changed(responses=longer),
+            r"`response_mask` must be bool and of the shape \[3, 9",
+        ),
+        (lambda: changed(responses=tensors["responses"].float()), "`responses` must be integers"),
+        (lambda: changed("{not json"), "Expecting property name"),
+        (lambda: changed("[1, 2]"), "cannot convert"),
+        (lambda: changed("[" * 100_000), "recursion"),
+        (lambda: changed('{"columns": [1, 2, 3]}'), "`columns` must be values"),
+    ]
+    for harm, words in cases:
+        harm()
+        with pytest.raises(ValueError, match=words) as caught:
+            Rollout.load(path)
+        assert str(caught.value).startswith(f"`{path}` must hold a Rollout that is whole (")
+        assert "copy it anew, or write it again with Rollout.save." in str(caught.value)
+    assert torch.equal(loaded.responses, full().responses)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"rollout"):
+        Rollout.load(path)
+    os.mkfifo(path)
+    for other in (path, tmp_path):
+        with pytest.raises(ValueError, match="must be a file that Rollout.save has written"):
+            Rollout.load(other)
 
 
 # --- what is done with it ------------------------------------------------------------------------

@@ -10,10 +10,12 @@ import yaml
 
 from tests.evaluation.rollouts import make_rollout
 from trl import EndpointScorer, ScoringError, cli
-from trl.config import SettingsError
+from trl.batch import Rollout
+from trl.config import SettingsError, read_yaml
 from trl.config.errors import hidden, refuse
 from trl.config.recipe import RewardConfig
 from trl.config.secrets import filled, masked
+from trl.data.sources import read_table, streamed_dataset
 from trl.training import fingerprints, tools
 from trl.training.folder import RunFolder
 from trl.watch.tracking import Trackers
@@ -64,6 +66,39 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         pass
 
 
+def in_time(work):
+    """Call a function that might wait for ever, and return what it raised."""
+    raised = []
+
+    def call():
+        try:
+            work()
+        except Exception as error:
+            raised.append(error)
+
+    thread = Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(60)
+    return raised[0] if raised else None
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_yaml,
+        lambda path: read_table(str(path)),
+        lambda path: streamed_dataset([str(path)]),
+        Rollout.load,
+    ],
+)
+def test_a_pipe_in_place_of_a_file_is_refused(read, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    error = in_time(lambda: read(tmp_path / "pipe.jsonl"))
+    assert isinstance(error, ValueError)
+    assert "pipe or" in str(error)
+    assert "pipe.jsonl" in str(error)
+
+
 @pytest.mark.parametrize("name", ["report.html", "report", "report/reward.png"])
 def test_no_report_is_written_through_a_link(name, tmp_path, capsys):
     run, target = tmp_path / "run", tmp_path / "target"
@@ -107,7 +142,8 @@ def server():
 def test_a_secret_is_sent_and_shown_nowhere(server, monkeypatch):
     monkeypatch.setenv("SCORER_KEY", "sesame+open")
     monkeypatch.setenv("SCORER_HEADER", "Bearer abracadabra")
-    url = f"http://127.0.0.1:{server.server_port}/s?key=${{SCORER_KEY}}&model=a"
+    path = "s/opensesame1234567890/x?key=${SCORER_KEY}&model=a"  # the server tells both
+    url = f"http://127.0.0.1:{server.server_port}/{path}"
     scorer = EndpointScorer(url, headers={"Authorization": "${SCORER_HEADER}"}, retries=0)
     with pytest.raises(ScoringError) as caught:
         scorer(make_rollout(("a", "b")))
@@ -161,6 +197,7 @@ def test_what_is_refused_of_a_url_is_not_shown(url, words, monkeypatch):
             "https://h/?a=1&x-token=sesame",
         ),
         *("https://host/s?API_KEY=sesame", "https://host/s?password=sesame#x"),
+        *("https://host/v1/sesame1234567890abcdef", "https://host/v1/sk-1sesame234567890abcd/s"),
     ],
 )
 def test_a_recipe_holds_no_secret(url, tmp_path, capsys):
@@ -185,7 +222,16 @@ def test_a_recipe_holds_no_secret(url, tmp_path, capsys):
 def test_what_is_hidden_and_masked(monkeypatch):
     assert hidden("https://a.b/c?d=e&keyword#f, x@y.z") == "https://a.b/c?d=e&keyword#f, x@y.z"
     assert hidden("at https://u:p@h/x: no") == "at https://…@h/x: no"
+    for plain in (
+        "https://host-7/v1/llama-3-8b-instruct/20250101/a1_b2",
+        "/tmp/a1b2c3d4e5f6a7b8c9d0e1",
+    ):
+        assert hidden(plain) == plain
+    assert (
+        hidden("at https://h/v1/sk-abc123DEF456ghi789JKL0-x/s: no") == "at https://h/v1/sk-…/s: no"
+    )
     monkeypatch.setenv("KEY", "a b/c")
+    assert masked("k at /a b/c", ["https://h/${KEY}"]) == "k at /${KEY}"
     assert masked("a%20b%2Fc, a b/c, d", ["${KEY}", "plain"], ["d", "long"]) == "${KEY}, ${KEY}, d"
     assert filled("x${KEY}y$KEY", "name") == "xa b/cy$KEY"
     with pytest.raises(ValueError, match=r"got 'https://…@h'"):

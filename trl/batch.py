@@ -22,11 +22,11 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trl.config.errors import refuse, shown
+from trl.config.errors import problem, refuse, shown
 from trl.core import position_ids_from_mask
 
 TokenLists = Tensor | Sequence[Tensor]
@@ -455,15 +455,32 @@ class Rollout:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Rollout:
-        """Read what `save` has written, on the CPU."""
-        with safe_open(path, framework="pt") as file:
-            found: dict[str, Any] = {name: file.get_tensor(name) for name in list(file.keys())}
-            found |= json.loads((file.metadata() or {}).get("texts", "{}"))
-        known = {_FORMER_NAMES.get(name, name): value for name, value in found.items()}
-        known = {name: known[name] for name in axes_of(cls) if known.get(name) is not None}
-        if not {"queries", "query_mask", "responses", "response_mask"} <= known.keys():
-            refuse(os.fspath(path), "hold a Rollout", "other tensors")
-        return cls(**{name: _with_tuples(value) for name, value in known.items()})
+        """Read what `save` has written, on the CPU.
+
+        Raises:
+            OSError: if there is no such file.
+            ValueError: if it is none that `save` has written, or was damaged since.
+        """
+        place = os.fspath(path)
+        if os.path.exists(place) and not os.path.isfile(place):  # a pipe would be waited for
+            refuse(place, "be a file that Rollout.save has written", "a folder, pipe or device")
+        try:
+            with safe_open(place, framework="pt") as file:
+                # Copies: the tensors themselves change with the file.
+                found: dict[str, Any] = {k: file.get_tensor(k).clone() for k in list(file.keys())}
+                found |= json.loads((file.metadata() or {}).get("texts", "{}"))
+            known = {_FORMER_NAMES.get(name, name): value for name, value in found.items()}
+            known = {name: known[name] for name in axes_of(cls) if known.get(name) is not None}
+            needed = ("queries", "query_mask", "responses", "response_mask")
+            if missing := [name for name in needed if name not in known]:
+                raise ValueError(f"a file without {', '.join(missing)}")
+            rollout = cls(**{name: _with_tuples(value) for name, value in known.items()})
+            rollout.check()
+        except (SafetensorError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+            rule = f"hold a Rollout that is whole ({str(error).rstrip('.')})"
+            fix = "copy it anew, or write it again with Rollout.save"
+            raise ValueError(problem(place, rule, fix=fix)) from error
+        return rollout
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the fields that are tensors, by name."""

@@ -4,6 +4,8 @@ import gc
 import io
 import itertools
 import json
+import resource
+import time
 import warnings
 from collections import Counter
 from datetime import datetime
@@ -315,3 +317,52 @@ def test_files_beside_a_recipe(folder):
     assert beside_recipe("*.jsonl", folder) == str(folder / "*.jsonl")
     assert beside_recipe(("0.txt", "owner/name"), folder) == (str(folder / "0.txt"), "owner/name")
     assert beside_recipe(None, folder) is None
+
+
+# -- larger than memory ----------------------------------------------------------------------------
+
+
+def write_rows(file, count):
+    with file.open("w") as lines:
+        for start in range(0, count, 10_000):
+            numbers = range(start, min(start + 10_000, count))
+            lines.write("".join(f'{{"text": "w{n % 50} w{n % 7} w{n % 3}"}}\n' for n in numbers))
+
+
+@pytest.mark.parametrize(
+    "count", [20_000, pytest.param(10_000_000, marks=pytest.mark.slow, id="ten million")]
+)
+def test_rows_of_any_number_take_no_memory_and_begin_at_once(count, tmp_path, capsys):
+    """Read far into the file, then gone on with from a state near its end."""
+    file = tmp_path / "prompts.jsonl"
+    write_rows(file, count)
+
+    def opened():
+        return recipe_stream(str(file), deduplicate=False, shuffle_buffer=1000).train_rows
+
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.process_time()
+    stream, drawing = opened(), seeded()
+    first = stream.draw(64, drawing)
+    seconds = [time.process_time() - started]
+    stream.draw(count // 100, drawing)
+    state, numbers = saved(stream), drawing.get_state()
+    expected = stream.draw(64, drawing)
+    started = time.process_time()
+    again, drawing = opened(), seeded()
+    again.load_state_dict(state)
+    drawing.set_state(numbers)
+    assert again.draw(64, drawing) == expected
+    again.load_state_dict(state | {"position": count - 2000, "seen": count - 2000})
+    drawn = again.draw(1500, drawing)
+    seconds.append(time.process_time() - started)
+    taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - taken) / 1024
+    with capsys.disabled():
+        print(
+            f" {count:,} rows: begun in {seconds[0]:.2f} s, gone on with after "
+            f"{seconds[1]:.1f} s, {taken:.0f} MiB"
+        )
+    assert len(first) == 64
+    assert len(drawn) == 1500
+    assert seconds[0] < 5
+    assert taken < 300

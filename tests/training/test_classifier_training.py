@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,7 +28,9 @@ from trl.config import SettingsError
 from trl.config.recipe import ClassifierRecipe
 from trl.evaluation.classifier import ClassifierScorer
 from trl.training import supervised
+from trl.training.checkpoints import CheckpointError
 from trl.training.classifier import _label_index, piece, train_classifier
+from trl.training.resume import VERSIONS
 from trl.training.supervised import Examples
 
 GOOD = "great wonderful superb charming brilliant".split()
@@ -540,6 +543,70 @@ def test_after_a_kill_it_goes_on_from_the_last_whole_checkpoint(recipe, trained,
     assert [row["step"] for row in lines(recipe)] == [10, 20, 30, 40, 50]
     assert summary["loss"] == never_stopped["loss"]
     assert summary["train_seconds"] < 1e6
+
+
+def other_weights(folder):
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "tiny")
+    with torch.no_grad():
+        model.bert.pooler.dense.weight.mul_(1.1)
+    model.save_pretrained(folder / "tiny")
+
+
+def other_tokenizer(folder):
+    file = folder / "tiny" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"lowercase":true', '"lowercase":false'))
+    file.write_text(file.read_text().replace('"lowercase": true', '"lowercase": false'))
+
+
+def other_text(folder):
+    file = folder / "train.jsonl"
+    file.write_text(file.read_text().replace("film", "play", 1))
+
+
+def other_label(folder):
+    file = folder / "test.jsonl"
+    file.write_text(file.read_text().replace('"label": 0', '"label": 1', 1))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (other_weights, "with another model"),
+        (other_tokenizer, "with another tokenizer"),
+        (other_text, "with another text or label in `train` or `test`"),
+        (other_label, "with another text or label in `train` or `test`"),
+    ],
+)
+def test_another_fit_is_refused_by_name(files, tmp_path, monkeypatch, capsys, harm, words):
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    recipe = replace(recipe_of(tmp_path, tmp_path / "run-1"), epochs=1)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train_classifier(recipe)
+    harm(tmp_path)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        train_classifier(recipe, resume=True)
+    assert "checkpoint-3 is of a fit" in str(caught.value)
+    assert "Bring back what it was, or start another run" in str(caught.value)
+
+
+def test_versions_of_a_fit_and_one_of_an_older_trl_are_told(recipe, monkeypatch, capsys):
+    recipe = replace(recipe, epochs=1, quiet=False)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train_classifier(recipe)
+    monkeypatch.setitem(VERSIONS, "torch", "9.9")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train_classifier(recipe, resume=True)
+    assert ", now 9.9: numbers may round otherwise" in " ".join(capsys.readouterr().out.split())
+    (newest,) = Path(recipe.out, "checkpoints").iterdir()
+    (newest / "made_of.json").unlink()
+    train_classifier(recipe, resume=True)
+    assert "is of an older trl: what it is of" in " ".join(capsys.readouterr().out.split())
 
 
 def test_resume_without_a_checkpoint_starts(recipe):

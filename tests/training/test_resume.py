@@ -8,13 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from tests.families import tiny_model
 from tests.training.runs import (
@@ -25,8 +25,10 @@ from tests.training.runs import (
     tiny_recipe,
     without_time,
 )
-from trl import cli
+from tests.training.test_classifier_training import tiny_bert
+from trl import cli, ppo
 from trl import config as settings
+from trl.compute.updater import Updater
 from trl.config import SettingsError
 from trl.config.recipe import (
     CheckpointConfig,
@@ -40,9 +42,10 @@ from trl.config.recipe import (
     StopConfig,
 )
 from trl.evaluation import ScoringError
-from trl.ppo import PPOTrainer
+from trl.optimization.clock import Clock
+from trl.ppo import AdaptiveKLController, PPOTrainer
 from trl.report import read_runs
-from trl.training import run
+from trl.training import run, undo
 from trl.training.checkpoints import MANIFEST, CheckpointError, write_manifest
 from trl.training.folder import RunFolder
 from trl.training.held_out import HeldOut
@@ -98,6 +101,9 @@ def variants(parts):
         "moments, adaptive KL, several epochs": {
             "ppo": {"center_scores": True, "scale_scores": True, "ppo_epochs": 2},
             "schedule": ScheduleConfig(kind="cosine", warmup_steps=2),
+        },
+        "moments, adaptive KL, auto rate": {
+            "ppo": {"center_scores": True, "scale_scores": True, "learning_rate": "auto"},
         },
         "value warm-up": {"ppo": {"value_warmup_steps": 3}},
         "a scorer with a state": {"reward": (stateful,)},
@@ -340,71 +346,6 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_good(parts, whole, di
     assert_same_run(whole(), small_disk / "run")
 
 
-# -- kill -9 -------------------------------------------------------------------------------------
-
-
-def start(recipe_file):
-    return subprocess.Popen(
-        [sys.executable, "-m", "trl", "train", str(recipe_file), "--resume", "auto"],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
-def lines_so_far(out):
-    path = out / "metrics.jsonl"
-    return path.read_bytes().splitlines() if path.exists() else []
-
-
-def killed_and_resumed(parts, kills, steps, seed):
-    """Kill a run at random moments, every second time inside a checkpoint's write."""
-    out = parts / "killed"
-    recipe = tiny_recipe(
-        parts, out, steps=steps, eval_every=3, checkpoints=CheckpointConfig(every=2, keep=2)
-    )
-    run_recipe(replace(recipe, out=str(parts / "whole")))
-    file = parts / "killed.yaml"
-    file.write_text(settings.dump(recipe))
-    randomness = random.Random(seed)
-    inside = done = 0
-    while done < kills:
-        process = start(file)
-        had = len(lines_so_far(out))
-        deadline = None
-        while process.poll() is None:
-            time.sleep(0.002)
-            partial = next((out / "checkpoints").glob(".step-*.partial"), None)
-            now = len(lines_so_far(out))
-            if done % 2 == 0 and partial is not None:
-                inside += 1
-                break
-            if done % 2 == 1:
-                if deadline is None and (now > had or not had):
-                    deadline = time.monotonic() + randomness.uniform(0, 1.0)
-                if deadline is not None and time.monotonic() > deadline:
-                    break
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        done += 1
-        print(f"kill {done}: after step {len(lines_so_far(out))}, {inside} inside of a write")
-    process = start(file)
-    _, problem = process.communicate()
-    assert process.returncode == 0, problem.decode()
-    assert_same_run(parts / "whole", out)
-    return done, inside
-
-
-@pytest.mark.slow
-def test_twenty_kills_end_bit_for_bit(parts):
-    done, inside = killed_and_resumed(parts, kills=20, steps=150, seed=0)
-    assert done == 20
-    assert inside >= 5
-
-
 # -- what a review found ---------------------------------------------------------------------------
 
 
@@ -485,17 +426,6 @@ def test_a_run_that_was_moved_goes_on_where_it_is(parts, monkeypatch):
     assert cli.main(["train", str(parts / "moved"), "--resume", *trust]) == 0
     assert not (parts / "a").exists()
     assert len(lines(parts / "moved" / "metrics.jsonl")) == 7
-
-
-def test_other_prompts_are_told(parts):
-    recipe = tiny_recipe(parts, parts / "run", steps=2)
-    run_recipe(recipe)
-    text = (parts / "prompts.txt").read_text()
-    (parts / "prompts.txt").write_text(text.replace("w3", "w4"))
-    with pytest.raises(
-        CheckpointError, match=r"other prompts: the file or dataset of `data.prompts"
-    ):
-        run_recipe(replace(recipe, steps=3), resume="auto")
 
 
 def test_the_state_of_a_scorer_must_be_readable_again(parts):
@@ -607,31 +537,77 @@ def other_reward(parts):
     (parts / "reward.py").write_text(code.replace('count("w7"))', 'count("w6"))'))
 
 
+def other_code_beside(parts):
+    (parts / "weights.py").write_text("W7 = 2.0\n")
+
+
+def other_prompts(parts):
+    text = (parts / "prompts.txt").read_text()
+    (parts / "prompts.txt").write_text(text.replace("w3", "w4"))
+
+
+def other_classifier(parts):
+    model = AutoModelForSequenceClassification.from_pretrained(parts / "bert")
+    with torch.no_grad():
+        model.bert.pooler.dense.weight.mul_(1.1)
+    model.save_pretrained(parts / "bert")
+
+
 def no_recipe(parts):
     (parts / "run" / "recipe.yaml").unlink()
 
 
-@pytest.mark.parametrize(
-    ("harm", "changes", "words"),
-    [
-        (other_weights, {}, "began with another model"),
-        (other_tokenizer, {}, "another tokenizer"),
-        (other_reward, {}, "another scorer `count_w7`"),
-        (no_recipe, {"seed": 5}, "`seed` must be as in the run so far"),
-    ],
-)
-def test_another_experiment_is_refused_by_name(parts, harm, changes, words):
+def nothing(parts):
+    pass
+
+
+def of_ppo(**changes):
+    return lambda recipe: {"ppo": replace(recipe.ppo, **changes)}
+
+
+def of_adapter(recipe):
+    return {"model": replace(recipe.model, lora=LoRAConfig(rank=2, alpha=7))}
+
+
+EXPERIMENTS = {
+    "weights": (other_weights, None, "began with another model"),
+    "tokenizer": (other_tokenizer, None, "another tokenizer"),
+    "reward code": (other_reward, None, "another scorer `count_w7`"),
+    "code beside the reward": (other_code_beside, None, "another scorer `count_w7`"),
+    "data": (other_prompts, None, "on other prompts: the file or dataset of `data.prompts`"),
+    "recipe": (nothing, of_ppo(gamma=0.9), "`ppo.gamma` must be as in the run so far"),
+    "adapter": (no_recipe, of_adapter, "`model.lora.alpha` must be as in the run so far"),
+    "model of a scorer": (other_classifier, None, "another scorer `1_logit`"),
+    "seed": (no_recipe, lambda recipe: {"seed": 5}, "`seed` must be as in the run so far"),
+    "precision": (no_recipe, of_ppo(precision="bf16"), "`ppo.precision` must be as in the run"),
+}
+"""What makes a run another experiment, besides versions: what is done to its files, what to its
+recipe, and what is said."""
+
+
+@pytest.mark.parametrize("what", EXPERIMENTS)
+def test_another_experiment_is_refused_by_name(parts, what):
+    harm, changes, words = EXPERIMENTS[what]
+    tiny_bert(parts / "bert")
+    (parts / "weights.py").write_text("W7 = 1.0\n")
+    code = "import weights\n" + (parts / "reward.py").read_text()
+    (parts / "reward.py").write_text(code.replace("float(text.split", "weights.W7 * (text.split"))
+    count = RewardConfig(kind="function", name=f"{parts / 'reward.py'}:count_w7")
+    judge = RewardConfig(kind="classifier", name=str(parts / "bert"), label="1")
     lora = ModelConfig(name=str(parts / "model"), lora=LoRAConfig(rank=2), reference="none")
     ppo = {"init_kl_coef": 0.0, "adaptive_kl": False}
-    recipe = tiny_recipe(parts, parts / "run", steps=1, model=lora, ppo=ppo)
+    given = {"steps": 1, "model": lora, "ppo": ppo, "reward": (count, judge)}
+    recipe = tiny_recipe(parts, parts / "run", **given)
     run_recipe(recipe)
     harm(parts)
-    other = replace(recipe, steps=2, **changes)
+    other = replace(recipe, steps=2, **(changes(recipe) if changes else {}))
+    sys.modules.pop("weights", None)  # another process imports it anew
     with pytest.raises((CheckpointError, SettingsError), match=words) as caught:
         run_recipe(other, resume="auto")
     assert "--resume-changed" in str(caught.value)
     with pytest.warns(UserWarning, match=words):
         assert run_recipe(other, resume="changed").steps == 2
+    sys.modules.pop("weights", None)
 
 
 def edit_state(checkpoint, edit):
@@ -688,22 +664,76 @@ def test_a_reward_that_raises_once_loses_no_step(parts, whole, monkeypatch, call
     assert_same_run(whole("a scorer with a state"), parts / "run")
 
 
-def test_weights_in_the_midst_of_a_step_are_not_saved(parts, monkeypatch):
-    recipe = tiny_recipe(parts, parts / "run")
-    made = 0
-    apply = PPOTrainer._apply
+FAULTS = {
+    "the reference": (PPOTrainer, "reference_logprobs", 1),
+    "targets": (PPOTrainer, "advantages", 1),
+    "a gradient": (PPOTrainer, "_gradient", 2),
+    "the first update": (torch.optim.Adam, "step", 1),
+    "the second update": (torch.optim.Adam, "step", 2),
+    "between an update and its end": (Updater, "end", 2),
+    "statistics": (ppo, "step_statistics", 1),
+    "the KL controller": (AdaptiveKLController, "update", 1),
+    "after it": (Clock, "stats", 1),
+}
+"""Where a step fails: what is called there, and in which of its calls in the fourth step."""
 
-    def fail(self, *given, **named):
-        nonlocal made
-        made += 1
-        if made == 8:  # the second update of step 4
-            raise FloatingPointError("not finite")
-        apply(self, *given, **named)
 
-    monkeypatch.setattr(PPOTrainer, "_apply", fail)
-    with pytest.raises(FloatingPointError):
-        run_recipe(recipe)
-    assert max((parts / "run" / "checkpoints").iterdir()).name == "step-000002"
+def failing(patch, owner, name, call, *, first):
+    """Make the n-th call of a function in step 4 fail, before it does its work or after it."""
+    work, step, inside = getattr(owner, name), PPOTrainer.step, []
+    calls = 0
+
+    def fail(*given, **named):
+        nonlocal calls
+        calls += inside == [3]
+        at_fault = calls == call and inside == [3]
+        result = None if first and at_fault else work(*given, **named)
+        if at_fault:
+            torch.rand(1)
+            raise RuntimeError("once")
+        return result
+
+    def watched(self, *given):
+        inside.append(self.steps_done)
+        try:
+            return step(self, *given)
+        finally:
+            inside.clear()
+
+    patch.setattr(owner, name, fail)
+    patch.setattr(PPOTrainer, "step", watched)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("place", FAULTS)
+def test_a_step_that_fails_in_its_midst_is_taken_back(parts, whole, monkeypatch, place, first):
+    variant = "moments, adaptive KL, auto rate"
+    recipe = tiny_recipe(parts, parts / "run", **variants(parts)[variant])
+    with monkeypatch.context() as patch:
+        failing(patch, *FAULTS[place], first=first)
+        with pytest.raises(RuntimeError, match="once") as caught:
+            run_recipe(recipe)
+    newest = parts / "run" / "checkpoints" / "step-000003"
+    assert newest.is_dir()
+    assert caught.value.__notes__[0].startswith(f"Saved is {newest}. Go on with: trl train ")
+    run_recipe(recipe, resume="auto")
+    assert_same_run(whole(variant), parts / "run")
+
+
+def test_weights_in_the_midst_of_a_step_are_not_saved(parts, whole, monkeypatch):
+    monkeypatch.setattr(undo, "SHARE", 0.0)  # no room for a copy
+    for place, kept in (("the second update", 2), ("the first update", 3)):
+        recipe = tiny_recipe(parts, parts / place)
+        with monkeypatch.context() as patch:
+            failing(patch, *FAULTS[place], first=True)
+            with pytest.raises(RuntimeError, match="once") as caught:
+                run_recipe(recipe)
+        newest = max((parts / place / "checkpoints").iterdir())
+        assert newest.name == f"step-{kept:06d}"
+        amid = "It failed amid its updates; memory was short" in caught.value.__notes__[0]
+        assert amid is (kept == 2)
+        run_recipe(recipe, resume="auto")
+        assert_same_run(whole(), parts / place)
 
 
 def best_every_time(monkeypatch):

@@ -20,6 +20,9 @@ from trl.config.folder import recipe_folder
 if TYPE_CHECKING:  # making these classes takes longer than showing what commands there are
     from trl.config.recipe import Recipe, RewardConfig
 
+RECIPE_MODULE = "trl_recipe_"
+"""How the names of modules begin that are made of files beside recipes."""
+
 Trust = Sequence[str]
 """Modules, packages and files that the reader of a recipe has named."""
 
@@ -110,7 +113,7 @@ def listing(rewards: Sequence[RewardConfig], model: str | None = None) -> Iterat
         if not place.endswith(".py"):
             yield f"runs code of the module {place}"
         elif not Path(place).is_relative_to(recipe_folder().resolve()):
-            yield from map(described, [Path(place), *_neighbours(Path(place))])
+            yield from map(described, [Path(place), *neighbours(Path(place))])
     if model is not None:
         files = sorted(Path(model).expanduser().glob("*.py"))
         yield from map(described, files) if files else [f"runs code of the model {model}"]
@@ -122,7 +125,7 @@ def described(file: Path) -> str:
     return f"runs {file} ({len(text)} bytes, SHA-256 {hashlib.sha256(text).hexdigest()})"
 
 
-def _neighbours(file: Path) -> list[Path]:
+def neighbours(file: Path) -> list[Path]:
     """Return the files beside a file that it imports, and those that they import."""
     from modulefinder import ModuleFinder
 

@@ -26,6 +26,9 @@ OTHER_IDEAS = {"target_kl": "max_approxkl", "early_stopping": "max_approxkl"}
 SECRET = "(?i:key|token|secret|passw|pwd|auth|sig|credential)"
 """Part of the name of a parameter of a URL whose value is one."""
 
+_TOKEN = r"(?<=[/_-])(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{20,}(?=[/?#_-]|$)[\w-]*"
+"""What no word and no number of a URL's path is."""
+
 CHARACTERS_SHOWN = 80
 """Of a value or a text in an error."""
 
@@ -58,9 +61,18 @@ def problem(name: str, rule: str, got: object = "", fix: str = "") -> str:
 
 
 def hidden(text: str) -> str:
-    """Return a text without the secrets that stand in its URLs: users, passwords and keys."""
+    """Return a text without the secrets that stand in its URLs: users, passwords and keys.
+
+    A long run of letters and digits in the path is taken for one, as in https://host/v1/<token>.
+    """
+    text = re.sub(r"https?://[^\s'\"]+", lambda url: re.sub(_TOKEN, "…", url[0]), text)
     text = re.sub(r"(://)[^/?#\s'\"]*@", r"\1…@", text)
     return re.sub(rf"([?&;][\w.-]*(?:{SECRET})[\w.-]*=)(?!\$\{{)[^&#;\s'\"]+", r"\1…", text)
+
+
+def tokens_in(url: str) -> list[str]:
+    """Return what of a URL's path is taken for secrets."""
+    return [found[0] for found in re.finditer(_TOKEN, url)]
 
 
 def refuse(

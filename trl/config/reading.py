@@ -138,6 +138,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         OSError: if the file is not there or cannot be read.
     """
     path = Path(path).expanduser()
+    if path.exists() and not path.is_file() and not path.is_dir():  # it may be waited for
+        raise SettingsError(str(path), ["the file must be one, got a pipe or a device."])
     try:
         with path.open(encoding="utf-8-sig") as file:
             values = parse_yaml(file.read(LONGEST + 1))

@@ -97,6 +97,7 @@ def read_table(
         path = Path(source).expanduser()
     if not path.exists() and only_a_path(source):
         raise FileNotFoundError(f"`{name}` must be a file, got {source!r}.{_nearby(path)}")
+    _check_kind(path, name)
     if path.is_file() and _ending(source) in READERS:
         table = _read_file(path, name)
     elif path.is_file() and _ending(source) not in BY_DATASETS:
@@ -279,6 +280,8 @@ def streamed_dataset(
         found = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
         if not found and (only_a_path(source) or len(sources) > 1 or glob.has_magic(source)):
             raise FileNotFoundError(f"`{name}` must be files, got {source!r}.{_nearby(path)}")
+        for file in found:
+            _check_kind(Path(file), name)
         files += found
     if len(files) == 1 and Path(files[0]).is_dir():
         files = []
@@ -310,6 +313,13 @@ BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "txt": ("text", {}),
 }
 """What reads files in the package datasets, by their ending."""
+
+
+def _check_kind(path: Path, name: str) -> None:
+    """Raise for a pipe or a device, which may be waited for without end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        fix = "write what it gives into a file"
+        refuse(name, "be a file", f"a pipe or a device, {str(path)!r}", fix)
 
 
 def _ending(source: str) -> str:

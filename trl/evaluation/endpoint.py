@@ -17,7 +17,7 @@ from pydantic import Field, HttpUrl
 
 from trl.batch import Rollout, check_unicode
 from trl.config import SettingsError, check_values
-from trl.config.errors import refuse, shown
+from trl.config.errors import hidden, refuse, shown, tokens_in
 from trl.config.secrets import filled, masked
 from trl.config.types import Count, NotNegative, Whole
 from trl.evaluation.scores import (
@@ -136,12 +136,12 @@ class EndpointScorer:
         ):  # not shown: its values may be keys
             refuse("headers", "be a dict of texts, {name: value}, or None", error=TypeError)
         self.url, self.given = address, url
-        self.name = f"EndpointScorer({url.split('?')[0]})"  # what follows may be a key
+        self.name = f"EndpointScorer({hidden(url.split('?')[0])})"  # what follows may be a key
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self.batch_size, self.concurrency = batch_size, concurrency
         own = {name: filled(text, f"headers[{name!r}]") for name, text in headers.items()}
         self.headers = {"Content-Type": "application/json", **own}
-        self._secrets = list(own.values())
+        self._secrets = [*own.values(), *tokens_in(url)]
         self.request, self.parse = request, parse
 
     def __call__(self, rollout: Rollout) -> Scored:

@@ -34,6 +34,7 @@ from trl.data.sources import checked_texts, listed, only_a_path, read_table
 from trl.evaluation.sequence_model import token_limit, tokenize
 from trl.models.loading import quiet_transformers
 from trl.saved import CONFIG, damage_told
+from trl.training.fingerprints import checksum, of_model, of_tokenizer
 from trl.training.folder import RunFolder
 from trl.training.parts import seeded
 from trl.training.supervised import Example, Examples, Fit, open_folder
@@ -64,6 +65,7 @@ def train_classifier(recipe: ClassifierRecipe, *, resume: bool = False) -> dict[
         OSError: if a file or a model is not there, or `out` cannot be written or holds a run.
         ImportError: if the texts need a package that is not installed.
         TypeError, ValueError: if the texts, the model and the recipe do not fit together.
+        CheckpointError: if the checkpoint is of another model, tokenizer or other texts.
         ArithmeticError: if the loss is not finite.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """
@@ -89,7 +91,12 @@ def _train(recipe: ClassifierRecipe, folder: RunFolder) -> dict[str, Any]:
             return encode([(piece(text, recipe.crop_words, rng), label) for text, label in rows])
 
         openings = [(" ".join(text.split()[: recipe.opening_words]), label) for text, label in test]
-        fit = Fit(recipe, folder, model, tokenizer, Examples(train, pieces, recipe))
+        made_of = {
+            "model (its weights or its config.json)": of_model(model, model.named_parameters()),
+            "tokenizer": of_tokenizer(tokenizer),
+            "text or label in `train` or `test`": checksum([train, test]),
+        }
+        fit = Fit(recipe, folder, model, tokenizer, Examples(train, pieces, recipe), made_of)
         return fit(
             {"": lambda: encode(test), "opening_": lambda: encode(openings)},
             {

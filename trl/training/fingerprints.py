@@ -8,11 +8,14 @@ import inspect
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+
+from trl.config.code import RECIPE_MODULE, neighbours
 
 PROBE = "The Film's 3rd act,\n\twas  GREAT … naïve?"
 """Of what a tokenizer makes of it: its vocabulary does not say how it cuts texts up."""
@@ -127,7 +130,11 @@ def _code_of(thing: Any) -> list[Any]:
     if here and code and code.co_name == "<lambda>":
         return [code.co_code.hex(), code.co_names, _constants(code)]
     try:
-        return [named.__qualname__, inspect.getsource(named if here else inspect.getmodule(named))]
+        module = inspect.getmodule(named)
+        beside = module is not None and module.__name__.startswith(RECIPE_MODULE)
+        files = neighbours(Path(str(module.__file__)).resolve()) if beside else []
+        texts = [inspect.getsource(named if here else module), *(f.read_text() for f in files)]
+        return [named.__qualname__, *texts]
     except (OSError, TypeError):  # written in C, or typed in
         return [named.__qualname__]
 

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import evaluation, starter
 from trl.anatomy import language_model
 from trl.config import PPOConfig, SettingsError, closest
-from trl.config.code import Trust, distrusted, find_file, is_trusted
+from trl.config.code import RECIPE_MODULE, Trust, distrusted, find_file, is_trusted
 from trl.config.errors import problem
 from trl.config.folder import recipe_folder
 from trl.config.recipe import STARTER, LoRAConfig, Recipe, RewardConfig
@@ -243,17 +243,17 @@ class Parts:
         scorers = {name: scorer for name, (scorer, _) in self.judge.parts.items()}
         return known | {f"`{k}`": fingerprints.of_scorer(v) for k, v in scorers.items()}
 
-    def changed(self, state: Mapping[str, Any]) -> list[str]:
-        """Return in what a state is that of a run with other parts, though it can be loaded."""
+    def others(self, state: Mapping[str, Any]) -> list[str]:
+        """Return the names of the fingerprints that are others in a state."""
         # Older checkpoints know two of them.
         older = {name: state[name] for name in ("prompts", "reference") if name in state}
-        there = state.get("fingerprints", older)
-        here = self.fingerprints
-        return [
-            OTHER.get(name, f"with another scorer {name}: its code, its weights or its settings")
-            for name, value in there.items()
-            if value != here.get(name)
-        ]
+        there, here = state.get("fingerprints", older), self.fingerprints
+        return [name for name, value in there.items() if value != here.get(name)]
+
+    def changed(self, state: Mapping[str, Any]) -> list[str]:
+        """Return in what a state is that of a run with other parts, though it can be loaded."""
+        of_scorer = "with another scorer {}: its code, its weights or its settings"
+        return [OTHER.get(name, of_scorer.format(name)) for name in self.others(state)]
 
     def misfit(self, state: Mapping[str, Any]) -> str | None:
         """Return why a state cannot be loaded, and what to do; None: it can."""
@@ -506,7 +506,7 @@ def _module_of_file(given: str, path: str, loaded: dict[str, Any]) -> ModuleType
     if file is None:
         got = f"{given!r}, looked for in {Path.cwd()}"
         _refuse(path, "name a file that is there", got, "mend the path")
-    name = f"trl_recipe_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
+    name = f"{RECIPE_MODULE}{file.stem}_{zlib.crc32(str(file).encode()):08x}"
     if name not in loaded:  # two functions of one recipe share what their file keeps
         spec: Any = importlib.util.spec_from_file_location(name, file)
         # Dataclasses and pickle look a module up by its name.

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from accelerate import Accelerator
 
+import trl
 from trl import config as settings
 from trl.config import SettingsError
 from trl.config.errors import refuse
@@ -27,6 +29,15 @@ KEYS = (
     *("figures", "best", "stopped", "files", "versions", "seconds"),
 )
 """What every checkpoint holds."""
+
+VERSIONS = {
+    "trl": trl.__version__,
+    "torch": str(torch.__version__),
+    "transformers": transformers.__version__,
+    "threads": str(torch.get_num_threads()),
+    "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+}
+"""Of what writes it; others change rounding."""
 
 ALL_THE_SAME = "go on all the same with --resume-changed (in Python resume='changed')"
 
@@ -158,6 +169,17 @@ def other_settings(
         for path, (old, new) in pairs.items()
         if not any(path == name or path.startswith(f"{name}.") for name in may_change)
     ]
+
+
+def other_versions(checkpoint: Path | str, before: Mapping[str, str]) -> list[str]:
+    """Return a sentence on what wrote a checkpoint if that was something else; else none."""
+    others = [
+        f"{name} {old}, now {VERSIONS[name]}"
+        for name, old in before.items()
+        if old != VERSIONS.get(name)
+    ]
+    told = f"{checkpoint} was written with {', '.join(others)}: numbers may round otherwise."
+    return [told] if others else []
 
 
 def random_state() -> dict[str, Any]:

@@ -16,20 +16,18 @@ import math
 import os
 import shlex
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from accelerate.utils import gather_object, set_seed
 from torch import nn
 
-import trl
 from trl import config as settings
 from trl.compute.peers import told_to_peers
 from trl.compute.precision import make_accelerator
@@ -38,10 +36,10 @@ from trl.config.code import Trust, flags_to_go_on
 from trl.config.recipe import Recipe
 from trl.evaluation.scores import pairs_of
 from trl.models.loading import quiet_transformers
-from trl.ppo import PPOTrainer
 from trl.report import before_after_tables, read_runs, write_report
 from trl.report.figures import duration
 from trl.training import checkpoints
+from trl.training import undo as undoing
 from trl.training.checkpoints import CheckpointError
 from trl.training.folder import FIRST_ROW, RunFolder
 from trl.training.interrupt import GracefulStop
@@ -50,9 +48,11 @@ from trl.training.parts import Parts
 from trl.training.resume import (
     ALL_THE_SAME,
     STATE,
+    VERSIONS,
     check_same,
     opened,
     other_settings,
+    other_versions,
     random_state,
     read_state,
     set_random_state,
@@ -70,14 +70,6 @@ TRACKED_SAMPLES = 16
 
 FORMAT = 1
 """Of what is in a checkpoint."""
-VERSIONS = {
-    "trl": trl.__version__,
-    "torch": str(torch.__version__),
-    "transformers": transformers.__version__,
-    "threads": str(torch.get_num_threads()),
-    "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-}
-"""Of what writes it; others change rounding."""
 
 
 @dataclass(frozen=True)
@@ -241,21 +233,28 @@ class Run:
         self._tell(self.diagnosis.look(row))
 
     def _saved_if_it_fails(self, step: Callable[[], bool]) -> bool:
-        """Make a step; if it fails and the weights are those of a whole one, save them first."""
+        """Make a step; if it fails, take it back and save what was before, and say where."""
         if self.folder is None or self.accelerator.num_processes > 1:
             return step()  # the other processes wait elsewhere than in a write
         done, own = self.loop.steps_done, copy.deepcopy(self._own_state())
+        undo = undoing.copied(self.trainer, wholly=self._can_undo)
         try:
             return step()
         except Exception as error:  # a second Ctrl-C is to end at once
-            frames = traceback.walk_tb(error.__traceback__)
-            whole = all(frame.f_code is not PPOTrainer.step.__code__ for frame, _ in frames)
             made = self.loop.steps_done
-            there = {checkpoints.step_of(path) for path in self.checkpoints.all()}
-            if made > done or (whole and made and made not in there):
+            whole = made > done or undo()
+            if made and whole and made not in map(checkpoints.step_of, self.checkpoints.all()):
                 with suppress(OSError):  # what failed first is told
                     self._write_checkpoint(None if made > done else own)
+            short = "It failed amid its updates; memory was short for a copy of what was before. "
+            broken = "" if whole else short
+            for last in self.checkpoints.all()[-1:]:
+                error.add_note(f"{broken}Saved is {last}. Go on with: {self._to_go_on()}")
             raise
+
+    @cached_property
+    def _can_undo(self) -> bool:
+        return undoing.has_room(self.trainer)
 
     def _step(self) -> bool:
         """Make a step, and return whether it was enough for `on_step`."""
@@ -390,10 +389,12 @@ class Run:
             if self.recipe.profile is not None:
                 note(f"Where the time went is in {self.recipe.profile}/.")
         elif not finished:
-            command = f"trl train {shlex.quote(str(self.folder.recipe))} --resume"
-            command += flags_to_go_on(self.recipe, self.path)
-            note(f"Stopped after step {steps}. Go on with: {command}")
+            note(f"Stopped after step {steps}. Go on with: {self._to_go_on()}")
         return Result(self.path, self.parts.model, steps, summary, not finished)
+
+    def _to_go_on(self) -> str:
+        command = f"trl train {shlex.quote(str(self.folder.recipe))} --resume"
+        return command + flags_to_go_on(self.recipe, self.path)
 
     def _seconds(self) -> float:
         return self.seconds + time.perf_counter() - self.started
@@ -490,6 +491,8 @@ class Run:
                 f"{self.folder.policy}; `keep_optimizer` keeps that state."
             )
         told = self._changes(checkpoint, state)
+        if self.folder.changes and "prompts" in self.parts.others(state):
+            state["loop"] |= {"order": [], "stream": None}  # a new pass begins, over those of now
         own = state["of_each_process"][self.accelerator.process_index]
         self.parts.load_state_dict(state, own)
         self.diagnosis.load_state_dict(state["diagnosis"])
@@ -527,7 +530,7 @@ class Run:
 
     def _changes(self, checkpoint: Path, state: Mapping[str, Any]) -> list[str]:
         """Return in what a checkpoint is of another run, or raise unless it may be."""
-        before, versions, told = state.get("recipe"), state["versions"], list[str]()
+        before, told = state.get("recipe"), list[str]()
         if before is None:
             told.append(
                 f"{checkpoint} is of an older trl: whether the run is the same is not known."
@@ -545,16 +548,7 @@ class Run:
             told.append(
                 f"Gone on with all the same, though {checkpoint} is of a run {'; '.join(parts)}."
             )
-        others = [
-            f"{name} {old}, now {VERSIONS[name]}"
-            for name, old in versions.items()
-            if old != VERSIONS.get(name)
-        ]
-        if others:
-            told.append(
-                f"{checkpoint} was written with {', '.join(others)}: numbers may round otherwise."
-            )
-        return told
+        return told + other_versions(checkpoint, state["versions"])
 
     def _best_figure(self) -> tuple[str | None, str]:
         return self.recipe.checkpoints.best, self.recipe.checkpoints.mode

@@ -35,10 +35,10 @@ from trl.compute.precision import exit_after_gloo, make_accelerator
 from trl.config.errors import refuse
 from trl.config.recipe import ClassifierRecipe
 from trl.models.loading import quiet_transformers
-from trl.training.checkpoints import remove, replaced_folder
+from trl.training.checkpoints import CheckpointError, remove, replaced_folder
 from trl.training.folder import RunFolder
 from trl.training.interrupt import GracefulStop
-from trl.training.resume import check_same
+from trl.training.resume import VERSIONS, check_same, other_versions
 from trl.watch.display import Display
 
 Example = dict[str, Any]
@@ -46,6 +46,9 @@ Example = dict[str, Any]
 
 POOL = 50
 """Updates whose examples are sorted by length together."""
+
+MADE_OF = "made_of.json"
+"""Beside a checkpoint: fingerprints of what the fit is made of, and versions."""
 
 
 class Examples(Dataset[Example]):
@@ -145,6 +148,10 @@ class Fit(transformers.Trainer):
         model: In float32; it is trained in place.
         tokenizer: Pads the examples, and is saved beside the model.
         examples: To learn from.
+        made_of: Fingerprints of what else the fit must be made of to go on, by its name in words.
+
+    Raises:
+        CheckpointError: if the checkpoint is of a fit that was made of something else.
     """
 
     def __init__(
@@ -154,9 +161,10 @@ class Fit(transformers.Trainer):
         model: transformers.PreTrainedModel,
         tokenizer: transformers.PreTrainedTokenizerBase,
         examples: Examples,
+        made_of: Mapping[str, Any],
     ) -> None:
         collate = transformers.DataCollatorWithPadding(tokenizer)
-        arguments = _arguments(recipe, folder, model)
+        arguments = _arguments(recipe, folder, model, examples.steps)
         super().__init__(model, arguments, data_collator=collate, train_dataset=examples)
         self.remove_callback(transformers.PrinterCallback)
         self.recipe, self.folder, self.tokenizer, self.examples = (
@@ -173,10 +181,36 @@ class Fit(transformers.Trainer):
             quiet=recipe.quiet or not self.main,
             title="training",
         )
+        self.made_of = {"versions": VERSIONS, **made_of}
+        self._check_same()
         self.accuracies = list[Tensor]()
         """Of the updates since the last row."""
         self.seconds = 0.0
         """Of training, in all sessions."""
+
+    def _check_same(self) -> None:
+        """Raise if the checkpoint is of another fit; tell of what is not known, or may differ."""
+        if self.checkpoint is None:
+            return
+        file = Path(self.checkpoint, MADE_OF)
+        if not file.exists():
+            self.display.note(f"{self.checkpoint} is of an older trl: what it is of is not known.")
+            return
+        before = json.loads(file.read_text())
+        for note in other_versions(self.checkpoint, before.pop("versions")):
+            self.display.note(note)
+        if others := [name for name, value in before.items() if value != self.made_of.get(name)]:
+            raise CheckpointError(
+                f"{self.checkpoint} is of a fit with another {', another '.join(others)}. Bring "
+                "back what it was, or start another run in another folder."
+            )
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write a checkpoint's weights, and before them what they are of."""
+        assert output_dir is not None
+        os.makedirs(output_dir, exist_ok=True)
+        Path(output_dir, MADE_OF).write_text(json.dumps(self.made_of))
+        super()._save(output_dir, state_dict)
 
     def __call__(
         self, tests: Mapping[str, Callable[[], list[Example]]], summary: Mapping[str, Any]
@@ -301,11 +335,12 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def _arguments(
-    recipe: ClassifierRecipe, folder: RunFolder, model: transformers.PreTrainedModel
+    recipe: ClassifierRecipe, folder: RunFolder, model: transformers.PreTrainedModel, steps: int
 ) -> transformers.TrainingArguments:
     """Return how the Trainer is to go about it; several processes know each other then."""
     accelerator = make_accelerator(recipe.precision)
     exit_after_gloo()
+    tenth = math.ceil(steps / 10)
     processes, on_cpu = accelerator.num_processes, accelerator.device.type == "cpu"
     low_precision = accelerator.mixed_precision
     if recipe.batch_size % processes:
@@ -330,7 +365,8 @@ def _arguments(
         logging_steps=recipe.log_every,
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="non_padding",
-        save_steps=0.1,  # of the run
+        # With a row, of which no update is missing then when the fit is gone on with.
+        save_steps=math.ceil(tenth / recipe.log_every) * recipe.log_every,
         save_total_limit=1,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,

@@ -1,0 +1,29 @@
+"""Runs, resumes and classifiers that are killed again and again end as if they never were."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(("kills", "each"), [(3, 3), pytest.param(200, 10, marks=pytest.mark.slow)])
+def test_whatever_is_killed_ends_bit_for_bit(kills, each, tmp_path):
+    results = tmp_path / "kills.jsonl"
+    command = [sys.executable, "-m", "tests.training.kills", "--out", str(results)]
+    command += ["--folder", str(tmp_path / "runs"), "--kills", str(kills), "--each", str(each)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert sum(row["result"] == "killed" for row in rows) == kills
+    assert any(row.get("same") for row in rows)
