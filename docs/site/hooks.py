@@ -67,6 +67,11 @@ def on_page_content(content, page, config, files):
     )
 
 
+def on_post_page(output, page, config):
+    """Name the dialog of the search, which the theme leaves without a name."""
+    return output.replace('role="dialog">', 'role="dialog" aria-label="Search">')
+
+
 def narrowable(table):
     """Return the HTML of a table with labels on its cells, and places to break in its code."""
     titles = re.findall(r"<th[^>]*>(.*?)</th>", table, re.DOTALL)

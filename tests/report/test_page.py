@@ -359,8 +359,12 @@ def shown(table):
 
 def test_comparison_in_the_terminal(folders):
     text = shown(compare(folders))
-    for part in ("ppo", "rloo", "two", "mean reward", "18 of 30 steps, not finished"):
+    for part in ("ppo", "rloo", "two", "18 of 30 steps, not finished"):
         assert part in text
+    order = [
+        text.index(part) for part in ("verdict", "ppo.learning_rate", "mean reward", "progress")
+    ]
+    assert order == sorted(order)
     assert re.search(r"ppo.learning_rate\s+│\s+1.41e-05 │\s+3e-05 │\s+1.41e-05", text)
     assert "ppo.batch_size" not in text
 

@@ -210,7 +210,8 @@ def compare(runs: Sequence[Path | str]) -> Table:
 
 
 def _sections(runs: Sequence[Run]) -> list[list[Row]]:
-    figures: list[Row] = [("verdict", [verdict(run) for run in runs], set())]
+    verdicts: list[Row] = [("verdict", [verdict(run) for run in runs], set())]
+    figures: list[Row] = []
     for key in figure_keys(runs):
         values = [(run.after or run.before).get(key) for run in runs]
         texts = [shown(key, value, among=values) for value in values]
@@ -232,5 +233,5 @@ def _sections(runs: Sequence[Run]) -> list[list[Row]]:
     }
     told = ("ppo.algorithm", "model.name")
     differ = {key: values for key, values in settings_that_differ(runs) if key not in told}
-    plain: list[list[Row]] = [[(name, of[name], set()) for name in of] for of in (about, differ)]
-    return [figures, *plain]
+    others: list[list[Row]] = [[(name, of[name], set()) for name in of] for of in (differ, about)]
+    return [verdicts, others[0], figures, others[1]]
