@@ -40,7 +40,9 @@ from trl.training.folder import RunFolder
 from trl.training.resume import KEYS, problem_of
 
 LONGEST = 10
-"""Seconds that one input may take."""
+"""Seconds of work that one input may take."""
+WAITED = 60
+"""Seconds that it may take in all, on a machine with other work."""
 MOST_MEMORY = 2**30
 """Bytes that all of them may add to what the process takes."""
 
@@ -247,8 +249,11 @@ def _too_long(*_: Any) -> None:
 def problem(work: Callable[[], Any]) -> str | None:
     """Do something with an input, and return what is wrong with how that ended."""
     shown = io.StringIO()
-    signal.signal(signal.SIGALRM, _too_long)
-    signal.setitimer(signal.ITIMER_REAL, LONGEST)
+    clocks = {signal.ITIMER_PROF: LONGEST, signal.ITIMER_REAL: WAITED}
+    for each in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(each, _too_long)
+    for clock, seconds in clocks.items():
+        signal.setitimer(clock, seconds)
     try:
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
             work()
@@ -258,7 +263,8 @@ def problem(work: Callable[[], Any]) -> str | None:
         if not cli._is_explained(error):
             return traceback.format_exc()[-1500:]
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for clock in clocks:
+            signal.setitimer(clock, 0)
     return f"told {shown.tell()} characters" if shown.tell() > 100_000 else None
 
 
