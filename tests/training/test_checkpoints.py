@@ -57,9 +57,14 @@ def reshape_manifest(path):
     (path / MANIFEST).write_text('["state.pt"]')
 
 
+def nest_manifest(path):
+    (path / MANIFEST).write_text("[" * 100_000)
+
+
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
+        (nest_manifest, "manifest.json cannot be read"),
         (cut, "state.pt has 7 bytes in place of 100"),
         (flip, "state.pt has other content than was written"),
         (lose, "state.pt is missing"),

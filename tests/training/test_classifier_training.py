@@ -604,6 +604,9 @@ def test_versions_of_a_fit_and_one_of_an_older_trl_are_told(recipe, monkeypatch,
             train_classifier(recipe, resume=True)
     assert ", now 9.9: numbers may round otherwise" in " ".join(capsys.readouterr().out.split())
     (newest,) = Path(recipe.out, "checkpoints").iterdir()
+    (newest / "made_of.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"made_of.json is damaged .* delete .*checkpoint-"):
+        train_classifier(recipe, resume=True)
     (newest / "made_of.json").unlink()
     train_classifier(recipe, resume=True)
     assert "is of an older trl: what it is of" in " ".join(capsys.readouterr().out.split())

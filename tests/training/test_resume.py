@@ -787,6 +787,18 @@ def test_lines_that_are_lost_are_named(parts, harm):
     assert [row["step"] for row in lines(file)] == steps
 
 
+def test_lines_and_steps_that_are_none_are_left_out(tmp_path):
+    folder = RunFolder(tmp_path)
+    odd = ['{"step": 1e999}', "[" * 100_000, '{"step": "x"}', '{"step": [1]}', "3", '{"step": 1']
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n' + "\n".join(odd))
+    assert folder.rows("metrics") == [{"step": 0}]
+    folder.cut({}, 5)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\n'
+    for text, step in (("7\n", 7), ("", -1), ("seven", -1), ("9" * 5000, -1), ("٣", -1)):
+        (tmp_path / "step.txt").write_text(text)
+        assert run._best_step(tmp_path) == step
+
+
 @pytest.mark.parametrize("made_again", [False, True])
 def test_a_folder_that_is_deleted_while_it_runs_is_told(parts, monkeypatch, made_again):
     def delete():

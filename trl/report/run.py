@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -212,13 +213,16 @@ def _read(path: Path, name: str, number: int) -> Run:
         rows.setdefault(line["step"], {}).update(_numbers(line))
     run.metrics = [rows[step] for step in sorted(rows)]
     for line in _rows(path / "scores.jsonl", run.notes):
-        if scores := [s for s in line.get("scores", ()) if _finite(s) is not None]:
+        given = line.get("scores")
+        given = given if isinstance(given, list) else []
+        if scores := [s for s in given if _finite(s) is not None]:
             run.scores[line["step"]] = scores
     for line in _rows(path / "samples.jsonl", run.notes):
+        parts = line.get("parts")
         sample = Sample(
-            *(line.get("prompt", ""), line.get("response", "")),
+            *(str(line.get("prompt", "")), str(line.get("response", ""))),
             *(_finite(line.get("reward")), _finite(line.get("kl")), _finite(line.get("length"))),
-            *(line.get("ended"), _numbers(line.get("parts", {})), _messages(line)),
+            *(line.get("ended"), _numbers(parts if isinstance(parts, dict) else {}), _messages(line)),
         )
         run.samples.setdefault(line["step"], []).append(sample)
     run.warnings = _rows(path / "warnings.jsonl", run.notes)
@@ -281,7 +285,7 @@ def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
                 notes.append(f"{path.name}: its last line is cut: {why}.")
                 break
         step = row.get("step") if isinstance(row, dict) else None
-        if type(step) is not int or step < 0:
+        if type(step) is not int or not 0 <= step < 2**53:
             unread += 1
             continue
         if rows and step < rows[-1]["step"]:
@@ -303,4 +307,5 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _finite(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+    number = isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+    return value if number else None

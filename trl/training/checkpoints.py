@@ -104,7 +104,7 @@ def damage(checkpoint: Path) -> str | None:
         files = [(name, size, digest) for name, (size, digest) in manifest.items()]
     except FileNotFoundError:
         return f"there is no {MANIFEST}"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, RecursionError, ValueError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     for name, size, digest in files:
         path = checkpoint / name

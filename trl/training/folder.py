@@ -205,5 +205,5 @@ def _step_of(line: bytes) -> int | None:
     """Return the step that a line of a file is of; None: it is cut or damaged."""
     try:
         return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError):
         return None

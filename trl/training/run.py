@@ -14,6 +14,7 @@ import copy
 import json
 import math
 import os
+import re
 import shlex
 import time
 import warnings
@@ -555,6 +556,7 @@ class Run:
 
 
 def _best_step(folder: Path) -> int:
-    """Return the step of a best policy; -1: there is none, or it is of an older run."""
+    """Return the step of a best policy; -1: there is none, or that is not known."""
     file = folder / BEST_STEP
-    return int(file.read_text()) if file.is_file() else -1
+    text = file.read_text(errors="replace").strip() if file.is_file() else ""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else -1

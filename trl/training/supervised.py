@@ -196,8 +196,12 @@ class Fit(transformers.Trainer):
         if not file.exists():
             self.display.note(f"{self.checkpoint} is of an older trl: what it is of is not known.")
             return
-        before = json.loads(file.read_text())
-        for note in other_versions(self.checkpoint, before.pop("versions")):
+        try:
+            before = dict(json.loads(file.read_text()))
+        except ValueError as error:
+            told = f"{file} is damaged ({error}): delete {self.checkpoint}, to go on from none."
+            raise CheckpointError(told) from error
+        for note in other_versions(self.checkpoint, before.pop("versions", {})):
             self.display.note(note)
         if others := [name for name, value in before.items() if value != self.made_of.get(name)]:
             raise CheckpointError(
