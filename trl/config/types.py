@@ -46,6 +46,7 @@ ShareRange = Annotated[tuple[Share, Share], _ordered, "two numbers from 0 to 1, 
 RangeOfEach = Annotated[
     Mapping[Text, ShareRange], "a mapping of prefix: [low, high], two numbers between 0 and 1"
 ]
+Arguments = Annotated[Mapping[Text, Any], "a mapping of argument: value"]
 WeightOfEach = Annotated[Mapping[Text, Positive], "a mapping of prefix: number > 0"]
 
 WORDS = {bool: "True or False", int: "an integer", float: "a finite number", str: "a text"}

@@ -29,6 +29,7 @@ from trl.evaluation.scores import Scorer, ScoringError, score
 from trl.evaluation.weighted_sum import WeightedSum
 
 __all__ = [
+    "CHECKS",
     "ClassifierScorer",
     "CodeScorer",
     "ControlScorer",
@@ -47,3 +48,14 @@ __all__ = [
     "as_scorer",
     "score",
 ]
+
+CHECKS = {
+    "math": MathScorer,
+    "code": CodeScorer,
+    "json": JsonScorer,
+    "regex": RegexScorer,
+    "format": FormatScorer,
+    "repetition": RepetitionPenalty,
+    "length": LengthPenalty,
+}
+"""What a recipe calls them."""

@@ -75,7 +75,8 @@ class CodeScorer:
                 fix = "allow_unisolated=True (--allow-unisolated) runs it all the same"
                 refuse("allow_unisolated", f"be true where code is not kept from {told}", fix=fix)
             warnings.warn(f"CodeScorer runs code that is not kept from {told}.", stacklevel=2)
-        self.tests, self.seconds, self.share, self.name = tests, seconds, share, name
+        self.tests, self.key = tests, tests if isinstance(tests, str) else None
+        self.seconds, self.share, self.name = seconds, share, name
 
     def __call__(self, rollout: Rollout) -> Scored:
         """Score each response; its figure `passed` is the share of the tests that it passes.
@@ -91,9 +92,6 @@ class CodeScorer:
             shares = Scored.of(in_threads(self._share, pairs), rollout).scores
             scores = shares if self.share else (shares == 1).float()
             return Scored(scores, figures={"passed": shares})
-
-    def right(self, value: Any) -> None:
-        """Return None: no test is an answer."""
 
     def _share(self, pair: tuple[str, list[Any]]) -> float:
         code, tests = last_block(pair[0]), pair[1]

@@ -52,9 +52,9 @@ PLAINER = [
         (r"[~\s]+", " "),
     )
 ]
-NO_UNITS = frozenset(
-    "hundred thousand million billion trillion dozen half third quarter pi sqrt log ln sin cos tan "
-    "mod and or plus minus times over to squared cubed factorial infinity inf nan".split()
+NO_UNITS = re.compile(
+    r"\b(hundred|thousand|[mbtr]+illion|dozen|half|thirds?|quarters?|pi|sqrt|log|ln|sin|cos|tan|mod|"
+    r"and|or|plus|minus|times|over|to|squared|cubed|factorial|inf|infinity|nan)\b"
 )
 """Words after a number that make it another one, or several of it."""
 LETTERS = frozenset("mghs")
@@ -217,7 +217,7 @@ def number_in(text: str) -> Number | None:
         return None
     unit = (found["unit"] or "").casefold()
     words = re.findall(r"[^\W\d_]+", unit)
-    if NO_UNITS & set(words) or any(len(word) == 1 and word not in LETTERS for word in words):
+    if NO_UNITS.search(unit) or any(len(word) == 1 and word not in LETTERS for word in words):
         return None
     try:
         if found["whole"]:
