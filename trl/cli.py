@@ -266,8 +266,8 @@ COMMANDS = {
             "--recipe": RECIPE,
             "--validate": _word(
                 "COLUMN",
-                "check the rewards: the right answers of the table TEXTS, from COLUMN or made of what "
-                "a reward compares with, must score 1, and those of other rows 0",
+                "check the rewards: right answers of the table TEXTS, in COLUMN or made of what a "
+                "reward compares with, must score 1, and those of other rows 0",
                 nargs="?",
                 const="",
             ),

@@ -14,6 +14,7 @@ If who started the warden ends, the socket does, and with it everything here.
 import contextlib
 import ctypes
 import fcntl
+import importlib
 import json
 import os
 import resource
@@ -24,8 +25,11 @@ import sys
 import tempfile
 import time
 
-sys.path[:] = [os.path.dirname(os.path.abspath(__file__)), *sys.path]
-import programs  # noqa: E402
+if __name__ == "__main__":  # where trl, and torch with it, cannot be imported
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    programs = importlib.import_module("programs")
+else:
+    from trl.evaluation import programs
 
 NEW_MOUNTS, NEW_IPC, NEW_USERS = 0x00020000, 0x08000000, 0x10000000
 NEW_PROCESSES, NEW_NETWORK = 0x20000000, 0x40000000
