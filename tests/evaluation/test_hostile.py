@@ -1,7 +1,6 @@
 """Nobody gets a reward by force, and nothing is left of who tries. The answers: hostile.py."""
 
 import os
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -70,8 +69,7 @@ def in_cells(wardens):
 
 @pytest.fixture
 def nothing_left(isolated):
-    here, temporary = sorted(os.listdir()), Path(tempfile.gettempdir())
-    before = set(temporary.glob("trl-cell-*"))
+    here = sorted(os.listdir())
     yield
     wardens = [one for (pid, _), some in cells._idle.items() if pid == os.getpid() for one in some]
     if os.geteuid() == 0:  # others may not look
@@ -79,7 +77,6 @@ def nothing_left(isolated):
     cells.end_all()
     assert all(one.process.poll() is not None for one in wardens)
     assert sorted(os.listdir()) == here
-    assert set(temporary.glob("trl-cell-*")) == before
 
 
 @pytest.mark.parametrize("kind", ["code", "number", "formula", "json"])
@@ -102,8 +99,7 @@ def test_all_hostile_answers_by_hand_get_nothing(kind, nothing_left):
     code, maths, json = hostile.by_hand()
     quick, slow = {"code": code, "prints": code, "json": json}.get(kind, maths)
     assert len(code[0]) + len(maths[0]) + len(json[0]) > 300
-    assert rewarded(kind, quick, seconds=10.0) == []
-    # Two seconds are enough for who is right, unless the machine is busy with something else.
+    assert rewarded(kind, quick, seconds=5.0) == []
     for text in slow:
         start = time.monotonic()
         assert scores(kind, [text]) == [0], text
