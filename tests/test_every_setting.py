@@ -267,6 +267,7 @@ CONTROL = {
     "data.prefixes": ["w1 ", "w2 "],
 }
 CLASSIFIER = {"reward": [{"kind": "classifier"}]}
+REPETITION = {"reward": [{"kind": "repetition"}]}
 FUNCTION = {"kind": "function", "name": "{folder}/reward.py:count_w7"}
 PRETRAINING = {"pretraining.text": "{folder}/table.jsonl", "pretraining.tokens": 4}
 WRITTEN = {"data.prompts": "model", "data.model_prompts": 12, "data.min_tokens": 1}
@@ -330,6 +331,7 @@ CASES = {
     "reward.N.title": Case("w7s", scored),
     "reward.N.targets": Case({"w1 ": [0.2, 0.8], "w2 ": [0.0, 0.2]}, scored, CONTROL),
     "reward.N.target_weights": Case({"w1 ": 3.0}, scored, CONTROL),
+    "reward.N.arguments": Case({"ngram": 1}, scored, REPETITION),
     "ppo.algorithm": Case("rloo"),
     "ppo.policy_loss": Case("cispo"),
     "ppo.aggregate": Case("sequence"),

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trl
 from trl import config as settings
 from trl.config import SettingsError, closest
-from trl.config.code import Reader, listing
+from trl.config.code import UNISOLATED, Reader, listing
 from trl.config.errors import hidden, problem
 from trl.config.folder import recipe_folder
 from trl.config.places import not_a_model
@@ -149,6 +149,10 @@ def _score(options: argparse.Namespace, flags: Flags) -> int:
     rewards = settings.build(settings.Scoring, values, flags=flags, owner=owner).reward
     rewards = _with_code(rewards, path or None, flags, options.trust)
     _list_code(rewards)
+    if options.validate is not None:
+        from trl.training.validation import validate
+
+        return validate(options.texts, rewards, options.validate, options.trust)
     from trl.training import tools
 
     texts, columns = tools.read_texts(options.texts)
@@ -206,7 +210,13 @@ TRUST = {
         "run the functions of this module, package or file too; each by a --trust of its own",
         action="append",
         default=[],
-    )
+    ),
+    UNISOLATED: {
+        "dest": "trust",
+        "action": "append_const",
+        "const": UNISOLATED,
+        "help": "run the code of answers (kind: code) though the system cannot shut it in",
+    },
 }
 RUN_OPTIONS = {
     "--print-config": {"action": "store_true", "help": "check and print the settings, no more"},
@@ -296,6 +306,13 @@ COMMANDS = {
                 "response (or completion), or messages; -: lines of the standard input",
             ),
             "--recipe": RECIPE,
+            "--validate": _word(
+                "COLUMN",
+                "check the rewards: right answers of the table TEXTS, in COLUMN or made of what a "
+                "reward compares with, must score 1, and those of other rows 0",
+                nargs="?",
+                const="",
+            ),
             **TRUST,
             **LINES,
         },

@@ -26,6 +26,9 @@ RECIPE_MODULE = "trl_recipe_"
 Trust = Sequence[str]
 """Modules, packages and files that the reader of a recipe has named."""
 
+UNISOLATED = "--allow-unisolated"
+"""Stands among them if answers may be run, as the kind code does, without a world of their own."""
+
 
 def place_of(reward: RewardConfig) -> str:
     """Return the module or file that a function comes from; nothing: it is another scorer."""

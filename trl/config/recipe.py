@@ -46,6 +46,10 @@ from trl.config.types import (
 STARTER = "starter"
 """Names the models and prompts that ship with trl."""
 
+Check = Literal["math", "code", "json", "regex", "format", "repetition", "length"]
+CHECKS = get_args(Check)
+"""Rewards that no model gives."""
+Kind = Literal["classifier", "reward_model", "function", "endpoint", "control", Check]
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 TRACKERS = get_args(Tracker)
 
@@ -217,10 +221,12 @@ class SamplingConfig:
 class RewardConfig:
     """One scorer; the rewards of a recipe are added up with their weights."""
 
-    kind: Literal["classifier", "reward_model", "function", "endpoint", "control"] = "classifier"
+    kind: Kind = "classifier"
     """classifier: a class of a sequence classifier. reward_model: a sequence model with one output.
     function: a Python function from texts to numbers. endpoint: a server. control: a classifier,
-    and for each control prefix the range that its probability is to be in."""
+    and for each control prefix the range that its probability is to be in. math: whether the final
+    answer is right. code: whether its tests are passed. json, regex, format: whether a response is
+    as it must be. repetition, length: penalties."""
     name: Text = STARTER
     """A folder or hub name; starter: the sentiment classifier that ships with trl. Of a function:
     file.py:function, beside the recipe, or package.module:function, which runs after --trust. Of an
@@ -237,6 +243,9 @@ class RewardConfig:
     """Of a control: the wanted range of the probability for each prefix of `data.prefixes`."""
     target_weights: WeightOfEach = field(default_factory=dict)
     """Of a control: factors on the reward of some prefixes, for targets that are harder to hit."""
+    arguments: Values = field(default_factory=dict)
+    """Of math, code, json, regex, format, repetition and length: those of their scorer, MathScorer
+    and so on, as {key: answer}."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Yield what is wrong with settings that each are in order."""
@@ -253,6 +262,10 @@ class RewardConfig:
             yield "output", f"be left out {of_kind}"
         if self.kind not in ("classifier", "control") and self.label != "POSITIVE":
             yield "label", f"be left out {of_kind}"
+        if self.kind in CHECKS and self.name != STARTER:
+            yield "name", f"be left out {of_kind}", "what it needs stands in `arguments`"
+        if self.kind not in CHECKS and self.arguments:
+            yield "arguments", f"be left out {of_kind}"
         if self.kind == "endpoint" and hidden(self.name) != self.name:
             fix = "write ${NAME} in their place, and set NAME in the environment"
             yield "name", "hold no key, no user and no password, which others would read", fix

@@ -8,21 +8,39 @@ control.py         the sentiment that a prefix of the query asks for
 reward_model.py    the one number of a reward model, with its chat template
 endpoint.py        a server that answers over HTTP
 weighted_sum.py    several scorers as one
+final_answer.py    a final answer against the right one: numbers, fractions, LaTeX, units
+checks.py          JSON, patterns and parts of a response
+code_tests.py      code by its tests
+penalties.py       for length and repetition
+cells.py           where what cannot be trusted runs: `warden.py` starts and ends it, in
+programs.py        is what can run there
 """
 
+from trl.evaluation.checks import FormatScorer, JsonScorer, RegexScorer
 from trl.evaluation.classifier import ClassifierScorer
+from trl.evaluation.code_tests import CodeScorer
 from trl.evaluation.control import ControlScorer
 from trl.evaluation.endpoint import EndpointScorer
+from trl.evaluation.final_answer import MathScorer
 from trl.evaluation.function import FunctionScorer, as_scorer
+from trl.evaluation.penalties import LengthPenalty, RepetitionPenalty
 from trl.evaluation.reward_model import RewardModelScorer
 from trl.evaluation.scores import Scorer, ScoringError, score
 from trl.evaluation.weighted_sum import WeightedSum
 
 __all__ = [
+    "CHECKS",
     "ClassifierScorer",
+    "CodeScorer",
     "ControlScorer",
     "EndpointScorer",
+    "FormatScorer",
     "FunctionScorer",
+    "JsonScorer",
+    "LengthPenalty",
+    "MathScorer",
+    "RegexScorer",
+    "RepetitionPenalty",
     "RewardModelScorer",
     "Scorer",
     "ScoringError",
@@ -30,3 +48,14 @@ __all__ = [
     "as_scorer",
     "score",
 ]
+
+CHECKS = {
+    "math": MathScorer,
+    "code": CodeScorer,
+    "json": JsonScorer,
+    "regex": RegexScorer,
+    "format": FormatScorer,
+    "repetition": RepetitionPenalty,
+    "length": LengthPenalty,
+}
+"""What a recipe calls them."""

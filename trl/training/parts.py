@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import sys
 import warnings
@@ -23,7 +24,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import evaluation, starter
 from trl.anatomy import language_model
 from trl.config import PPOConfig, SettingsError, closest
-from trl.config.code import RECIPE_MODULE, Trust, distrusted, find_file, is_trusted
+from trl.config.code import (
+    RECIPE_MODULE,
+    UNISOLATED,
+    Trust,
+    distrusted,
+    find_file,
+    is_trusted,
+)
 from trl.config.errors import problem
 from trl.config.folder import recipe_folder
 from trl.config.recipe import STARTER, LoRAConfig, Recipe, RewardConfig
@@ -450,6 +458,8 @@ def _scorer(
         return evaluation.FunctionScorer(function), settings.name.rpartition(":")[2]
     if settings.kind == "endpoint":
         return evaluation.EndpointScorer(settings.name), settings.kind
+    if settings.kind in evaluation.CHECKS:
+        return _check(settings, path.replace("name", "arguments"), trust), settings.kind
     name = os.path.expanduser(settings.name)
     if settings.kind == "reward_model":
         return evaluation.RewardModelScorer(name), settings.kind
@@ -464,6 +474,23 @@ def _scorer(
         return scorer, f"{settings.label.lower()}_{settings.output}"
     control = evaluation.ControlScorer(scorer, settings.targets, weights=settings.target_weights)
     return control, settings.kind
+
+
+def _check(settings: RewardConfig, path: str, trust: Trust) -> Any:
+    """Return the scorer of one of the kinds that need no model."""
+    cls: Any = evaluation.CHECKS[settings.kind]
+    if "allow_unisolated" in settings.arguments:
+        rule = "hold no allow_unisolated, a word of who reads the recipe"
+        _refuse(path, rule, fix=f"add {UNISOLATED} to the command")
+    allowed = {"allow_unisolated": True} if settings.kind == "code" and UNISOLATED in trust else {}
+    try:
+        inspect.signature(cls).bind(**settings.arguments)
+        return cls(**settings.arguments, **allowed)
+    except TypeError as error:
+        _refuse(path, f"be arguments of {cls.__name__}", fix=str(error))
+    except ValueError as error:
+        found = getattr(error, "found", [str(error)])
+        raise SettingsError("Recipe", [f"`{path}.{told[1:]}" for told in found]) from None
 
 
 def load_function(
