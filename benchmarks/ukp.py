@@ -5,13 +5,14 @@
     python benchmarks/ukp.py --table        a Markdown table of the results
     python benchmarks/ukp.py DATA --only 0  those of a fold
 
-DATA is the folder UKPConvArg1Strict-CSV of the corpus UKPConvArg1 (Habernal and Gurevych, ACL 2016,
-"Which argument is more convincing?", https://github.com/UKPLab/acl2016-convincing-arguments, CC-BY):
-11,650 pairs of arguments over 16 topics with two stances each, and which of the two people found
-more convincing. There are four folds of four topics each, both stances of a topic in one of them; a
-model is trained on three folds and measured on the fourth. The model is all-MiniLM of
-examples/real_models/get.py, and reads the argument alone. The curve has the first 100, 300, 1,000
-and 3,000 pairs, in random order, of what is trained on.
+DATA is the folder UKPConvArg1Strict-CSV of the corpus UKPConvArg1 (Habernal and Gurevych, ACL
+2016, "Which argument is more convincing?", CC-BY,
+https://github.com/UKPLab/acl2016-convincing-arguments): 11,650 pairs of arguments over 16 topics
+with two stances each, and which of the two people found more convincing. There are four folds of
+four topics each, both stances of a topic in one of them; a model is trained on three folds and
+measured on the fourth. The model is all-MiniLM of examples/real_models/get.py, and reads the
+argument alone. The curve has the first 100, 300, 1,000 and 3,000 pairs, in random order, of what is
+trained on.
 
 A result is a line of results/ukp.jsonl. A killed script goes on where its last fit stopped, in
 --work.
@@ -100,8 +101,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return the folds with their mean, and the curve, as Markdown."""
     whole = sorted((row for row in rows if row["limit"] is None), key=lambda row: row["fold"])
     lines = [
-        "| fold | pairs | accuracy | 95 % interval | longer wins | lengths differ by < 20 % | longer "
-        "wins there | calibration error | minutes |",
+        "| fold | pairs | accuracy | 95 % interval | longer wins | lengths differ by < 20 % "
+        "| longer wins there | calibration error | minutes |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     columns = []

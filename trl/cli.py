@@ -432,7 +432,7 @@ def _kind_of(arguments: list[str]) -> type:
 
 
 def _kind(task: Any) -> Any:
-    """Return which dataclass the recipes of a task are of; an unknown one is told by one of them."""
+    """Return which dataclass the recipes of a task are of; one of them refuses others."""
     from trl.config.recipe import TASKS
 
     return settings.Recipe if task is None else TASKS.get(str(task), settings.ClassifierRecipe)

@@ -194,7 +194,7 @@ def _group(name: str, rows: Sequence[Judged]) -> Group:
 
 
 def _parts(rows: Sequence[Judged], value: Callable[[Judged], float], most: int) -> list[Group]:
-    """Return groups by a value, as equal in size as its repetitions allow; none if it is constant."""
+    """Return groups by a value, of about the same size; none if it is constant."""
     values = [value(each) for each in rows]
     if len(set(values)) < 2:
         return []

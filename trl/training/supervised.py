@@ -99,8 +99,15 @@ class Examples(Dataset[Example]):
 
 
 def by_length(examples: list[Example]) -> list[Example]:
-    """Return the examples, the longest first: if memory is short it shows at once."""
-    return sorted(examples, key=lambda example: -len(example["input_ids"]))
+    """Return the examples, the longest first: if memory is short it shows at once.
+
+    One of several texts, whose `sizes` it has, is as long as the longest of them.
+    """
+
+    def longest(example: Example) -> int:
+        return max(example.get("sizes", [len(example["input_ids"])]))
+
+    return sorted(examples, key=longest, reverse=True)
 
 
 @contextmanager
@@ -209,8 +216,8 @@ class Fit(transformers.Trainer):
         }
         self.display.note(
             f"{type(self.model).__name__} of {sizes['parameters'] / 1e6:.1f}M parameters, "
-            f"precision {sizes['precision']}: {len(self.examples.rows):,} {self.rows_called} to train "
-            f"on, {self.examples.steps - self.first_step:,} steps."
+            f"precision {sizes['precision']}: {len(self.examples.rows):,} {self.rows_called} to "
+            f"train on, {self.examples.steps - self.first_step:,} steps."
         )
         figures = dict[str, Any]()
         with quiet_transformers():
