@@ -105,7 +105,7 @@ def _rows(source: str, subset: str | None, name: str) -> Iterator[tuple[str, Any
             if line.strip():
                 try:
                     row = json.loads(line)
-                except ValueError:
+                except (RecursionError, ValueError):
                     row = line.decode(errors="replace")
                 yield f"line {number} of {source}", row
         return
@@ -179,7 +179,7 @@ def _number(row: dict[str, Any], name: str, default: float) -> float:
         return default
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         number = math.nan
     if not 0 <= number < math.inf:
         refuse(name, "be a number >= 0", shown(value))

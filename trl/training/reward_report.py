@@ -166,10 +166,10 @@ def _length_bias(
         if min(lengths) < max(lengths):
             centred = (np.subtract(x, np.mean(x)).tolist() for x in (each, lengths))
             away += zip(*centred, strict=True)
-            longest = lengths.index(max(lengths))
-            model.append(each[longest] == max(each))
-            if sum(preference.votes[:-1]):
-                people.append(preference.votes[longest] / sum(preference.votes[:-1]))
+            longest = [index for index, length in enumerate(lengths) if length == max(lengths)]
+            model.append(max(each[index] for index in longest) == max(each))
+            if votes := sum(preference.votes[:-1]):
+                people.append(sum(preference.votes[index] for index in longest) / votes)
     x, y = np.array(away).T if away else (np.zeros(1), np.zeros(1))
     varies = x.std() > 0 and y.std() > 0
     return {
