@@ -17,7 +17,14 @@ from trl import cli
 from trl import config as settings
 from trl.batch import Rollout
 from trl.config import PPOConfig, SettingsError
-from trl.config.recipe import ClassifierRecipe, LoRAConfig, ModelConfig, Recipe, RewardConfig
+from trl.config.recipe import (
+    ClassifierRecipe,
+    LoRAConfig,
+    ModelConfig,
+    Recipe,
+    RewardConfig,
+    RewardRecipe,
+)
 from trl.scored import score_tensor
 
 DEMO = "{steps: 190, ppo: {learning_rate: 2.0e-4, init_kl_coef: 0.052}}"
@@ -427,6 +434,7 @@ def test_only_the_main_process_speaks(runs, monkeypatch, capsys):
         (["train", "--help"], Recipe),
         (["train", "sentiment", "--help"], Recipe),
         (["train", "reviews", "-h"], ClassifierRecipe),
+        (["reward", "-h"], RewardRecipe),
     ],
 )
 def test_help_has_every_setting_with_its_default_and_text(arguments, cls, folder, capsys):

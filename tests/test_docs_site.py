@@ -22,7 +22,7 @@ import yaml
 import trl
 from trl import starter
 from trl.config import OLD_SPELLINGS, PPOConfig, paths
-from trl.config.recipe import ClassifierRecipe, Recipe
+from trl.config.recipe import ClassifierRecipe, Recipe, RewardRecipe
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -181,7 +181,7 @@ def test_every_dependency_has_its_reason():
 
 
 def test_every_setting_stands_in_the_tables():
-    for cls in (Recipe, ClassifierRecipe):
+    for cls in (Recipe, ClassifierRecipe, RewardRecipe):
         rows = re.findall(r"^\| `([\w.]+)` \|", hooks.made("settings", cls.__name__), re.MULTILINE)
         assert sorted(rows) == sorted(setting.path for setting in paths(cls))
 

@@ -11,7 +11,7 @@ from tests.llama2c import load_model, load_tokenizer
 from tests.training.runs import lines
 from trl import config as settings
 from trl.config.folder import recipe_folder
-from trl.config.recipe import STARTER, ClassifierRecipe, Recipe
+from trl.config.recipe import STARTER, TASKS, Recipe
 from trl.training.run import run_recipe
 
 FILES = sorted(recipe_folder().glob("*.yaml"))
@@ -20,7 +20,7 @@ NAMES = [file.stem for file in FILES]
 
 def load(name):
     values = settings.read_yaml(recipe_folder() / f"{name}.yaml")
-    return settings.build(ClassifierRecipe if values.get("task") else Recipe, values)
+    return settings.build(TASKS.get(values.get("task"), Recipe), values)
 
 
 def shortened(recipe, out):
@@ -50,6 +50,7 @@ def test_there_are_those_that_the_documentation_names():
         "chat-reward",
         "json-object",
         "reviews-real",
+        "reward-chat",
         "imdb-classifier",
         "imdb-classifier-starter",
         "sentiment",

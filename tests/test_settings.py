@@ -34,6 +34,7 @@ from trl.config.recipe import (
     ModelConfig,
     Recipe,
     RewardConfig,
+    RewardRecipe,
     SamplingConfig,
     ScheduleConfig,
     StopConfig,
@@ -707,7 +708,7 @@ def test_differences():
 # -- what there is to set --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", [Recipe, ClassifierRecipe])
+@pytest.mark.parametrize("cls", [Recipe, ClassifierRecipe, RewardRecipe])
 def test_every_setting_has_a_text_and_a_kind(cls):
     for setting in paths(cls):
         assert setting.text, setting.path

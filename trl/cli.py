@@ -2,6 +2,7 @@
 
     trl train RECIPE         run a recipe: a YAML file, or the name of one that ships with trl
     trl demo                 tune a small GPT-2 to write positive film reviews
+    trl reward PREFERENCES   train a reward model on what people preferred
     trl sample MODEL         let a policy, or the policy of a run, write
     trl chat MODEL           talk to a model, or to a run's before and after, side by side
     trl score TEXTS          score texts as a recipe does
@@ -40,7 +41,7 @@ from trl.config.places import not_a_model
 from trl.watch.markdown import visible
 
 if TYPE_CHECKING:  # making these classes takes longer than showing what commands there are
-    from trl.config.recipe import ClassifierRecipe, Recipe, RewardConfig
+    from trl.config.recipe import Recipe, RewardConfig, SupervisedRecipe
 
 FAILED = 1
 USAGE_ERROR = 2
@@ -104,16 +105,37 @@ def _train(options: argparse.Namespace, flags: Flags) -> int:
         if _is_main_process():
             print(settings.dump(recipe, texts=True), end="")
         return 0
-    if isinstance(recipe, settings.ClassifierRecipe):
-        from trl.training.classifier import train_classifier  # torch and transformers: seconds
-
-        train_classifier(recipe, resume=options.resume is not None)
-        return 0
+    if isinstance(recipe, settings.SupervisedRecipe):
+        return _fit(recipe, options.resume)
     _list_code(recipe.reward, recipe.model.name if recipe.model.trust_remote_code else None)
     from trl.training.run import run_recipe
 
     result = run_recipe(recipe, resume=resume, trust=options.trust)
     return INTERRUPTED if getattr(result, "interrupted", False) else 0
+
+
+def _fit(recipe: SupervisedRecipe, resume: str | None) -> int:
+    """Train a classifier or a reward model."""
+    if isinstance(recipe, settings.RewardRecipe):
+        from trl.training.reward import train_reward  # torch and transformers: seconds
+
+        train_reward(recipe, resume=resume is not None)
+    elif isinstance(recipe, settings.ClassifierRecipe):
+        from trl.training.classifier import train_classifier
+
+        train_classifier(recipe, resume=resume is not None)
+    return 0
+
+
+def _reward(options: argparse.Namespace, flags: Flags) -> int:
+    train = {"train": options.preferences}
+    recipe = settings.build(settings.RewardRecipe, train, flags=flags)
+    _check_models(recipe, Path(options.preferences))
+    _check_resume(recipe, options.resume)
+    if options.print_config:
+        print(settings.dump(recipe, texts=True), end="")
+        return 0
+    return _fit(recipe, options.resume)
 
 
 def _demo(options: argparse.Namespace, flags: Flags) -> int:
@@ -263,6 +285,13 @@ COMMANDS = {
         RUN_OPTIONS,
         lambda arguments: settings.Recipe,
     ),
+    "reward": Command(
+        _reward,
+        "Train a reward model on what people preferred, to score responses with.",
+        {"preferences": _word("PREFERENCES", "rows of prompt, chosen and rejected, or of votes")}
+        | {name: RUN_OPTIONS[name] for name in ("--print-config", "--resume")},
+        lambda arguments: settings.RewardRecipe,
+    ),
     "sample": Command(
         _sample,
         "Let a policy write: a model's folder or hub name, or the folder of a run.",
@@ -368,7 +397,7 @@ def find_recipe(name: str) -> Path:
 
 def read_recipe(
     name: str, flags: Sequence[tuple[str, str]] = (), trust: Sequence[str] = ()
-) -> Recipe | ClassifierRecipe:
+) -> Recipe | SupervisedRecipe:
     """Return a recipe with flags over what its file says.
 
     Args:
@@ -384,11 +413,11 @@ def read_recipe(
 
     path = find_recipe(name)
     values = settings.read_yaml(path)
-    is_classifier = dict(flags).get("task", values.get("task")) is not None
-    cls: Any = settings.ClassifierRecipe if is_classifier else settings.Recipe
+    task = dict(flags).get("task", values.get("task"))
+    cls = _kind(task)
     recipe = settings.build(cls, values, flags=flags, owner=str(path))
     _check_models(recipe, path)
-    if is_classifier:
+    if task is not None:
         return recipe  # type: ignore[no-any-return]
     if "out" not in dict(flags) and (path.parent / "metrics.jsonl").is_file():
         recipe = replace(recipe, out=str(path.parent))  # a run goes on where it is now
@@ -426,9 +455,9 @@ def _check_model_code(recipe: Recipe, path: Path, flags: Flags) -> None:
         raise SettingsError(str(path), [problem("model.trust_remote_code", rule, "true", fix)])
 
 
-def _check_models(recipe: Recipe | ClassifierRecipe, path: Path) -> None:
+def _check_models(recipe: Recipe | SupervisedRecipe, path: Path) -> None:
     """Raise for models that are nowhere, before the seconds that it takes to load anything."""
-    if isinstance(recipe, settings.ClassifierRecipe):
+    if isinstance(recipe, settings.SupervisedRecipe):
         names = {"model": recipe.model}
     else:
         names = {"model.name": recipe.model.name, "model.tokenizer": recipe.model.tokenizer or ""}
@@ -456,18 +485,24 @@ def _list_code(rewards: Sequence[RewardConfig], model: str | None = None) -> Non
 def _kind_of(arguments: list[str]) -> type:
     """Return which dataclass the recipe among some arguments is of, for its help."""
     try:
-        is_classifier = "task" in settings.read_yaml(find_recipe(*arguments[:1]))
+        return _kind(settings.read_yaml(find_recipe(*arguments[:1])).get("task"))
     except (OSError, SettingsError, TypeError):
-        is_classifier = False
-    return settings.ClassifierRecipe if is_classifier else settings.Recipe
+        return settings.Recipe
 
 
-def _check_resume(recipe: Recipe | ClassifierRecipe, resume: str | None) -> None:
+def _kind(task: Any) -> Any:
+    """Return which dataclass the recipes of a task are of; one of them refuses others."""
+    from trl.config.recipe import TASKS
+
+    return settings.Recipe if task is None else TASKS.get(str(task), settings.ClassifierRecipe)
+
+
+def _check_resume(recipe: Recipe | SupervisedRecipe, resume: str | None) -> None:
     """Raise if the run cannot be gone on with, as far as that is seen in a moment."""
     if resume is None:
         return
-    if isinstance(recipe, settings.ClassifierRecipe) and resume != "auto":
-        raise ValueError(f"--resume must stand alone for a classifier, got {resume!r}.")
+    if isinstance(recipe, settings.SupervisedRecipe) and resume != "auto":
+        raise ValueError(f"--resume must stand alone for a {recipe.task}, got {resume!r}.")
     if resume != "auto" and not Path(resume).expanduser().is_dir():
         hint = closest(resume, map(str, Path(recipe.out).expanduser().glob("checkpoints/*")))
         raise FileNotFoundError(

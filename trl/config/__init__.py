@@ -35,7 +35,9 @@ from trl.config.errors import closest as closest
 
 _HOME = {
     "PPOConfig": "ppo",
-    **dict.fromkeys(("ClassifierRecipe", "Recipe", "Scoring"), "recipe"),
+    **dict.fromkeys(
+        ("ClassifierRecipe", "Recipe", "RewardRecipe", "Scoring", "SupervisedRecipe"), "recipe"
+    ),
     "paths": "listing",
     **dict.fromkeys(("as_mapping", "differences", "dump"), "writing"),
     **dict.fromkeys(("build", "read_yaml"), "reading"),
@@ -51,7 +53,9 @@ if TYPE_CHECKING:
     from trl.config.reading import read_yaml as read_yaml
     from trl.config.recipe import ClassifierRecipe as ClassifierRecipe
     from trl.config.recipe import Recipe as Recipe
+    from trl.config.recipe import RewardRecipe as RewardRecipe
     from trl.config.recipe import Scoring as Scoring
+    from trl.config.recipe import SupervisedRecipe as SupervisedRecipe
     from trl.config.section import check_values as check_values
     from trl.config.writing import as_mapping as as_mapping
     from trl.config.writing import differences as differences

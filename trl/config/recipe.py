@@ -460,10 +460,50 @@ class Recipe:
 
 
 @section
-class ClassifierRecipe:
+class SupervisedRecipe:
+    """Settings that all fits of transformers' `Trainer` share."""
+
+    task: Literal["classifier", "reward"] = "classifier"
+    """What tells this recipe from one of reinforcement learning."""
+    model: Text = STARTER
+    """A folder or hub name to start from."""
+    train: Text = "train.jsonl"
+    """What to learn from."""
+    test: Text | None = None
+    """What to measure on."""
+    subset: Text | None = None
+    """Configuration of a hub dataset."""
+    epochs: Positive = 1.0
+    """Passes over what is learnt from."""
+    batch_size: Count = 64
+    """Texts of an update."""
+    learning_rate: Positive = 5e-5
+    """Highest learning rate of AdamW; it rises for a tenth of the run and falls to 0."""
+    weight_decay: NotNegative = 0.01
+    """Weight decay of the matrices."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Dropout while it trains; None: as the model has it (starter: none)."""
+    limit: Count | None = None
+    """Use at most so many rows of `train`, drawn at random."""
+    log_every: Count = 50
+    """Write the mean loss and accuracy of every so many updates."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the matrix products."""
+    seed: Whole = 0
+    """Seed of shuffling, crops and new weights."""
+    out: Text = "runs/fit"
+    """Folder of the run."""
+    quiet: bool = False
+    """Show nothing but errors."""
+
+
+@section
+class ClassifierRecipe(SupervisedRecipe):
     """Settings of `trl train` for a sentiment classifier, or any other, to score texts with."""
 
-    task: Annotated[Literal["classifier"], "classifier, or left out for PPO"] = "classifier"
+    task: Annotated[Literal["classifier"], "classifier or reward, or left out for PPO"] = (
+        "classifier"
+    )
     """What tells this recipe from one of reinforcement learning."""
     model: Text = STARTER
     """A folder or hub name to start from; starter: a new small BERT of the starter's size, with the
@@ -473,24 +513,12 @@ class ClassifierRecipe:
     name:split is another split than train."""
     test: Text | None = None
     """Labelled texts to measure on. None: the split test of the hub dataset in `train`."""
-    subset: Text | None = None
-    """Configuration of a hub dataset."""
     text_column: Text = "text"
     """Column with the text."""
     label_column: Text = "label"
     """Column with the label: a whole number from 0, or a name as in `labels`."""
     labels: Texts = ("NEGATIVE", "POSITIVE")
     """Names of the labels, in order."""
-    epochs: Positive = 1.0
-    """Passes over the training texts."""
-    batch_size: Count = 64
-    """Texts of an update."""
-    learning_rate: Positive = 5e-5
-    """Highest learning rate of AdamW; it rises for a tenth of the run and falls to 0."""
-    weight_decay: NotNegative = 0.01
-    """Weight decay of the matrices."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Dropout while it trains; None: as the model has it (starter: none)."""
     max_length: Count = 256
     """Cut texts to so many tokens."""
     head_share: Share = 1.0
@@ -499,22 +527,12 @@ class ClassifierRecipe:
     crop_words: CountRange | None = None
     """Train on random pieces of so many words of a text, at least and at most; None: on whole
     texts. Pieces teach it to judge short texts, as a language model writes them."""
-    limit: Count | None = None
-    """Use at most so many training texts, drawn at random."""
     test_limit: Count | None = None
     """Measure on at most so many test texts, drawn at random."""
     opening_words: Count = 25
     """Measure on the first so many words of each test text too."""
-    log_every: Count = 50
-    """Write the mean loss and accuracy of every so many updates."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of the matrix products."""
-    seed: Whole = 0
-    """Seed of shuffling, crops and new weights."""
     out: Text = "runs/classifier"
     """Folder of the run."""
-    quiet: bool = False
-    """Show nothing but errors."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Yield what is wrong with settings that each are in order."""
@@ -522,3 +540,50 @@ class ClassifierRecipe:
             yield "labels", "name at least two labels"
         if len({name.lower() for name in self.labels}) < len(self.labels):
             yield "labels", "differ from each other in more than capital letters"
+
+
+@section
+class RewardRecipe(SupervisedRecipe):
+    """Settings of `trl reward`: a reward model from what people preferred."""
+
+    task: Annotated[Literal["reward"], "classifier or reward, or left out for PPO"] = "reward"
+    """What tells this recipe from one of reinforcement learning."""
+    model: Text = STARTER
+    """A folder or hub name of a sequence classifier, an encoder or a causal model, to start from;
+    its head is new unless it has one output. starter: the small BERT that ships with trl."""
+    train: Text = "preferences.jsonl"
+    """Preferences: a file (jsonl, json, csv, tsv, parquet) or a dataset on the hub. Rows have
+    prompt, chosen and rejected, texts or messages, and maybe margin and weight; or prompt,
+    responses and votes, as `trl label --export` writes them."""
+    test: Text | None = None
+    """Preferences to measure on. None: those of some prompts of `train`, see `held_out`."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the prompts of `train` that is measured on, if there is no `test`; of the rows where
+    there are fewer than ten prompts."""
+    reference: Text | None = None
+    """Texts on which rewards are to have mean 0 and standard deviation 1: a table with columns
+    prompt and response, or text, such as `trl sample --out` writes of the model to tune. None: all
+    responses of `train`."""
+    lora: LoRAConfig | None = None
+    """Train a low-rank adapter and the head only; it is merged into the model that is saved."""
+    epochs: Positive = 2.0
+    """Passes over the preferences."""
+    batch_size: Count = 16
+    """Preferences of an update."""
+    max_length: Count | None = None
+    """Cut texts, at their beginning, to so many tokens; None: to what the model can take."""
+    ties: Literal["davidson", "half", "ignore"] = "davidson"
+    """What a vote for no response says: davidson: that rewards are alike, with a likelihood of its
+    own; half: it counts for each response in equal parts; ignore: nothing."""
+    margin_scale: NotNegative = 1.0
+    """Factor on the margins of the rows; 0: they are not looked at."""
+    centring_coef: NotNegative = 0.0
+    """Weight of the squared sum of the rewards of a prompt, which keeps them near 0."""
+    curve: Annotated[tuple[Count, ...], "a list of integers > 0"] = ()
+    """Also train on the first so many preferences each, for a curve over their number."""
+    out: Text = "runs/reward"
+    """Folder of the run."""
+
+
+TASKS: dict[str, type[SupervisedRecipe]] = {"classifier": ClassifierRecipe, "reward": RewardRecipe}
+"""The recipes of other tasks than reinforcement learning."""

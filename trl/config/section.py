@@ -47,6 +47,10 @@ def section(cls: type[T]) -> type[T]:
     if hasattr(cls, "contradictions"):
         cls.__post_init__ = _refuse_contradictions  # type: ignore[attr-defined]
     made: Any = dataclass(frozen=True, slots=True, config=CONFIG)(cls)
+    for base in cls.__mro__[1:-1]:  # pydantic looks under the fields of the class alone
+        for name, above in base.__pydantic_fields__.items():  # type: ignore[attr-defined]
+            inherited = made.__pydantic_fields__[name]
+            inherited.description = inherited.description or above.description
     checked, known = made.__init__, [each.name for each in fields(made)]
 
     @functools.wraps(checked)

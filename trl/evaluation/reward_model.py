@@ -13,10 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.batch import Rollout
 from trl.config.errors import refuse, shown
 from trl.evaluation.scores import pairs_of, texts_of
-from trl.evaluation.sequence_model import SequenceModel
+from trl.evaluation.sequence_model import SequenceModel, tokenize
 from trl.scored import Scored
 
-__all__ = ["RewardModelScorer"]
+__all__ = ["OFFSET", "RewardModelScorer"]
+
+OFFSET = "score_offset"
+"""What config.json calls a number that is added to the output of a head without a bias."""
 
 Chat = Sequence[Mapping[str, Any]]
 
@@ -98,8 +101,30 @@ class RewardModelScorer(SequenceModel):
         """Not where a template writes them itself."""
         return not self.chat_template
 
+    def token_ids(
+        self, pairs: Sequence[tuple[str, str]], chats: Sequence[Chat] | None = None
+    ) -> list[list[int]]:
+        """Return what the model reads of each query and response; a fit of it reads the same.
+
+        Args:
+            pairs: B of them.
+            chats: The messages before each response, for a chat template. None: the query as the
+                user's.
+        """
+        return tokenize(
+            self.tokenizer,
+            self._texts_of_pairs(pairs, chats),
+            max_length=self.max_length,
+            add_special_tokens=self.add_special_tokens,
+            head_share=0.0,
+        )
+
+    def scores_of(self, token_ids: list[list[int]]) -> Tensor:
+        """Return scores [B], float32, on the CPU, of what `token_ids` returned."""
+        return self._scores(self._logits_of(token_ids, self.batch_size, unpadded=self._unpadded))
+
     def _scores(self, logits: Tensor) -> Tensor:
-        return logits[:, 0]
+        return logits[:, 0] + getattr(self.model.config, OFFSET, 0.0)
 
     def _texts_of(self, rollout: Rollout) -> list[str]:
         """Return what the model reads of each row."""

@@ -8,6 +8,7 @@ losses.py      per-token losses, and how to average them
 algorithms.py  which of these make PPO, RLOO, GRPO, …
 objective.py   the loss of an update, put together
 adam.py        what is trained, and Adam as torch or TensorFlow computes it
+preferences.py what choices among responses say about their rewards
 schedule.py    how its learning rate goes
 update.py, statistics.py, clock.py    what is known of an update, of a step, of its time
 state.py       what a resumed run needs

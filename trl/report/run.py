@@ -222,7 +222,11 @@ def _read(path: Path, name: str, number: int) -> Run:
         sample = Sample(
             *(str(line.get("prompt", "")), str(line.get("response", ""))),
             *(_finite(line.get("reward")), _finite(line.get("kl")), _finite(line.get("length"))),
-            *(line.get("ended"), _numbers(parts if isinstance(parts, dict) else {}), _messages(line)),
+            *(
+                line.get("ended"),
+                _numbers(parts if isinstance(parts, dict) else {}),
+                _messages(line),
+            ),
         )
         run.samples.setdefault(line["step"], []).append(sample)
     run.warnings = _rows(path / "warnings.jsonl", run.notes)

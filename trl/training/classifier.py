@@ -29,7 +29,7 @@ from torch import nn
 from trl import starter
 from trl.config import closest
 from trl.config.errors import refuse
-from trl.config.recipe import STARTER, ClassifierRecipe
+from trl.config.recipe import STARTER, ClassifierRecipe, SupervisedRecipe
 from trl.data.sources import checked_texts, listed, only_a_path, read_table
 from trl.evaluation.sequence_model import token_limit, tokenize
 from trl.models.loading import quiet_transformers
@@ -39,7 +39,7 @@ from trl.training.folder import RunFolder
 from trl.training.parts import seeded
 from trl.training.supervised import Example, Examples, Fit, open_folder
 
-__all__ = ["train_classifier"]
+__all__ = ["model_and_tokenizer", "train_classifier"]
 
 LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
@@ -77,7 +77,14 @@ def _train(recipe: ClassifierRecipe, folder: RunFolder) -> dict[str, Any]:
     """Train in a folder that is this run's."""
     train, test, dropped = _train_and_test(recipe)
     with seeded(recipe.seed):
-        model, tokenizer = _model_and_tokenizer(recipe)
+        names = dict(enumerate(recipe.labels))
+        head = {
+            "id2label": names,
+            "label2id": {name: index for index, name in names.items()},
+            "problem_type": "single_label_classification",
+        }
+        new = recipe.max_length if recipe.model == STARTER else None
+        model, tokenizer = model_and_tokenizer(recipe, head, new)
         limit = token_limit(model, tokenizer, recipe.max_length)
         model.config.text_cut = {"max_length": limit, "head_share": recipe.head_share}
 
@@ -126,25 +133,26 @@ def piece(text: str, words: tuple[int, int] | None, rng: random.Random) -> str:
 # What the recipe names
 
 
-def _model_and_tokenizer(
-    recipe: ClassifierRecipe,
+def model_and_tokenizer(
+    recipe: SupervisedRecipe, head: dict[str, Any], new: int | None = None
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
-    """Return the classifier in float32, its head new unless it has these labels; what it reads."""
-    new = recipe.model == STARTER
-    source = str(starter.CLASSIFIER if new else Path(recipe.model).expanduser())
-    names = dict(enumerate(recipe.labels))
-    head = {
-        "id2label": names,
-        "label2id": {name: index for index, name in names.items()},
-        "problem_type": "single_label_classification",
-    }
+    """Return the classifier in float32, its head new unless it fits; and what it reads.
+
+    Args:
+        recipe: Names it.
+        head: What its configuration says of the head.
+        new: Make a new one of that configuration, which reads so many tokens.
+    """
+    by_name = str(Path(recipe.model).expanduser())
+    source = str(starter.CLASSIFIER) if recipe.model == STARTER else by_name
     try:
         folder = Path(source) if Path(source).is_dir() else None
         plain = {"trust_remote_code": False}
         with quiet_transformers(), damage_told(folder, CONFIG):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **plain)
-            if new:
-                head["max_position_embeddings"] = tokenizer.model_max_length = recipe.max_length
+            if new is not None:
+                head = head | {"max_position_embeddings": new}
+                tokenizer.model_max_length = new
                 config = transformers.AutoConfig.from_pretrained(source, **head)
                 model = transformers.AutoModelForSequenceClassification.from_config(config)
             else:

@@ -1,4 +1,4 @@
-"""A supervised fit: a classifier learns from examples, by the `Trainer` of transformers.
+"""A supervised fit: a classifier, or a model of rewards, learns by the `Trainer` of transformers.
 
 Here stands the folder of the run, figures now and then, the display, checkpoints, going on after
 Ctrl-C or a kill, and the measurement at the end; what is learnt from is handed in.
@@ -33,7 +33,7 @@ from trl import config as settings
 from trl.compute.memory import keep_freed_memory
 from trl.compute.precision import exit_after_gloo, make_accelerator
 from trl.config.errors import refuse
-from trl.config.recipe import ClassifierRecipe
+from trl.config.recipe import SupervisedRecipe
 from trl.models.loading import quiet_transformers
 from trl.training.checkpoints import CheckpointError, remove, replaced_folder
 from trl.training.folder import RunFolder
@@ -70,7 +70,7 @@ class Examples(Dataset[Example]):
         self,
         rows: Sequence[Any],
         encode: Callable[[list[Any], random.Random], list[Example]],
-        recipe: ClassifierRecipe,
+        recipe: SupervisedRecipe,
     ) -> None:
         self.rows, self.encode = rows, encode
         self.batch_size, self.seed = recipe.batch_size, recipe.seed
@@ -102,12 +102,19 @@ class Examples(Dataset[Example]):
 
 
 def by_length(examples: list[Example]) -> list[Example]:
-    """Return the examples, the longest first: if memory is short it shows at once."""
-    return sorted(examples, key=lambda example: -len(example["input_ids"]))
+    """Return the examples, the longest first: if memory is short it shows at once.
+
+    One of several texts, whose `sizes` it has, is as long as the longest of them.
+    """
+
+    def longest(example: Example) -> int:
+        return max(example.get("sizes", [len(example["input_ids"])]))
+
+    return sorted(examples, key=longest, reverse=True)
 
 
 @contextmanager
-def open_folder(recipe: ClassifierRecipe, *, resume: bool) -> Iterator[RunFolder]:
+def open_folder(recipe: SupervisedRecipe, *, resume: bool) -> Iterator[RunFolder]:
     """Keep the folder of the run, which can be written, with no checkpoints but its own.
 
     Args:
@@ -142,6 +149,8 @@ def last_checkpoint(folder: RunFolder) -> tuple[int, str] | None:
 class Fit(transformers.Trainer):
     """A classifier in training on the `Trainer` of transformers; called, it makes all of the run.
 
+    What learns from other things than labels has its own `collate`, `compute_loss` and `measure`.
+
     Args:
         recipe: Of it, how to go about it: batch size, learning rate, precision and so on.
         folder: See `open_folder`. If there is a checkpoint in it, the fit goes on from that.
@@ -154,18 +163,21 @@ class Fit(transformers.Trainer):
         CheckpointError: if the checkpoint is of a fit that was made of something else.
     """
 
+    kind, rows_called = "classifier", "texts"
+    """What the trained model and its folder are called, and what it learns from."""
+
     def __init__(
         self,
-        recipe: ClassifierRecipe,
+        recipe: SupervisedRecipe,
         folder: RunFolder,
         model: transformers.PreTrainedModel,
         tokenizer: transformers.PreTrainedTokenizerBase,
         examples: Examples,
         made_of: Mapping[str, Any],
     ) -> None:
-        collate = transformers.DataCollatorWithPadding(tokenizer)
+        self.pad = transformers.DataCollatorWithPadding(tokenizer)
         arguments = _arguments(recipe, folder, model, examples.steps)
-        super().__init__(model, arguments, data_collator=collate, train_dataset=examples)
+        super().__init__(model, arguments, data_collator=self.collate, train_dataset=examples)
         self.remove_callback(transformers.PrinterCallback)
         self.recipe, self.folder, self.tokenizer, self.examples = (
             recipe,
@@ -187,6 +199,8 @@ class Fit(transformers.Trainer):
         """Of the updates since the last row."""
         self.seconds = 0.0
         """Of training, in all sessions."""
+        self.again = folder.path
+        """What to name to go on with it."""
 
     def _check_same(self) -> None:
         """Raise if the checkpoint is of another fit; tell of what is not known, or may differ."""
@@ -232,7 +246,7 @@ class Fit(transformers.Trainer):
             KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
             ArithmeticError: if the loss is not finite.
         """
-        started, target = time.perf_counter(), self.folder.path / "classifier"
+        started, target = time.perf_counter(), self.folder.path / self.kind
         sizes = {
             "parameters": self.model.num_parameters(),
             "precision": self.args.mixed_precision.replace("no", "fp32"),
@@ -240,18 +254,16 @@ class Fit(transformers.Trainer):
         }
         self.display.note(
             f"{type(self.model).__name__} of {sizes['parameters'] / 1e6:.1f}M parameters, "
-            f"precision {sizes['precision']}: {len(self.examples.rows):,} texts to train on, "
-            f"{self.examples.steps - self.first_step:,} steps."
+            f"precision {sizes['precision']}: {len(self.examples.rows):,} {self.rows_called} to "
+            f"train on, {self.examples.steps - self.first_step:,} steps."
         )
         figures = dict[str, Any]()
         with quiet_transformers():
             self._learn()
             for prefix, make_test in tests.items():
                 test = by_length(make_test())
-                self.display.note(f"Measuring on {len(test):,} texts.")
-                found = self.predict(test)  # type: ignore[arg-type]  # a list has what it needs
-                both = torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids)
-                figures |= {prefix + key: value for key, value in metrics(*both).items()}
+                self.display.note(f"Measuring on {len(test):,} {self.rows_called}.")
+                figures |= {prefix + key: value for key, value in self.measure(test).items()}
             told = " · ".join(f"{k} {x:.3f}" for k, x in figures.items() if isinstance(x, float))
             figures |= summary | sizes
             figures |= {
@@ -267,7 +279,7 @@ class Fit(transformers.Trainer):
                     self.tokenizer.save_pretrained(partial)
                 self.folder.write("summary.json", json.dumps(figures, indent=2) + "\n")
                 remove(self.folder.checkpoints)
-        self.display.note(f"{told}. The classifier is in {target}.")
+        self.display.note(f"{told}. The {self.kind.replace('_', ' ')} is in {target}.")
         return figures
 
     def _learn(self) -> None:
@@ -285,9 +297,18 @@ class Fit(transformers.Trainer):
         if self.state.global_step < self.examples.steps:
             Console(stderr=True, quiet=not self.main, soft_wrap=True).print(
                 f"Stopped after step {self.state.global_step} of {self.examples.steps}. Go on "
-                f"with: trl train {self.folder.path} --resume"
+                f"with: trl train {self.again} --resume"
             )
             raise KeyboardInterrupt
+
+    def collate(self, examples: list[Example]) -> Any:
+        """Return the examples of an update as tensors."""
+        return self.pad(examples)
+
+    def measure(self, test: list[Example]) -> dict[str, Any]:
+        """Return how the trained model does on test examples."""
+        found = self.predict(test)  # type: ignore[arg-type]  # a list has what it needs
+        return metrics(torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids))
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any
@@ -310,7 +331,8 @@ class Fit(transformers.Trainer):
                 f"The loss is {logs['loss']} at step {self.state.global_step}: lower "
                 f"`learning_rate` (now {self.recipe.learning_rate}), or set `precision` to fp32."
             )
-        mean = torch.stack(self.accuracies).mean()
+        none = torch.full((1,), math.nan, device=self.args.device)
+        mean = torch.stack(self.accuracies or [none]).mean()
         self.accuracies.clear()
         self.seconds = time.perf_counter() - self._started
         row = {
@@ -339,7 +361,7 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def _arguments(
-    recipe: ClassifierRecipe, folder: RunFolder, model: transformers.PreTrainedModel, steps: int
+    recipe: SupervisedRecipe, folder: RunFolder, model: transformers.PreTrainedModel, steps: int
 ) -> transformers.TrainingArguments:
     """Return how the Trainer is to go about it; several processes know each other then."""
     accelerator = make_accelerator(recipe.precision)
