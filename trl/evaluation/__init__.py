@@ -8,15 +8,22 @@ control.py         the sentiment that a prefix of the query asks for
 reward_model.py    the one number of a reward model, with its chat template
 endpoint.py        a server that answers over HTTP
 weighted_sum.py    several scorers as one
+people/            people who judge, on a page
+
+The names below load their module on first use: people can judge without torch.
 """
 
-from trl.evaluation.classifier import ClassifierScorer
-from trl.evaluation.control import ControlScorer
-from trl.evaluation.endpoint import EndpointScorer
-from trl.evaluation.function import FunctionScorer, as_scorer
-from trl.evaluation.reward_model import RewardModelScorer
-from trl.evaluation.scores import Scorer, ScoringError, score
-from trl.evaluation.weighted_sum import WeightedSum
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trl.evaluation.classifier import ClassifierScorer
+    from trl.evaluation.control import ControlScorer
+    from trl.evaluation.endpoint import EndpointScorer
+    from trl.evaluation.function import FunctionScorer, as_scorer
+    from trl.evaluation.reward_model import RewardModelScorer
+    from trl.evaluation.scores import Scorer, ScoringError, score
+    from trl.evaluation.weighted_sum import WeightedSum
 
 __all__ = [
     "ClassifierScorer",
@@ -30,3 +37,22 @@ __all__ = [
     "as_scorer",
     "score",
 ]
+
+_HOME = {
+    "ClassifierScorer": "classifier",
+    "ControlScorer": "control",
+    "EndpointScorer": "endpoint",
+    "FunctionScorer": "function",
+    "RewardModelScorer": "reward_model",
+    "Scorer": "scores",
+    "ScoringError": "scores",
+    "WeightedSum": "weighted_sum",
+    "as_scorer": "function",
+    "score": "scores",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
