@@ -37,7 +37,7 @@ def test_an_answer_brings_the_next_item_and_can_be_undone(ann, store):
     assert set(first["item"]) == {"id", "prompt", "responses"}  # who wrote it is not told
     second = ann.vote(0, seconds=2.5, flag=True, comment="so so").json()
     assert second["item"]["prompt"] == "p 1"
-    assert second["progress"] == {"own": 1, "votes": 1, "asked": 3}
+    assert second["progress"] == {"own": 1, "items": 3, "votes": 1, "asked": 3}
     assert [vote["vote"] for vote in ann.get("/api/history").json()["votes"]] == [second["vote"]]
     undone = ann.post("/api/undo", {"vote": second["vote"]}).json()
     assert undone["item"]["id"] == first["item"]["id"]

@@ -99,7 +99,7 @@ def test_what_is_no_answer_changes_nothing(item, answer, code, store):
         store.vote(ann, item, "x", answer)
     assert refused.value.code == code
     assert votes_of(store) == []
-    assert store.progress(ann) == {"own": 0, "votes": 0, "asked": 5}
+    assert store.progress(ann) == {"own": 0, "items": 5, "votes": 0, "asked": 5}
 
 
 def test_an_item_is_with_one_person_until_the_lease_ends(tmp_path):
@@ -140,7 +140,7 @@ def test_several_judge_the_same_item(tmp_path):
             store.vote(who, store.next(who).id, f"{who} {turn}", 0)
     assert store.next(team[3]) is None
     assert [len(item.votes) for item in store.items()] == [3, 3]
-    assert store.progress(team[0]) == {"own": 2, "votes": 6, "asked": 6}
+    assert store.progress(team[0]) == {"own": 2, "items": 2, "votes": 6, "asked": 6}
     store.ask("pair", per_item=4)
     assert store.next(team[3]) is not None
 
@@ -151,7 +151,7 @@ def test_a_skip_leaves_the_item_to_others(tmp_path):
     store.vote(ann, store.next(ann).id, "x", SKIP)
     assert store.next(ann) is None
     assert store.next(ben) is not None
-    assert store.progress(ann) == {"own": 1, "votes": 0, "asked": 1}
+    assert store.progress(ann) == {"own": 1, "items": 1, "votes": 0, "asked": 1}
 
 
 def test_everything_can_be_undone_in_any_order(store):
@@ -167,7 +167,7 @@ def test_everything_can_be_undone_in_any_order(store):
     assert store.undo(ann, numbers[1]) == said  # twice is once
     for number in numbers:
         store.undo(ann, number)
-    assert store.progress(ann) == {"own": 0, "votes": 0, "asked": 5}
+    assert store.progress(ann) == {"own": 0, "items": 5, "votes": 0, "asked": 5}
     assert store.last(ann) is None
     assert votes_of(store) == []
     kept = store.db.execute("SELECT count(*) FROM votes WHERE undone IS NOT NULL").fetchone()
@@ -394,7 +394,12 @@ class Judging(RuleBasedStateMachine):
         assert max(Counter(counted).values(), default=0) <= 2
         for me in self.team:
             own = sum(vote[0] == me for vote in self.live.values())
-            assert self.store.progress(me) == {"own": own, "votes": len(counted), "asked": 8}
+            assert self.store.progress(me) == {
+                "own": own,
+                "items": 4,
+                "votes": len(counted),
+                "asked": 8,
+            }
 
 
 TestJudging = Judging.TestCase

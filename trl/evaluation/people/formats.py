@@ -31,8 +31,10 @@ Row = dict[str, Any]
 
 FILE = "file"
 """The annotator of a preference whose file does not say who it was."""
-PROMPTS = ("prompt", "instruction", "question", "query", "input", "text")
+PROMPTS = ("prompt", "instruction", "question", "query", "input")
 RESPONSE = re.compile(r"(?:response|answer|completion|output|text|item)[-_ ]?(\d|[a-d])?", re.I)
+WRONG = (AttributeError, LookupError, RecursionError, StopIteration, TypeError, ValueError)
+"""What reading a row of the wrong form may raise."""
 ANSWERS = "\n\nAssistant:"
 """What the answer follows in a dialogue that is one text."""
 WORDS: dict[Answer, str] = {True: "good", False: "bad"}
@@ -58,8 +60,9 @@ def read_items(path: str | Path) -> tuple[list[Item], list[str]]:
             if not isinstance(row, dict):
                 refuse("row", "be an object", shown(row))
             items.append(_item(row))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except WRONG as error:
             told = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            told = told or "it has no form that is known"
             problems.append(f"{place} of {path}: {told}")
     if not items:
         told = problems[0] if problems else "it is empty"
@@ -209,7 +212,7 @@ def _said(completion: Any, prompt: Any = None) -> str:
 
 def _argilla(fields: Row, metadata: Row, given: dict[str, list[tuple[Any, Any, Any]]]) -> Item:
     """Read fields and, of the first question that was answered, the votes."""
-    names = [name for name in fields if name not in PROMPTS[:-1] and RESPONSE.fullmatch(name)]
+    names = [name for name in fields if name not in PROMPTS and RESPONSE.fullmatch(name)]
     names = [name for name in names if fields[name] is not None]
     responses = tuple(_said(fields[name]) for name in names)
     votes = [

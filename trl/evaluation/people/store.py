@@ -466,11 +466,12 @@ class Store:
         return found
 
     def progress(self, me: int) -> dict[str, int]:
-        """Return how many items somebody answered, and how many answers there are of all asked."""
+        """Return how many of the items somebody answered, and how many votes there are of all."""
         with self._told():
             own = self.db.execute("SELECT answered FROM annotators WHERE id = ?", [me]).fetchone()
         asked = self.fact("per_item") * self.fact("plain")
-        return {"own": own["answered"], "votes": self.fact("votes"), "asked": asked}
+        items, votes = self.fact("items"), self.fact("votes")
+        return {"own": own["answered"], "items": items, "votes": votes, "asked": asked}
 
     def last(self, me: int) -> int | None:
         """Return the number of somebody's last vote that is not undone."""

@@ -113,11 +113,11 @@ function showItem() {
   $("guidelines").hidden = !$("guidelines-text").textContent.trim();
   $("join").hidden = true;
   $("undo").disabled = state.last === null;
-  const {own, votes, asked} = state.progress;
-  for (const [id, value] of [["own", own], ["all", votes]]) {
-    $(id).max = Math.max(asked, 1);
+  const {own, items, votes, asked} = state.progress;
+  for (const [id, value, most] of [["own", own, items], ["all", votes, asked]]) {
+    $(id).max = Math.max(most, 1);
     $(id).value = value;
-    $(`${id}-words`).textContent = `${value} of ${asked}`;
+    $(`${id}-words`).textContent = `${value} of ${most}`;
   }
   $("question").textContent = item ? QUESTION[state.question] : "";
   if (!item) return $("done").querySelector("h2").focus();
@@ -143,15 +143,15 @@ function showButtons() {
     button.append(element("span", choice.label), ...keys.map((key) => element("kbd", key)));
     if (was) button.append(element("span", "was your answer", {class: "hint"}));
     button.addEventListener("click", () => answer(choice.answer, choice.label));
-    help.push([keys.join(" or "), choice.label]);
+    help.push([keys, choice.label]);
     return button;
   }));
   help.push(["U", "Undo the last answer"], ["S", "Skip: not for me"], ["F", "Flag: something is wrong with it"],
     ["C", "Write a comment; Esc leaves it"], ["H", "Your answers, to undo any"], ["G", "Guidelines"], ["?", "These keys"]);
-  $("help-keys").replaceChildren(...help.map(([key, text]) => {
+  $("help-keys").replaceChildren(...help.map(([keys, text]) => {
     const row = element("tr");
     const head = element("th", undefined, {scope: "row"});
-    head.append(element("kbd", key));
+    head.append(...[...keys].map((key) => element("kbd", key)));
     row.append(head, element("td", text));
     return row;
   }));
@@ -235,6 +235,7 @@ async function send(vote, label) {
     keep(`draft ${vote.item}`, null);
     take(found);
     say(`${label}: stored.`);
+    if (narrow.matches) $("guidelines").open = false;  // they were read, and a phone is small
     if (state.item) focusItem();
   } catch (error) {
     keep("waiting", null);
