@@ -135,7 +135,6 @@ class Store:
                 f"{str(self.path)!r} is another program's database: name another file."
             )
         self.db.execute("PRAGMA journal_mode = WAL")
-        self.db.execute("PRAGMA synchronous = FULL")
         self.db.execute("PRAGMA foreign_keys = ON")
         if version == SCHEMA:
             return
@@ -176,9 +175,13 @@ class Store:
             raise StoreError(f"{str(self.path)!r}: {why} ({told}).") from error
 
     @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        """Do all of it or nothing, alone; it is on the disk afterwards."""
+    def _write(self, level: str = "FULL") -> Iterator[sqlite3.Connection]:
+        """Do all of it or nothing, alone.
+
+        FULL: it is on the disk afterwards. NORMAL: a power cut may undo it, though no kill does.
+        """
         with self._told():
+            self.db.execute(f"PRAGMA synchronous = {level}")
             self.db.execute("BEGIN IMMEDIATE")
             try:
                 yield self.db
@@ -316,7 +319,7 @@ class Store:
         That is what they have before them already, else the next item that they have not judged
         and that still needs somebody.
         """
-        with self._write() as db:
+        with self._write("NORMAL") as db:  # a lease may be lost
             known = self._known(me)
             row = db.execute(
                 f"SELECT items.* FROM leases JOIN items ON items.id = leases.item WHERE "
