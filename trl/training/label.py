@@ -11,6 +11,7 @@ import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,21 +42,22 @@ def label(options: Namespace) -> int:
             "links, are not encrypted on the way, so that who listens can answer in their place. "
             "`ssh -L 8321:127.0.0.1:8321 HOST` needs no open port",
         )
-    store = open_store(options)
-    if options.export:
-        question = store.fact("question")
-        count = write_items(options.export, question, store.items(), options.format)
-        print(f"{options.export}: {count} rows")
-    if options.agreement:
-        figures = agreement(store.fact("question"), store.items())
-        if options.agreement == "-":
-            sys.stdout.write(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-        else:
-            write_agreement(figures, options.agreement)
-            print(options.agreement)
-    if not (options.export or options.agreement):
-        _serve(store, options)
-    store.close()
+    if options.per_item is not None and options.per_item < 1:
+        refuse("--per-item", "be >= 1", str(options.per_item))
+    with closing(open_store(options)) as store:
+        if options.export:
+            question = store.fact("question")
+            count = write_items(options.export, question, store.items(), options.format)
+            print(f"{options.export}: {count} rows")
+        if options.agreement:
+            figures = agreement(store.fact("question"), store.items())
+            if options.agreement == "-":
+                sys.stdout.write(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+            else:
+                write_agreement(figures, options.agreement)
+                print(options.agreement)
+        if not (options.export or options.agreement):
+            _serve(store, options)
     return 0
 
 
@@ -74,7 +76,7 @@ def open_store(options: Namespace) -> Store:
     looks = bool(options.export or options.agreement)
     if looks and path.is_file() and not options.model:
         return Store(path)  # nothing is added only because somebody looks
-    question = options.question or (Store(path).fact("question") if path.is_file() else "pair")
+    question = options.question or _question(path)
     items = _items(sources, options, question)
     guidelines = options.guidelines and _text(options.guidelines)
     store = Store(path, make=bool(sources))
@@ -188,6 +190,14 @@ def _beside_each_other(
     if not items:
         refuse("--from", "have responses that differ, to the same prompts", ", ".join(columns))
     return items
+
+
+def _question(path: Path) -> str:
+    """Return what is asked in a store: what was asked before."""
+    if not path.is_file():
+        return "pair"
+    with closing(Store(path)) as store:
+        return str(store.fact("question") or "pair")
 
 
 def _beside(source: str) -> Path:

@@ -107,20 +107,20 @@ def serve(
     import uvicorn
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        rule = "be an address of this machine, with --port one that is free"
-        refuse("--host", rule, f"{host}:{port} ({error})", "choose another --port, or 0 for any")
-    name = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
-    app = make_app(store, hosts=(name,))
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-    with listener, contextlib.suppress(KeyboardInterrupt):
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except (OSError, OverflowError) as error:
+            rule = "be an address of this machine, with --port one that is free"
+            refuse("--host", rule, f"{host}:{port} ({error})", "take another --port, or 0 for any")
+        name = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
+        app = make_app(store, hosts=(name,))
+        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
         shown = f"[{name}]" if ":" in name else name
         started(f"http://{shown}:{listener.getsockname()[1]}/")
-        uvicorn.Server(config).run(sockets=[listener])
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 class _Server:
