@@ -14,19 +14,26 @@ code_tests.py      code by its tests
 penalties.py       for length and repetition
 cells.py           where what cannot be trusted runs: `warden.py` starts and ends it, in
 programs.py        is what can run there
+people/            people who judge, on a page
+
+The names below load their module on first use: people can judge without torch.
 """
 
-from trl.evaluation.checks import FormatScorer, JsonScorer, RegexScorer
-from trl.evaluation.classifier import ClassifierScorer
-from trl.evaluation.code_tests import CodeScorer
-from trl.evaluation.control import ControlScorer
-from trl.evaluation.endpoint import EndpointScorer
-from trl.evaluation.final_answer import MathScorer
-from trl.evaluation.function import FunctionScorer, as_scorer
-from trl.evaluation.penalties import LengthPenalty, RepetitionPenalty
-from trl.evaluation.reward_model import RewardModelScorer
-from trl.evaluation.scores import Scorer, ScoringError, score
-from trl.evaluation.weighted_sum import WeightedSum
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trl.evaluation.checks import FormatScorer, JsonScorer, RegexScorer
+    from trl.evaluation.classifier import ClassifierScorer
+    from trl.evaluation.code_tests import CodeScorer
+    from trl.evaluation.control import ControlScorer
+    from trl.evaluation.endpoint import EndpointScorer
+    from trl.evaluation.final_answer import MathScorer
+    from trl.evaluation.function import FunctionScorer, as_scorer
+    from trl.evaluation.penalties import LengthPenalty, RepetitionPenalty
+    from trl.evaluation.reward_model import RewardModelScorer
+    from trl.evaluation.scores import Scorer, ScoringError, score
+    from trl.evaluation.weighted_sum import WeightedSum
 
 __all__ = [
     "CHECKS",
@@ -50,12 +57,38 @@ __all__ = [
 ]
 
 CHECKS = {
-    "math": MathScorer,
-    "code": CodeScorer,
-    "json": JsonScorer,
-    "regex": RegexScorer,
-    "format": FormatScorer,
-    "repetition": RepetitionPenalty,
-    "length": LengthPenalty,
+    "math": "MathScorer",
+    "code": "CodeScorer",
+    "json": "JsonScorer",
+    "regex": "RegexScorer",
+    "format": "FormatScorer",
+    "repetition": "RepetitionPenalty",
+    "length": "LengthPenalty",
 }
-"""What a recipe calls them."""
+"""The scorers that check a response by rules, by what a recipe calls them."""
+
+_HOME = {
+    "ClassifierScorer": "classifier",
+    "CodeScorer": "code_tests",
+    "ControlScorer": "control",
+    "EndpointScorer": "endpoint",
+    "FormatScorer": "checks",
+    "FunctionScorer": "function",
+    "JsonScorer": "checks",
+    "LengthPenalty": "penalties",
+    "MathScorer": "final_answer",
+    "RegexScorer": "checks",
+    "RepetitionPenalty": "penalties",
+    "RewardModelScorer": "reward_model",
+    "Scorer": "scores",
+    "ScoringError": "scores",
+    "WeightedSum": "weighted_sum",
+    "as_scorer": "function",
+    "score": "scores",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -478,7 +478,7 @@ def _scorer(
 
 def _check(settings: RewardConfig, path: str, trust: Trust) -> Any:
     """Return the scorer of one of the kinds that need no model."""
-    cls: Any = evaluation.CHECKS[settings.kind]
+    cls: Any = getattr(evaluation, evaluation.CHECKS[settings.kind])
     if "allow_unisolated" in settings.arguments:
         rule = "hold no allow_unisolated, a word of who reads the recipe"
         _refuse(path, rule, fix=f"add {UNISOLATED} to the command")
