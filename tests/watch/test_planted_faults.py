@@ -203,7 +203,7 @@ EVERY = [*PLANTED, *(pytest.param(name, marks=SLOW) for name in LONGER)]
 def test_a_fault_is_planted_for_every_symptom():
     from trl.watch.symptoms import SYMPTOMS
 
-    # A figure that is no number stops the trainer by itself, and a KL is driven below 0 by a sampler
+    # A figure that is no number stops the trainer, and a KL is driven below 0 by a sampler
     # of one's own: both are told of made rows alone.
     assert {*PLANTED, *LONGER, "not_a_number", "negative_kl"} == {each.name for each in SYMPTOMS}
 
