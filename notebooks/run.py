@@ -74,7 +74,7 @@ def execute(path: Path, *, fast: bool) -> nbformat.NotebookNode:
         kernel_name="python3",
         # The kernel talks to this process alone, over the loopback: no warning about that.
         extra_arguments=["--IPKernelApp.log_level=ERROR"],
-        timeout=1800,
+        timeout=4 * 3600,  # of a cell: one that trains takes long on a busy machine
         coalesce_streams=True,
         resources={"metadata": {"path": str(FOLDER)}},
     )
