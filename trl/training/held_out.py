@@ -25,9 +25,9 @@ Sample = dict[str, Any]
 """A response to one held-out prompt, and how it was judged: a line of samples.jsonl.
 
 `prompt`, `response` and `reward`, NaN if nothing has a say; of a chat `messages` too, with their
-roles; `kl`, Σ_t (log π − log π_ref) in nats; `length` in tokens; `ended`, whether it ended by itself
-rather than at the limit of its length; `parts`, what each scorer gave, with the figures that
-scorers keep of their own; and `notes`, if they keep texts.
+roles; `kl`, Σ_t (log π − log π_ref) in nats; `length` in tokens; `ended`, whether it ended by
+itself rather than at the limit of its length; `parts`, what each scorer gave, with the figures
+that scorers keep of their own; and `notes`, if they keep texts.
 """
 
 
