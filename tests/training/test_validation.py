@@ -5,6 +5,7 @@ import pytest
 from trl.cli import main
 from trl.config import SettingsError
 from trl.config.recipe import RewardConfig
+from trl.evaluation import cells
 from trl.training.parts import load_scorer
 from trl.training.validation import problems_of
 
@@ -28,6 +29,14 @@ ROWS = [
         "tests": "assert f(1) == 4",
     },
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shut_in():
+    with cells.warden() as one:
+        missing = one.missing
+    if missing:
+        pytest.skip(f"here answers are not kept from {', '.join(missing)}")
 
 
 def columns(rows=ROWS):
@@ -100,3 +109,18 @@ def test_arguments_in_a_recipe_are_checked(kind, arguments, told):
 def test_arguments_belong_to_the_kinds_that_check(settings, told):
     with pytest.raises(SettingsError, match=told):
         RewardConfig(**settings)
+
+
+def test_who_reads_a_recipe_may_let_code_run_without_a_world_of_its_own(monkeypatch):
+    class Bare(cells.Warden):
+        def __init__(self, modules, isolated=True):
+            super().__init__(modules, isolated=False)
+
+    cells.end_all()
+    monkeypatch.setattr(cells, "Warden", Bare)
+    rewards = [RewardConfig(kind="code")]
+    with pytest.raises(SettingsError, match=r"be true where code is not .* \(--allow-unisolated\)"):
+        load_scorer(rewards)
+    with pytest.warns(UserWarning, match="not kept from other processes"):
+        load_scorer(rewards, ["--allow-unisolated"])
+    cells.end_all()

@@ -17,9 +17,9 @@ from trl.batch import Rollout
 from trl.config import check_values
 from trl.config.errors import refuse, shown
 from trl.config.types import Positive, Text, Texts
-from trl.evaluation.cells import ask, in_threads
-from trl.evaluation.final_answer import column_of
-from trl.evaluation.scores import failures_named, pairs_of
+from trl.evaluation.cells import ask
+from trl.evaluation.row_by_row import score_rows
+from trl.evaluation.scores import pairs_of
 from trl.scored import Scored
 
 __all__ = ["FormatScorer", "JsonScorer", "RegexScorer"]
@@ -76,24 +76,19 @@ class JsonScorer:
         Raises:
             ScoringError: if there is no such column.
         """
-        rights = [[]] * len(rollout)
-        if self.key is not None:
-            rights = [[_value(v)] for v in column_of(rollout, self.key, self.name)]
-        pairs = list(zip(responses_of(rollout), rights, strict=True))
-        with failures_named(self.name, rollout):
-            return Scored.of(in_threads(self._score, pairs), rollout)
+        return score_rows(self, rollout)
 
     def right(self, value: Any) -> str:
         """Return a response that is right, for a value of the column."""
         return json.dumps(_value(value))
 
-    def _score(self, pair: tuple[str, list[Any]]) -> float:
-        text, right = pair
-        text = last_block(text)
+    def score_one(self, response: str, value: Any) -> float:
+        """Score a response, given the value of its row if there is a column."""
+        text = last_block(response)
         if len(text) > MOST_READ:
             return 0.0
-        # Its own schema beside `const`: a $ref in it may start with #, for its root.
-        schemas = [self.schema, *({"const": value} for value in right)]
+        # Two of them: a $ref of the one that was given may start at its root, #.
+        schemas = [self.schema] if self.key is None else [self.schema, {"const": _value(value)}]
         given = {"text": text, "schemas": schemas}
         return float(ask("json", ["jsonschema"], self.seconds, **given) is True)
 
@@ -129,12 +124,7 @@ class RegexScorer:
     """
 
     def __init__(
-        self,
-        pattern: str,
-        key: str | None = None,
-        *,
-        seconds: float = 2.0,
-        name: str = "regex",
+        self, pattern: str, key: str | None = None, *, seconds: float = 2.0, name: str = "regex"
     ) -> None:
         kinds = {"pattern": (Text, pattern), "key": (Text | None, key)}
         check_values("RegexScorer", {**kinds, "seconds": (Positive, seconds)})
@@ -150,21 +140,15 @@ class RegexScorer:
         Raises:
             ScoringError: if there is no such column.
         """
-        rights: Sequence[Any] = [None] * len(rollout)
-        if self.key is not None:
-            rights = column_of(rollout, self.key, self.name)
-        pairs = list(zip(responses_of(rollout), rights, strict=True))
-        with failures_named(self.name, rollout):
-            return Scored.of(in_threads(self._score, pairs), rollout)
+        return score_rows(self, rollout)
 
-    def _score(self, pair: tuple[str, Any]) -> float:
-        text, right = pair
-        if len(text) > MOST_READ:
+    def score_one(self, response: str, value: Any) -> float:
+        """Score a response, given the value of its row if there is a column."""
+        if len(response) > MOST_READ:
             return 0.0
-        found = ask("regex", [], self.seconds, text=text, pattern=self.pattern)
-        if self.key is None:
-            return float(bool(found))
-        return float(bool(found) and str(found[0]).strip() == str(right).strip())
+        found = ask("regex", [], self.seconds, text=response, pattern=self.pattern)
+        is_right = self.key is None or (found and str(found[0]).strip() == str(value).strip())
+        return float(bool(found and is_right))
 
 
 class FormatScorer:

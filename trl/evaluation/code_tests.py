@@ -13,10 +13,9 @@ from trl.batch import Rollout
 from trl.config import check_values
 from trl.config.errors import refuse, shown
 from trl.config.types import Positive, Text
-from trl.evaluation.cells import Cell, CellError, in_threads, warden
-from trl.evaluation.checks import last_block, responses_of
-from trl.evaluation.final_answer import column_of
-from trl.evaluation.scores import failures_named
+from trl.evaluation.cells import Cell, CellError, warden
+from trl.evaluation.checks import last_block
+from trl.evaluation.row_by_row import score_rows
 from trl.scored import Scored
 
 __all__ = ["CodeScorer"]
@@ -84,17 +83,12 @@ class CodeScorer:
         Raises:
             ScoringError: if there is no such column, or what is in it is no test.
         """
-        texts, given = responses_of(rollout), [self.tests] * len(rollout)
-        if isinstance(self.tests, str):
-            given = list(column_of(rollout, self.tests, self.name))
-        with failures_named(self.name, rollout):
-            pairs = list(zip(texts, map(list_of_tests, given), strict=True))
-            shares = Scored.of(in_threads(self._share, pairs), rollout).scores
-            scores = shares if self.share else (shares == 1).float()
-            return Scored(scores, figures={"passed": shares})
+        shares = score_rows(self, rollout).scores
+        return Scored(shares if self.share else (shares == 1).float(), figures={"passed": shares})
 
-    def _share(self, pair: tuple[str, list[Any]]) -> float:
-        code, tests = last_block(pair[0]), pair[1]
+    def score_one(self, response: str, value: Any) -> float:
+        """Return the share of the tests that a response passes, given those of its row."""
+        code, tests = last_block(response), list_of_tests(value if self.key else self.tests)
         if len(code) > LONGEST_CODE:
             return 0.0
         until = time.monotonic() + self.seconds

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 from trl.batch import Rollout
 from trl.config import check_values
 from trl.config.types import Positive, Text
-from trl.evaluation.cells import ask, in_threads
-from trl.evaluation.scores import ScoringError, failures_named, pairs_of
+from trl.evaluation.cells import ask
+from trl.evaluation.row_by_row import score_rows
 from trl.scored import Scored
 
 __all__ = ["MathScorer"]
@@ -82,12 +81,7 @@ class MathScorer:
     """
 
     def __init__(
-        self,
-        key: str = "answer",
-        *,
-        seconds: float = 2.0,
-        marked: bool = False,
-        name: str = "math",
+        self, key: str = "answer", *, seconds: float = 2.0, marked: bool = False, name: str = "math"
     ) -> None:
         kinds = {"key": (Text, key), "seconds": (Positive, seconds), "marked": (bool, marked)}
         check_values("MathScorer", kinds)
@@ -101,23 +95,19 @@ class MathScorer:
         Raises:
             ScoringError: if there is no such column, or a right answer in it is nothing.
         """
-        answers = [response for _, response in pairs_of(rollout)]
-        rights = column_of(rollout, self.key, self.name)
-        with failures_named(self.name, rollout):
-            return Scored.of(
-                in_threads(self._score, list(zip(answers, rights, strict=True))), rollout
-            )
+        return score_rows(self, rollout)
 
     def right(self, value: Any) -> str:
         """Return a response that is right, for a value of the column."""
         return f"\\boxed{{{_piece(str(value))}}}"
 
-    def _score(self, pair: tuple[str, Any]) -> float:
-        right = plain(_piece(str(pair[1])))
+    def score_one(self, response: str, value: Any) -> float:
+        """Score a response, given the value of its row."""
+        right = plain(_piece(str(value)))
         if not right:
-            raise ValueError(f"the column {self.key!r} holds no answer: {pair[1]!r}")
+            raise ValueError(f"the column {self.key!r} holds no answer: {value!r}")
         number = number_in(right)
-        answer = final_answer(pair[0], marked=self.marked, number=number is not None)
+        answer = final_answer(response, marked=self.marked, number=number is not None)
         if answer is None:
             return 0.0
         answer = plain(answer)
@@ -127,21 +117,6 @@ class MathScorer:
             return 1.0
         given = {"answer": answer, "right": right}
         return float(ask("math", ["math_verify"], self.seconds, **given) is True)
-
-
-def column_of(rollout: Rollout, key: str, name: str) -> Sequence[Any]:
-    """Return the values of a column.
-
-    Raises:
-        ScoringError: if the rollout has none of that name.
-    """
-    columns = rollout.columns or {}
-    if key not in columns:
-        raise ScoringError(
-            f"{name} must find the column {key!r} in the rows of the prompts, got {list(columns)}: "
-            f"give rows such as {{'prompt': …, {key!r}: …}}, or name another column."
-        )
-    return columns[key]
 
 
 def _piece(right: str) -> str:
