@@ -543,7 +543,8 @@ def _list_code(rewards: Sequence[RewardConfig], model: str | None = None) -> Non
 def _kind_of(arguments: list[str]) -> type:
     """Return which dataclass the recipe among some arguments is of, for its help."""
     try:
-        return _kind(settings.read_yaml(find_recipe(*arguments[:1])).get("task"))
+        kind: type = _kind(settings.read_yaml(find_recipe(*arguments[:1])).get("task"))
+        return kind
     except (OSError, SettingsError, TypeError):
         return settings.Recipe
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from trl.config.errors import refuse
@@ -106,6 +105,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train in a folder that is this run's; `again` is what --resume is to name."""
     with seeded(recipe.seed):
+        model: Any
         model, tokenizer = model_and_tokenizer(recipe, {"num_labels": 1})
         limit = token_limit(model, tokenizer, recipe.max_length)
         model.config.text_cut = {"max_length": limit, "head_share": 0.0}
@@ -184,7 +184,8 @@ class RewardFit(Fit):
     def measure(self, test: list[Example]) -> dict[str, Any]:
         """Give the rewards their scale, and return how the model does on test preferences."""
         if self.recipe.lora is not None:
-            self.model = self.model.merge_and_unload()
+            adapted: Any = self.model
+            self.model = adapted.merge_and_unload()
         # Taken apart and put together again, since texts of like length share a pass.
         rewards = self.scorer.scores_of([ids for each in test for ids in _apart(each)])
         sizes = [len(each["sizes"]) for each in test]
@@ -305,17 +306,18 @@ def _normalize(scorer: RewardModelScorer, token_ids: list[list[int]]) -> dict[st
             f"All {len(token_ids)} reference texts have the reward {mean:.3g}, which cannot be "
             "given a standard deviation of 1: name other texts in `reference`, or train longer."
         )
-    _, head = _head(scorer.model)
+    model: Any = scorer.model
+    _, head = _head(model)
     with torch.no_grad():
         head.weight.div_(std)
         if head.bias is not None:
             head.bias.sub_(mean).div_(std)
         else:
-            setattr(scorer.model.config, OFFSET, -mean / std)
+            setattr(model.config, OFFSET, -mean / std)
     return {"mean": mean, "std": std}
 
 
-def _head(model: transformers.PreTrainedModel) -> tuple[str, nn.Linear]:
+def _head(model: nn.Module) -> tuple[str, nn.Linear]:
     """Return name and module of the layer whose one output is the reward: the last of its kind."""
     layers = [
         (name, module)
