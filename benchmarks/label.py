@@ -58,10 +58,10 @@ async def vote(client, state, times):
     return answer.raise_for_status().json()
 
 
-async def vote_at_a_rate(signed_in, rate, seconds, times):
-    """One of the clients: votes at fixed moments, whatever the last one took."""
+async def vote_at_a_rate(signed_in, offset, rate, seconds, times):
+    """One of the clients: votes at moments of its own, whatever the last one took."""
     client, state = signed_in
-    begun = time.perf_counter()
+    begun = time.perf_counter() + offset
     for turn in range(int(rate * seconds)):
         await asyncio.sleep(max(begun + turn / rate - time.perf_counter(), 0))
         state = await vote(client, state, times)
@@ -71,7 +71,10 @@ async def vote_at_a_rate(signed_in, rate, seconds, times):
 async def measure(address, tokens, rate, seconds):
     people = [await sign_in(address, token) for token in tokens]
     together, begun = [], time.perf_counter()
-    shares = [vote_at_a_rate(each, rate / len(people), seconds, together) for each in people]
+    shares = [
+        vote_at_a_rate(each, place / rate, rate / len(people), seconds, together)
+        for place, each in enumerate(people)
+    ]
     states = await asyncio.gather(*shares)
     wall = time.perf_counter() - begun
     found = {"votes_per_second": round(len(together) / wall, 1), "together": times_told(together)}

@@ -39,6 +39,7 @@ from trl.config.code import UNISOLATED, Reader, listing
 from trl.config.errors import hidden, problem
 from trl.config.folder import recipe_folder
 from trl.config.places import not_a_model
+from trl.evaluation.people.options import LABEL
 from trl.watch.markdown import visible
 
 if TYPE_CHECKING:  # making these classes takes longer than showing what commands there are
@@ -265,9 +266,6 @@ RUN_OPTIONS = {
 RUNS = {"runs": _word("RUN", "the folder of a run", nargs="+")}
 LINES = {"--out": _word("FILE", "write lines of JSON there; -: to the screen")}
 RECIPE = _word("RECIPE", "a YAML file, the folder of a run, or the name of a recipe")
-FORMS = ("trl", "trl-preference", "argilla", "argilla-flat", "label-studio", "ultrafeedback")
-"""Of files of votes."""
-
 SENT = {
     "--system": _word("TEXT", "the system message; default: that of the run"),
     "--chat-template-kwargs": _word(
@@ -375,50 +373,7 @@ COMMANDS = {
         _label,
         "Let people judge responses, on a page of this machine: of a run, before and after it; of "
         "two runs against each other; of models; or those of a file. No answer is ever lost.",
-        {
-            "--from": _word(
-                "SOURCE",
-                "the folders of runs, files with responses, or one of prompts for --model",
-                nargs="+",
-                dest="sources",
-            ),
-            "--model": _word("MODEL", "let it answer the prompts; once each", action="append"),
-            "--store": _word("FILE", "the file of items and votes; default: beside the source"),
-            "--question": _word(
-                "QUESTION",
-                "pair: which of two is better, rating: 1 to 5, thumbs: good or bad, best: of up to "
-                "four; default: as before, or pair",
-                choices=("pair", "rating", "thumbs", "best"),
-            ),
-            "--per-item": _word("N", "people who judge each item (default: 1)", type=int),
-            "--guidelines": _word("FILE", "how to judge, in Markdown; shown on the page"),
-            "--annotator": _word("NAME", "who judges; once each", action="append"),
-            "--with-votes": {"action": "store_true", "help": "take over votes that a file has"},
-            "--export": _word("FILE", "write items and votes, and end"),
-            "--format": _word(
-                "FORM",
-                "of that file: trl (default), trl-preference, argilla, argilla-flat, label-studio, "
-                "ultrafeedback",
-                choices=FORMS,
-                default="trl",
-            ),
-            "--agreement": _word(
-                "FILE",
-                "write how far people agree, and which source they prefer, and end: a page (.html) "
-                "or JSON; alone: to the screen",
-                nargs="?",
-                const="-",
-            ),
-            "--max-new-tokens": _number(48, "most tokens, of --model"),
-            "--temperature": _number(1.0, "divides the logits", "1"),
-            "--seed": _number(0, "of the random numbers"),
-            "--host": _word("ADDRESS", "where to listen", default="127.0.0.1"),
-            "--port": _number(8321, "of the page; 0: any that is free"),
-            "--i-know": {
-                "action": "store_true",
-                "help": "listen for others too, though nothing is encrypted",
-            },
-        },
+        LABEL,
     ),
 }
 EITHER = ("--prompt", "--prompts")

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import re
+import socket
 
 import pytest
 
 from tests.evaluation.people.asking import ORIGIN, Browser, make_store, signed_in
 from tests.evaluation.people.payloads import PAYLOADS
 from trl.evaluation.people.items import Item
-from trl.evaluation.people.server import MOST_BYTES, TAGS, make_app, markdown
+from trl.evaluation.people.server import MOST_BYTES, TAGS, make_app, markdown, serve
 from trl.evaluation.people.store import Store
 
 ITEMS = [Item(f"p {i}", (f"a {i}", f"b {i}"), ("one", "two")) for i in range(3)]
@@ -223,3 +224,16 @@ def test_guidelines_are_text_with_marks_and_no_more(payload):
     assert names <= {"href", "rel"}
     targets = re.findall(r'href="([^"]*)"', html)
     assert all(re.match(r"https?://|(?![a-zA-Z][\w+.-]*:)", each) for each in targets), targets
+
+
+def test_no_answer_waits_for_another_packet(store, monkeypatch):
+    import uvicorn
+
+    seen = []
+    monkeypatch.setattr(
+        uvicorn.Server, "run", lambda self, sockets: seen.extend(s.proto for s in sockets)
+    )
+    addresses = []
+    serve(store, "127.0.0.1", 0, started=addresses.append)
+    assert seen == [socket.IPPROTO_TCP]  # asyncio sets TCP_NODELAY of those only
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", addresses[0])

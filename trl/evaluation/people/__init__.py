@@ -3,6 +3,7 @@
 items.py       what is judged, and what may be answered
 store.py       one SQLite file: items, votes, leases, annotators
 server.py      the page and its requests
+options.py     of the command
 formats.py     our lines, and those of TRL, Argilla, Label Studio and UltraFeedback
 agreement.py   do people agree with each other, and with answers that are known
 
