@@ -262,7 +262,7 @@ def problem(work: Callable[[], Any]) -> str | None:
     except Exception as error:
         line = traceback.extract_tb(error.__traceback__)[-1].line or ""
         on_purpose = isinstance(error, OSError) or line.startswith("raise ")
-        if not cli._is_explained(error) or not on_purpose:
+        if not cli.is_explained(error) or not on_purpose:
             return traceback.format_exc()[-1500:]
     finally:
         for clock in clocks:

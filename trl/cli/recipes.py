@@ -1,0 +1,180 @@
+"""Recipes and runs as the command line names them: found, read with their flags, and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trl import config as settings
+from trl.cli.words import complain
+from trl.config import SettingsError, closest
+from trl.config.code import Reader, listing
+from trl.config.errors import problem
+from trl.config.folder import recipe_folder
+from trl.config.places import not_a_model
+
+if TYPE_CHECKING:  # making these classes takes longer than showing what commands there are
+    from trl.config.recipe import Recipe, RewardConfig, SupervisedRecipe
+
+Flags = list[tuple[str, str]]
+"""Settings of the command line: paths, and what is written for them."""
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that ship with trl."""
+    return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe.
+
+    Args:
+        name: A file, the folder of a run, or the name of a recipe that ships with trl.
+
+    Raises:
+        FileNotFoundError: naming the closest one that there is.
+    """
+    path = Path(name).expanduser()
+    for found in (path, path / "recipe.yaml", recipe_folder() / f"{name}.yaml"):
+        if found.is_file():
+            return found
+    beside = [str(each) for each in path.parent.glob("*.y*ml")]
+    raise FileNotFoundError(
+        f"There is no recipe {name!r}, neither a file nor one that ships with trl "
+        f"({', '.join(recipe_names()) or 'none do'}).{closest(name, [*recipe_names(), *beside])}"
+    )
+
+
+def read_recipe(
+    name: str, flags: Sequence[tuple[str, str]] = (), trust: Sequence[str] = ()
+) -> Recipe | SupervisedRecipe:
+    """Return a recipe with flags over what its file says.
+
+    Args:
+        name: See `find_recipe`.
+        flags: Paths, as `ppo.learning-rate`, and what is written for them.
+        trust: Modules and files whose code may run, besides files beside the recipe.
+
+    Raises:
+        FileNotFoundError: if there is no such recipe.
+        SettingsError: with everything that is wrong.
+    """
+    from trl.data.sources import beside_recipe
+
+    path = find_recipe(name)
+    values = settings.read_yaml(path)
+    task = dict(flags).get("task", values.get("task"))
+    cls = _kind(task)
+    recipe = settings.build(cls, values, flags=flags, owner=str(path))
+    check_models(recipe, path)
+    if task is not None:
+        return recipe  # type: ignore[no-any-return]
+    if "out" not in dict(flags) and (path.parent / "metrics.jsonl").is_file():
+        recipe = replace(recipe, out=str(path.parent))  # a run goes on where it is now
+    files = {
+        name: beside_recipe(getattr(recipe.data, name), path.parent)
+        for name in ("prompts", "held_out_prompts")
+    }
+    check_model_code(recipe, path, list(flags))
+    rewards = with_code(recipe.reward, path, list(flags), trust)
+    return replace(recipe, data=replace(recipe.data, **files), reward=rewards)  # type: ignore[no-any-return]
+
+
+def with_code(
+    rewards: tuple[RewardConfig, ...], recipe: Path | None, flags: Flags, trust: Sequence[str]
+) -> tuple[RewardConfig, ...]:
+    """Write out the paths of the Python files of functions.
+
+    Raises:
+        SettingsError: for code that is not there, or that nobody but the recipe has named.
+    """
+    folder = Path.cwd() if recipe is None else recipe.parent
+    reader = Reader(folder, recipe_folder(), trust, " ".join(text for _, text in flags))
+    rewards, problems = reader.with_files(rewards)
+    if problems:
+        raise SettingsError("Scoring" if recipe is None else str(recipe), problems)
+    return rewards
+
+
+def check_model_code(recipe: Recipe, path: Path, flags: Flags) -> None:
+    """Raise if the code of a model would run by the word of the recipe alone."""
+    named = any("trust_remote_code" in name + text.replace("-", "_") for name, text in flags)
+    if recipe.model.trust_remote_code and not named:
+        rule, flag = "be a word of who reads the recipe too", "--model.trust-remote-code"
+        fix = f"look at the code of {recipe.model.name}, and add {flag} to run it"
+        raise SettingsError(str(path), [problem("model.trust_remote_code", rule, "true", fix)])
+
+
+def check_models(recipe: Recipe | SupervisedRecipe, path: Path) -> None:
+    """Raise for models that are nowhere, before the seconds that it takes to load anything."""
+    if isinstance(recipe, settings.SupervisedRecipe):
+        names = {"model": recipe.model}
+    else:
+        names = {"model.name": recipe.model.name, "model.tokenizer": recipe.model.tokenizer or ""}
+        names |= {
+            f"reward[{index}].name": reward.name
+            for index, reward in enumerate(recipe.reward)
+            if reward.kind not in ("function", "endpoint")
+        }
+    rule = "be the folder of a model, or its name on the Hugging Face Hub"
+    problems = [
+        problem(setting, rule, f"{name!r}, which {told}")
+        for setting, name in names.items()
+        if name and (told := not_a_model(name))
+    ]
+    if problems:
+        raise SettingsError(str(path), problems)
+
+
+def list_code(rewards: Sequence[RewardConfig], model: str | None = None) -> None:
+    """Name the code that is about to run: no recipe can be so quiet that it is not."""
+    for line in listing(rewards, model):
+        complain(f"trl: {line}.")
+
+
+def kind_of(arguments: list[str]) -> type:
+    """Return which dataclass the recipe among some arguments is of, for its help."""
+    try:
+        kind: type = _kind(settings.read_yaml(find_recipe(*arguments[:1])).get("task"))
+        return kind
+    except (OSError, SettingsError, TypeError):
+        return settings.Recipe
+
+
+def _kind(task: Any) -> Any:
+    """Return which dataclass the recipes of a task are of; one of them refuses others."""
+    from trl.config.recipe import TASKS
+
+    return settings.Recipe if task is None else TASKS.get(str(task), settings.ClassifierRecipe)
+
+
+def check_resume(recipe: Recipe | SupervisedRecipe, resume: str | None) -> None:
+    """Raise if the run cannot be gone on with, as far as that is seen in a moment."""
+    if resume is None:
+        return
+    if isinstance(recipe, settings.SupervisedRecipe) and resume != "auto":
+        raise ValueError(f"--resume must stand alone for a {recipe.task}, got {resume!r}.")
+    if resume != "auto" and not Path(resume).expanduser().is_dir():
+        hint = closest(resume, map(str, Path(recipe.out).expanduser().glob("checkpoints/*")))
+        raise FileNotFoundError(
+            f"--resume must be auto or the folder of a checkpoint, got {resume!r}.{hint}"
+        )
+
+
+def folder(name: str) -> Path:
+    """Return the folder of a run."""
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        hint = closest(str(path), map(str, filter(Path.is_dir, path.parent.glob("*"))))
+        raise FileNotFoundError(f"There is no run in {name!r}: name the folder of one.{hint}")
+    return path
+
+
+def check_beside_runs(name: str) -> None:
+    """Raise if a name stands for nothing in a folder of runs; else it may be one of the hub."""
+    path = Path(name).expanduser()
+    beside_runs = path.parent != Path() and any(path.parent.glob("*/recipe.yaml"))
+    if not path.exists() and (beside_runs or name.startswith(("/", "./", "../", "~"))):
+        folder(name)
