@@ -13,6 +13,7 @@ from tests.conftest import ragged, tiny_gpt2
 from trl.batch import Rollout
 from trl.config import PPOConfig
 from trl.config.algorithms import FACTS
+from trl.config.recipe import RewardRecipe
 from trl.optimization import algorithms
 from trl.optimization.algorithms import (
     ALGORITHMS,
@@ -165,7 +166,7 @@ def test_the_page_of_papers_knows_every_preset_and_names_what_there_is():
         assert f"`{named[id(ALGORITHMS[name].estimate)]}`" in page
     for path in re.findall(r"`(tests/[\w/]+\.py|trl/[\w/]+\.py)", page):
         assert (root / path).is_file(), path
-    names = {entry.name for entry in fields(PPOConfig)}
+    names = {entry.name for kind in (PPOConfig, RewardRecipe) for entry in fields(kind)}
     assert set(re.findall(r"^\| `(\w+)[`=]", page, re.MULTILINE)) <= names | set(NAMES)
     (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     exec(example, {"PPOTrainer": PPOTrainer, "policy": tiny_gpt2()})

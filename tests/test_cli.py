@@ -25,7 +25,7 @@ from trl.config.recipe import (
     RewardConfig,
     RewardRecipe,
 )
-from trl.scored import score_tensor
+from trl.scored import Scored
 
 DEMO = "{steps: 190, ppo: {learning_rate: 2.0e-4, init_kl_coef: 0.052}}"
 
@@ -37,7 +37,7 @@ def folder(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "sentiment.yaml").write_text(DEMO)
     (folder / "reviews.yaml").write_text("{task: classifier, train: a.csv}")
-    monkeypatch.setattr(cli, "recipe_folder", lambda: folder)
+    monkeypatch.setattr("trl.cli.recipes.recipe_folder", lambda: folder)
     monkeypatch.chdir(tmp_path)
     return folder
 
@@ -346,7 +346,7 @@ def test_a_missing_file_is_one_line_and_exit_code_2(runs, monkeypatch, capsys):
 
 def test_an_error_that_trl_raised_on_purpose_is_one_line(runs, monkeypatch, capsys):
     def diverge(recipe, resume=None, trust=()):
-        score_tensor([float("nan")], Rollout.from_lists(*2 * [torch.ones(1, 1).long()]))
+        Scored.of([float("nan")], Rollout.from_lists(*2 * [torch.ones(1, 1).long()]))
 
     monkeypatch.setattr(sys.modules["trl.training.run"], "run_recipe", diverge)
     assert cli.main(["demo"]) == 2

@@ -75,6 +75,6 @@ def test_the_command_line_tells_it_too(monkeypatch, capsys):
         raise error
 
     monkeypatch.setattr(cli, "_run", fail)
-    monkeypatch.setattr(cli, "_is_explained", lambda error: True)
+    monkeypatch.setattr(cli, "is_explained", lambda error: True)
     assert cli.main([]) != 0
     assert "What takes less: …" in capsys.readouterr().err

@@ -24,7 +24,6 @@ import argparse
 import errno
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,7 +177,8 @@ def _score(options: argparse.Namespace, flags: Flags) -> int:
         return validate(options.texts, rewards, options.validate, options.trust)
     from trl.training import tools
 
-    texts, columns = tools.read_texts(options.texts)
+    column = (every.get("data") or {}).get("column")
+    texts, columns = tools.read_texts(options.texts, column)
     form = tools.form_of(every, path) if path and "task" not in every else None
     rows = tools.score_texts(texts, rewards, options.trust, columns=columns, form=form)
     tools.show(rows, options.out)

@@ -50,6 +50,8 @@ def distrusted(path: str, name: str, place: str) -> str:
     """Return the sentence on a function that nobody but the recipe has named."""
     rule = "name a function of a file beside the recipe, as file.py:function"
     fix = f"look at that code, and add --trust {shlex.quote(place)} to run it"
+    if place.endswith(".py"):
+        fix += "; a run may also be gone on with by the recipe beside it that it began from"
     return problem(path, rule, f"{name!r}, which is elsewhere", fix)
 
 

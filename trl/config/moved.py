@@ -22,10 +22,10 @@ NAMES = {
     "RewardTrainer is not here",
     "PPOv2Trainer": "is trl.train here",
     "PPOv2Config": "is PPOConfig here",
-    "GRPOTrainer": "is trl.train(..., algorithm='grpo') here",
-    "GRPOConfig": "is PPOConfig(algorithm='grpo', ...) here",
-    "RLOOTrainer": "is trl.train(..., algorithm='rloo') here",
-    "RLOOConfig": "is PPOConfig(algorithm='rloo', ...) here",
+    "GRPOTrainer": "is trl.train(..., algorithm='grpo') here: docs/howto/coming.md",
+    "GRPOConfig": "is PPOConfig(algorithm='grpo', ...) here: docs/howto/coming.md",
+    "RLOOTrainer": "is trl.train(..., algorithm='rloo') here: docs/howto/coming.md",
+    "RLOOConfig": "is PPOConfig(algorithm='rloo', ...) here: docs/howto/coming.md",
     "ModelConfig": "is trl.config.recipe.ModelConfig here, a section of a recipe",
     "get_peft_config": "is peft.LoraConfig(...), passed as peft_config",
     **dict.fromkeys(
@@ -47,6 +47,24 @@ MODULES = {
     "trl.experimental": "import from trl itself: from trl import train, PPOTrainer, PPOConfig",
 }
 """Modules that there were."""
+
+OF_TRAIN = {
+    **dict.fromkeys(("num_generations", "group_size"), "sampler_kwargs={'group_size': ...}"),
+    "beta": "init_kl_coef=...",
+    "max_completion_length": "max_new_tokens=...",
+    "reward_funcs": "reward=[...]",
+    "reward_weights": "reward={function: weight}",
+    "train_dataset": "prompts=...",
+    "eval_dataset": "held_out=...",
+    "processing_class": "tokenizer=...",
+    "per_device_train_batch_size": "batch_size=..., of all processes",
+    "max_steps": "steps=...",
+    "epsilon": "cliprange=...",
+    "output_dir": "out=...",
+    "system_prompt": "system=...",
+    "args": "config=...",
+}
+"""What parameters of GRPOTrainer and its config are in `trl.train`."""
 
 ARGUMENTS = {
     "tokenizer": "belongs to Sampler(tokenizer), which writes the responses",

@@ -130,13 +130,17 @@ def listed(queries: Any, name: str) -> Tensor | Sequence[Any]:
     countable = hasattr(queries, "__getitem__") and hasattr(queries, "__len__")
     if isinstance(queries, str | bytes | Mapping) or not countable:
         rule = "be a list of texts, of chats, or of tensors of token ids"
-        refuse(name, rule, f"one {got}", f"pass [{one}]", error=TypeError)
+        of_a_file = " or, for a file, pathlib.Path(...)" if one == "prompt" else ""
+        refuse(name, rule, f"one {got}", f"pass [{one}]{of_a_file}", error=TypeError)
     first = queries[0] if len(queries) else None
     if not isinstance(first, Mapping):
         return queries
     if "role" in first:
         got = "the messages of one"
         refuse(name, "be a list of chats", got, "pass [chat]", error=TypeError)
+    if "input_ids" in first:
+        fix = "pass row['input_ids'][0] of each, a 1-D tensor, or the texts or chats themselves"
+        refuse(name, "be token ids as tensors", str(list(first)), fix, error=TypeError)
     if not any(column in first for column in COLUMNS):
         fix = f"name the prompts' column so, or pass [row['...'] for row in {name}]"
         refuse(name, f"be rows with a column of {list(COLUMNS)}", str(list(first)), fix)

@@ -99,6 +99,10 @@ def talk(
     speakers["after" if speakers else "answer"] = Speaker(model, how, **sampling)
     if not all(speaker.form.chat for speaker in speakers.values()):
         print("trl: no chat template: each line is gone on with as plain text.", file=sys.stderr)
+    limit = sampling.get("max_new_tokens")
+    if start is not None and limit and limit > start.sampling.max_new_tokens:
+        told = f"the run's answers had at most {start.sampling.max_new_tokens} tokens, here {limit}"
+        print(f"trl: {told} (--max-new-tokens).", file=sys.stderr)
     console, rows = Console(), list[dict[str, str]]()
     for text in filter(str.strip, _typed() if lines is None else lines):
         if text.strip() == CLEAR:

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl.anatomy import language_model
 from trl.compute.precision import make_accelerator
-from trl.config import PPOConfig, check_values, closest
+from trl.config import PPOConfig, check_values, closest, moved
 from trl.config import recipe as settings
 from trl.config.errors import refuse
 from trl.config.ppo import group_size
@@ -36,12 +36,14 @@ from trl.models.reference import ReferenceKind
 from trl.optimization.settings import resolve_config
 from trl.rollout.queries import SENT_AS_CHATS, Chat, ChatForm, prompts_apart
 from trl.rollout.sampler import Sampler
+from trl.training.checkpoints import step_of
 from trl.training.folder import RunFolder
 from trl.training.loop import Row, checked_prompts
 from trl.training.parts import Parts
 from trl.training.resume import opened
 from trl.training.run import Run
 from trl.watch.diagnosis import Finding
+from trl.watch.display import Display
 
 Prompts = Sequence[str] | Sequence[Chat] | Sequence[Tensor] | Iterable[Any] | Callable[[], Any]
 
@@ -81,6 +83,7 @@ def train(
     checkpoint_every: int = 50,
     keep_optimizer: bool = False,
     resume: str | os.PathLike[str] | None = None,
+    quiet: bool | None = None,
     profile: str | os.PathLike[str] | None = None,
     model_kwargs: dict[str, Any] | None = None,
     sampler_kwargs: dict[str, Any] | None = None,
@@ -135,6 +138,8 @@ def train(
             is none. A checkpoint's folder: go on from that one. The arguments must be as before,
             a loaded model as it was before the first step: what differs is refused by name, and
             gone on with all the same by "changed" or "changed:" and a checkpoint's folder.
+        quiet: Show no progress. None: none where the output is no terminal, or `on_step` may
+            show it; False: a line now and then in a log, a bar in a notebook.
         profile: A folder for where the time goes: a table, and a trace of two steps.
         model_kwargs: Passed to `from_pretrained`: dtype, device_map, revision, gguf_file, ….
         sampler_kwargs: Passed to `Sampler`: group_size, stop_strings, add_bos, max_rows, ….
@@ -181,7 +186,13 @@ def train(
     given |= {"ref_model": ref_model, "tokenizer": tokenizer, "parts": parts, "profile": profile}
     accelerator = make_accelerator(config.precision)
     folder = None if out is None else RunFolder(Path(out).expanduser())
-    with opened(folder, resume, accelerator) as (checkpoint, _):
+    quiet = not accelerator.is_main_process or _is_quiet(quiet, on_step)
+    with (
+        opened(folder, resume, accelerator) as (checkpoint, _),
+        Display(
+            steps, first_step=(checkpoint and step_of(checkpoint)) or 0, quiet=quiet
+        ) as display,
+    ):
         made = Parts(
             model,
             config,
@@ -192,7 +203,8 @@ def train(
             **given,
         )
         recipe = _described(recipe, made, folder, model, sampling, loading.get("gguf_file"))
-        return _trained(Run(recipe, made, folder, on_step=on_step, on_finding=_warn_of), checkpoint)
+        seen = partial(_seen, display, on_step)
+        return _trained(Run(recipe, made, folder, on_step=seen, on_finding=_warn_of), checkpoint)
 
 
 def _plan(often: Any, kept: Any, kind: Literal["linear", "constant"]) -> settings.Recipe:
@@ -255,11 +267,21 @@ def _trained(run: Run, checkpoint: Path | None) -> Trained:
     trained = Trained(run.parts.model, run.history)
     try:
         if run.train(checkpoint).interrupted:
-            raise KeyboardInterrupt
+            where = f"after step {run.loop.steps_done}, saved in {run.path}"
+            raise KeyboardInterrupt(f'{where}: resume="auto" goes on with it')
     except BaseException as error:  # Ctrl-C too: hours of training may lie behind
         error.trained = trained
         raise
     return trained
+
+
+def _is_quiet(quiet: bool | None, on_step: Any) -> bool:
+    return (on_step is not None or not sys.stdout.isatty()) if quiet is None else quiet
+
+
+def _seen(display: Display, on_step: Callable[[int, Row], Any] | None, step: int, row: Row) -> Any:
+    display.row({"step": step} | row)
+    return on_step(step, row) if on_step is not None else None
 
 
 def _warn_of(finding: Finding) -> None:
@@ -355,6 +377,7 @@ def _check_arguments(
     unknown = [name for name in ppo_params if name not in fields]
     if unknown:
         instead = {name: f" Pass it as sampler_kwargs={{{name!r}: ...}}." for name in of_sampler}
+        instead |= {name: f" Pass {here}." for name, here in moved.OF_TRAIN.items()}
         hints = {k: instead.get(k) or closest(k.removeprefix("num_"), known) for k in unknown}
         raise TypeError(" ".join(f"train has no parameter `{k}`.{v}" for k, v in hints.items()))
     if not isinstance(sampler_kwargs, Mapping | None):

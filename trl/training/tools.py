@@ -280,11 +280,13 @@ def read_prompts(source: str) -> list[Prompt]:
     return chats
 
 
-def read_texts(source: str) -> tuple[list[str | Pair], dict[str, list[Any]]]:
+def read_texts(
+    source: str, column: str | None = None
+) -> tuple[list[str | Pair], dict[str, list[Any]]]:
     """Return the texts of a file or dataset, or of the standard input (-), one a line.
 
     A table with the columns messages, or a pair of `PAIRS` as `trl sample` writes it, gives pairs;
-    its other columns come second.
+    its other columns come second. Prompts may also stand in `column`, as a recipe calls it.
     """
     if source == "-":
         return list(filter(None, map(str.strip, sys.stdin))), {}
@@ -294,7 +296,8 @@ def read_texts(source: str) -> tuple[list[str | Pair], dict[str, list[Any]]]:
             f"{shown(source)}, which is not there; for a text: echo '…' | trl score -."
         )
     table = read_table(source, name="TEXTS")
-    found = [each for each in (("messages",), *PAIRS) if set(each) <= set(table.names)]
+    own = [(column, answer) for answer in ("response", "completion") if column]
+    found = [each for each in (("messages",), *own, *PAIRS) if set(each) <= set(table.names)]
     if found:
         names = found[0]
         entries = zip(*(table.column(name) for name in names), strict=True)
