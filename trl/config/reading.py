@@ -222,11 +222,16 @@ def _blamed(
 
 def _of_flags(told: str, names: Set[str]) -> str:
     """Return a problem in which settings are named as the flags that have set them, or could."""
+    of_names = "is not a setting" in told  # else the hint is a value
 
     def flag(found: re.Match[str]) -> str:
         parts = _dotted(found[2]).split(".")
         by_flag = any(".".join(parts[:count]) in names for count in range(1, len(parts) + 1))
-        name = "--" + ".".join(parts).replace("_", "-") if by_flag or found[1] else found[2]
+        name = (
+            "--" + ".".join(parts).replace("_", "-")
+            if by_flag or (found[1] and of_names)
+            else found[2]
+        )
         return f"{found[1]}`{name}`"
 
     return re.sub(r"(Did you mean |)`([\w.\[\]]+)`", flag, told)

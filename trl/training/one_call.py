@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -169,30 +169,22 @@ def train(
     With `out`, the step that is under way at Ctrl-C is finished, and a checkpoint written, first.
     """
     _check_arguments(on_step, ppo_params, sampler_kwargs, out, resume)
-    learns = partial(PPOConfig.that_learns, reference=ref_model != "none")
-    config = resolve_config(config, ppo_params, learns)
+    config = _configured(config, ppo_params, ref_model)
     scorer = WeightedSum(reward) if isinstance(reward, list | dict) else as_scorer(reward)
     split = _split(prompts, held_out, shuffle_buffer, saved=out is not None)
     _look_before_loading(scorer, split, model, peft_config, unfrozen_layers)
     often = {"steps": steps, "eval_every": eval_every, "seed": config.seed}
-    kept = {"every": checkpoint_every, "keep_optimizer": keep_optimizer}
-    recipe = _plan(often, kept, "linear" if decay_learning_rate else "constant")
+    recipe = _plan(often, decay_learning_rate, checkpoint_every, keep_optimizer)
     kind = {"peft_config": peft_config, "unfrozen_layers": unfrozen_layers}
-    told = {"chat_template_kwargs": chat_template_kwargs} if chat_template_kwargs else {}
+    told = {"chat_template_kwargs": chat_template_kwargs}
     chats = {"chat": chat, "system": system} | told
     sampling = {"max_new_tokens": max_new_tokens, "group_size": group_size(config.algorithm)} | told
     loading, sampling = kind | (model_kwargs or {}), sampling | (sampler_kwargs or {})
-    given = {"scorer": scorer, "sampling": sampling, "model_kwargs": loading}
-    given |= {"ref_model": ref_model, "tokenizer": tokenizer, "parts": parts, "profile": profile}
+    given = {"scorer": scorer, "sampling": sampling, "model_kwargs": loading, "parts": parts}
+    given |= {"ref_model": ref_model, "tokenizer": tokenizer, "profile": profile}
     accelerator = make_accelerator(config.precision)
     folder = None if out is None else RunFolder(Path(out).expanduser())
-    quiet = not accelerator.is_main_process or _is_quiet(quiet, on_step)
-    with (
-        opened(folder, resume, accelerator) as (checkpoint, _),
-        Display(
-            steps, first_step=(checkpoint and step_of(checkpoint)) or 0, quiet=quiet
-        ) as display,
-    ):
+    with opened(folder, resume, accelerator) as (checkpoint, _):
         made = Parts(
             model,
             config,
@@ -203,14 +195,27 @@ def train(
             **given,
         )
         recipe = _described(recipe, made, folder, model, sampling, loading.get("gguf_file"))
-        seen = partial(_seen, display, on_step)
-        return _trained(Run(recipe, made, folder, on_step=seen, on_finding=_warn_of), checkpoint)
+        run = Run(recipe, made, folder, on_finding=_warn_of)
+        return _trained(run, checkpoint, on_step, quiet)
 
 
-def _plan(often: Any, kept: Any, kind: Literal["linear", "constant"]) -> settings.Recipe:
-    """Return a recipe of the steps, of the checkpoints, and of how the learning rate goes."""
-    schedule, checkpoints = settings.ScheduleConfig(kind=kind), settings.CheckpointConfig(**kept)
-    return settings.Recipe(**often, schedule=schedule, checkpoints=checkpoints)
+def _configured(config: PPOConfig | None, given: Mapping[str, Any], ref_model: Any) -> PPOConfig:
+    """Return the settings of PPO: those given, and what learns in place of the others."""
+    learns = partial(PPOConfig.that_learns, reference=ref_model != "none")
+    return resolve_config(config, given, learns)
+
+
+def _plan(
+    often: Mapping[str, int], decays: bool, checkpoint_every: int, keep_optimizer: bool
+) -> settings.Recipe:
+    """Return a recipe of the steps, of how the learning rate goes, and of the checkpoints."""
+    return settings.Recipe(
+        **often,
+        schedule=settings.ScheduleConfig(kind="linear" if decays else "constant"),
+        checkpoints=settings.CheckpointConfig(
+            every=checkpoint_every, keep_optimizer=keep_optimizer
+        ),
+    )
 
 
 def _only_tokens(split: PromptSplit) -> bool:
@@ -262,21 +267,28 @@ def _sent(
     return PromptSplit(train, held_out, {}, stream or (), held_out)
 
 
-def _trained(run: Run, checkpoint: Path | None) -> Trained:
-    """Make the steps that are left."""
-    trained = Trained(run.parts.model, run.history)
+def _trained(
+    run: Run,
+    checkpoint: Path | None,
+    on_step: Callable[[int, Row], Any] | None,
+    quiet: bool | None,
+) -> Trained:
+    """Make the steps that are left, and show how they go."""
+    if quiet is None:
+        quiet = on_step is not None or not sys.stdout.isatty()
+    trained, steps = Trained(run.parts.model, run.history), run.recipe.total_steps
+    before = (checkpoint and step_of(checkpoint)) or 0
+    quiet = quiet or not run.accelerator.is_main_process
     try:
-        if run.train(checkpoint).interrupted:
-            where = f"after step {run.loop.steps_done}, saved in {run.path}"
-            raise KeyboardInterrupt(f'{where}: resume="auto" goes on with it')
+        with Display(steps, first_step=before, quiet=quiet) as display:
+            run.on_step = partial(_seen, display, on_step)
+            if run.train(checkpoint).interrupted:
+                where = f"after step {run.loop.steps_done}, saved in {run.path}"
+                raise KeyboardInterrupt(f'{where}: resume="auto" goes on with it')
     except BaseException as error:  # Ctrl-C too: hours of training may lie behind
         error.trained = trained
         raise
     return trained
-
-
-def _is_quiet(quiet: bool | None, on_step: Any) -> bool:
-    return (on_step is not None or not sys.stdout.isatty()) if quiet is None else quiet
 
 
 def _seen(display: Display, on_step: Callable[[int, Row], Any] | None, step: int, row: Row) -> Any:
