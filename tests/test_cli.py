@@ -461,8 +461,8 @@ def test_version():
     assert (result.returncode, result.stdout) == (0, f"trl {trl.__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"]])
-def test_help_is_instant(arguments):
+@pytest.mark.parametrize(("arguments", "most"), [(["--help"], 0.4), (["demo", "--help"], 0.6)])
+def test_help_is_instant(arguments, most):
     def used():  # CPU time: other work on the machine does not count
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
@@ -472,7 +472,7 @@ def test_help_is_instant(arguments):
         assert run(*arguments).returncode == 0
         return used() - start
 
-    assert min(seconds() for _ in range(3)) < 0.5
+    assert min(seconds() for _ in range(3)) < most
 
 
 def test_no_command_shows_the_help_which_names_all_of_them(capsys):

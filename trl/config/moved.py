@@ -49,7 +49,7 @@ MODULES = {
 """Modules that there were."""
 
 OF_TRAIN = {
-    **dict.fromkeys(("num_generations", "group_size"), "sampler_kwargs={'group_size': ...}"),
+    "num_generations": "sampler_kwargs={'group_size': ...}",
     "beta": "init_kl_coef=...",
     "max_completion_length": "max_new_tokens=...",
     "reward_funcs": "reward=[...]",
