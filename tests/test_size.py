@@ -22,7 +22,7 @@ MOST = {
     "gguf.py": 63,
     "gpt2.py": 80,
     "kernels": 162,
-    "models": 1610,
+    "models": 1612,
     "optimization": 1090,
     "ppo.py": 404,
     "report": 1001,
@@ -33,7 +33,7 @@ MOST = {
     "training": 3483,
     "watch": 1198,
 }
-IN_ALL = 18049
+IN_ALL = 18051
 MOST_IN_A_FILE, MOST_IN_A_FUNCTION = 450, 60
 
 

@@ -46,7 +46,10 @@ def add_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
     if hasattr(model, "get_base_model"):
         fix = "merge it first with merge_and_unload(), or go on training it"
         refuse("peft_config", "be None for a model that already has an adapter", fix=fix)
-    return peft.get_peft_model(model, peft_config)
+    with warnings.catch_warnings():
+        # What peft calls by its old name is no matter of the user's.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return peft.get_peft_model(model, peft_config)
 
 
 def base_weights(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
