@@ -30,10 +30,10 @@ MOST = {
     "saved.py": 112,
     "scored.py": 168,
     "starter": 16,
-    "training": 3483,
+    "training": 3487,
     "watch": 1198,
 }
-IN_ALL = 18051
+IN_ALL = 18055
 MOST_IN_A_FILE, MOST_IN_A_FUNCTION = 450, 60
 
 

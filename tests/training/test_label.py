@@ -192,7 +192,10 @@ def test_what_is_refused_leaves_no_store_behind(tmp_path, monkeypatch):
 def test_a_missing_package_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(labelling, "find_spec", lambda name: None if name == "nh3" else name)
     assert run("--from", "x") == cli.USAGE_ERROR
-    assert "`trl label` needs nh3: pip install 'trl[people]'." in capsys.readouterr().err
+    assert (
+        "`trl label` needs nh3: install trl with the extra people, '.[people]'."
+        in capsys.readouterr().err
+    )
 
 
 def test_the_help_names_every_option(capsys):

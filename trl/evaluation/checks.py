@@ -38,7 +38,7 @@ class JsonScorer:
 
     The response must be one JSON value and nothing else, or hold it in its last block ``` … ```.
     NaN, Infinity and an object with the same name twice are no JSON, and true is not 1. It is
-    looked at in a process that ends with its time, with jsonschema (`pip install "trl[json]"`).
+    looked at in a process that ends with its time, with jsonschema (the extra `json`).
 
     Args:
         schema: JSON Schema that it must fit. A $ref to another place is not followed.
@@ -57,7 +57,7 @@ class JsonScorer:
     ) -> None:
         check_values("JsonScorer", {"key": (Text | None, key), "seconds": (Positive, seconds)})
         if importlib.util.find_spec("jsonschema") is None:
-            raise ImportError('JsonScorer needs jsonschema: pip install "trl[json]".')
+            raise ImportError("JsonScorer needs jsonschema: pip install jsonschema.")
         if not isinstance(schema, Mapping | None) or (schema is None and key is None):
             refuse("schema", "be a JSON Schema as a dict", shown(schema), "or give `key`")
         from jsonschema import SchemaError

@@ -70,7 +70,7 @@ class MathScorer:
     1,234 = 1234.0, 1/2 = \\frac{1}{2} = 0.5 = 50\\%, 3\\frac{1}{2}, 1.2 \\times 10^3. What only
     comes to it is none: `12+30` leaves the work for 42 to the scorer. A unit may be left out; if
     both have one, it must be the same. Any other answer is compared by math-verify
-    (`pip install "trl[math]"`), in a process that ends with its time.
+    (the extra `math`), in a process that ends with its time.
 
     Args:
         key: Column of the right answers: numbers, or texts, such as a whole solution that ends in
@@ -86,7 +86,7 @@ class MathScorer:
         kinds = {"key": (Text, key), "seconds": (Positive, seconds), "marked": (bool, marked)}
         check_values("MathScorer", kinds)
         if importlib.util.find_spec("math_verify") is None:
-            raise ImportError('MathScorer needs math-verify: pip install "trl[math]".')
+            raise ImportError("MathScorer needs math-verify: pip install math-verify.")
         self.key, self.seconds, self.marked, self.name = key, seconds, marked, name
 
     def __call__(self, rollout: Rollout) -> Scored:

@@ -32,7 +32,8 @@ PACKAGES = ("starlette", "uvicorn", "markdown_it", "nh3", "krippendorff")
 def label(options: Namespace) -> int:
     """Run the command with its options; see `trl label --help`."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise ImportError(f"`trl label` needs {', '.join(missing)}: pip install 'trl[people]'.")
+        told = f"`trl label` needs {', '.join(missing)}"
+        raise ImportError(f"{told}: install trl with the extra people, '.[people]'.")
     if options.host not in LOCAL and not options.i_know:
         refuse(
             "--host",

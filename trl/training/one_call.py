@@ -281,7 +281,7 @@ def _trained(
     quiet = quiet or not run.accelerator.is_main_process
     try:
         with Display(steps, first_step=before, quiet=quiet) as display:
-            run.on_step = partial(_seen, display, on_step)
+            run.by_call, run.on_step = True, partial(_seen, display, on_step)
             if run.train(checkpoint).interrupted:
                 where = f"after step {run.loop.steps_done}, saved in {run.path}"
                 raise KeyboardInterrupt(f'{where}: resume="auto" goes on with it')

@@ -144,6 +144,8 @@ class Run:
         self.recipe, self.parts, self.folder = recipe, parts, folder
         self.path = Path(recipe.out).expanduser()
         self.on_step, self.on_finding = on_step, on_finding
+        self.by_call = False
+        """Whether objects made it, which no recipe can name."""
         self.trainer, self.loop = parts.trainer, parts.loop
         self.accelerator = self.trainer.accelerator
         self.main = folder is not None and self.accelerator.is_main_process
@@ -394,6 +396,8 @@ class Run:
         return Result(self.path, self.parts.model, steps, summary, not finished)
 
     def _to_go_on(self) -> str:
+        if self.by_call:
+            return 'the same call with resume="auto", or "changed" if the reward is mended'
         command = f"trl train {shlex.quote(str(self.folder.recipe))} --resume"
         return command + flags_to_go_on(self.recipe, self.path)
 
