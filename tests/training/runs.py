@@ -13,6 +13,7 @@ from tests.training.test_loop import tokenizer
 from trl.config import PPOConfig
 from trl.config.recipe import CheckpointConfig, DataConfig, ModelConfig, Recipe, RewardConfig
 from trl.config.recipe import SamplingConfig as Sampling
+from trl.training.supervised import Fit
 
 REWARD = """
 import random
@@ -122,3 +123,17 @@ def assert_same_run(a: Path, b: Path) -> None:
         ours, theirs = a / f"{name}.jsonl", b / f"{name}.jsonl"
         assert ours.exists() == theirs.exists(), name
         assert not ours.exists() or ours.read_bytes() == theirs.read_bytes(), name
+
+
+def stop_after(monkeypatch, steps, how, fit=Fit):
+    """Have `how` happen in the update of a fit after so many."""
+    compute_loss = fit.compute_loss
+    calls = []
+
+    def interrupted(self, model, *inputs, **others):
+        calls.append(model)
+        if len(calls) == steps + 1:
+            how()
+        return compute_loss(self, model, *inputs, **others)
+
+    monkeypatch.setattr(fit, "compute_loss", interrupted)

@@ -22,6 +22,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
+from tests.training.runs import stop_after
 from trl import config as settings
 from trl import starter
 from trl.config import SettingsError
@@ -476,20 +477,6 @@ def test_a_text_may_not_be_longer_than_the_model_reads(recipe, tmp_path):
 def test_a_loss_that_is_not_finite_ends_it(recipe):
     with pytest.raises(ArithmeticError, match="lower `learning_rate`"):
         train_classifier(replace(recipe, learning_rate=1e30))
-
-
-def stop_after(monkeypatch, steps, how):
-    """Have `how` happen in the update after so many."""
-    compute_loss = supervised.Fit.compute_loss
-    calls = []
-
-    def interrupted(self, model, *inputs, **others):
-        calls.append(model)
-        if len(calls) == steps + 1:
-            how()
-        return compute_loss(self, model, *inputs, **others)
-
-    monkeypatch.setattr(supervised.Fit, "compute_loss", interrupted)
 
 
 def test_after_ctrl_c_it_goes_on_to_the_same_weights(recipe, tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
 from tests.evaluation.test_reward_model import make_model, make_tokenizer
+from tests.training.runs import stop_after
 from tests.training.test_classifier_training import tiny_bert
 from tests.training.test_classifier_training import write as write_lines
 from trl import cli
@@ -232,20 +233,6 @@ def test_a_curve_over_the_number_of_preferences(files, tmp_path):
         train_reward(replace(recipe, curve=(201,), out=str(tmp_path / "more")))
 
 
-def stop_after(monkeypatch, steps, how):
-    """Have `how` happen in the update after so many."""
-    compute_loss = reward.RewardFit.compute_loss
-    calls = []
-
-    def interrupted(self, model, *inputs, **others):
-        calls.append(model)
-        if len(calls) == steps + 1:
-            how()
-        return compute_loss(self, model, *inputs, **others)
-
-    monkeypatch.setattr(reward.RewardFit, "compute_loss", interrupted)
-
-
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4)])
 def test_after_a_stop_it_goes_on_to_the_same_weights(files, tmp_path, monkeypatch, capsys, lora):
     if lora:
@@ -253,7 +240,7 @@ def test_after_a_stop_it_goes_on_to_the_same_weights(files, tmp_path, monkeypatc
     recipe = recipe_of(files, tmp_path / "run", lora=lora, dropout=0.1, curve=(40,), quiet=False)
     whole = train_reward(replace(recipe, out=str(tmp_path / "whole")))
     with monkeypatch.context() as patch:  # in the curve, which has 6 steps
-        stop_after(patch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+        stop_after(patch, 3, lambda: os.kill(os.getpid(), signal.SIGINT), reward.RewardFit)
         with pytest.raises(KeyboardInterrupt):
             train_reward(recipe)
     assert f"trl train {recipe.out} --resume" in " ".join(capsys.readouterr().err.split())
@@ -262,7 +249,7 @@ def test_after_a_stop_it_goes_on_to_the_same_weights(files, tmp_path, monkeypatc
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        stop_after(patch, 2 + 17, die)
+        stop_after(patch, 2 + 17, die, reward.RewardFit)
         with pytest.raises(MemoryError):
             train_reward(recipe, resume=True)
     assert cli.main(["train", recipe.out, "--resume"]) == 0

@@ -15,10 +15,11 @@ import numpy as np
 
 from trl.config.recipe import RewardRecipe
 from trl.data.preferences import Preference, as_read
+from trl.evaluation.people.agreement import wilson
 from trl.report.charts import Chart, Curve, Panel
 from trl.report.drawing import draw
 
-__all__ = ["calibration", "measure", "wilson", "write_report"]
+__all__ = ["calibration", "measure", "write_report"]
 
 NEAR = 0.2
 """Texts whose lengths differ by a smaller share than this are of like length."""
@@ -86,19 +87,6 @@ def measure(
         "decided": len(decided),
         "tied": len(judged) - len(decided),
     }
-
-
-def wilson(right: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the interval of a share (Wilson 1927), of 95 % by default.
-
-    (p + z²/2n ± z·√(p·(1 − p)/n + z²/4n²)) / (1 + z²/n)
-    """
-    if not count:
-        return 0.0, 1.0
-    p, n = right / count, count
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    middle, whole = p + z * z / (2 * n), 1 + z * z / n
-    return max(0.0, (middle - half) / whole), min(1.0, (middle + half) / whole)
 
 
 def calibration(

@@ -212,7 +212,7 @@ class Fit(transformers.Trainer):
             return
         try:
             before = dict(json.loads(file.read_text()))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             told = f"{file} is damaged ({error}): delete {self.checkpoint}, to go on from none."
             raise CheckpointError(told) from error
         for note in other_versions(self.checkpoint, before.pop("versions", {})):

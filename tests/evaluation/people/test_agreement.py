@@ -9,6 +9,7 @@ from trl.evaluation.people.agreement import (
     cohen_kappa,
     fleiss_kappa,
     interval,
+    wilson,
     write_agreement,
 )
 from trl.evaluation.people.items import Item, Vote
@@ -59,6 +60,9 @@ def test_wilsons_interval():
     assert (found["low"], found["high"]) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert interval(0, 10)["low"] == pytest.approx(0, abs=1e-12)
     assert interval(0, 0)["share"] is None
+    # p = 0.8, n = 10, z² = 3.8415: (0.8 + 0.19207 ± 1.96·0.1600121) / 1.38415
+    assert wilson(8, 10) == pytest.approx((0.49016, 0.94332), abs=1e-5)
+    assert wilson(0, 0) == (0.0, 1.0)
 
 
 def votes(**answers):

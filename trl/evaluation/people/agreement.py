@@ -92,18 +92,27 @@ def fleiss_kappa(told: Sequence[Sequence[Answer]]) -> float | None:
     return None if len(shares) == 1 else (mean(agree) - expected) / (1 - expected)
 
 
-def interval(successes: float, count: int) -> Figures:
-    """Return the share of successes with its Wilson interval of 95 % (Wilson, 1927).
+def wilson(successes: float, count: int) -> tuple[float, float]:
+    """Return the interval of 95 % of a share (Wilson, 1927).
+
+        (p + z²/2n ± z·√(p·(1 − p)/n + z²/4n²)) / (1 + z²/n)
 
     Successes may be fractions: then it is wider than it had to be.
     """
     if not count:
+        return 0.0, 1.0
+    z, p, n = 1.959964, successes / count, count
+    half = z * math.sqrt(max(p * (1 - p) / n, 0) + z * z / (4 * n * n))
+    middle, whole = p + z * z / (2 * n), 1 + z * z / n
+    return max(0.0, (middle - half) / whole), min(1.0, (middle + half) / whole)
+
+
+def interval(successes: float, count: int) -> Figures:
+    """Return the share of successes with its interval."""
+    if not count:
         return {"share": None, "low": None, "high": None, "of": 0}
-    z, share = 1.959964, successes / count
-    middle, scale = share + z * z / (2 * count), 1 + z * z / count
-    half = z * math.sqrt(max(share * (1 - share) / count, 0) + z * z / (4 * count**2))
-    return {"share": share, "low": (middle - half) / scale, "high": (middle + half) / scale,
-            "of": count}  # fmt: skip
+    low, high = wilson(successes, count)
+    return {"share": successes / count, "low": low, "high": high, "of": count}
 
 
 def write_agreement(figures: Figures, path: str | Path) -> None:
