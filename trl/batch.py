@@ -143,6 +143,11 @@ class Rollout:
     response goes on where the query ends, in the middle of a word if need be."""
     query_messages: Annotated[tuple[Sequence[Mapping[str, Any]], ...] | None, TUPLE] = None
     """B chats, for queries that were chats: {"role": …, "content": …} for each message."""
+    turn_rewards: Annotated[Tensor | None, RESPONSE_TOKENS] = None
+    """[B, R] float32, what environments gave, each on the last token of the turn that it is for."""
+    episodes: Annotated[tuple[Mapping[str, Any], ...] | None, TUPLE] = None
+    """B conversations with an environment: the `messages` that follow the query, the number of
+    `turns`, `tool_calls` and `tool_errors`, and what ended it, `stop`; see `trl.environments`."""
     columns: Annotated[Mapping[str, tuple[Any, ...]] | None, TUPLES] = None
     """What else is known of each row, such as the right answer: B values for each name. To be
     saved they must be such as JSON can hold."""
@@ -239,7 +244,7 @@ class Rollout:
             refuse("ended", "be bool", self.ended.dtype, "use ended.bool()")
         if self.group_ids is not None:
             _group_numbers(self.group_ids, len(self))
-        for name in ("behaviour_logprobs", "values"):
+        for name in ("behaviour_logprobs", "values", "turn_rewards"):
             numbers = getattr(self, name)
             if numbers is None:
                 continue

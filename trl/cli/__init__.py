@@ -107,7 +107,8 @@ def _train(options: argparse.Namespace, flags: Flags) -> int:
         return 0
     if isinstance(recipe, settings.SupervisedRecipe):
         return _fit(recipe, options.resume)
-    list_code(recipe.reward, recipe.model.name if recipe.model.trust_remote_code else None)
+    code = (*recipe.reward, *(recipe.environment.code if recipe.environment else ()))
+    list_code(code, recipe.model.name if recipe.model.trust_remote_code else None)
     from trl.training.run import run_recipe
 
     result = run_recipe(recipe, resume=resume, trust=options.trust)

@@ -79,7 +79,8 @@ def read_recipe(
     }
     check_model_code(recipe, path, list(flags))
     rewards = with_code(recipe.reward, path, list(flags), trust)
-    return replace(recipe, data=replace(recipe.data, **files), reward=rewards)  # type: ignore[no-any-return]
+    recipe = replace(recipe, data=replace(recipe.data, **files), reward=rewards)
+    return with_environment(recipe, path, list(flags), trust)  # type: ignore[no-any-return]
 
 
 def with_code(
@@ -90,12 +91,25 @@ def with_code(
     Raises:
         SettingsError: for code that is not there, or that nobody but the recipe has named.
     """
-    folder = Path.cwd() if recipe is None else recipe.parent
-    reader = Reader(folder, recipe_folder(), trust, " ".join(text for _, text in flags))
-    rewards, problems = reader.with_files(rewards)
+    rewards, problems = _reader(recipe, flags, trust).with_files(rewards)
     if problems:
         raise SettingsError("Scoring" if recipe is None else str(recipe), problems)
     return rewards
+
+
+def with_environment(recipe: Recipe, path: Path, flags: Flags, trust: Sequence[str]) -> Recipe:
+    """Write out the paths of the Python files of an environment; see `with_code`."""
+    if recipe.environment is None:
+        return recipe
+    written, problems = _reader(path, flags, trust).with_environment(recipe.environment)
+    if problems:
+        raise SettingsError(str(path), problems)
+    return replace(recipe, environment=written)
+
+
+def _reader(recipe: Path | None, flags: Flags, trust: Sequence[str]) -> Reader:
+    folder = Path.cwd() if recipe is None else recipe.parent
+    return Reader(folder, recipe_folder(), trust, " ".join(text for _, text in flags))
 
 
 def check_model_code(recipe: Recipe, path: Path, flags: Flags) -> None:
@@ -116,7 +130,7 @@ def check_models(recipe: Recipe | SupervisedRecipe, path: Path) -> None:
         names |= {
             f"reward[{index}].name": reward.name
             for index, reward in enumerate(recipe.reward)
-            if reward.kind not in ("function", "endpoint")
+            if reward.kind not in ("function", "endpoint", "environment")
         }
     rule = "be the folder of a model, or its name on the Hugging Face Hub"
     problems = [

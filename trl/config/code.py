@@ -18,7 +18,7 @@ from trl.config.errors import closest, problem
 from trl.config.folder import recipe_folder
 
 if TYPE_CHECKING:  # making these classes takes longer than showing what commands there are
-    from trl.config.recipe import Recipe, RewardConfig
+    from trl.config.recipe import EnvironmentConfig, Recipe, RewardConfig
 
 RECIPE_MODULE = "trl_recipe_"
 """How the names of modules begin that are made of files beside recipes."""
@@ -71,10 +71,26 @@ class Reader:
     trust: Trust = ()
     typed: str = ""
 
+    def with_environment(
+        self, environment: EnvironmentConfig
+    ) -> tuple[EnvironmentConfig, list[str]]:
+        """Write out the paths of the files of an environment and of tools; see `with_files`."""
+        names = ["name"] if environment.name else []
+        names += [f"tools[{index}]" for index in range(len(environment.tools))]
+        paths = [f"environment.{name}" for name in names]
+        found, problems = self.with_files(environment.code, paths)
+        written = [each.name for each in found]
+        name = written.pop(0) if environment.name else None
+        return replace(environment, name=name, tools=tuple(written)), problems
+
     def with_files(
-        self, rewards: tuple[RewardConfig, ...]
+        self, rewards: tuple[RewardConfig, ...], paths: Sequence[str] = ()
     ) -> tuple[tuple[RewardConfig, ...], list[str]]:
         """Write out the paths of the files of functions.
+
+        Args:
+            rewards: Of a recipe.
+            paths: What errors call them; none: rewards.
 
         Returns:
             The rewards, and a sentence on each function that is not there or may not run.
@@ -82,7 +98,7 @@ class Reader:
         found: list[RewardConfig] = []
         problems: list[str] = []
         for index, reward in enumerate(rewards):
-            place, path = place_of(reward), f"reward[{index}].name"
+            place, path = place_of(reward), paths[index] if paths else f"reward[{index}].name"
             if not place.endswith(".py"):
                 if place and not is_trusted(place, self.trust):
                     problems.append(distrusted(path, reward.name, place))
@@ -145,8 +161,9 @@ def neighbours(file: Path) -> list[Path]:
 
 def flags_to_go_on(recipe: Recipe, folder: Path) -> str:
     """Return the flags by which the reader of a run's own recipe names the code of it again."""
-    places = dict.fromkeys(filter(None, map(place_of, recipe.reward)))
+    code = (*recipe.reward, *(recipe.environment.code if recipe.environment else ()))
+    places = dict.fromkeys(filter(None, map(place_of, code)))
     own = [folder.resolve(), recipe_folder().resolve()]
     others = [each for each in places if not any(Path(each).is_relative_to(own_) for own_ in own)]
-    code = " --model.trust-remote-code" if recipe.model.trust_remote_code else ""
-    return "".join(f" --trust {shlex.quote(place)}" for place in others) + code
+    remote = " --model.trust-remote-code" if recipe.model.trust_remote_code else ""
+    return "".join(f" --trust {shlex.quote(place)}" for place in others) + remote

@@ -45,11 +45,15 @@ from trl.config.types import (
 
 STARTER = "starter"
 """Names the models and prompts that ship with trl."""
+ENVIRONMENT = "environment"
+"""Names prompts that an environment makes up, and its rewards."""
 
 Check = Literal["math", "code", "json", "regex", "format", "repetition", "length"]
 CHECKS = get_args(Check)
 """Rewards that no model gives."""
-Kind = Literal["classifier", "reward_model", "function", "endpoint", "control", Check]
+Kind = Literal[
+    "classifier", "reward_model", "function", "endpoint", "control", "environment", Check
+]
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 TRACKERS = get_args(Tracker)
 
@@ -116,7 +120,8 @@ class DataConfig:
     """Where the prompts come from."""
 
     prompts: Sources = STARTER
-    """starter: openings of film reviews; model: the policy writes them, from its BOS token; a file
+    """starter: openings of film reviews; model: the policy writes them, from its BOS token;
+    environment: the environment makes up its tasks, `limit` of them or 1,024; a file
     (jsonl, json, csv, tsv, parquet, or txt with one prompt a line), beside the recipe or from where
     the command runs; or a dataset on the hub. With `shuffle_buffer` also several files: a list, or
     a name with * in it."""
@@ -226,7 +231,7 @@ class RewardConfig:
     function: a Python function from texts to numbers. endpoint: a server. control: a classifier,
     and for each control prefix the range that its probability is to be in. math: whether the final
     answer is right. code: whether its tests are passed. json, regex, format: whether a response is
-    as it must be. repetition, length: penalties."""
+    as it must be. repetition, length: penalties. environment: what the environment gave."""
     name: Text = STARTER
     """A folder or hub name; starter: the sentiment classifier that ships with trl. Of a function:
     file.py:function, beside the recipe, or package.module:function, which runs after --trust. Of an
@@ -262,7 +267,7 @@ class RewardConfig:
             yield "output", f"be left out {of_kind}"
         if self.kind not in ("classifier", "control") and self.label != "POSITIVE":
             yield "label", f"be left out {of_kind}"
-        if self.kind in CHECKS and self.name != STARTER:
+        if self.kind in (*CHECKS, ENVIRONMENT) and self.name != STARTER:
             yield "name", f"be left out {of_kind}", "what it needs stands in `arguments`"
         if self.kind not in CHECKS and self.arguments:
             yield "arguments", f"be left out {of_kind}"
@@ -271,6 +276,41 @@ class RewardConfig:
             yield "name", "hold no key, no user and no password, which others would read", fix
         if self.kind in ("reward_model", "endpoint") and self.name == STARTER:
             yield "name", f"be given {of_kind}", "trl ships a classifier only"
+
+
+@section
+class EnvironmentConfig:
+    """What the policy talks with, turn by turn: see docs/howto/environments.md."""
+
+    name: Text | None = None
+    """A class, as file.py:Maze beside the recipe, or package.module:Maze, which runs after --trust.
+    In a file also `class`. None: tools alone."""
+    tools: Texts = ()
+    """Functions that the policy may call, named likewise."""
+    max_turns: Count = 8
+    """Most turns of the policy, each of at most `sampling.max_new_tokens`."""
+    max_tokens: Count = 1024
+    """Most tokens of all turns and replies together."""
+    max_tool_calls: Count | None = None
+    """Most calls of tools in an episode; None: no such limit."""
+    call_format: Text | None = None
+    """How a call is written; None: as the chat template has it. See `ChatTurns`."""
+    seconds: Positive = 10.0
+    """Most time for a tool or a step; what takes longer is told to the policy as an error."""
+
+    @property
+    def code(self) -> tuple[RewardConfig, ...]:
+        """What of it is code, named as functions are."""
+        names = filter(None, (self.name, *self.tools))
+        return tuple(RewardConfig(kind="function", name=name) for name in names)
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yield what is wrong with settings that each are in order."""
+        if self.name is None and not self.tools:
+            yield "name", "be given, or `tools`", "file.py:Maze"
+        for path, name in (("name", self.name), *((f"tools[{i}]", t) for i, t in enumerate(self.tools))):
+            if name is not None and ":" not in name:
+                yield path, "be file.py:name or package.module:name"
 
 
 @section
@@ -372,6 +412,8 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    environment: EnvironmentConfig | None = None
+    """A class of tools or of a game, or functions, that responses are conversations with."""
     reward: Scorers = (RewardConfig(),)
     """The scorers."""
     ppo: PPOConfig = field(default_factory=PPOConfig.that_learns)
@@ -405,7 +447,9 @@ class Recipe:
         reference = not isinstance(model, dict) or model.get("reference") != "none"
         ppo = learning_defaults(ppo, reference=reference) | ppo
         size = group_size(str(ppo.get("algorithm", "ppo")))
-        return tree | {"ppo": ppo, "sampling": {"group_size": size} | sampling}
+        return _with_environment(
+            tree | {"ppo": ppo, "sampling": {"group_size": size} | sampling}
+        )
 
     @property
     def total_steps(self) -> int:
@@ -450,6 +494,10 @@ class Recipe:
                 "set sampling.eos",
             )
         prefixes, kinds = list(self.data.prefixes), {reward.kind for reward in self.reward}
+        if self.environment is None and ENVIRONMENT in kinds:
+            yield "reward", "have no kind environment without `environment`"
+        if self.environment is None and self.data.prompts == ENVIRONMENT:
+            yield "data.prompts", "not be environment without `environment`"
         if all(reward.weight == 0 for reward in self.reward):
             yield "reward", "have a scorer with a weight other than 0"
         for index, reward in enumerate(self.reward):
@@ -457,6 +505,15 @@ class Recipe:
                 yield f"reward[{index}].targets", f"be for each of data.prefixes {prefixes} alone"
         if prefixes and "control" not in kinds and self.data.prompts == STARTER:
             yield "data.prefixes", "be empty unless a reward of kind 'control' tells them apart"
+
+
+def _with_environment(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with `class` as the name of the environment, and its rewards if no others."""
+    section = tree.get("environment")
+    if not isinstance(section, dict):
+        return tree
+    section = {{"class": "name"}.get(name, name): value for name, value in section.items()}
+    return {"reward": [{"kind": ENVIRONMENT}]} | tree | {"environment": section}
 
 
 @section

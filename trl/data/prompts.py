@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import starter
 from trl.config import closest
 from trl.config.errors import refuse, shown
-from trl.config.recipe import STARTER, DataConfig
+from trl.config.recipe import ENVIRONMENT, STARTER, DataConfig
 from trl.data.sources import (
     MODEL,
     Table,
@@ -111,6 +111,8 @@ def load_prompts(
         ValueError: if the data and the settings do not fit each other.
     """
     prepare = _Preparation(settings, tokenizer, seed, policy)
+    if settings.prompts == ENVIRONMENT:  # which adds to them
+        return _empty(prepare)
     if settings.shuffle_buffer is not None:
         return _streamed(prepare, settings.shuffle_buffer)
     prompts = prepare(settings.prompts, "data.prompts")
@@ -134,13 +136,20 @@ def load_prompts(
     return PromptSplit(*prompts_alone, counts, *with_more, note=prepare.note)
 
 
+def _empty(prepare: _Preparation) -> PromptSplit:
+    """Return prompts that say nothing."""
+    sent = prepare.sent([""])
+    train, held_out = sent * (prepare.settings.limit or 1024), sent * prepare.settings.held_out
+    return PromptSplit(train, held_out, {}, (), (), note=prepare.note)
+
+
 def columns_for_rewards(settings: DataConfig) -> list[list[str]]:
     """Return the columns that rewards will know of the prompts of each source, without a model."""
     found: list[list[str]] = []
     for key in ("prompts", "held_out_prompts") if settings.held_out else ("prompts",):
         source, name = getattr(settings, key), f"data.{key}"
         where: Any = {"subset": settings.subset, "split": settings.split, "name": name}
-        if source in (None, STARTER, MODEL):
+        if source in (None, STARTER, MODEL, ENVIRONMENT):
             found += [[]] if source else []
             continue
         if settings.shuffle_buffer is None:
@@ -254,15 +263,20 @@ class _Preparation:
     ) -> list[dict[str, Any]]:
         """Return the rows of a table with their "prompt", those of a wrong length left out."""
         rows, settings = self._prompts(table, name, cuts), self.settings
-        if self.form is None:  # for all sources, and all of a stream
-            told = {k: getattr(settings, k) for k in ("system", "chat_template_kwargs")}
-            told["chat"] = settings.sends_chats
-            self.form = ChatForm(self.tokenizer, rows, **told, section="data.")
-        prompts = list(map(self.form, rows))
+        prompts = self.sent(rows)
         if unique:
             each = {_key(prompt): prompt for prompt in prompts}  # where it stood first
             prompts = self.kept(list(each.values()), prompts, "equal to another")
         return self._of_right_length(prompts)
+
+    def sent(self, rows: Sequence[Any]) -> list[Any]:
+        """Return prompts, or rows with them, as they are sent."""
+        settings = self.settings
+        if self.form is None:  # for all sources, and all of a stream
+            told = {k: getattr(settings, k) for k in ("system", "chat_template_kwargs")}
+            told["chat"] = settings.sends_chats
+            self.form = ChatForm(self.tokenizer, rows, **told, section="data.")
+        return list(map(self.form, rows))
 
     @property
     def note(self) -> str:

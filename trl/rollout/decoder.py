@@ -17,6 +17,7 @@ from transformers import Cache, EncoderDecoderCache
 from trl.anatomy import accepts, is_encoder_decoder, language_model, response_start, text_config
 from trl.batch import pad_rows
 from trl.core import position_ids_from_mask
+from trl.rollout.past import Past, State, keeps_all
 from trl.rollout.room import make_room
 
 CACHES = ("past_key_values", "cache_params")
@@ -33,6 +34,7 @@ class Decoder:
         queries: [B, Q] token ids, left-padded.
         query_mask: [B, Q] bool, True on real tokens.
         room: Most tokens that will be written.
+        past: What the model has read of each row before its query; see `state`. None: nothing.
 
     Attributes:
         logits: [B, V] of the next token.
@@ -44,7 +46,14 @@ class Decoder:
         ValueError: if an encoder-decoder does not say how its responses start.
     """
 
-    def __init__(self, model: nn.Module, queries: Tensor, query_mask: Tensor, room: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        queries: Tensor,
+        query_mask: Tensor,
+        room: int,
+        past: Past | None = None,
+    ) -> None:
         plain = language_model(model)
         self._model = model
         self._cache_name = next((name for name in CACHES if accepts(plain, name)), None)
@@ -60,12 +69,17 @@ class Decoder:
         if is_encoder_decoder(model):
             tokens = self._encode(plain, queries, query_mask)
         else:
+            seen = query_mask if past is None else torch.cat((past.mask, query_mask), dim=1)
             written = torch.ones(len(queries), room, dtype=torch.long, device=queries.device)
-            self._mask = torch.cat((query_mask.long(), written), dim=1)  # room: never copied again
-            self._positions = position_ids_from_mask(query_mask)  # [B, Q], then [B, 1]
+            self._mask = torch.cat((seen.long(), written), dim=1)  # room: never copied again
+            columns = queries.shape[1]
+            self._positions = position_ids_from_mask(seen)[:, -columns:]  # [B, Q], then [B, 1]
             tokens = queries.masked_fill(~query_mask, 0)
         self._length = 0
+        if past is not None:
+            self._cache, self._length = past.cache, past.mask.shape[1]
         self._run(tokens)
+        self._asked = self._length
 
     def _encode(self, plain: nn.Module, queries: Tensor, query_mask: Tensor) -> Tensor:
         """Run the encoder; return the tokens [B, S] that start the responses."""
@@ -96,6 +110,17 @@ class Decoder:
             self._encoded.last_hidden_state = self._encoded.last_hidden_state[rows]
         else:
             self._positions = self._positions[rows]
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether `state` keeps all that the model knows of a row, positions included."""
+        return self._takes_positions and keeps_all(self._cache)
+
+    def state(self, row: int, written: int) -> State:
+        """Return what the model has read of a row: its query, and so many tokens that it wrote."""
+        columns = self._mask[row, : self._asked + written].nonzero()[:, 0]
+        layers = self._cache.layers
+        return [(each.keys[row][:, columns], each.values[row][:, columns]) for each in layers]
 
     def advance(self, tokens: Tensor) -> None:
         """Read the token [B] that each row has written."""

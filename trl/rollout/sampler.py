@@ -207,20 +207,10 @@ class Sampler:
         progress: Progress | None,
     ) -> Rollout:
         """Return a rollout of the queries, a stream of random numbers for each row."""
-        tokens = encoded.rows
         stop = self._stop_for(policy)
-        device = language_model(policy).get_input_embeddings().weight.device
-        padded, mask = pad_rows([row.to(device) for row in tokens], left=True)
         limits = [self._draw_limit(stream) for stream in streams]
-        lengths = [len(row) for row in tokens]
-        check_positions(policy, lengths, max(limits))  # a function may give any
-        numbers = np.zeros((len(limits), max(limits)))
-        for row, (stream, limit) in enumerate(zip(streams, limits, strict=True)):
-            numbers[row, :limit] = stream.random(limit)
-        uniforms = torch.from_numpy(numbers).to(device, random_dtype(device)).unbind(1)
-        writing = Writing(padded, mask, limits, uniforms.__getitem__, self.distribution, stop)
-        for rows in self._batches(lengths):
-            writing.write(policy, rows, progress)
+        writing = self._written(policy, encoded.rows, streams, limits, stop, progress)
+        device = writing.queries.device
         every = writing.query_of_row.tolist()
         of_rows: dict[str, Any] = {}
         if self.group_size > 1:
@@ -245,6 +235,41 @@ class Sampler:
             texts_apart=apart,
             response_texts=responses,
         )
+
+    def _written(
+        self,
+        policy: nn.Module,
+        tokens: Sequence[Tensor],
+        streams: Sequence[np.random.Generator],
+        limits: Sequence[int],
+        stop: StopRule,
+        progress: Progress | None,
+        **of_states: Any,
+    ) -> Writing:
+        """Write what follows rows of tokens, as many responses to each, and no longer than limits.
+
+        Args:
+            policy: See `__call__`.
+            tokens: P rows of token ids.
+            streams: B sources of random numbers.
+            limits: B of them.
+            stop: When a response ends by itself.
+            progress: See `__call__`.
+            **of_states: See `Writing`.
+        """
+        device = language_model(policy).get_input_embeddings().weight.device
+        padded, mask = pad_rows([row.to(device) for row in tokens], left=True)
+        lengths = [len(row) for row in tokens]
+        check_positions(policy, lengths, max(limits))  # a function may give any
+        numbers = np.zeros((len(limits), max(limits)))
+        for row, (stream, limit) in enumerate(zip(streams, limits, strict=True)):
+            numbers[row, :limit] = stream.random(limit)
+        uniforms = torch.from_numpy(numbers).to(device, random_dtype(device)).unbind(1)
+        each = uniforms.__getitem__
+        writing = Writing(padded, mask, limits, each, self.distribution, stop, **of_states)
+        for rows in self._batches(lengths, len(limits) // len(lengths)):
+            writing.write(policy, rows, progress)
+        return writing
 
     def check(self, policy: nn.Module, queries: Queries, *, name: str = "queries") -> None:
         """Raise what calling the sampler would raise of these queries; nothing is sampled.
@@ -306,10 +331,10 @@ class Sampler:
             refuse("max_new_tokens()", rule, str(limit))
         return limit
 
-    def _batches(self, lengths: list[int]) -> Iterator[Tensor]:
-        """Yield rows that are sampled together, on the CPU; rows of a query are adjacent."""
+    def _batches(self, lengths: list[int], size: int) -> Iterator[Tensor]:
+        """Yield rows that are sampled together, on the CPU; the `size` rows of a query adjacent."""
         # Queries of like length together, the longest first: if memory is short it shows at once.
-        order = torch.tensor(lengths, device="cpu").repeat_interleave(self.group_size)
+        order = torch.tensor(lengths, device="cpu").repeat_interleave(size)
         if self.max_rows is None or len(order) <= self.max_rows:
             yield torch.arange(len(order), device="cpu")
         else:

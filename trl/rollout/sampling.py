@@ -22,6 +22,7 @@ from trl.core import at_least_fp32
 from trl.fit import check_end_ids, check_ids, check_positions, uncompiled
 from trl.rollout.decoder import Decoder
 from trl.rollout.draw import draw_at, draw_from_logits, uniform
+from trl.rollout.past import Past, State
 from trl.rollout.stop import StopRule
 
 # Finished rows are taken out of the batch when they are this share of it: sooner would copy the
@@ -95,6 +96,9 @@ class Writing:
         uniforms: From a step to the random numbers [B] in [0, 1) of all rows.
         distribution: What tokens are drawn from.
         stop: When a row ends by itself.
+        before: What the model has read of each query's row before it, see `Decoder.state`; None:
+            nothing.
+        keeps: Keep what the model has read of each row, where it can be gone on from.
 
     Attributes:
         query_of_row: [B] index in `queries`, on the CPU.
@@ -103,6 +107,8 @@ class Writing:
         values: [B, R] float32; None until a model gives values.
         lengths: [B] tokens that count; at first the limits.
         ended: [B] bool.
+        states: Of B rows, what the model has read, all but the last token; None where it was not
+            kept.
     """
 
     def __init__(
@@ -113,8 +119,13 @@ class Writing:
         uniforms: Callable[[int], Tensor],
         distribution: Distribution,
         stop: StopRule,
+        *,
+        before: Sequence[State] | None = None,
+        keeps: bool = False,
     ) -> None:
         shape, device = (len(limits), max(limits)), queries.device
+        self.before, self.keeps = before, keeps
+        self.states: list[State | None] = [None] * len(limits)
         self.queries, self.query_mask, self.uniforms = queries, query_mask, uniforms
         self.distribution, self.stop = distribution, stop
         self.query_of_row = torch.arange(len(limits), device="cpu") // (len(limits) // len(queries))
@@ -147,8 +158,9 @@ class Writing:
         done = torch.zeros_like(rows, dtype=torch.bool)
         if progress is not None:
             self._later -= int(limits.sum())
+        past = None if self.before is None else Past([self.before[query] for query in chosen])
         with without_dropout(model):
-            decoder = Decoder(model, queries, mask, longest)
+            decoder = Decoder(model, queries, mask, longest, past)
             if len(rows) > len(queries):
                 if decoder.can_select:
                     decoder.select(query_of_row)
@@ -178,12 +190,22 @@ class Writing:
                     left = int((limits[~done] - step - 1).sum())
                     progress(self._tokens - self._later - left, self._tokens)
                 if running == 0 or step == longest - 1:
+                    self._keep(decoder, rows)
                     break
                 if decoder.can_select and running <= (1 - _FINISHED_SHARE) * len(rows):
                     kept = (~done).nonzero()[:, 0]
+                    self._keep(decoder, rows, done)
                     decoder.select(kept)
                     rows, limits, done, tokens = rows[kept], limits[kept], done[kept], tokens[kept]
                 decoder.advance(tokens)
+
+    def _keep(self, decoder: Decoder, rows: Tensor, chosen: Tensor | None = None) -> None:
+        """Keep what the model has read of the rows [b], of those chosen [b] by a mask."""
+        if not self.keeps or not decoder.can_go_on:
+            return
+        for place, row in enumerate(rows.tolist()):
+            if chosen is None or chosen[place]:
+                self.states[row] = decoder.state(place, int(self.lengths[row]) - 1)
 
     def rollout(self, **more: Any) -> Rollout:
         """Return what was written, without the columns that no row needed.

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 
 from trl.anatomy import without_dropout
 from trl.batch import Rollout
+from trl.environments import episode_figures
 from trl.evaluation.scores import Scorer, queries_of, score, words_of
 from trl.ppo import PPOTrainer
 from trl.rollout.sampler import Sampler
@@ -26,7 +27,8 @@ Sample = dict[str, Any]
 
 `prompt`, `response` and `reward`, NaN if nothing has a say; of a chat `messages` too, with their
 roles; `kl`, Σ_t (log π − log π_ref) in nats; `length` in tokens; `ended`, whether it ended by
-itself rather than at the limit of its length; `parts`, what each scorer gave, with the figures
+itself rather than at the limit of its length; with an environment, `episode`, see
+`Rollout.episodes`; `parts`, what each scorer gave, with the figures
 that scorers keep of their own; and `notes`, if they keep texts.
 """
 
@@ -97,6 +99,8 @@ class HeldOut:
             sample = {name: column[row] for name, column in columns.items()}
             of_row = {name: values[row] for name, values in parts.items()}
             sample["parts"] = {name: x for name, x in of_row.items() if not math.isnan(x)}
+            if rollout.episodes is not None:
+                sample["episode"] = rollout.episodes[row]
             if scored.notes:
                 sample["notes"] = {name: texts[row] for name, texts in scored.notes.items()}
             found.append((index, sample, tokens[row]))
@@ -123,12 +127,14 @@ def _figures(samples: Sequence[Sample]) -> Row:
         if rewards
         else {}
     )
+    episodes = [sample["episode"] for sample in samples if "episode" in sample]
     return {
         **whole,
         **{f"held_out/reward/{name}": mean for name, mean in parts.items()},
         "held_out/kl": statistics.fmean(sample["kl"] for sample in samples),
         "held_out/length": statistics.fmean(sample["length"] for sample in samples),
         "held_out/ended": statistics.fmean(sample["ended"] for sample in samples),
+        **{f"held_out/{name}": figure for name, figure in episode_figures(episodes).items()},
     }
 
 

@@ -25,6 +25,7 @@ from trl.config.errors import refuse, shown
 from trl.config.ppo import sampling_contradictions
 from trl.config.types import Count
 from trl.data.stream import PromptStream, all_or_rest, stream_of
+from trl.environments import episode_figures
 from trl.evaluation.scores import Scorer, score
 from trl.ppo import PPOTrainer
 from trl.rollout.queries import Chat, listed
@@ -174,6 +175,8 @@ class Loop:
             "response/length": lengths.mean().item(),
             "response/ended": rollout.ended.float().mean().item(),
         }
+        if rollout.episodes is not None:
+            own |= episode_figures(rollout.episodes)
         tokens = lengths.sum().item() * self.processes  # the others have about as many
         updates = stats["ppo/updates"] + stats["ppo/skipped_updates"]
         return {

@@ -24,11 +24,12 @@ from trl.anatomy import language_model
 from trl.compute.precision import make_accelerator
 from trl.config import PPOConfig, check_values, closest, moved
 from trl.config import recipe as settings
-from trl.config.errors import refuse
+from trl.config.errors import refuse, shown
 from trl.config.ppo import group_size
 from trl.config.types import Count, Whole
 from trl.data.prompts import PromptSplit
 from trl.data.stream import BUFFER, FIRST, PromptStream
+from trl.environments import EnvironmentReward, Episodes, gives_rewards
 from trl.evaluation.function import as_scorer
 from trl.evaluation.scores import Scorer, words_of
 from trl.evaluation.weighted_sum import Part, WeightedSum, check_columns
@@ -60,9 +61,12 @@ class Trained(NamedTuple):
 
 def train(
     model: str | os.PathLike[str] | nn.Module,
-    prompts: Prompts,
-    reward: Part | list[Part | tuple[Part, float]] | dict[Part, float],
+    prompts: Prompts | int | None = None,
+    reward: Part | list[Part | tuple[Part, float]] | dict[Part, float] | None = None,
     *,
+    environment: Any = None,
+    tools: Sequence[Callable[..., Any]] = (),
+    environment_kwargs: dict[str, Any] | None = None,
     steps: int = 100,
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     config: PPOConfig | None = None,
@@ -99,10 +103,17 @@ def train(
             memory, or has no end, is read as it is used: a `datasets.IterableDataset`; a
             `pathlib.Path`, or several, of files (with * for many); or a function that returns an
             iterable, a new one at each call. An iterator, which can be read but once, can have no
-            `out`. Texts are sent as chats if the model has a chat template: see `chat`.
+            `out`. Texts are sent as chats if the model has a chat template: see `chat`. With an
+            environment that makes up its own tasks, a number of them will do; None: 256.
         reward: A function from the B texts (query and response) to B numbers, or of what else its
             parameters name (see `FunctionScorer`); any scorer of `trl.evaluation`; or several of
-            them, as a list, a list of (scorer, weight), or a dict {scorer: weight}.
+            them, as a list, a list of (scorer, weight), or a dict {scorer: weight}. What an
+            environment gives is added, unless `EnvironmentReward()` is one of them, with a weight
+            of its own. None: that alone.
+        environment: The responses are conversations with it: a class of tools, or of a game; or a
+            dict of several. See `trl.environments.Episodes`, and `Turn`.
+        tools: Functions that the policy may call on the way, alone or beside an environment.
+        environment_kwargs: Passed to `Episodes`: max_turns, max_tokens, call_format, ….
         steps: PPO steps, each on `batch_size` responses.
         tokenizer: The policy's. None: the one beside the model.
         config: Settings of PPO, taken whole. None: what learns on most models (docs/defaults.md:
@@ -170,7 +181,10 @@ def train(
     """
     _check_arguments(on_step, ppo_params, sampler_kwargs, out, resume)
     config = _configured(config, ppo_params, ref_model)
-    scorer = WeightedSum(reward) if isinstance(reward, list | dict) else as_scorer(reward)
+    episodes = _episodes(environment, tools, environment_kwargs)
+    scorer = _scorer(reward, episodes)
+    if episodes is not None and isinstance(prompts, int | None):
+        prompts = [""] * _number(256 if prompts is None else prompts)
     split = _split(prompts, held_out, shuffle_buffer, saved=out is not None)
     _look_before_loading(scorer, split, model, peft_config, unfrozen_layers)
     often = {"steps": steps, "eval_every": eval_every, "seed": config.seed}
@@ -192,11 +206,45 @@ def train(
             recipe,
             prompts=partial(_sent, split, chats, tells=accelerator.is_main_process),
             only_tokens=_only_tokens(split),
+            episodes=episodes,
             **given,
         )
         recipe = _described(recipe, made, folder, model, sampling, loading.get("gguf_file"))
         run = Run(recipe, made, folder, on_finding=_warn_of)
         return _trained(run, checkpoint, on_step, quiet)
+
+
+def _episodes(
+    environment: Any, tools: Sequence[Any], more: Mapping[str, Any] | None
+) -> Callable[[Sampler], Episodes] | None:
+    """Return what makes a sampler one of episodes; None without an environment and tools."""
+    if environment is None and not tools:
+        if more:
+            rule = "be None without `environment` and `tools`"
+            refuse("environment_kwargs", rule, shown(dict(more)), error=TypeError)
+        return None
+    return partial(Episodes, environment=environment, tools=tools, **(more or {}))
+
+
+def _scorer(reward: Any, episodes: Callable[[Sampler], Episodes] | None) -> Scorer:
+    """Return the reward as one scorer, with what an environment gives."""
+    gives = episodes is not None and gives_rewards(episodes.keywords["environment"])
+    if reward is None:
+        if not gives:
+            got = "None" if episodes is None else "an environment without get_reward"
+            fix = "pass a function of texts that returns numbers"
+            refuse("reward", "be given", got, fix, error=TypeError)
+        return EnvironmentReward()
+    parts = reward if isinstance(reward, list | dict) else None
+    if gives and not any(isinstance(each, EnvironmentReward) for each in _scorers_in(reward)):
+        pairs = list(reward.items()) if isinstance(reward, dict) else parts or [reward]
+        return WeightedSum([*pairs, EnvironmentReward()])
+    return as_scorer(reward) if parts is None else WeightedSum(parts)
+
+
+def _scorers_in(reward: Any) -> list[Any]:
+    entries = list(reward) if isinstance(reward, list | dict) else [reward]
+    return [entry[0] if isinstance(entry, tuple) else entry for entry in entries]
 
 
 def _configured(config: PPOConfig | None, given: Mapping[str, Any], ref_model: Any) -> PPOConfig:

@@ -34,10 +34,18 @@ from trl.config.code import (
 )
 from trl.config.errors import problem
 from trl.config.folder import recipe_folder
-from trl.config.recipe import STARTER, LoRAConfig, Recipe, RewardConfig
+from trl.config.recipe import (
+    ENVIRONMENT,
+    STARTER,
+    EnvironmentConfig,
+    LoRAConfig,
+    Recipe,
+    RewardConfig,
+)
 from trl.data.pretraining import PretrainingText
 from trl.data.prompts import PromptSplit, columns_for_rewards, load_prompts
 from trl.data.sources import MODEL
+from trl.environments import EnvironmentReward, Episodes
 from trl.evaluation import Scorer, WeightedSum
 from trl.evaluation.weighted_sum import Columns, check_columns
 from trl.gguf import gguf_apart
@@ -67,6 +75,7 @@ OTHER = {
     "tokenizer": "with another tokenizer: its vocabulary, its template or how it cuts texts up",
     "adapter": "with an adapter of other settings",
     "sampling": "with other settings of the sampler",
+    "environment": "with another environment: its code, its tools or its limits",
     "precision": "at another precision",
 }
 """What a checkpoint is of if a fingerprint is another one."""
@@ -93,6 +102,7 @@ class Parts:
         tokenizer: See `find_tokenizer`.
         model_kwargs: See `load_policy`.
         only_tokens: Prompts are token ids: without a tokenizer there is none.
+        episodes: Makes of a sampler one of conversations with an environment; None: it stays one.
         **of_loop: See `Loop`.
 
     Attributes:
@@ -116,6 +126,7 @@ class Parts:
         tokenizer: PreTrainedTokenizerBase | str | None = None,
         model_kwargs: Mapping[str, Any],
         only_tokens: bool = False,
+        episodes: Callable[[Sampler], Sampler] | None = None,
         **of_loop: Any,
     ) -> None:
         # The prompts come first, if they can: a model takes longer, and what is wrong is told.
@@ -142,13 +153,15 @@ class Parts:
         self._sampling = {k: v for k, v in settings.items() if k != "max_rows"}  # which is free
         seed = settings.pop("seed")
         self.seed = own_seed(seed, accelerator)
-        sampler = Sampler(self.tokenizer, **settings, seed=self.seed)
+        samples = episodes or (lambda sampler: sampler)
+        sampler = samples(Sampler(self.tokenizer, **settings, seed=self.seed))
         total, kind = recipe.total_steps, asdict(recipe.schedule)
         of_loop["schedule"] = partial(schedule_factor, total_steps=total, **kind)
         self.loop = Loop(self.trainer, sampler, scorer, self.prompts.train_rows, **of_loop)
         self.held_out = None
         if self.prompts.held_out:
-            sampler = Sampler(self.tokenizer, **settings | {"group_size": 1}, seed=seed + 1)
+            settings |= {"group_size": 1, "seed": seed + 1}
+            sampler = samples(Sampler(self.tokenizer, **settings))
             held_out = self.prompts.held_out_rows
             sampler.check(self.model, held_out, name="held-out prompts")
             self.held_out = HeldOut(self.trainer, sampler, self.judge, held_out)
@@ -168,6 +181,7 @@ class Parts:
         """
         columns = partial(columns_for_rewards, recipe.data)
         scorer, judge = load_scorer(recipe.reward, trust, columns)
+        episodes = recipe.environment and load_environment(recipe.environment, trust)
         _check_best(recipe.checkpoints.best, judge)
         model, sampling, seed = recipe.model, recipe.sampling, recipe.seed
         told = recipe.data.chat_template_kwargs
@@ -199,6 +213,7 @@ class Parts:
                 "dtype": model.dtype,
                 **{name: value for name, value in where.items() if value},
             },
+            episodes=episodes,
             parts=sampling.parts,
             profile=recipe.profile,
         )
@@ -248,6 +263,8 @@ class Parts:
             "sampling": fingerprints.fingerprint(self._sampling),
             "precision": self.trainer.precision,
         }
+        if isinstance(self.loop.sampler, Episodes):
+            known["environment"] = fingerprints.of_scorer(self.loop.sampler.made_of)
         scorers = {name: scorer for name, (scorer, _) in self.judge.parts.items()}
         return known | {f"`{k}`": fingerprints.of_scorer(v) for k, v in scorers.items()}
 
@@ -458,6 +475,8 @@ def _scorer(
         return evaluation.FunctionScorer(function), settings.name.rpartition(":")[2]
     if settings.kind == "endpoint":
         return evaluation.EndpointScorer(settings.name), settings.kind
+    if settings.kind == ENVIRONMENT:
+        return EnvironmentReward(), settings.kind
     if settings.kind in evaluation.CHECKS:
         return _check(settings, path.replace("name", "arguments"), trust), settings.kind
     name = os.path.expanduser(settings.name)
@@ -474,6 +493,25 @@ def _scorer(
         return scorer, f"{settings.label.lower()}_{settings.output}"
     control = evaluation.ControlScorer(scorer, settings.targets, weights=settings.target_weights)
     return control, settings.kind
+
+
+def load_environment(
+    settings: EnvironmentConfig, trust: Trust = ()
+) -> Callable[[Sampler], Episodes]:
+    """Return what makes a sampler one of conversations with the environment that is named.
+
+    Raises:
+        SettingsError: for code that is not there, or may not run.
+    """
+    loaded, place = dict[str, Any](), "environment.name"
+    found = settings.name and load_function(settings.name, place, loaded, trust)
+    tools = [
+        load_function(name, f"environment.tools[{index}]", loaded, trust)
+        for index, name in enumerate(settings.tools)
+    ]
+    limits = ("max_turns", "max_tokens", "max_tool_calls", "call_format", "seconds")
+    given = {name: getattr(settings, name) for name in limits}
+    return partial(Episodes, environment=found, tools=tools, **given)
 
 
 def _check(settings: RewardConfig, path: str, trust: Trust) -> Any:
