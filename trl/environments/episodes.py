@@ -65,8 +65,7 @@ class _Episode:
     stop: str = ""
     ended: bool = False
     state: State | None = None
-    """What the model has read, all but the last `unread` tokens."""
-    unread: int = 0
+    """What the model has read so far; None: that is not kept."""
 
     def add(self, tokens: Sequence[int], *, written: bool, **recorded: Sequence[float]) -> None:
         """Add tokens to the response; what is not recorded of them is 0."""
@@ -279,9 +278,7 @@ class Episodes(Sampler):
         """
         tokens = [episode.query + episode.tokens for episode in going]
         before = [episode.state for episode in going if episode.state is not None]
-        if len(before) == len(going):  # what was read is not read again
-            tokens = [row[-e.unread :] for row, e in zip(tokens, going, strict=True)]
-        elif shared and _alike(tokens, self.group_size):
+        if shared and _alike(tokens, self.group_size):
             tokens = tokens[:: self.group_size]
         writing = self._written(
             policy,
@@ -290,7 +287,7 @@ class Episodes(Sampler):
             [min(self._draw_limit(e.stream), e.most - len(e.tokens)) for e in going],
             stop,
             progress,
-            before=before if len(before) == len(going) else None,
+            before=before if len(before) == len(going) else None,  # what need not be read again
             keeps=self.max_turns > 1,
         )
         turn = writing.rollout().to("cpu")
@@ -301,7 +298,7 @@ class Episodes(Sampler):
             recorded = {k: x[row, :length].tolist() for k, x in columns.items() if x is not None}
             episode.add(turn.responses[row, :length].tolist(), written=True, **recorded)
             episode.ended = bool(turn.ended[row])
-            episode.state, episode.unread = writing.states[row], 1
+            episode.state = writing.states[row]
         return turn.values is not None
 
     def _reply(
@@ -335,7 +332,6 @@ class Episodes(Sampler):
                     episode.stop = "tokens"
                 else:
                     episode.add(ids, written=False)
-                    episode.unread += len(ids)
 
     def _take(self, episode: _Episode, reply: Reply, *, last: bool) -> None:
         """Take down what an environment replied, and whether that is the end."""

@@ -113,8 +113,8 @@ class Decoder:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether `state` keeps all that the model knows of a row, positions included."""
-        return self._takes_positions and keeps_all(self._cache)
+        """Whether `state` keeps all that the model knows of a row."""
+        return keeps_all(self._cache)
 
     def state(self, row: int, written: int) -> State:
         """Return what the model has read of a row: its query, and so many tokens that it wrote."""

@@ -29,29 +29,44 @@ def keeps_all(cache: Any) -> bool:
 
 
 class Past:
-    """A batch of rows that were read before, padded on the left.
+    """What was read of B rows, padded on the left.
 
     Args:
         states: Of B rows.
+        lengths: How many of their first tokens are taken; at least one is not 0.
 
     Attributes:
         cache: For a model of transformers; its keys know their positions.
         mask: [B, P] bool, True on real tokens.
     """
 
-    def __init__(self, states: Sequence[State]) -> None:
-        lengths = [state[0][0].shape[1] for state in states]
+    def __init__(self, states: Sequence[State], lengths: Sequence[int]) -> None:
         device = states[0][0][0].device
         self.mask = pad_rows([torch.ones(n, device=device) for n in lengths], left=True)[1]
         layers = [zip(*layer, strict=True) for layer in zip(*states, strict=True)]
-        self.cache = DynamicCache([tuple(map(_padded, pair)) for pair in layers])
+        self.cache = DynamicCache([tuple(_padded(x, lengths) for x in pair) for pair in layers])
 
 
-def _padded(rows: Sequence[Tensor]) -> Tensor:
-    """Return tensors [H, n_i, d] as one [B, H, P, d], padded on the left with 0."""
+def go_on(states: Sequence[State], lengths: Sequence[int]) -> tuple[Past | None, int]:
+    """Return what need not be read again of rows of tokens, and how many tokens each is to read.
+
+    All read as many: some a few tokens of theirs again, so that padding is on the left alone. A
+    hole between what was read and what is new would count where a model counts columns.
+
+    Args:
+        states: Of the first tokens of B rows.
+        lengths: B numbers of all tokens of the rows, each larger than that of its state.
+    """
+    columns = max(n - state[0][0].shape[1] for state, n in zip(states, lengths, strict=True))
+    kept = [max(0, length - columns) for length in lengths]
+    return (Past(states, kept) if any(kept) else None), columns
+
+
+def _padded(rows: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
+    """Return the first n_i columns of tensors [H, ·, d] as [B, H, P, d], padded on the left."""
     heads, _, width = rows[0].shape
-    longest = max(row.shape[1] for row in rows)
+    longest = max(lengths)
     padded = rows[0].new_zeros(len(rows), heads, longest, width)
-    for into, row in zip(padded, rows, strict=True):
-        into[:, longest - row.shape[1] :] = row
+    for into, row, length in zip(padded, rows, lengths, strict=True):
+        into[:, longest - length :] = row[:, :length]
     return padded

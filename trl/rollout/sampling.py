@@ -22,7 +22,7 @@ from trl.core import at_least_fp32
 from trl.fit import check_end_ids, check_ids, check_positions, uncompiled
 from trl.rollout.decoder import Decoder
 from trl.rollout.draw import draw_at, draw_from_logits, uniform
-from trl.rollout.past import Past, State
+from trl.rollout.past import State, go_on
 from trl.rollout.stop import StopRule
 
 # Finished rows are taken out of the batch when they are this share of it: sooner would copy the
@@ -96,8 +96,8 @@ class Writing:
         uniforms: From a step to the random numbers [B] in [0, 1) of all rows.
         distribution: What tokens are drawn from.
         stop: When a row ends by itself.
-        before: What the model has read of each query's row before it, see `Decoder.state`; None:
-            nothing.
+        before: What the model has read of the first tokens of each query, see `Decoder.state`;
+            None: nothing.
         keeps: Keep what the model has read of each row, where it can be gone on from.
 
     Attributes:
@@ -149,6 +149,8 @@ class Writing:
         chosen, query_of_row = self.query_of_row[rows].unique_consecutive(return_inverse=True)
         mask = self.query_mask[chosen.to(device)]
         columns = int(mask.sum(1).max())
+        before = None if self.before is None else [self.before[query] for query in chosen]
+        past, columns = (None, columns) if before is None else go_on(before, mask.sum(1).tolist())
         queries, mask = self.queries[chosen.to(device), -columns:], mask[:, -columns:]
         rows, query_of_row = rows.to(device), query_of_row.to(device)
         limits = self.lengths[rows]
@@ -158,7 +160,6 @@ class Writing:
         done = torch.zeros_like(rows, dtype=torch.bool)
         if progress is not None:
             self._later -= int(limits.sum())
-        past = None if self.before is None else Past([self.before[query] for query in chosen])
         with without_dropout(model):
             decoder = Decoder(model, queries, mask, longest, past)
             if len(rows) > len(queries):
