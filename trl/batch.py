@@ -148,6 +148,8 @@ class Rollout:
     episodes: Annotated[tuple[Mapping[str, Any], ...] | None, TUPLE] = None
     """B conversations with an environment: the `messages` that follow the query, the number of
     `turns`, `tool_calls` and `tool_errors`, and what ended it, `stop`; see `trl.environments`."""
+    environments: Annotated[tuple[Any, ...] | None, TUPLE] = None
+    """B environments, as they were left, until the next episodes begin; they are not saved."""
     columns: Annotated[Mapping[str, tuple[Any, ...]] | None, TUPLES] = None
     """What else is known of each row, such as the right answer: B values for each name. To be
     saved they must be such as JSON can hold."""
@@ -444,7 +446,8 @@ class Rollout:
             TypeError: if a column has values that JSON cannot hold.
         """
         tensors = self.tensors()
-        others = {k: value for k, (_, value) in self._known().items() if k not in tensors}
+        apart = {*tensors, "environments"}
+        others = {k: value for k, (_, value) in self._known().items() if k not in apart}
         for name, column in (self.columns or {}).items():
             try:
                 json.dumps(column)

@@ -7,9 +7,11 @@ rollout = episodes(policy, ["Find the way out."])
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -20,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from trl.anatomy import is_encoder_decoder, position_limits
 from trl.batch import Rollout
-from trl.config import check_values
+from trl.config import check_values, closest
 from trl.config.errors import refuse, shown
 from trl.config.types import Count
 from trl.environments.contract import Reply
@@ -34,7 +36,7 @@ from trl.rollout.sampler import Sampler
 from trl.rollout.sampling import Progress
 from trl.rollout.stop import StopRule
 
-__all__ = ["Episodes", "episode_figures"]
+__all__ = ["Episodes", "episode_figures", "episodes_of"]
 
 STOPS = ("done", "answered", "turns", "tokens", "tool_calls")
 """What ends an episode: the environment; a turn that calls no tool; a limit."""
@@ -111,7 +113,7 @@ class Episodes(Sampler):
     Args:
         sampler: Whose settings are taken: `max_new_tokens` is that of a turn.
         environment: A class, or a function that returns an object of one; or several, by the name
-            that a row has in its column `environment`.
+            that a row has in its column `environment`. Or a `World` of these, to share.
         tools: Functions that the policy may call, `async` ones too; the environment's methods come
             beside them.
         max_turns: Most turns of the policy.
@@ -122,7 +124,6 @@ class Episodes(Sampler):
 
     Attributes:
         told: What a user should know of how tools are shown to the model; empty: nothing.
-        made_of: The environment, the tools and the limits.
 
     Raises:
         TypeError, ValueError: if a setting is out of range, or something is no environment.
@@ -152,9 +153,9 @@ class Episodes(Sampler):
         check_values("Episodes", limits)
         self.max_turns, self.max_tokens = max_turns, max_tokens
         self.max_tool_calls, self.call_format = max_tool_calls, call_format
-        self.world = World(environment, tools, **of_world)
-        of_run = (max_turns, max_tokens, max_tool_calls, call_format, of_world)
-        self.made_of = [environment, list(tools), *of_run]
+        self.limits = max_turns, max_tokens, max_tool_calls, call_format
+        shared = isinstance(environment, World)
+        self.world = environment if shared else World(environment, tools, **of_world)
         self._turns: dict[tuple[bool, bool], ChatTurns | PlainTurns] = {}
         self.told = ""
 
@@ -162,7 +163,9 @@ class Episodes(Sampler):
         """See `Sampler.check`; no environment is begun."""
         policy = uncompiled(policy, "policy")
         encoded = self._encode(policy, queries, name)
-        tools = any(self.world.schemas(row) for row in self._rows_of(encoded))
+        rows = self._rows_of(encoded)
+        self.world.check(rows)
+        tools = any(self.world.schemas(row) for row in rows)
         self.told = self._turns_for(self._stop_for(policy), encoded, tools).told
 
     def _encode(self, policy: nn.Module, queries: Queries, name: str) -> Encoded:
@@ -192,8 +195,8 @@ class Episodes(Sampler):
         chats = encoded.messages is not None
         if (chats, tools) not in self._turns:
             settings: dict[str, Any] = {"call_format": self.call_format, "tools": tools}
-            settings["end_ids"] = stop.token_ids
             if chats:
+                settings["end_ids"] = stop.token_ids
                 settings["chat_template_kwargs"] = self.chat_template_kwargs
             kind = ChatTurns if chats else PlainTurns
             self._turns[chats, tools] = kind(self.tokenizer, **settings)
@@ -227,11 +230,13 @@ class Episodes(Sampler):
                 break
             valued = self._write_turn(policy, going, stop, progress, shared=turn == 1)
             self._reply(going, turns, stop, last=turn == self.max_turns)
-        rewards = self.world.rewards([episode.slot for episode in episodes])
-        for episode, reward in zip(episodes, rewards, strict=True):
+        slots = [episode.slot for episode in episodes]
+        for episode, reward in zip(episodes, self.world.rewards(slots), strict=True):
             if reward is not None:
                 episode.reward(reward)
-        of_rows: dict[str, Any] = {"query_messages": tuple(begun)} if encoded.messages else {}
+        of_rows: dict[str, Any] = {"environments": tuple(self.world.instances(slots))}
+        if encoded.messages is not None:
+            of_rows["query_messages"] = tuple(begun)
         if encoded.others:
             of_rows["columns"] = {k: tuple(row[k] for row in rows) for k in encoded.others[0]}
         return self._rollout(policy, episodes, valued, **of_rows)
@@ -389,6 +394,30 @@ class Episodes(Sampler):
             episodes=tuple(map(_record, episodes)),
             **of_rows,
         ).to(device)
+
+
+def episodes_of(
+    environment: Any = None, tools: Sequence[Any] = (), **settings: Any
+) -> partial[Episodes]:
+    """Return what makes a sampler one of episodes; the environments are made now.
+
+    Args:
+        environment: See `Episodes`.
+        tools: See `Episodes`.
+        **settings: Of `Episodes` and `World`.
+
+    Raises:
+        TypeError: for a setting that neither has.
+        TypeError, ValueError: see `World`.
+    """
+    of_world = inspect.signature(World).parameters
+    known = [*of_world, *inspect.signature(Episodes).parameters]
+    for name in settings:
+        if name not in known:
+            raise TypeError(f"Episodes has no setting `{name}`.{closest(name, known)}")
+    given = {name: value for name, value in settings.items() if name in of_world}
+    limits = {name: value for name, value in settings.items() if name not in of_world}
+    return partial(Episodes, environment=World(environment, tools, **given), **limits)
 
 
 def _begun(prompt: Any, said: Any) -> Any:

@@ -39,6 +39,8 @@ def _messages(rollout: Rollout) -> list[Any]:
 
 def _answers(rollout: Rollout) -> list[Any]:
     """Return each response likewise: its text, or one message of the assistant."""
+    if rollout.episodes is not None:
+        return [list(episode["messages"]) for episode in rollout.episodes]
     texts = _responses(rollout)
     if rollout.query_messages is None:
         return texts
@@ -63,6 +65,7 @@ READERS: dict[str, Callable[[Rollout], Any]] = {
     "completions": _answers,
     "completion_ids": Rollout.response_lists,
     "completions_ids": Rollout.response_lists,  # as pages of TRL call them
+    "environments": lambda rollout: list(rollout.environments or [None] * len(rollout)),
     "rollout": lambda rollout: rollout,
 }
 """What makes the lists of a function: by `on`, and by the names of its parameters."""
@@ -92,7 +95,9 @@ class FunctionScorer:
                          no other parameter has one of these
         queries          the queries alone, and `responses` the responses
         prompts          as in TRL: the queries, the messages of those that are chats
-        completions      as in TRL: the responses, for chats each as [{"role": "assistant", …}]
+        completions      as in TRL: the responses, for chats each as [{"role": "assistant", …}],
+                         with an environment as the messages of the whole conversation
+        environments     as in TRL: the environments of `Episodes`, as they were left
         completion_ids   the token ids of the responses, as on="tokens"
         rollout          the whole `Rollout`
         log_metric       log_metric(name, number): a figure of the batch

@@ -29,7 +29,7 @@ from trl.config.ppo import group_size
 from trl.config.types import Count, Whole
 from trl.data.prompts import PromptSplit
 from trl.data.stream import BUFFER, FIRST, PromptStream
-from trl.environments import EnvironmentReward, Episodes, gives_rewards
+from trl.environments import EnvironmentReward, Episodes, episodes_of
 from trl.evaluation.function import as_scorer
 from trl.evaluation.scores import Scorer, words_of
 from trl.evaluation.weighted_sum import Part, WeightedSum, check_columns
@@ -182,9 +182,9 @@ def train(
     _check_arguments(on_step, ppo_params, sampler_kwargs, out, resume)
     config = _configured(config, ppo_params, ref_model)
     episodes = _episodes(environment, tools, environment_kwargs)
-    scorer = _scorer(reward, episodes)
+    scorer = _scorer(reward, episodes is not None and episodes.keywords["environment"].gives_rewards)
     if episodes is not None and isinstance(prompts, int | None):
-        prompts = [""] * _number(256 if prompts is None else prompts)
+        prompts = [""] * (256 if prompts is None else prompts)
     split = _split(prompts, held_out, shuffle_buffer, saved=out is not None)
     _look_before_loading(scorer, split, model, peft_config, unfrozen_layers)
     often = {"steps": steps, "eval_every": eval_every, "seed": config.seed}
@@ -216,30 +216,28 @@ def train(
 
 def _episodes(
     environment: Any, tools: Sequence[Any], more: Mapping[str, Any] | None
-) -> Callable[[Sampler], Episodes] | None:
+) -> partial[Episodes] | None:
     """Return what makes a sampler one of episodes; None without an environment and tools."""
-    if environment is None and not tools:
-        if more:
-            rule = "be None without `environment` and `tools`"
-            refuse("environment_kwargs", rule, shown(dict(more)), error=TypeError)
-        return None
-    return partial(Episodes, environment=environment, tools=tools, **(more or {}))
+    if environment is not None or tools:
+        return episodes_of(environment, tools, **(more or {}))
+    if more:
+        rule = "be None without `environment` and `tools`"
+        refuse("environment_kwargs", rule, shown(dict(more)), error=TypeError)
+    return None
 
 
-def _scorer(reward: Any, episodes: Callable[[Sampler], Episodes] | None) -> Scorer:
+def _scorer(reward: Any, gives: bool) -> Scorer:
     """Return the reward as one scorer, with what an environment gives."""
-    gives = episodes is not None and gives_rewards(episodes.keywords["environment"])
     if reward is None:
         if not gives:
-            got = "None" if episodes is None else "an environment without get_reward"
-            fix = "pass a function of texts that returns numbers"
-            refuse("reward", "be given", got, fix, error=TypeError)
+            fix = "pass a function of texts that returns numbers, or an environment that gives some"
+            refuse("reward", "be given", "None", fix, error=TypeError)
         return EnvironmentReward()
-    parts = reward if isinstance(reward, list | dict) else None
+    several = isinstance(reward, list | dict)
     if gives and not any(isinstance(each, EnvironmentReward) for each in _scorers_in(reward)):
-        pairs = list(reward.items()) if isinstance(reward, dict) else parts or [reward]
-        return WeightedSum([*pairs, EnvironmentReward()])
-    return as_scorer(reward) if parts is None else WeightedSum(parts)
+        pairs = list(reward.items()) if isinstance(reward, dict) else reward
+        return WeightedSum([*(pairs if several else [pairs]), EnvironmentReward()])
+    return WeightedSum(reward) if several else as_scorer(reward)
 
 
 def _scorers_in(reward: Any) -> list[Any]:

@@ -45,7 +45,7 @@ from trl.config.recipe import (
 from trl.data.pretraining import PretrainingText
 from trl.data.prompts import PromptSplit, columns_for_rewards, load_prompts
 from trl.data.sources import MODEL
-from trl.environments import EnvironmentReward, Episodes
+from trl.environments import EnvironmentReward, Episodes, episodes_of
 from trl.evaluation import Scorer, WeightedSum
 from trl.evaluation.weighted_sum import Columns, check_columns
 from trl.gguf import gguf_apart
@@ -263,8 +263,8 @@ class Parts:
             "sampling": fingerprints.fingerprint(self._sampling),
             "precision": self.trainer.precision,
         }
-        if isinstance(self.loop.sampler, Episodes):
-            known["environment"] = fingerprints.of_scorer(self.loop.sampler.made_of)
+        if isinstance(sampler := self.loop.sampler, Episodes):
+            known["environment"] = fingerprints.of_scorer([sampler.world.made_of, *sampler.limits])
         scorers = {name: scorer for name, (scorer, _) in self.judge.parts.items()}
         return known | {f"`{k}`": fingerprints.of_scorer(v) for k, v in scorers.items()}
 
@@ -511,7 +511,7 @@ def load_environment(
     ]
     limits = ("max_turns", "max_tokens", "max_tool_calls", "call_format", "seconds")
     given = {name: getattr(settings, name) for name in limits}
-    return partial(Episodes, environment=found, tools=tools, **given)
+    return episodes_of(found, tools, **given)
 
 
 def _check(settings: RewardConfig, path: str, trust: Trust) -> Any:
