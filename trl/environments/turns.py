@@ -1,0 +1,375 @@
+"""How turns follow one another in tokens: by a chat template, or as plain text.
+
+What the policy has written stays as it is: nothing is decoded and encoded again. Only what comes
+between two of its turns is written here, and a chat template says how: a small conversation is
+rendered with the reply at its end, and what stands behind the policy's part of it is taken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from trl.config.errors import refuse
+from trl.environments.calls import CALL_FORMATS, BadCall, Call, CallFormat, described
+from trl.environments.calls import call_format as format_named
+from trl.rollout.queries import HELLO, NO_TEMPLATE, check_template_kwargs, encode_queries
+
+Messages = Sequence[Mapping[str, Any]]
+
+SAID, THOUGHT, ANSWER, MARK = "trlSaid", "trlThought", "trlAnswer", "trlMark"
+"""What is looked for in a rendered conversation: of the policy, of a reply, of what is before."""
+PROBE = {"name": MARK, "description": MARK, "parameters": {"type": "object", "properties": {}}}
+TOOLS = [{"type": "function", "function": PROBE}]
+WITHOUT_PLACE = "hermes"
+"""The call format where a template knows of no tools."""
+
+
+class ChatTurns:
+    """How turns follow one another by a chat template.
+
+    What the template can do is found out here, by rendering small conversations, not by its name.
+
+    Special tokens in what a tool or a user writes do not become control tokens: a space behind
+    their first character makes text of them, which the model reads as such.
+
+    Args:
+        tokenizer: With a chat template.
+        call_format: See `trl.environments.calls.call_format`; None: that of the template.
+        chat_template_kwargs: What the chat template is told besides, in every turn.
+        end_ids: The tokens that end a turn of the policy; none: the special tokens.
+        tools: Whether there are tools.
+
+    Attributes:
+        told: What a user should know: where tools stand if the template has no place for them, and
+            what it forgets of earlier turns; empty: nothing.
+
+    Raises:
+        ValueError: if the template cannot write what is needed, naming why.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        call_format: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        end_ids: Sequence[int] = (),
+        tools: bool = True,
+    ) -> None:
+        if getattr(tokenizer, "chat_template", None) is None:
+            refuse("tokenizer", "have a chat template", fix=NO_TEMPLATE)
+        check_template_kwargs(tokenizer, chat_template_kwargs)
+        self.tokenizer, self._kwargs = tokenizer, dict(chat_template_kwargs or {})
+        self._template, self._control = str(tokenizer.chat_template), _Control(tokenizer, end_ids)
+        self._thinks = "</think>" in self._template
+        self._begins_thinking = self._thinks and self._render(HELLO).rstrip().endswith("<think>")
+        self._in_system = self._shows(MARK, [{"role": "system", "content": MARK}, *HELLO])
+        self._in_template = tools and self._shows(MARK, HELLO, tools=TOOLS)
+        self._has_answers = self._in_template and self._writes_answers()
+        self._form = self._format(call_format) if tools else None
+        reply = {"role": "tool" if self._has_answers else "user", "name": MARK, "content": ANSWER}
+        self._after([], [reply])  # raises where nothing can follow
+        told = [self._where() if tools else "", self._forgotten(reply)]
+        self.told = "; ".join(filter(None, told))
+
+    def prompt(self, messages: Messages, schemas: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """Return the token ids of a conversation, up to where the assistant begins to speak.
+
+        Args:
+            messages: {"role": …, "content": …}.
+            schemas: Of the tools; the template places them, or they are described in the system
+                message, or at the head of the first user message.
+        """
+        chat, told = [dict(message) for message in messages], dict(self._kwargs)
+        roles = [message["role"] for message in chat]
+        if schemas and self._in_template:
+            told["tools"] = list(schemas)
+        elif schemas and self._form:
+            text = described(schemas, self._form)
+            if self._in_system and roles[0] != "system":
+                chat.insert(0, {"role": "system", "content": text})
+            elif self._in_system:
+                chat[0]["content"] = _joined(chat[0]["content"], text)
+            elif "user" in roles:
+                first = chat[roles.index("user")]
+                first["content"] = _joined(text, first["content"])
+            else:
+                refuse("prompts", "have a user's message, which tools are described in", roles)
+        (row,) = encode_queries([chat], self.tokenizer, chat_template_kwargs=told).rows
+        return row.tolist()
+
+    def calls(self, text: str) -> list[Call | BadCall]:
+        """Return the calls in a turn; those that the model only thinks of are none.
+
+        Args:
+            text: The turn with its special tokens, but for that which ends it.
+        """
+        if self._form is None:
+            return []
+        if self._begins_thinking or (self._thinks and text.lstrip().startswith("<think>")):
+            text = text.partition("</think>")[2]
+        return self._form.read(text)
+
+    def following(
+        self, calls: Sequence[Call | BadCall], messages: Messages, *, ended: bool
+    ) -> list[int]:
+        """Return the token ids between the policy's last token and the first of its next turn.
+
+        Args:
+            calls: Of the policy's turn.
+            messages: What follows it: {"role": "tool", "name": …, "content": …} for each call, in
+                their order, or {"role": "user", "content": …}.
+            ended: Whether the policy has written the token that ends its turn; else it comes first.
+        """
+        replies = [
+            {key: self._control.harmless(value) for key, value in message.items()}
+            for message in messages
+        ]
+        if not self._has_answers and any(reply["role"] == "tool" for reply in replies):
+            texts = [
+                f"<tool_response>\n{text}\n</tool_response>" if role == "tool" else text
+                for role, text in ((reply["role"], reply["content"]) for reply in replies)
+            ]
+            replies = [{"role": "user", "content": "\n".join(texts)}]
+        return self._control.encode(*self._after(calls, replies), ended)
+
+    # -- what the template writes ------------------------------------------------------------------
+
+    def _render(self, messages: Messages, **told: Any) -> str:
+        how = {"add_generation_prompt": True} | self._kwargs | told
+        return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **how))
+
+    def _shows(self, text: str, messages: Messages, **told: Any) -> bool:
+        try:
+            return text in self._render(messages, **told)
+        except Exception:  # whatever a template raises
+            return False
+
+    def _after(self, calls: Sequence[Call | BadCall], replies: Messages) -> tuple[str, str]:
+        """Return what ends a turn of the policy, and what follows up to its next turn.
+
+        Raises:
+            ValueError: if the template cannot write it.
+        """
+        answers = [reply for reply in replies if reply["role"] == "tool"]
+        ids = [_id(calls[place : place + 1], place) for place in range(len(answers))]
+        numbered = iter(ids)
+        replies = [
+            {**reply, "tool_call_id": next(numbered)} if reply["role"] == "tool" else reply
+            for reply in replies
+        ]
+        told = {"tools": TOOLS} if answers else {}  # some have a template for each
+        problem = "it leaves out what the assistant says"
+        for turn in _spoken(answers, ids):
+            try:
+                text = self._render([*HELLO, turn, *replies], **told)
+            except Exception as error:  # whatever a template raises
+                problem = str(error)
+                continue
+            _, said, rest = text.partition(SAID)
+            end = self._control.first_end(rest)
+            if end or (said and "tool_calls" not in turn):
+                return end, rest.partition(end)[2] if end else rest
+        fix = "change it so that messages may follow a turn of the assistant"
+        refuse("tokenizer.chat_template", "go on with a conversation", problem, fix)
+
+    def _writes_answers(self) -> bool:
+        reply = {"role": "tool", "name": MARK, "content": ANSWER}
+        try:
+            return ANSWER in self._after([], [reply])[1]
+        except ValueError:
+            return False
+
+    def _format(self, name: str | None) -> CallFormat:
+        """Return the call format of that name, or the one that the template writes."""
+        if name is not None or not self._in_template:
+            return format_named(WITHOUT_PLACE if name is None else name)
+        forms = [form for form in CALL_FORMATS.values() if form.mark in self._template]
+        for turn in _spoken([{"name": MARK}], [_id([], 0)]):
+            chat = [*HELLO, turn]
+            if "tool_calls" in turn and self._shows(SAID, chat, tools=TOOLS):
+                text = self._render(chat, tools=TOOLS, add_generation_prompt=False)
+                text = text.rpartition(HELLO[0]["content"])[2]
+                for form in forms:
+                    if any(
+                        isinstance(c, Call) and SAID in c.arguments.values()
+                        for c in form.read(text)
+                    ):
+                        return form
+                rule = "be given for a chat template that writes calls in a form of its own"
+                refuse("call_format", rule, text, "give a regular expression that reads them")
+        return forms[0]
+
+    def _where(self) -> str:
+        """Return where tools and their answers stand, if it is not where the template says."""
+        place = "system message" if self._in_system else "first user message"
+        if not self._in_template and not self._form.write:
+            how = f"they are listed in the {place}, how they are called is for the prompts to show"
+        else:
+            how = f"they and how they are called are described in the {place}"
+        if not self._in_template:
+            answers = "their answers are user turns"
+            return f"the chat template has no place for tools: {how}, and {answers}"
+        if not self._has_answers:
+            return "the chat template has no place for the answers of tools: they are user turns"
+        return ""
+
+    def _forgotten(self, reply: Mapping[str, Any]) -> str:
+        """Return what to say of a template that writes earlier turns otherwise than they were."""
+        if self._keeps(reply):
+            return ""
+        fix = "change tokenizer.chat_template so that it writes them as they were"
+        names = re.findall(r"\b\w*(?:think|reason)\w*(?= is (?:not )?defined)", self._template)
+        for name, value in product(dict.fromkeys(names), (False, True)):
+            if self._keeps(reply, **{name: value}):
+                fix = f"give chat_template_kwargs={{{name!r}: {value}}}"
+        what = "the thinking of earlier turns" if self._thinks else "what came before"
+        return (
+            f"the chat template leaves out or moves {what} when it writes a conversation anew; "
+            f"here it stays, in sampling as in training: to use the model in the same way, {fix}"
+        )
+
+    def _keeps(self, reply: Mapping[str, Any], **told: Any) -> bool:
+        """Return whether a conversation still begins as it did when there is a reply."""
+        before = [{"role": "system", "content": MARK}] * self._in_system + HELLO
+        answers = [reply] if reply["role"] == "tool" else []
+        told |= {"tools": TOOLS} if answers else {}
+        opening = self._render(before, **told).rstrip()
+        thinks = self._thinks and not opening.endswith("</think>")
+        thought = f"<think>\n{THOUGHT}\n</think>\n\n" if thinks else ""
+        turn = next(_spoken(answers, [_id([], 0)]))
+        turn["content"] = thought + turn["content"]
+        begun = opening.removesuffix("<think>") + turn["content"]
+        whole = self._render([*before, turn, {**reply, "tool_call_id": _id([], 0)}], **told)
+        return "".join(whole.split()).startswith("".join(begun.split()))
+
+
+class PlainTurns:
+    """How turns follow one another as plain text: what is answered is written as it is.
+
+    Args:
+        tokenizer: Without chat template, or for prompts that do not go through it.
+        call_format: See `trl.environments.calls.call_format`; None: there are no calls.
+        tools: Whether there are tools: prompts have to show them, and `call_format` is needed.
+    """
+
+    told = ""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        call_format: str | None = None,
+        tools: bool = False,
+    ) -> None:
+        if tools and call_format is None:
+            rule = "be given for tools where there is no chat template"
+            fix = f"give one of {list(CALL_FORMATS)}, and show in the prompts how tools are called"
+            refuse("call_format", rule, "None", f"{fix}; or {NO_TEMPLATE}")
+        self.tokenizer, self._control = tokenizer, _Control(tokenizer, ())
+        self._form = None if call_format is None else format_named(call_format)
+
+    def prompt(self, text: str, schemas: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """Return the token ids of a prompt, which has to show the tools itself."""
+        (row,) = encode_queries([text], self.tokenizer).rows
+        return row.tolist()
+
+    def calls(self, text: str) -> list[Call | BadCall]:
+        """Return the calls in a turn."""
+        return self._form.read(text) if self._form else []
+
+    def following(
+        self, calls: Sequence[Call | BadCall], messages: Messages, *, ended: bool
+    ) -> list[int]:
+        """Return the token ids of the messages' texts, one after another; see `ChatTurns`."""
+        text = "".join(self._control.harmless(message["content"]) for message in messages)
+        return self._control.encode("", text, ended)
+
+
+class _Control:
+    """The special tokens of a tokenizer, as texts.
+
+    Args:
+        tokenizer: Of the policy.
+        end_ids: The tokens that end a turn; none: all that are special.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> None:
+        added = tokenizer.added_tokens_decoder
+        special = [str(token) for token in added.values() if token.special]
+        marks = [str(t) for t in added.values() if re.fullmatch(r"<\S+>|\[\S+\]", str(t))]
+        self._tokenizer, self._anchor = tokenizer, str(tokenizer.eos_token or "")
+        self._end = _any_of([str(added[end]) for end in end_ids if end in added] or special)
+        self._control = _any_of([text for text in special + marks if len(text) > 1])
+
+    def harmless(self, text: Any) -> str:
+        """Return a text in which no special token is one, and halves of characters are no more."""
+        whole = re.sub("[\ud800-\udfff]", "\ufffd", str(text))
+        return self._control.sub(lambda found: f"{found[0][0]} {found[0][1:]}", whole)
+
+    def first_end(self, text: str) -> str:
+        """Return the first token of a text that ends a turn; empty: there is none."""
+        found = self._end.search(text)
+        return found[0] if found else ""
+
+    def encode(self, end: str, text: str, ended: bool) -> list[int]:
+        """Return the token ids of what follows a turn.
+
+        They are those of the text behind a special token: a tokenizer may put a space before what
+        begins a text, and merges nothing across a special token.
+        """
+        anchor = end or self._anchor
+        ids: list[int] = self._tokenizer(anchor + text, add_special_tokens=False)["input_ids"]
+        return ids[1:] if anchor and (ended or not end) else ids
+
+
+def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    longest_first = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _id(call: Sequence[Call | BadCall], place: int) -> str:
+    """Return the id of a call: what the model wrote, if templates take it, nine characters."""
+    written = call[0].id if call and isinstance(call[0], Call) else ""
+    return written if re.fullmatch(r"[A-Za-z0-9]{9}", written) else f"call{place:05d}"
+
+
+def _spoken(answers: Messages, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield ways to write a turn of the policy with a call for each answer, the likeliest first.
+
+    Some templates want arguments as JSON, and some write one call only.
+    """
+    for count, as_text in product(
+        dict.fromkeys([len(answers), min(len(answers), 1)]), (False, True)
+    ):
+        given: list[Any] = [{}] * (count - 1) + [{"said": SAID}] * (count > 0)
+        calls = [
+            {
+                "type": "function",
+                "id": id_,
+                "function": {
+                    "name": answer.get("name") or MARK,
+                    "arguments": str(value).replace("'", '"') if as_text else value,
+                },
+            }
+            for answer, id_, value in zip(answers, ids, given, strict=False)
+        ]
+        if calls:
+            yield {"role": "assistant", "content": "", "tool_calls": calls}
+    yield {"role": "assistant", "content": SAID}
+
+
+def _joined(*contents: Any) -> Any:
+    """Return contents of messages as one: texts, or lists of parts."""
+    if all(isinstance(content, str) for content in contents):
+        return "\n\n".join(contents)
+    return [
+        part
+        for content in contents
+        for part in ([{"type": "text", "text": content}] if isinstance(content, str) else content)
+    ]
