@@ -264,5 +264,5 @@ CALL_FORMATS: dict[str, CallFormat] = {
     "llama3": CallFormat(_read_llama, _written("", "parameters", ""), PYTHON_TAG),
     "json": CallFormat(_read_json, _written("", "arguments", "")),
 }
-"""By name: Hermes and Qwen; Mistral; Llama 3; JSON as it is, or in a fence, as small models write it.
-What is more special comes first."""
+"""Hermes and Qwen; Mistral; Llama 3; JSON as it is or in a fence, as small models write it. What is
+more special comes first."""

@@ -98,6 +98,8 @@ class ChatTurns:
             elif "user" in roles:
                 first = chat[roles.index("user")]
                 first["content"] = _joined(text, first["content"])
+            else:
+                refuse("prompts", "have a user's message, which tools are described in", roles)
         (row,) = encode_queries([chat], self.tokenizer, chat_template_kwargs=told).rows
         return row.tolist()
 
@@ -211,7 +213,8 @@ class ChatTurns:
         else:
             how = f"they and how they are called are described in the {place}"
         if not self._in_template:
-            return f"the chat template has no place for tools: {how}, and answers are user turns"
+            answers = "their answers are user turns"
+            return f"the chat template has no place for tools: {how}, and {answers}"
         if not self._has_answers:
             return "the chat template has no place for the answers of tools: they are user turns"
         return ""
