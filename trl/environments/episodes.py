@@ -216,8 +216,8 @@ class Episodes(Sampler):
         schemas = [self.world.schemas(row) for row in rows]
         turns = self._turns_for(stop, encoded, any(schemas))
         # The task of a group is one: so are the random numbers that it is made with.
-        seeds = [int(stream.integers(2**31)) for stream in streams[::size] for _ in range(size)]
-        said = self.world.reset(rows, seeds)
+        drawn = [int(stream.integers(2**31)) for stream in streams[::size]]
+        said = self.world.reset(rows, [seed for seed in drawn for _ in range(size)])
         begun = [_begun(row["prompt"], each) for row, each in zip(rows, said, strict=True)]
         queries = self._query_tokens(turns, begun, schemas)
         most = self._most_tokens(policy, queries)
@@ -428,6 +428,8 @@ def _begun(prompt: Any, said: Any) -> Any:
         said: A text, which comes at the end of the prompt, or of the user's last message; messages,
             which follow those of the prompt; or None.
     """
+    if isinstance(said, str):  # half of a character is none, as in replies
+        said = said.encode("utf-8", "replace").decode()
     if isinstance(prompt, str):
         if said is not None and not isinstance(said, str):
             rule, fix = "return a text or None for prompts that are texts", "send them as chats"
