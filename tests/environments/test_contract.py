@@ -88,12 +88,14 @@ def test_tasks_that_reset_makes_up():
         }
     ]
     prompts = world.reset([{}, {}, {}], seeds=[7, 7, 8])
-    assert prompts[0] == prompts[1] and prompts[0].startswith("Increment the counter by ")
+    assert prompts[0] == prompts[1]
+    assert prompts[0].startswith("Increment the counter by ")
     target = int(prompts[0].removesuffix(".").rpartition(" ")[2])
     replies = world.respond([0, 1], ["", ""], [[Call("increment", {"step": target})], []])
     assert replies[0].messages == ({"role": "tool", "name": "increment", "content": str(target)},)
     assert (replies[0].calls, replies[0].failed, replies[0].done) == (1, 0, False)
-    assert replies[1].messages == () and replies[1].calls == 0
+    assert replies[1].messages == ()
+    assert replies[1].calls == 0
     assert world.rewards([0, 1]) == [1.0, 0.0]
     assert world.instances([1])[0].counter == 0
 
@@ -201,7 +203,10 @@ class TextArenaEnv:
 
     def step(self, action):
         word = action.message.strip("[]")
-        marks = ["G" if a == b else "Y" if a in "crane" else "X" for a, b in zip(word, "crane")]
+        marks = [
+            "G" if a == b else "Y" if a in "crane" else "X"
+            for a, b in zip(word, "crane", strict=False)
+        ]
         self.told += f"\n{' '.join(word)}\n{' '.join(marks)}"
         return self._result(float(word == "crane"), word == "crane")
 
@@ -250,7 +255,8 @@ def test_a_game_that_ends_by_an_error():
     assert called(world, "guess", guess="[crisp]") == "\nc r i s p\nG G X X X"
     assert called(world, "guess", guess="[crane]") == "\nc r a n e\nG G G G G"
     (reply,) = world.respond([0], [""], [[Call("guess", {"guess": "[crane]"})]])
-    assert reply.messages[0]["content"] == "Error: ValueError: Game over." and reply.failed == 1
+    assert reply.messages[0]["content"] == "Error: ValueError: Game over."
+    assert reply.failed == 1
     assert world.rewards([0]) == [None]  # it has no get_reward,
     assert world.instances([0])[0].reward == 1.0  # a function of the environments does
 
@@ -283,7 +289,8 @@ def test_tools_without_a_class():
     calls = [Call("multiply", {"a": 6, "b": 7}), Call("async_add", {"a": "6", "b": 7})]
     (reply,) = world.respond([0], [""], [calls])
     assert [each["content"] for each in reply.messages] == ["42", "13"]  # "6" is a number as well
-    assert world.rewards([0]) == [None] and world.instances([0]) == [None]
+    assert world.rewards([0]) == [None]
+    assert world.instances([0]) == [None]
     world.close()
 
 
@@ -427,10 +434,13 @@ class Needs(IncrementEnv):
     [
         ({"environment": IncrementEnv()}, r"`environment` must be a class.*pass the class itself"),
         ({"environment": NoReset}, r"`environment` must have a method `reset`, got NoReset"),
-        ({"environment": NoTools}, r"must have tools .public methods., or .*-> Turn., got NoTools"),
+        ({"environment": NoTools}, r"must have tools .public methods., or .*-> Turn, got NoTools"),
         ({"environment": {"a": NoTools}}, r"`environment\['a'\]` must have tools"),
         ({"environment": {}}, r"must name at least one"),
-        ({"environment": Untyped}, r"`Untyped.move` must have .*types, got to: write such as to: s"),
+        (
+            {"environment": Untyped},
+            r"`Untyped.move` must have .*types, got to: write such as to: s",
+        ),
         ({"environment": UnsaidStep}, r"plain form def step.self, text: str. -> Turn"),
         ({"environment": Odd}, r"`Odd.move` must have types that JSON has"),
         ({"environment": Greedy}, r"`Greedy.step` must take the text of the policy and no more"),
@@ -439,7 +449,10 @@ class Needs(IncrementEnv):
         ({"environment": Guess, "tools": [multiply]}, r"`tools` must be empty beside Guess.step"),
         ({"tools": [multiply, multiply]}, r"`tools` must have names of their own"),
         ({"tools": [multiply], "seconds": 0}, r"`seconds` must be"),
-        ({"tools": [multiply], "on_bad_call": "raise"}, r"`on_bad_call` must be one of answer, end"),
+        (
+            {"tools": [multiply], "on_bad_call": "raise"},
+            r"`on_bad_call` must be one of answer, end",
+        ),
         ({}, r"must have tools"),
     ],
 )
@@ -562,7 +575,8 @@ def test_calls_that_cannot_be_made_are_answered():
         "Error: there is no tool 'divide', there is multiply.",
         "Error: The JSON ends too early.",
     ]
-    assert told[3] == "6" and (reply.calls, reply.failed, reply.done) == (4, 3, False)
+    assert told[3] == "6"
+    assert (reply.calls, reply.failed, reply.done) == (4, 3, False)
     assert [each["name"] for each in reply.messages] == ["divide", "error", "multiply", "multiply"]
     assert {each["role"] for each in reply.messages} == {"tool"}
 
@@ -576,9 +590,12 @@ def test_a_call_that_cannot_be_read_may_end_the_episode():
         world = World(tools=[boom], on_bad_call="end")
     world.reset([{}], seeds=[0])
     (reply,) = world.respond([0], [""], [[Call("boom", {}), BadCall("{", "Bad.")]])
-    assert reply.done and reply.messages == () and (reply.calls, reply.failed) == (2, 1)
+    assert reply.done
+    assert reply.messages == ()
+    assert (reply.calls, reply.failed) == (2, 1)
     (reply,) = world.respond([0], [""], [[Call("boom", {})]])
-    assert not reply.done and "AssertionError" in reply.messages[0]["content"]
+    assert not reply.done
+    assert "AssertionError" in reply.messages[0]["content"]
 
 
 @pytest.mark.parametrize(
@@ -621,7 +638,8 @@ def test_long_answers_are_cut():
     world.reset([{}], seeds=[0])
     for kind in "text", "json", "error":
         told = called(world, "answer", kind=kind)
-        assert len(told) == 100 and "… (cut: " in told
+        assert len(told) == 100
+        assert "… (cut: " in told
     assert called(World(tools=[answer]) and world, "answer", kind="text").startswith("xxx")
 
     def step(self, text: str) -> Turn:

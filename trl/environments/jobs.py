@@ -118,8 +118,8 @@ class Jobs:
         self._hung = [each for each in self._hung if each[0].is_alive()]
         return len(self._hung)
 
-    def run(self, jobs: Sequence[Job | Exception]) -> list[Any]:
-        """Return what each call returned, or the exception that it raised or is.
+    def run(self, jobs: Sequence[Job | Words | None]) -> list[Any]:
+        """Return what each call returned, or the exception that it raised; what is none, as it is.
 
         Raises:
             EpisodeError: if too many threads hang.
@@ -186,9 +186,8 @@ class Jobs:
         async def work() -> None:
             try:
                 put(job.finish(await job.call()))
-            except BaseException as error:
+            except BaseException as error:  # the loop would end by a SystemExit
                 put(error)
-                raise
 
         loop, thread = self.loop()
         future = asyncio.run_coroutine_threadsafe(work(), loop)
@@ -198,11 +197,11 @@ class Jobs:
             answers = threading.Event()
             loop.call_soon_threadsafe(answers.set)
             if answers.wait(LOOP_ANSWERS):
-                return Late(f"it took longer than {job.limit:g} seconds, and was ended")
+                return Late(f"it took longer than {job.limit:g} seconds, and was ended.")
             if self._loop == (loop, thread):
                 self._loop = None
                 return self._is_hung(thread, job)
-            return Hangs(f"it took longer than {job.limit:g} seconds")
+            return Hangs(f"it took longer than {job.limit:g} seconds.")
 
         return stop
 
@@ -251,7 +250,7 @@ class Jobs:
             f"{self.hung} of at most {self.most_hung}, and cannot be ended; {fix}.",
             stacklevel=2,
         )
-        return Hangs(f"it took longer than {job.limit:g} seconds")
+        return Hangs(f"it took longer than {job.limit:g} seconds.")
 
     def _tell_of_draws(self, names: set[str]) -> None:
         if not self._told:
@@ -296,10 +295,10 @@ def _in_child(job: Job) -> Any:
         theirs.close()
     try:
         if not ours.poll(job.limit):
-            raise Late(f"it took longer than {job.limit:g} seconds, and was ended")
+            raise Late(f"it took longer than {job.limit:g} seconds, and was ended.")
         worked, answer, job.chance.states = ours.recv()
     except EOFError:
-        raise Words("it ended without an answer") from None
+        raise Words("it ended without an answer.") from None
     finally:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid or 0, signal.SIGKILL)  # with what it has started
