@@ -446,6 +446,7 @@ class Needs(IncrementEnv):
         ({"environment": Greedy}, r"`Greedy.step` must take the text of the policy and no more"),
         ({"environment": Needs}, r"without arguments, got Needs.*functools.partial.Needs"),
         ({"environment": IncrementEnv, "tools": [3]}, r"`tools` must be functions, got 3"),
+        ({"tools": multiply}, r"`tools` must be a list of functions.*write \[...\] around it"),
         ({"environment": Guess, "tools": [multiply]}, r"`tools` must be empty beside Guess.step"),
         ({"tools": [multiply, multiply]}, r"`tools` must have names of their own"),
         ({"tools": [multiply], "seconds": 0}, r"`seconds` must be"),

@@ -89,6 +89,8 @@ class World:
             "on_bad_call": (OnBadCall, on_bad_call),
         }
         check_values("World", checks)
+        if callable(tools):
+            refuse("tools", "be a list of functions", shown(tools), "write [...] around it")
         self.seconds, self.most_characters, self.on_bad_call = seconds, most_characters, on_bad_call
         self.makes_prompts = environment is not None
         """Whether there is a `reset`: rows may lack a prompt."""
