@@ -71,7 +71,7 @@ class IncrementToTarget:
 
 def test_tasks_that_reset_makes_up():
     world = World(IncrementEnv)
-    assert world.makes_prompts
+    assert world.gives_rewards
     assert world.schemas({}) == [
         {
             "type": "function",
@@ -257,6 +257,7 @@ def test_a_game_that_ends_by_an_error():
     (reply,) = world.respond([0], [""], [[Call("guess", {"guess": "[crane]"})]])
     assert reply.messages[0]["content"] == "Error: ValueError: Game over."
     assert reply.failed == 1
+    assert not world.gives_rewards
     assert world.rewards([0]) == [None]  # it has no get_reward,
     assert world.instances([0])[0].reward == 1.0  # a function of the environments does
 
@@ -283,7 +284,7 @@ async def async_add(a: int, b: int) -> int:
 
 def test_tools_without_a_class():
     world = World(tools=[multiply, async_add])
-    assert not world.makes_prompts
+    assert not world.gives_rewards
     assert [each["function"]["name"] for each in world.schemas({})] == ["multiply", "async_add"]
     assert world.reset([{"prompt": "6 · 7?"}], seeds=[0]) == [None]
     calls = [Call("multiply", {"a": 6, "b": 7}), Call("async_add", {"a": "6", "b": 7})]
@@ -312,6 +313,7 @@ class Guess:
 def test_the_plain_form():
     world = World(Guess)
     assert world.schemas({}) == []
+    assert world.gives_rewards
     rows = [{"most": 5, "other": 1}, {}]
     assert world.reset(rows, seeds=[3, 4]) == ["Guess a number up to 5.", "Guess a number up to 9."]
     number = random.Random(3).randint(1, 5)
@@ -416,6 +418,14 @@ class Odd:
         """
 
 
+class Lost:
+    def reset(self):
+        pass
+
+    def move(self, to: "Nowhere") -> str:  # noqa: F821
+        """Move."""
+
+
 class Greedy:
     def reset(self):
         pass
@@ -443,6 +453,7 @@ class Needs(IncrementEnv):
         ),
         ({"environment": UnsaidStep}, r"plain form def step.self, text: str. -> Turn"),
         ({"environment": Odd}, r"`Odd.move` must have types that JSON has"),
+        ({"environment": Lost}, r"`Lost.move` must have types that are there, got name 'Nowhere'"),
         ({"environment": Greedy}, r"`Greedy.step` must take the text of the policy and no more"),
         ({"environment": Needs}, r"without arguments, got Needs.*functools.partial.Needs"),
         ({"environment": IncrementEnv, "tools": [3]}, r"`tools` must be functions, got 3"),

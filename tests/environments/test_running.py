@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -92,8 +93,18 @@ def test_an_interrupt_goes_through():
     def stop() -> None:
         raise KeyboardInterrupt
 
+    def wait() -> None:
+        end.wait(60)
+
+    end, main = threading.Event(), threading.main_thread().ident
     with pytest.raises(KeyboardInterrupt):
         told(world_of(stop), "stop")
+    threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT)).start()
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        told(world_of(wait, seconds=50), "wait")
+    assert time.monotonic() - begun < 30
+    end.set()
 
 
 def test_a_thread_that_hangs_is_counted_and_its_environment_replaced():

@@ -92,8 +92,8 @@ class World:
         if callable(tools):
             refuse("tools", "be a list of functions", shown(tools), "write [...] around it")
         self.seconds, self.most_characters, self.on_bad_call = seconds, most_characters, on_bad_call
-        self.makes_prompts = environment is not None
-        """Whether there is a `reset`: rows may lack a prompt."""
+        self.made_of = [environment, list(tools), *[value for _, value in checks.values()]]
+        """What tells it from another."""
         self._routes = isinstance(environment, Mapping)
         self._jobs = Jobs(most_hung)
         self._slots: list[Slot] = []
@@ -111,6 +111,11 @@ class World:
     def hung(self) -> int:
         """How many threads hang now."""
         return self._jobs.hung
+
+    @property
+    def gives_rewards(self) -> bool:
+        """Whether an environment has rewards of its own."""
+        return any(k.plain or hasattr(k.first, "get_reward") for k in self._kinds.values())
 
     def schemas(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the JSON schemas of the tools that a row has; none in the plain form."""
