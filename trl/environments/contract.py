@@ -139,7 +139,11 @@ class Tool:
         signature = inspect.signature(function)
         parameters = list(signature.parameters.values())
         variable = {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD, Parameter.POSITIONAL_ONLY}
-        hints = get_type_hints(function, include_extras=True)
+        try:
+            hints = get_type_hints(function, include_extras=True)
+        except NameError as error:
+            fix = "import them where the tool is, at the top and not for type checkers alone"
+            refuse(name, "have types that are there", str(error), fix, error=TypeError)
         untyped = [each.name for each in parameters if each.name not in hints]
         unnamed = [str(each) for each in parameters if each.kind in variable]
         if untyped or unnamed:

@@ -33,6 +33,7 @@ WORKERS = 32
 """Threads at work at a time: with more, what computes would wait for the others beyond its time."""
 GRACE = 5.0
 """Seconds that starting and ending a child may take, beside its own."""
+LATE, ENDED = "it took longer than {:g} seconds.", ", and was ended."
 LOOP_ANSWERS = 1.0
 """Seconds after which an event loop that does nothing more is taken for blocked."""
 
@@ -118,8 +119,8 @@ class Jobs:
         self._hung = [each for each in self._hung if each[0].is_alive()]
         return len(self._hung)
 
-    def run(self, jobs: Sequence[Job | Exception]) -> list[Any]:
-        """Return what each call returned, or the exception that it raised or is.
+    def run(self, jobs: Sequence[Job | Words | None]) -> list[Any]:
+        """Return what each call returned, or the exception that it raised; what is none, as it is.
 
         Raises:
             EpisodeError: if too many threads hang.
@@ -127,10 +128,17 @@ class Jobs:
         found: list[Any] = list(jobs)
         chosen = [index for index, job in enumerate(jobs) if isinstance(job, Job)]
         alone = [index for index in chosen if found[index].marked("serial")]
-        before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+        before = _drawn()
         self._together([index for index in chosen if index not in alone], found)
-        if (random.getstate(), np.random.get_state()[1].tolist()) != before:  # type: ignore[index]
-            self._tell_of_draws({job.name for job in jobs if isinstance(job, Job)})
+        if _drawn() != before and not self._told:
+            self._told = True
+            names = ", ".join(sorted({job.name for job in jobs if isinstance(job, Job)}))
+            warnings.warn(
+                f"Python's or NumPy's global random state changed while {names} ran side by side: "
+                "what is drawn is not the same when a run is resumed. Mark what draws with "
+                "@trl.environments.tool(serial=True), or draw from a generator of its own.",
+                stacklevel=3,
+            )
         for index in alone:
             with found[index].chance.swapped_in():
                 self._together([index], found)
@@ -180,29 +188,30 @@ class Jobs:
 
         thread = threading.Thread(target=work, name=job.name, daemon=True)
         thread.start()
-        return lambda: self._is_hung(thread, job)
+        return lambda: self._is_hung(thread, job.name, LATE.format(job.limit))
 
     def _as_task(self, job: Job, put: Put) -> Callable[[], Exception]:
         async def work() -> None:
+            asyncio.current_task().set_name(job.name)  # type: ignore[union-attr]
             try:
                 put(job.finish(await job.call()))
-            except BaseException as error:
+            except BaseException as error:  # the loop would end by a SystemExit
                 put(error)
-                raise
 
-        loop, thread = self.loop()
+        (loop, thread), late = self.loop(), LATE.format(job.limit)
         future = asyncio.run_coroutine_threadsafe(work(), loop)
 
         def stop() -> Exception:
             future.cancel()
+            if self._loop != (loop, thread):  # which has been found to hang
+                return Hangs(late)
             answers = threading.Event()
             loop.call_soon_threadsafe(answers.set)
             if answers.wait(LOOP_ANSWERS):
-                return Late(f"it took longer than {job.limit:g} seconds, and was ended")
-            if self._loop == (loop, thread):
-                self._loop = None
-                return self._is_hung(thread, job)
-            return Hangs(f"it took longer than {job.limit:g} seconds")
+                return Late(late.removesuffix(".") + ENDED)
+            self._loop = None
+            blocks = asyncio.current_task(loop)
+            return self._is_hung(thread, blocks.get_name() if blocks else job.name, late)
 
         return stop
 
@@ -233,36 +242,31 @@ class Jobs:
 
     # -- what is told --------------------------------------------------------------------------
 
-    def _is_hung(self, thread: threading.Thread, job: Job) -> Exception:
+    def _is_hung(self, thread: threading.Thread, name: str, late: str) -> Exception:
         """Count a thread that hangs."""
-        self._hung.append((thread, job.name))
+        self._hung.append((thread, name))
         fix = (
             "mark what hangs with @trl.environments.tool(process=True), which runs it in a child "
             "that is killed, or give it more time (`seconds`)"
         )
         if self.hung > self.most_hung:
-            names = ", ".join(sorted({name for _, name in self._hung}))
+            names = ", ".join(sorted({each for _, each in self._hung}))
             raise EpisodeError(
                 f"`most_hung` must be >= the threads that hang, got {self.hung} in {names}, and "
                 f"{self.most_hung} may: {fix}."
             )
         warnings.warn(
-            f"{job.name} has not answered within {job.limit:g} seconds: its thread hangs, "
-            f"{self.hung} of at most {self.most_hung}, and cannot be ended; {fix}.",
+            f"{name} does not end: {late} Its thread hangs, {self.hung} of at most "
+            f"{self.most_hung}; {fix}.",
             stacklevel=2,
         )
-        return Hangs(f"it took longer than {job.limit:g} seconds")
+        return Hangs(late)
 
-    def _tell_of_draws(self, names: set[str]) -> None:
-        if not self._told:
-            self._told = True
-            warnings.warn(
-                "Python's or NumPy's global random state changed while "
-                f"{', '.join(sorted(names))} ran side by side: what is drawn is not the same when "
-                "a run is resumed. Draw from a random.Random(seed) of the environment's own, or "
-                "mark what draws with @trl.environments.tool(serial=True).",
-                stacklevel=2,
-            )
+
+def _drawn() -> Any:
+    """Return the global random states in a form that can be compared."""
+    _, keys, *rest = np.random.get_state()
+    return random.getstate(), keys.tobytes(), rest  # type: ignore[union-attr]
 
 
 def _made(job: Job) -> Any:
@@ -296,10 +300,10 @@ def _in_child(job: Job) -> Any:
         theirs.close()
     try:
         if not ours.poll(job.limit):
-            raise Late(f"it took longer than {job.limit:g} seconds, and was ended")
+            raise Late(LATE.format(job.limit).removesuffix(".") + ENDED)
         worked, answer, job.chance.states = ours.recv()
     except EOFError:
-        raise Words("it ended without an answer") from None
+        raise Words("it ended without an answer.") from None
     finally:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid or 0, signal.SIGKILL)  # with what it has started

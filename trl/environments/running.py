@@ -25,7 +25,7 @@ from trl.environments.contract import (
     text_of,
     turn_of,
 )
-from trl.environments.jobs import Chance, Hangs, Job, Jobs, Late
+from trl.environments.jobs import Chance, Hangs, Job, Jobs
 from trl.evaluation.scores import described
 
 __all__ = ["World"]
@@ -89,6 +89,8 @@ class World:
             "on_bad_call": (OnBadCall, on_bad_call),
         }
         check_values("World", checks)
+        if callable(tools):
+            refuse("tools", "be a list of functions", shown(tools), "write [...] around it")
         self.seconds, self.most_characters, self.on_bad_call = seconds, most_characters, on_bad_call
         self.made_of = [environment, list(tools), *[value for _, value in checks.values()]]
         """What tells it from another."""
@@ -168,15 +170,17 @@ class World:
             key, chance = self._key(row), Chance(seed)
             kind, kept = self._kinds[key], self._kept[key]
             what = f"{kind.name}.reset"
-            with chance.swapped_in():
-                try:
-                    if used[key] == len(kept):
+            try:
+                if used[key] == len(kept):
+                    with Chance(seed).swapped_in():  # making it is no part of the episode
                         kept.append(kind.make())
-                    environment = kept[used[key]]
-                    prompts.append(self._begin(kind, environment, row, seed, what))
-                except Exception as error:
-                    broken(what, "begin an episode", f"{described(error)} (row {index})")
+                environment = kept[used[key]]
+                with chance.swapped_in():
+                    found = self._begin(kind, environment, row, seed)
+            except Exception as error:
+                broken(what, "begin an episode", f"{described(error)} (row {index})")
             used[key] += 1
+            prompts.append(prompt_of(found, what))
             self._slots.append(Slot(kind, environment, chance))
         return prompts
 
@@ -204,7 +208,7 @@ class World:
         answers: list[list[Any]] = [[] for _ in slots]
         for number in range(max(map(len, asked), default=0)):  # calls of a turn are in order
             now = [each for each, some in enumerate(asked) if number < len(some)]
-            found = self._jobs.run([self._job(places[each], asked[each][number]) for each in now])
+            found = self._jobs.run([self._calls(places[each], asked[each][number]) for each in now])
             for each, answer in zip(now, found, strict=True):
                 answers[each].append(answer)
                 places[each].lost |= self._loses(places[each], asked[each][number], answer)
@@ -218,20 +222,14 @@ class World:
         Raises:
             EpisodeError: if it raises, takes too long, or returns no finite number.
         """
-        found: list[float | None] = [None] * len(slots)
-        places = [self._slots[slot] for slot in slots]
-        asked = [
-            each for each, slot in enumerate(places) if hasattr(slot.environment, "get_reward")
-        ]
-        jobs = [
-            self._named(slot, "get_reward", partial(slot.environment.get_reward), _as_is)
-            for slot in (places[each] for each in asked)
-        ]
-        for each, job, answer in zip(asked, jobs, self._jobs.run(jobs), strict=True):
-            failed = isinstance(answer, BaseException)
-            if failed and not places[each].lost:
-                broken(job.name, "return a number", described(answer))
-            found[each] = None if failed or answer is None else number_of(answer, job.name)
+        places, found = [self._slots[slot] for slot in slots], list[float | None]()
+        for slot, answer in zip(places, self._jobs.run([*map(self._asks, places)]), strict=True):
+            what = f"{slot.kind.name}.get_reward"
+            if isinstance(answer, BaseException):
+                if not slot.lost:
+                    broken(what, "return a number", described(answer))
+                answer = None
+            found.append(None if answer is None else number_of(answer, what))
         return found
 
     def close(self) -> None:
@@ -244,13 +242,11 @@ class World:
 
     # -- one environment -----------------------------------------------------------------------
 
-    def _begin(
-        self, kind: Kind, environment: Any, row: Mapping[str, Any], seed: int, what: str
-    ) -> str | list[dict[str, Any]] | None:
+    def _begin(self, kind: Kind, environment: Any, row: Mapping[str, Any], seed: int) -> Any:
         if environment is None:
             return None
         columns = {key: row[key] for key in row if not (self._routes and key == ROUTE)}
-        return prompt_of(self._jobs.finished(environment.reset(**kind.given(columns, seed))), what)
+        return self._jobs.finished(environment.reset(**kind.given(columns, seed)))
 
     def _ends(self, calls: Sequence[Call | BadCall]) -> bool:
         return self.on_bad_call == "end" and any(isinstance(each, BadCall) for each in calls)
@@ -263,33 +259,31 @@ class World:
                 self._kept[key] = [each for each in kept if each is not slot.environment]
         return lost
 
-    def _job(self, slot: Slot, asked: Asked) -> Job | Exception:
-        """Return the call to be made; an error in words: there is none."""
-        kind = slot.kind
+    def _asks(self, slot: Slot) -> Job | None:
+        """Return the call of `get_reward`, if there is one."""
+        get_reward = getattr(slot.environment, "get_reward", None)
+        return get_reward and self._job(slot, "get_reward", partial(get_reward), lambda x: x)
+
+    def _calls(self, slot: Slot, asked: Asked) -> Job | Words:
+        """Return the call of `step` or of a tool; in words: why there is none."""
+        kind, most = slot.kind, self.most_characters
         if isinstance(asked, BadCall):
             return Words(asked.problem)
         if isinstance(asked, str):
-            return self._work(slot, "step", slot.environment.step, asked)
+            step = partial(slot.environment.step, asked)
+            return self._job(slot, "step", step, partial(turn_of, most=most))
         if asked.name not in kind.tools:
-            known = ", ".join(kind.tools)
-            return Words(f"there is no tool {shown(asked.name)}, there is {known}.")
+            return Words(f"there is no tool {shown(asked.name)}, there is {', '.join(kind.tools)}.")
         if slot.lost and asked.name in kind.own:
-            return Late("an earlier call has not ended, and nothing more can be called")
+            return Words("an earlier call has not ended: nothing more can be called.")
         try:
             arguments = kind.tools[asked.name].read(asked.arguments)
         except Words as error:
             return error
-        function = kind.function_of(asked.name, slot.environment)
-        return self._work(slot, asked.name, function, **arguments)
+        call = partial(kind.function_of(asked.name, slot.environment), **arguments)
+        return self._job(slot, asked.name, call, partial(text_of, most=most))
 
-    def _work(
-        self, slot: Slot, name: str, function: Callable[..., Any], *given: Any, **named: Any
-    ) -> Job:
-        taken = {"step": turn_of} if slot.kind.plain else {}
-        finish = partial(taken.get(name, text_of), most=self.most_characters)
-        return self._named(slot, name, partial(function, *given, **named), finish)
-
-    def _named(self, slot: Slot, name: str, call: Any, finish: Callable[[Any], Any]) -> Job:
+    def _job(self, slot: Slot, name: str, call: Any, finish: Callable[[Any], Any]) -> Job:
         return Job(f"{slot.kind.name}.{name}", call, finish, slot.chance, self.seconds)
 
     def _reply(self, slot: Slot, calls: Sequence[Call | BadCall], answers: list[Any]) -> Reply:
@@ -326,7 +320,3 @@ class World:
             return answer
         words = str(answer) if isinstance(answer, Words) else described(answer)
         return text_of(f"Error: {words}", self.most_characters)
-
-
-def _as_is(value: Any) -> Any:
-    return value
