@@ -3,6 +3,7 @@
 import json
 import random
 from functools import cache
+from itertools import chain
 
 import pytest
 import torch
@@ -125,7 +126,7 @@ def test_what_was_sampled_is_what_is_trained(family, monkeypatch):
     rollout = episodes(policy, ASKED * 25)
     rollout.check()
     rows = len(rollout)
-    assert rows == 150 and len(drawn) == 3
+    assert (rows, len(drawn)) == (150, 3)
 
     turns = [[lists[row] for _, lists in drawn] for row in range(rows)]
     said = iter(told)
@@ -134,9 +135,9 @@ def test_what_was_sampled_is_what_is_trained(family, monkeypatch):
         first, second, third = turns[row]
         parts = [first, between[0][row], second, between[1][row], third]
         response = rollout.responses[row][rollout.attention_mask[row, rollout.queries.shape[1] :]]
-        assert response.tolist() == sum(parts, [])
+        assert response.tolist() == list(chain(*parts))
         mask = [len(part) * [place % 2 == 0] for place, part in enumerate(parts)]
-        assert rollout.response_mask[row][: len(response)].tolist() == sum(mask, [])
+        assert rollout.response_mask[row][: len(response)].tolist() == list(chain(*mask))
 
     with torch.no_grad():
         out = policy(
@@ -194,7 +195,7 @@ def test_a_conversation_is_told_and_counted():
     scored = EnvironmentReward()(rollout)
     assert scored.scores.tolist() == [6.0, 6.0]  # at the end: one score for a response
     figures = episode_figures(rollout.episodes)
-    assert figures["stop/turns"] == 1 and figures["episode/tool_calls"] == 3
+    assert (figures["stop/turns"], figures["episode/tool_calls"]) == (1, 3)
     assert [each.counter for each in rollout.environments] == [6, 6]
     assert rollout.response_texts[0] == "\n\n".join(["increment 2"] * 3)
     assert rollout.ended.tolist() == [False, False]
@@ -281,7 +282,7 @@ def test_increments_are_learned(tmp_path):
     """TRL's documented form, by the three ways in; a tiny model learns to call the tool."""
     tokenizer = words()
     told = {"max_turns": 3, "call_format": CALLS}
-    model, history = trl.train(
+    _, history = trl.train(
         llama_of(len(tokenizer)),
         ["go"],
         environment=Counter,
@@ -303,7 +304,7 @@ def test_increments_are_learned(tmp_path):
     assert {"held_out/episode/turns", "held_out/stop/turns"} <= history[-1].keys()
     (line, *_) = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
     assert json.loads(line)["episode"]["messages"][0]["role"] == "assistant"
-    assert "environment" in (tmp_path / "run" / "config.yaml").read_text()
+    assert "environment" in (tmp_path / "run" / "recipe.yaml").read_text()
 
 
 def test_rewards_of_an_environment_and_of_functions_are_summed():

@@ -308,7 +308,10 @@ class EnvironmentConfig:
         """Yield what is wrong with settings that each are in order."""
         if self.name is None and not self.tools:
             yield "name", "be given, or `tools`", "file.py:Maze"
-        for path, name in (("name", self.name), *((f"tools[{i}]", t) for i, t in enumerate(self.tools))):
+        for path, name in (
+            ("name", self.name),
+            *((f"tools[{i}]", t) for i, t in enumerate(self.tools)),
+        ):
             if name is not None and ":" not in name:
                 yield path, "be file.py:name or package.module:name"
 
@@ -447,9 +450,7 @@ class Recipe:
         reference = not isinstance(model, dict) or model.get("reference") != "none"
         ppo = learning_defaults(ppo, reference=reference) | ppo
         size = group_size(str(ppo.get("algorithm", "ppo")))
-        return _with_environment(
-            tree | {"ppo": ppo, "sampling": {"group_size": size} | sampling}
-        )
+        return _with_environment(tree | {"ppo": ppo, "sampling": {"group_size": size} | sampling})
 
     @property
     def total_steps(self) -> int:

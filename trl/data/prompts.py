@@ -262,8 +262,7 @@ class _Preparation:
         self, table: Table, name: str, cuts: np.random.Generator, *, unique: bool = False
     ) -> list[dict[str, Any]]:
         """Return the rows of a table with their "prompt", those of a wrong length left out."""
-        rows, settings = self._prompts(table, name, cuts), self.settings
-        prompts = self.sent(rows)
+        prompts = self.sent(self._prompts(table, name, cuts))
         if unique:
             each = {_key(prompt): prompt for prompt in prompts}  # where it stood first
             prompts = self.kept(list(each.values()), prompts, "equal to another")

@@ -99,7 +99,7 @@ class Episodes(Sampler):
             def go(self, direction: str) -> str:    # each public method is a tool
                 '''Walk one step.
 
-                Args:
+    Args:
                     direction: left or right.
                 '''
                 ...
@@ -239,7 +239,13 @@ class Episodes(Sampler):
             of_rows["query_messages"] = tuple(begun)
         if encoded.others:
             of_rows["columns"] = {k: tuple(row[k] for row in rows) for k in encoded.others[0]}
-        return self._rollout(policy, episodes, valued, **of_rows)
+        # Of chats as their template writes them; of texts without what begins them.
+        decode: Any = self.tokenizer.decode
+        texts = [
+            each if isinstance(each, str) else decode(query)
+            for each, query in zip(begun, queries, strict=True)
+        ]
+        return self._rollout(policy, episodes, valued, query_texts=tuple(texts), **of_rows)
 
     def _query_tokens(
         self, turns: ChatTurns | PlainTurns, begun: Sequence[Any], schemas: Sequence[Any]
@@ -358,7 +364,7 @@ class Episodes(Sampler):
         tokens, ends = episode.tokens[episode.begins :], set(stop.token_ids)
         while tokens and tokens[-1] in ends:
             tokens = tokens[:-1]
-        decode: Any = getattr(self.tokenizer, "decode")
+        decode: Any = self.tokenizer.decode
         whole = str(decode(tokens, skip_special_tokens=False))
         keeps = self.keep_special_tokens
         episode.said.append(whole if keeps else str(decode(tokens, skip_special_tokens=True)))
@@ -381,7 +387,6 @@ class Episodes(Sampler):
             name: pad_sequence([torch.tensor(getattr(e, name), **on_cpu) for e in episodes], True)
             for name in names
         }
-        decode: Any = getattr(self.tokenizer, "decode")
         return dataclasses.replace(
             rollout,
             behaviour_logprobs=recorded["logprobs"],
@@ -389,7 +394,6 @@ class Episodes(Sampler):
             turn_rewards=recorded["rewards"],
             ended=torch.tensor([e.stop in ("done", "answered") for e in episodes], **on_cpu),
             temperature=self.distribution.temperature,
-            query_texts=tuple(decode(episode.query) for episode in episodes),
             response_texts=tuple("\n\n".join(episode.said) for episode in episodes),
             episodes=tuple(map(_record, episodes)),
             **of_rows,

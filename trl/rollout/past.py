@@ -1,4 +1,4 @@
-"""What a model has read of each row of a batch, kept from one turn of a conversation to the next."""
+"""What a model has read of each row of a batch, kept from turn to turn of a conversation."""
 
 from __future__ import annotations
 

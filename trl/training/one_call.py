@@ -182,7 +182,9 @@ def train(
     _check_arguments(on_step, ppo_params, sampler_kwargs, out, resume)
     config = _configured(config, ppo_params, ref_model)
     episodes = _episodes(environment, tools, environment_kwargs)
-    scorer = _scorer(reward, episodes is not None and episodes.keywords["environment"].gives_rewards)
+    scorer = _scorer(
+        reward, episodes is not None and episodes.keywords["environment"].gives_rewards
+    )
     if episodes is not None and isinstance(prompts, int | None):
         prompts = [""] * (256 if prompts is None else prompts)
     split = _split(prompts, held_out, shuffle_buffer, saved=out is not None)
@@ -390,6 +392,7 @@ def _described(
             parts=loop.parts,
             **{k: getattr(loop.sampler, k) for k in ("group_size", "add_bos", "max_rows")},
         ),
+        environment=_environment_of(loop.sampler),
         reward=tuple(
             settings.RewardConfig(
                 kind="function", name=_place_of(scorer), title=name, weight=weight
@@ -400,6 +403,21 @@ def _described(
         quiet=True,
         out=str(folder.path),
         profile=loop.profile and str(loop.profile.folder),
+    )
+
+
+def _environment_of(sampler: Sampler) -> settings.EnvironmentConfig | None:
+    """Return what a recipe would say of the environment and the tools; None: there are none."""
+    if not isinstance(sampler, Episodes):
+        return None
+    limits = ("max_turns", "max_tokens", "max_tool_calls", "call_format")
+    environment, tools, seconds, *_ = sampler.world.made_of
+    several = environment.values() if isinstance(environment, Mapping) else [environment]
+    return settings.EnvironmentConfig(
+        name=", ".join(map(_place_of, filter(None, several))) or None,
+        tools=tuple(map(_place_of, tools)),
+        seconds=seconds,
+        **{name: getattr(sampler, name) for name in limits},
     )
 
 
