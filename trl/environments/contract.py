@@ -266,7 +266,7 @@ class Kind:
         if not callable(getattr(first, "reset", None)):
             fix = "write def reset(self, **row): ..., which begins an episode"
             refuse(name, "have a method `reset`", self.name, fix, error=TypeError)
-        step = getattr(first, "step", None)
+        step: Any = getattr(first, "step", None)
         self.plain = step is not None and _says_turn(step)
         if self.plain:
             try:
@@ -314,9 +314,9 @@ def _says_turn(step: Callable[..., Any]) -> bool:
 
 def text_of(value: Any, most: int) -> str:
     """Return what a tool returns as a text: what is none as JSON, what is too long cut."""
-    if not isinstance(value, str):
-        value = json.dumps(value, ensure_ascii=False, default=_as_json)
-    text = value.encode(errors="replace").decode()  # half a character has no tokens
+    is_text = isinstance(value, str)
+    text = value if is_text else json.dumps(value, ensure_ascii=False, default=_as_json)
+    text = text.encode(errors="replace").decode()  # half a character has no tokens
     if len(text) <= most:
         return text
     note = f" … (cut: {len(text)} characters)"

@@ -265,8 +265,8 @@ class Jobs:
 
 def _drawn() -> Any:
     """Return the global random states in a form that can be compared."""
-    _, keys, *rest = np.random.get_state()
-    return random.getstate(), keys.tobytes(), rest  # type: ignore[union-attr]
+    numbers: Any = np.random.get_state()
+    return random.getstate(), numbers[1].tobytes(), numbers[2:]
 
 
 def _made(job: Job) -> Any:

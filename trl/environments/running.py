@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from trl.config import check_values
 from trl.config.errors import closest, refuse, shown
@@ -31,7 +31,7 @@ from trl.evaluation.scores import described
 __all__ = ["World"]
 
 OnBadCall = Literal["answer", "end"]
-Asked = str | Call | BadCall
+Asked: TypeAlias = str | Call | BadCall
 """What one environment gets: the text of a turn, or a call."""
 
 
