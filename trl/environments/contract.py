@@ -101,7 +101,8 @@ def tool(
             have these three as attributes.
         process: In a child process, which is killed when its time is over; a thread cannot be. The
             child is a copy: what it changes in the environment is lost, and it may do all that
-            this process may. It has random states of its own, as with `serial`. No Windows.
+            this process may, but torch may hang in it. It has random states of its own, as with
+            `serial`. No Windows.
         serial: One after another, with Python's and NumPy's global random states swapped in and
             out: for what draws from these. Each row has states of its own, from the seed of its
             `reset`, so that what is drawn depends on no other row.
