@@ -367,7 +367,7 @@ def test_rows_name_their_environment():
 
 def test_the_column_that_routes_is_not_handed_on():
     class Asks:
-        def reset(self, **row) -> str:
+        def reset(self, *args, **row) -> str:
             return str(row)
 
         def step(self, text: str) -> Turn:
@@ -459,7 +459,7 @@ class Needs(IncrementEnv):
         ({"environment": IncrementEnv, "tools": [3]}, r"`tools` must be functions, got 3"),
         ({"tools": multiply}, r"`tools` must be a list of functions.*write \[...\] around it"),
         ({"environment": Guess, "tools": [multiply]}, r"`tools` must be empty beside Guess.step"),
-        ({"tools": [multiply, multiply]}, r"`tools` must have names of their own"),
+        ({"tools": [multiply, multiply]}, r"names of their own, got \['multiply'\] twice"),
         ({"tools": [multiply], "seconds": 0}, r"`seconds` must be"),
         (
             {"tools": [multiply], "on_bad_call": "raise"},

@@ -41,6 +41,9 @@ __all__ = ["EpisodeError", "Reply", "Turn", "tool"]
 RESERVED = {"reset", "get_reward", "close"}
 """Public methods that are no tools."""
 
+VARIABLE = {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD, Parameter.POSITIONAL_ONLY}
+"""Parameters that cannot be given by a name of their own."""
+
 ROUTE = "environment"
 """The column that names the environment of a row, where there are several."""
 
@@ -139,14 +142,13 @@ class Tool:
         self.name, self.function = function.__name__, function
         signature = inspect.signature(function)
         parameters = list(signature.parameters.values())
-        variable = {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD, Parameter.POSITIONAL_ONLY}
         try:
             hints = get_type_hints(function, include_extras=True)
         except NameError as error:
             fix = "import them where the tool is, at the top and not for type checkers alone"
             refuse(name, "have types that are there", str(error), fix, error=TypeError)
         untyped = [each.name for each in parameters if each.name not in hints]
-        unnamed = [str(each) for each in parameters if each.kind in variable]
+        unnamed = [str(each) for each in parameters if each.kind in VARIABLE]
         if untyped or unnamed:
             rule = "have parameters with names and types"
             fix = f"write such as {(untyped or ['query'])[0]}: str"
@@ -237,17 +239,19 @@ class Kind:
         if self.plain and tools:
             fix = "make them methods of a class without such a `step`, or leave them out"
             refuse("tools", f"be empty beside {self.name}.step(text) -> Turn", len(tools), fix)
-        self.tools = {each.name: each for each in own + given}
-        if doubled := len(own + given) - len(self.tools):
-            refuse("tools", "have names of their own", f"{doubled} that are taken", "rename them")
+        names = [each.name for each in own + given]
+        if doubled := sorted({each for each in names if names.count(each) > 1}):
+            refuse("tools", "have names of their own", f"{doubled} twice", "rename them")
+        self.tools = dict(zip(names, own + given, strict=True))
         if not self.tools and not self.plain:
             rule = "have tools (public methods), or a method step(text) -> Turn"
             refuse(name, rule, self.name, "write `-> Turn` behind its step, or tools=[...]")
-        self.own = {each.name for each in own}
+        self.own = set(names[: len(own)])
         self.schemas = [each.schema for each in self.tools.values()]
         takes = inspect.signature(self.first.reset).parameters if self.first is not None else {}
-        named = {key: each for key, each in takes.items() if each.kind != Parameter.VAR_KEYWORD}
-        self._takes, self._takes_all = set(named), len(named) < len(takes)
+        self._takes_all = any(each.kind == Parameter.VAR_KEYWORD for each in takes.values())
+        named = {key: each for key, each in takes.items() if each.kind not in VARIABLE}
+        self._takes = set(named)
         self.needs = {key for key, each in named.items() if each.default is Parameter.empty}
         self.needs -= {"seed"}
 
