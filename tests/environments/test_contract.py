@@ -103,8 +103,10 @@ def test_tasks_that_reset_makes_up():
 def test_tasks_that_are_in_the_rows_and_a_tool_without_a_docstring():
     with pytest.warns(UserWarning, match=r"docstring of IncrementToTarget.increment does not tell"):
         world = World(IncrementToTarget)
-    parameters = world.schemas({})[0]["function"]["parameters"]
-    assert parameters["properties"]["step"]["type"] == "integer"
+    (schema,) = world.schemas({})
+    assert schema["function"]["description"] == "increment"
+    step = {"type": "integer", "description": "step"}
+    assert schema["function"]["parameters"]["properties"] == {"step": step}
     rows = [{"prompt": "to 1", "target": 1}, {"prompt": "to 2", "target": 2}]
     assert world.reset(rows, seeds=[0, 1]) == [None, None]
     one = [Call("increment", {"step": 1})]
