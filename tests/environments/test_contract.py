@@ -595,6 +595,30 @@ def test_calls_that_cannot_be_made_are_answered():
     assert {each["role"] for each in reply.messages} == {"tool"}
 
 
+class Speechless(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+def test_calls_that_cannot_even_be_told_of_are_answered():
+    def fail() -> None:
+        """Fail."""
+        raise Speechless
+
+    deep = []
+    for _ in range(10**4):
+        deep = [deep]
+    world = World(tools=[fail, choose])
+    world.reset([{}], seeds=[0])
+    calls = Call("fail", {}), Call("choose", {"side": deep}), Call("\ud83d", {})
+    (reply,) = world.respond([0], [""], [calls])
+    told = [each["content"] for each in reply.messages]
+    assert told[0] == "Error: Speechless"
+    assert told[1].startswith("Error: RecursionError")
+    assert reply.messages[2]["name"] == "?"
+    "".join(told).encode()
+
+
 def test_a_call_that_cannot_be_read_may_end_the_episode():
     def boom(x: int = 0) -> int:
         """Never called."""

@@ -119,7 +119,7 @@ class Jobs:
         self._hung = [each for each in self._hung if each[0].is_alive()]
         return len(self._hung)
 
-    def run(self, jobs: Sequence[Job | Words | None]) -> list[Any]:
+    def run(self, jobs: Sequence[Job | Exception | None]) -> list[Any]:
         """Return what each call returned, or the exception that it raised; what is none, as it is.
 
         Raises:
