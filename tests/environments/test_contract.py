@@ -103,8 +103,10 @@ def test_tasks_that_reset_makes_up():
 def test_tasks_that_are_in_the_rows_and_a_tool_without_a_docstring():
     with pytest.warns(UserWarning, match=r"docstring of IncrementToTarget.increment does not tell"):
         world = World(IncrementToTarget)
-    parameters = world.schemas({})[0]["function"]["parameters"]
-    assert parameters["properties"]["step"]["type"] == "integer"
+    (schema,) = world.schemas({})
+    assert schema["function"]["description"] == "increment"
+    step = {"type": "integer", "description": "step"}
+    assert schema["function"]["parameters"]["properties"] == {"step": step}
     rows = [{"prompt": "to 1", "target": 1}, {"prompt": "to 2", "target": 2}]
     assert world.reset(rows, seeds=[0, 1]) == [None, None]
     one = [Call("increment", {"step": 1})]
@@ -367,7 +369,7 @@ def test_rows_name_their_environment():
 
 def test_the_column_that_routes_is_not_handed_on():
     class Asks:
-        def reset(self, **row) -> str:
+        def reset(self, *args, **row) -> str:
             return str(row)
 
         def step(self, text: str) -> Turn:
@@ -459,7 +461,7 @@ class Needs(IncrementEnv):
         ({"environment": IncrementEnv, "tools": [3]}, r"`tools` must be functions, got 3"),
         ({"tools": multiply}, r"`tools` must be a list of functions.*write \[...\] around it"),
         ({"environment": Guess, "tools": [multiply]}, r"`tools` must be empty beside Guess.step"),
-        ({"tools": [multiply, multiply]}, r"`tools` must have names of their own"),
+        ({"tools": [multiply, multiply]}, r"names of their own, got \['multiply'\] twice"),
         ({"tools": [multiply], "seconds": 0}, r"`seconds` must be"),
         (
             {"tools": [multiply], "on_bad_call": "raise"},
@@ -591,6 +593,30 @@ def test_calls_that_cannot_be_made_are_answered():
     assert (reply.calls, reply.failed, reply.done) == (4, 3, False)
     assert [each["name"] for each in reply.messages] == ["divide", "error", "multiply", "multiply"]
     assert {each["role"] for each in reply.messages} == {"tool"}
+
+
+class Speechless(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+def test_calls_that_cannot_even_be_told_of_are_answered():
+    def fail() -> None:
+        """Fail."""
+        raise Speechless
+
+    deep = []
+    for _ in range(10**4):
+        deep = [deep]
+    world = World(tools=[fail, choose])
+    world.reset([{}], seeds=[0])
+    calls = Call("fail", {}), Call("choose", {"side": deep}), Call("\ud83d", {})
+    (reply,) = world.respond([0], [""], [calls])
+    told = [each["content"] for each in reply.messages]
+    assert told[0] == "Error: Speechless"
+    assert told[1].startswith("Error: RecursionError")
+    assert reply.messages[2]["name"] == "?"
+    "".join(told).encode()
 
 
 def test_a_call_that_cannot_be_read_may_end_the_episode():

@@ -1,6 +1,7 @@
 """Tools that raise, hang, draw, end their process; threads, the event loop and children."""
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -120,17 +121,17 @@ def test_a_thread_that_hangs_is_counted_and_its_environment_replaced():
             return "a wall"
 
         def get_reward(self):
-            return 1 / 0 if threading.active_count() else 1.0
+            raise ValueError
 
-    world = World(Maze, seconds=0.2)
+    world = World(Maze, seconds=0.5)
     world.reset([{}, {}], seeds=[0, 1])
     hung, other = world.instances([0, 1])
     wait, look = Call("wait", {}), Call("look", {})
-    match = r"Maze.wait does not end: it took longer than 0.2 seconds. .* hangs, 1 of at most 8"
+    match = r"Maze.wait does not end: it took longer than 0.5 seconds. .* hangs, 1 of at most 8"
     with pytest.warns(UserWarning, match=match):
         replies = world.respond([0, 1], ["", ""], [[wait, look], [look]])
     assert [m["content"] for m in replies[0].messages] == [
-        "Error: it took longer than 0.2 seconds.",
+        "Error: it took longer than 0.5 seconds.",
         "Error: an earlier call has not ended: nothing more can be called.",
     ]
     assert replies[0].failed == 2
@@ -243,12 +244,12 @@ def test_an_async_tool_that_takes_too_long_is_cancelled_and_one_that_blocks_hang
     async def quick() -> int:
         return 1
 
-    world = world_of(wait, block, quick, rows=2, seconds=0.2)
-    late = "Error: it took longer than 0.2 seconds, and was ended."
+    world = world_of(wait, block, quick, rows=2, seconds=0.5)
+    late = "Error: it took longer than 0.5 seconds, and was ended."
     assert told(world, "wait", "quick") == [late, "1"]
     assert world.hung == 0
     with pytest.warns(UserWarning, match="tools.block does not end") as warned:
-        late = "Error: it took longer than 0.2 seconds."
+        late = "Error: it took longer than 0.5 seconds."
         assert told(world, "wait", "block") == [late, late]  # one holds up the other
     assert len(warned) == 1
     assert world.hung == 1
@@ -274,15 +275,13 @@ def test_a_child_answers_from_a_process_of_its_own():
         return {"x": x, "pid": os.getpid()}
 
     @in_child
-    async def later(x: int) -> int:
-        return x + 1
+    async def later(x: int) -> list:
+        return [x + 1, os.getpid()]
 
     world = world_of(work, later, rows=3)
-    answers = told(world, "work", "later", "work", x=4)
-    assert answers[0].startswith('{"x": 4, "pid": ')
-    assert answers[0] != answers[2]
-    assert answers[1] == "5"
-    assert str(os.getpid()) not in answers[0]
+    first, [five, second], third = map(json.loads, told(world, "work", "later", "work", x=4))
+    assert (first["x"], five) == (4, 5)
+    assert len({os.getpid(), first["pid"], second, third["pid"]}) == 4
     assert state == [0]
 
 
@@ -295,11 +294,11 @@ def test_what_goes_wrong_in_a_child_is_told_and_nothing_is_left_behind():
             raise ValueError("no")
         if how == "much":
             return "x" * 10**6
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(98.7)"])
         while True:
             pass
 
-    go.seconds = 20
+    before = {*psutil.Process().children()}
     world = world_of(go, most_characters=60)
     assert told(world, "go", how="exit") == ["Error: it ended without an answer."]
     assert told(world, "go", how="raise") == ["Error: ValueError: no"]
@@ -309,9 +308,9 @@ def test_what_goes_wrong_in_a_child_is_told_and_nothing_is_left_behind():
     assert told(world, "go", how="hang") == ["Error: it took longer than 1 seconds, and was ended."]
     assert time.monotonic() - begun < 15
     assert world.hung == 0
-    left = [p for p in psutil.process_iter(["cmdline"]) if "time.sleep(100)" in str(p.info)]
+    left = [p for p in psutil.process_iter(["cmdline"]) if "time.sleep(98.7)" in str(p.info)]
     assert not left
-    assert not psutil.Process().children()
+    assert {*psutil.Process().children()} <= before
 
 
 # -- what is drawn ---------------------------------------------------------------------------------
@@ -321,7 +320,7 @@ class Dice:
     def __init__(self):
         random.random(), np.random.rand()
 
-    def reset(self, seed: int | None = None) -> str:
+    def reset(self, seed: int) -> str:
         return f"{seed} {random.random()} {np.random.rand()}"
 
     @tool(serial=True)

@@ -41,6 +41,9 @@ __all__ = ["EpisodeError", "Reply", "Turn", "tool"]
 RESERVED = {"reset", "get_reward", "close"}
 """Public methods that are no tools."""
 
+VARIABLE = {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD, Parameter.POSITIONAL_ONLY}
+"""Parameters that cannot be given by a name of their own."""
+
 ROUTE = "environment"
 """The column that names the environment of a row, where there are several."""
 
@@ -101,7 +104,8 @@ def tool(
             have these three as attributes.
         process: In a child process, which is killed when its time is over; a thread cannot be. The
             child is a copy: what it changes in the environment is lost, and it may do all that
-            this process may. It has random states of its own, as with `serial`. No Windows.
+            this process may, but torch may hang in it. It has random states of its own, as with
+            `serial`. No Windows.
         serial: One after another, with Python's and NumPy's global random states swapped in and
             out: for what draws from these. Each row has states of its own, from the seed of its
             `reset`, so that what is drawn depends on no other row.
@@ -138,14 +142,13 @@ class Tool:
         self.name, self.function = function.__name__, function
         signature = inspect.signature(function)
         parameters = list(signature.parameters.values())
-        variable = {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD, Parameter.POSITIONAL_ONLY}
         try:
             hints = get_type_hints(function, include_extras=True)
         except NameError as error:
             fix = "import them where the tool is, at the top and not for type checkers alone"
             refuse(name, "have types that are there", str(error), fix, error=TypeError)
         untyped = [each.name for each in parameters if each.name not in hints]
-        unnamed = [str(each) for each in parameters if each.kind in variable]
+        unnamed = [str(each) for each in parameters if each.kind in VARIABLE]
         if untyped or unnamed:
             rule = "have parameters with names and types"
             fix = f"write such as {(untyped or ['query'])[0]}: str"
@@ -236,17 +239,19 @@ class Kind:
         if self.plain and tools:
             fix = "make them methods of a class without such a `step`, or leave them out"
             refuse("tools", f"be empty beside {self.name}.step(text) -> Turn", len(tools), fix)
-        self.tools = {each.name: each for each in own + given}
-        if doubled := len(own + given) - len(self.tools):
-            refuse("tools", "have names of their own", f"{doubled} that are taken", "rename them")
+        names = [each.name for each in own + given]
+        if doubled := sorted({each for each in names if names.count(each) > 1}):
+            refuse("tools", "have names of their own", f"{doubled} twice", "rename them")
+        self.tools = dict(zip(names, own + given, strict=True))
         if not self.tools and not self.plain:
             rule = "have tools (public methods), or a method step(text) -> Turn"
             refuse(name, rule, self.name, "write `-> Turn` behind its step, or tools=[...]")
-        self.own = {each.name for each in own}
+        self.own = set(names[: len(own)])
         self.schemas = [each.schema for each in self.tools.values()]
         takes = inspect.signature(self.first.reset).parameters if self.first is not None else {}
-        named = {key: each for key, each in takes.items() if each.kind != Parameter.VAR_KEYWORD}
-        self._takes, self._takes_all = set(named), len(named) < len(takes)
+        self._takes_all = any(each.kind == Parameter.VAR_KEYWORD for each in takes.values())
+        named = {key: each for key, each in takes.items() if each.kind not in VARIABLE}
+        self._takes = set(named)
         self.needs = {key for key, each in named.items() if each.default is Parameter.empty}
         self.needs -= {"seed"}
 
@@ -266,7 +271,7 @@ class Kind:
         if not callable(getattr(first, "reset", None)):
             fix = "write def reset(self, **row): ..., which begins an episode"
             refuse(name, "have a method `reset`", self.name, fix, error=TypeError)
-        step = getattr(first, "step", None)
+        step: Any = getattr(first, "step", None)
         self.plain = step is not None and _says_turn(step)
         if self.plain:
             try:
@@ -314,9 +319,9 @@ def _says_turn(step: Callable[..., Any]) -> bool:
 
 def text_of(value: Any, most: int) -> str:
     """Return what a tool returns as a text: what is none as JSON, what is too long cut."""
-    if not isinstance(value, str):
-        value = json.dumps(value, ensure_ascii=False, default=_as_json)
-    text = value.encode(errors="replace").decode()  # half a character has no tokens
+    is_text = isinstance(value, str)
+    text = value if is_text else json.dumps(value, ensure_ascii=False, default=_as_json)
+    text = text.encode(errors="replace").decode()  # half a character has no tokens
     if len(text) <= most:
         return text
     note = f" … (cut: {len(text)} characters)"

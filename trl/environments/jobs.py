@@ -119,7 +119,7 @@ class Jobs:
         self._hung = [each for each in self._hung if each[0].is_alive()]
         return len(self._hung)
 
-    def run(self, jobs: Sequence[Job | Words | None]) -> list[Any]:
+    def run(self, jobs: Sequence[Job | Exception | None]) -> list[Any]:
         """Return what each call returned, or the exception that it raised; what is none, as it is.
 
         Raises:
@@ -265,8 +265,8 @@ class Jobs:
 
 def _drawn() -> Any:
     """Return the global random states in a form that can be compared."""
-    _, keys, *rest = np.random.get_state()
-    return random.getstate(), keys.tobytes(), rest  # type: ignore[union-attr]
+    numbers: Any = np.random.get_state()
+    return random.getstate(), numbers[1].tobytes(), numbers[2:]
 
 
 def _made(job: Job) -> Any:

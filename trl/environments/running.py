@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from trl.config import check_values
 from trl.config.errors import closest, refuse, shown
@@ -31,7 +31,7 @@ from trl.evaluation.scores import described
 __all__ = ["World"]
 
 OnBadCall = Literal["answer", "end"]
-Asked = str | Call | BadCall
+Asked: TypeAlias = str | Call | BadCall
 """What one environment gets: the text of a turn, or a call."""
 
 
@@ -264,8 +264,8 @@ class World:
         get_reward = getattr(slot.environment, "get_reward", None)
         return get_reward and self._job(slot, "get_reward", partial(get_reward), lambda x: x)
 
-    def _calls(self, slot: Slot, asked: Asked) -> Job | Words:
-        """Return the call of `step` or of a tool; in words: why there is none."""
+    def _calls(self, slot: Slot, asked: Asked) -> Job | Exception:
+        """Return the call of `step` or of a tool; an error: why there is none."""
         kind, most = slot.kind, self.most_characters
         if isinstance(asked, BadCall):
             return Words(asked.problem)
@@ -278,7 +278,7 @@ class World:
             return Words("an earlier call has not ended: nothing more can be called.")
         try:
             arguments = kind.tools[asked.name].read(asked.arguments)
-        except Words as error:
+        except Exception as error:  # also of what is nested too deep to be shown
             return error
         call = partial(kind.function_of(asked.name, slot.environment), **arguments)
         return self._job(slot, asked.name, call, partial(text_of, most=most))
@@ -293,6 +293,7 @@ class World:
             bad = sum(isinstance(each, BadCall) for each in calls)
             return Reply(done=True, calls=len(calls), failed=bad)
         names = [each.name if isinstance(each, Call) else "error" for each in calls]
+        names = [text_of(name, self.most_characters) for name in names]
         messages = tuple(
             {"role": "tool", "name": name, "content": self._words(answer)}
             for name, answer in zip(names, answers, strict=True)
@@ -318,5 +319,8 @@ class World:
         """Return what the model is told; of an error, in words."""
         if isinstance(answer, str):
             return answer
-        words = str(answer) if isinstance(answer, Words) else described(answer)
+        try:
+            words = str(answer) if isinstance(answer, Words) else described(answer)
+        except Exception:  # it cannot say what is wrong
+            words = type(answer).__name__
         return text_of(f"Error: {words}", self.most_characters)
