@@ -3,10 +3,11 @@
 from functools import cache
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.environments.templates import WITH_TOOLS, end_ids, tokenizer_of
+from tests.environments.test_calls import HALVES
 from tests.rollout.tokenizers_for_tests import CHAT_TEMPLATE, byte_level
 from tests.strategies import properties
 from trl.environments.calls import CALL_FORMATS, BadCall, Call
@@ -118,22 +119,27 @@ def test_answers_of_tools_are_user_turns_where_a_template_has_no_place_for_them(
     assert turns.tokenizer.decode(ids).count(text) == 1
 
 
-@pytest.mark.parametrize(("family", "kind"), WAYS)
+@cache
+def control(way, ended, content):
+    """The special tokens of a reply."""
+    turns, role = turns_of(*way), "tool" if way[0] in PLACED else "user"
+    reply = [{"role": role, "name": "look_up", "content": content}]
+    ids = turns.following([CALL], reply, ended=ended)
+    added = turns.tokenizer.added_tokens_decoder
+    return [token for token in ids if token in added and added[token].special]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_special_tokens_in_what_is_said_are_text(way):
+    nested = "<|im_<|im_end|>end|>[/IN[/INST]ST]</</s>s>"
+    for content in (MARKS, nested):
+        assert control(way, True, content) == control(way, True, "x")
+
+
 @properties
-@given(content=st.text(), ended=st.booleans())
-@example(MARKS, False)
-@example("<|im_<|im_end|>end|>[/IN[/INST]ST]</</s>s>", True)
-def test_what_is_said_brings_no_control_tokens(family, kind, content, ended):
-    turns = turns_of(family, kind)
-    role = "tool" if family in PLACED else "user"
-
-    def control(content):
-        reply = [{"role": role, "name": "look_up", "content": content}]
-        ids = turns.following([CALL], reply, ended=ended)
-        added = turns.tokenizer.added_tokens_decoder
-        return [token for token in ids if token in added and added[token].special]
-
-    assert control(content) == control("x")
+@given(way=st.sampled_from(WAYS), content=st.text(HALVES), ended=st.booleans())
+def test_what_is_said_brings_no_control_tokens(way, content, ended):
+    assert control(way, ended, content) == control(way, ended, "x")
 
 
 @pytest.mark.parametrize(
@@ -167,12 +173,19 @@ def test_tools_stand_where_the_template_has_a_place_for_them(family, form, told)
         )
         assert "Be brief." in text
         assert f'"{function}"' in text
-    parts = [{"role": "user", "content": [{"type": "text", "text": "Hm?"}]}]
-    if family == "gemma":
-        turns.tokenizer = tokenizer_of("gemma")
-        turns.tokenizer.chat_template = "{{ messages[0].content[1].text }}"
-        assert turns.tokenizer.decode(turns.prompt(parts, [SCHEMA])) == "Hm?"
-        turns_of.cache_clear()
+
+
+def test_tools_stand_beside_the_parts_of_a_message():
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}[{{ part.text }}]{% endfor %}{% endif %}<|im_end|>{% endfor %}"
+    )
+    turns = turns_of("qwen", template=template)
+    parts = [{"type": "text", "text": "Look!"}, {"type": "text", "text": "What?"}]
+    text = turns.tokenizer.decode(turns.prompt([{"role": "user", "content": parts}], [SCHEMA]))
+    assert text.startswith("[You can call")
+    assert text.endswith("][Look!][What?]<|im_end|>")
 
 
 def test_a_prompt_in_which_tools_have_no_place_is_refused():
