@@ -88,6 +88,8 @@ def test_a_turn_without_a_call_has_none(name):
 
 
 def test_calls_of_tools_without_arguments_and_ids_are_read():
+    text = '<tool_call>{"name": "say", "arguments": {"text": "a\nb"}}</tool_call>'  # as it is
+    assert CALL_FORMATS["hermes"].read(text) == [Call("say", {"text": "a\nb"})]
     assert CALL_FORMATS["json"].read('{"name": "look"}') == [Call("look", {})]
     assert CALL_FORMATS["json"].read('{"name": "look", "arguments": null}') == [Call("look", {})]
     assert CALL_FORMATS["hermes"].read("<tool_call>[]</tool_call>") == []  # as SmolLM2 says none

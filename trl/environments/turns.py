@@ -340,20 +340,19 @@ def _id(calls: Sequence[Call | BadCall], place: int) -> str:
 def _spoken(answers: Messages) -> Iterator[dict[str, Any]]:
     """Yield ways to write a turn of the policy with a call for each answer, the likeliest first.
 
-    Some templates want arguments as JSON, and some write one call only.
+    Some templates want arguments as JSON; some write one call a turn, but take answers behind any.
     """
-    for count, form in product(dict.fromkeys([len(answers), 1]), (dict, json.dumps)):
+    for form in (dict, json.dumps) if answers else ():
         calls = [
             {
                 "type": "function",
                 "id": answer["tool_call_id"],
                 "function": {"name": answer.get("name", MARK), "arguments": form({})},
             }
-            for answer in answers[:count]
+            for answer in answers
         ]
-        if calls:
-            calls[-1]["function"]["arguments"] = form({"said": SAID})
-            yield {"role": "assistant", "content": "", "tool_calls": calls}
+        calls[-1]["function"]["arguments"] = form({"said": SAID})
+        yield {"role": "assistant", "content": "", "tool_calls": calls}
     yield {"role": "assistant", "content": SAID}
 
 
