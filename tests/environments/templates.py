@@ -90,16 +90,32 @@ GLM = (  # a turn ends where the next begins; what is thought stays if it is ask
     "<arg_value>{{ value }}</arg_value>{% endfor %}</tool_call>{% endfor %}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+PHI_4 = (  # a special token stands behind a call, and does not end the turn
+    "{% if tools %}<|system|>{% for t in tools %}<|tool|>{{ t.function | tojson }}<|/tool|>"
+    "{% endfor %}<|end|>{% endif %}{% for m in messages %}"
+    "{% if m.role == 'tool' %}<|tool_response|>{{ m.content | tojson }}<|end|>"
+    "{% else %}<|{{ m.role }}|>{{ m.content }}{% for call in m.tool_calls or [] %}"
+    "<|tool_call|>{{ call.function | tojson }}<|/tool_call|>{% endfor %}<|end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}"
+)
 LLAMA_MARKS = ["<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>", "<|eom_id|>"]
 MISTRAL_MARKS = ["[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"]
 MISTRAL_MARKS += ["[TOOL_RESULTS]", "[/TOOL_RESULTS]"]
+PHI_MARKS = [*TEMPLATES["phi3"][2], "<|tool|>", "<|/tool|>", "<|tool_call|>", "<|/tool_call|>"]
+PHI_MARKS += ["<|tool_response|>"]
 WITH_TOOLS = TEMPLATES | {
     "llama3": (LLAMA_3_TOOLS, TEMPLATES["llama3"][1], LLAMA_MARKS),
     "mistral": (MISTRAL_TOOLS, TEMPLATES["mistral"][1], MISTRAL_MARKS),
     "qwen": (QWEN_TOOLS, CHATML | {"eos_token": "<|im_end|>"}, ["<|endoftext|>"]),
+    "phi4": (PHI_4, {"eos_token": "<|endoftext|>"}, PHI_MARKS),
     "glm": (GLM, {"eos_token": "<|endoftext|>"}, ["<|user|>", "<|assistant|>", "<|observation|>"]),
 }
-ENDS = {"gemma": ["<end_of_turn>"], "phi3": ["<|end|>"], "glm": ["<|user|>", "<|observation|>"]}
+ENDS = {
+    "phi4": ["<|end|>"],
+    "gemma": ["<end_of_turn>"],
+    "phi3": ["<|end|>"],
+    "glm": ["<|user|>", "<|observation|>"],
+}
 """What ends a turn besides the EOS."""
 TEXTS = ["def f(a, b):\n    return a + b  # 12", "What is 12 * 34? I think 408.\n\nNo!", '{"a": 1}']
 

@@ -88,6 +88,8 @@ def test_a_turn_without_a_call_has_none(name):
 
 
 def test_calls_of_tools_without_arguments_and_ids_are_read():
+    text = '<tool_call>{"name": "say", "arguments": {"text": "a\nb"}}</tool_call>'  # as it is
+    assert CALL_FORMATS["hermes"].read(text) == [Call("say", {"text": "a\nb"})]
     assert CALL_FORMATS["json"].read('{"name": "look"}') == [Call("look", {})]
     assert CALL_FORMATS["json"].read('{"name": "look", "arguments": null}') == [Call("look", {})]
     assert CALL_FORMATS["hermes"].read("<tool_call>[]</tool_call>") == []  # as SmolLM2 says none
@@ -148,9 +150,10 @@ def test_long_turns_take_no_long_time(name):
         "1",
     ]
     for text in [*hostile, *(form.mark + each for each in hostile), JSON + "\n", form.mark + JSON]:
-        form.read(text * 3000)
-        form.read(form.mark + text * 3000)
-    assert len(form.read((form.mark + JSON) * 5000)) == 5000
+        form.read(text * 1000)
+        form.read(f"{form.mark}a{text * 1000}")
+        form.read(form.mark + text * 1000)
+    assert len(form.read((form.mark + JSON) * 2000)) == 2000
     assert time.process_time() - begun < 30  # a second here; minutes if it were quadratic
 
 

@@ -3,16 +3,18 @@
 from functools import cache
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from tests.environments.templates import WITH_TOOLS, end_ids, tokenizer_of
-from tests.rollout.tokenizers_for_tests import CHAT_TEMPLATE, byte_level
+from tests.environments.test_calls import HALVES
+from tests.rollout.tokenizers_for_tests import CHAT_TEMPLATE, byte_level, sentence_pieces
 from tests.strategies import properties
 from trl.environments.calls import CALL_FORMATS, BadCall, Call
 from trl.environments.turns import ChatTurns, PlainTurns
 
-PLACED = ("llama3", "mistral", "qwen", "glm")
+PLACED = ("llama3", "mistral", "qwen", "phi4", "glm")
 """Families whose templates have a place for tools."""
 WAYS = [*((family, "bytes") for family in WITH_TOOLS), ("mistral", "pieces"), ("gemma", "pieces")]
 XML = r"<tool_call>(?P<name>\w+)<arg_key>a</arg_key><arg_value>(?P<a>.*?)</arg_value></tool_call>"
@@ -118,22 +120,27 @@ def test_answers_of_tools_are_user_turns_where_a_template_has_no_place_for_them(
     assert turns.tokenizer.decode(ids).count(text) == 1
 
 
-@pytest.mark.parametrize(("family", "kind"), WAYS)
+@cache
+def control(way, ended, content):
+    """The special tokens of a reply."""
+    turns, role = turns_of(*way), "tool" if way[0] in PLACED else "user"
+    reply = [{"role": role, "name": "look_up", "content": content}]
+    ids = turns.following([CALL], reply, ended=ended)
+    added = turns.tokenizer.added_tokens_decoder
+    return [token for token in ids if token in added and added[token].special]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_special_tokens_in_what_is_said_are_text(way):
+    nested = "<|im_<|im_end|>end|>[/IN[/INST]ST]</</s>s>"
+    for content in (MARKS, nested):
+        assert control(way, True, content) == control(way, True, "x")
+
+
 @properties
-@given(content=st.text(), ended=st.booleans())
-@example(MARKS, False)
-@example("<|im_<|im_end|>end|>[/IN[/INST]ST]</</s>s>", True)
-def test_what_is_said_brings_no_control_tokens(family, kind, content, ended):
-    turns = turns_of(family, kind)
-    role = "tool" if family in PLACED else "user"
-
-    def control(content):
-        reply = [{"role": role, "name": "look_up", "content": content}]
-        ids = turns.following([CALL], reply, ended=ended)
-        added = turns.tokenizer.added_tokens_decoder
-        return [token for token in ids if token in added and added[token].special]
-
-    assert control(content) == control("x")
+@given(way=st.sampled_from(WAYS), content=st.text(HALVES), ended=st.booleans())
+def test_what_is_said_brings_no_control_tokens(way, content, ended):
+    assert control(way, ended, content) == control(way, ended, "x")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +152,7 @@ def test_what_is_said_brings_no_control_tokens(family, kind, content, ended):
         ("llama3", "llama3", ""),
         ("mistral", "mistral", ""),
         ("qwen", "hermes", ""),
+        ("phi4", "json", ""),
     ],
 )
 def test_tools_stand_where_the_template_has_a_place_for_them(family, form, told):
@@ -165,14 +173,21 @@ def test_tools_stand_where_the_template_has_a_place_for_them(family, form, told)
         text = turns.tokenizer.decode(
             turns.prompt([{"role": "system", "content": "Be brief."}, *ASKED], [SCHEMA])
         )
-        assert "Be brief." in text
+        assert "Be brief.\n\nYou can call" in text if told else "Be brief." in text
         assert f'"{function}"' in text
-    parts = [{"role": "user", "content": [{"type": "text", "text": "Hm?"}]}]
-    if family == "gemma":
-        turns.tokenizer = tokenizer_of("gemma")
-        turns.tokenizer.chat_template = "{{ messages[0].content[1].text }}"
-        assert turns.tokenizer.decode(turns.prompt(parts, [SCHEMA])) == "Hm?"
-        turns_of.cache_clear()
+
+
+def test_tools_stand_beside_the_parts_of_a_message():
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}[{{ part.text }}]{% endfor %}{% endif %}<|im_end|>{% endfor %}"
+    )
+    turns = turns_of("qwen", template=template)
+    parts = [{"type": "text", "text": "Look!"}, {"type": "text", "text": "What?"}]
+    text = turns.tokenizer.decode(turns.prompt([{"role": "user", "content": parts}], [SCHEMA]))
+    assert text.startswith("[You can call")
+    assert text.endswith("][Look!][What?]<|im_end|>")
 
 
 def test_a_prompt_in_which_tools_have_no_place_is_refused():
@@ -206,9 +221,10 @@ def test_a_template_that_forgets_what_was_thought_is_told_with_the_way_out():
     assert FORGETS in told
     assert told.endswith("give chat_template_kwargs={'clear_thinking': False}")
     assert turns_of("glm", tools=False, told=(("clear_thinking", False),)).told == ""
-    moves = (
-        "{% for m in messages if m.role != 'system' %}{% if loop.last and m.role == 'user' %}"
-        "{{ messages[0].content }} {% endif %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    moves = (  # the system message stands in the last user message
+        "{% for m in messages if m.role != 'system' %}{{ m.role }}: "
+        "{% if messages[0].role == 'system' and loop.last %}{{ messages[0].content }} {% endif %}"
+        "{{ m.content }}<|im_end|>{% endfor %}"
     )
     assert (
         "leaves out or moves what came before" in turns_of("qwen", tools=False, template=moves).told
@@ -253,6 +269,21 @@ def test_a_template_that_knows_tools_but_not_their_answers_gets_user_turns():
     )
 
 
+def test_a_template_that_wants_arguments_as_json_gets_them_so():
+    template = (
+        "{{ tools }}{% for m in messages %}{% if m.role == 'tool' and not messages[1].tool_calls %}"
+        "{{ raise_exception('an answer to no call') }}{% endif %}{{ m.role }}: {{ m.content }}"
+        "{% for call in m.tool_calls or [] %}{% set one = call.function %}"
+        """{{ '{"name": "' + one.name + '", "arguments": ' + one.arguments + '}' }}"""
+        "{% endfor %}<|im_end|>{% endfor %}"
+    )
+    turns = turns_of("qwen", template=template)
+    assert turns.told == ""
+    answer = [{"role": "tool", "name": "look_up", "content": "7"}]
+    ids = turns.following([CALL], answer, ended=True)
+    assert turns.tokenizer.decode(ids) == "tool: 7<|im_end|>"
+
+
 def test_a_template_without_end_tokens_goes_on_behind_what_the_policy_ended_with():
     tokenizer = byte_level()
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -282,8 +313,11 @@ def test_a_template_for_tools_that_says_no_form_of_calls_gets_plain_json():
     )
     turns = turns_of("qwen", template=template)
     assert turns.calls('Well: {"name": "look_up", "arguments": {}}') == [Call("look_up", {})]
-    own = turns_of("qwen", call_format=r"(?P<name>\w+)!")
-    assert own.calls("Do look_up!") == [Call("look_up", {})]
+    for family in ("qwen", "smollm2"):
+        own = turns_of(family, call_format=r"(?P<name>\w+)!")
+        assert own.calls("Do look_up!") == [Call("look_up", {})]
+    assert "listed in the system message, how they are called is for the prompts" in own.told
+    assert "To call" not in own.tokenizer.decode(own.prompt(ASKED, [SCHEMA]))
 
 
 def test_plain_text_goes_on_as_it_is():
@@ -297,6 +331,10 @@ def test_plain_text_goes_on_as_it_is():
         ids = turns.following([], replies, ended=ended)
         assert tokenizer.decode(ids) == "abc < eos>d".replace("<", "").replace(">", "")
         assert tokenizer.eos_token_id not in ids
+    words = sentence_pieces()  # a space stands before what begins a text, not before a reply
+    words.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    ids = PlainTurns(words).following([], [{"role": "user", "content": "s a"}], ended=True)
+    assert words.convert_ids_to_tokens(ids) == ["s", "▁a"]
     assert turns.following([], [], ended=True) == []
     with pytest.raises(ValueError, match="`tokenizer` must have a chat template: set"):
         ChatTurns(tokenizer)

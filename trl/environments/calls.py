@@ -148,13 +148,14 @@ def _as_call(found: Any, text: str) -> Call | BadCall:
     return Call(name, arguments or {}, found["id"] if isinstance(found.get("id"), str) else "")
 
 
-def _read_at(text: str, start: int, ends: re.Pattern[str]) -> tuple[Calls, int]:
+def _read_at(text: str, start: int, ends: re.Pattern[str], **named: str) -> tuple[Calls, int]:
     """Return the call, or the list of calls, that begins at `start`, and where it ends.
 
     Args:
         text: Of the turn.
         start: Where the JSON begins.
         ends: What ends a call that cannot be read.
+        **named: The name and the id, where they stand before the JSON, which is the arguments then.
     """
     try:
         value, stop = _value(text, start)
@@ -162,43 +163,18 @@ def _read_at(text: str, start: int, ends: re.Pattern[str]) -> tuple[Calls, int]:
         end = ends.search(text, start)
         stop = end.start() if end else len(text)
         return [BadCall(text[start:stop].strip(), str(error))], stop
-    written = text[start:stop]
-    return [
-        _as_call(each, written) for each in (value if isinstance(value, list) else [value])
-    ], stop
+    if named:
+        value = {"arguments": value, **named}
+    found = value if isinstance(value, list) else [value]
+    return [_as_call(each, text[start:stop]) for each in found], stop
 
 
-_HERMES = re.compile(r"<tool_call>\s*(?:```\w*\s*)?")
-_HERMES_ENDS = re.compile(r"</?tool_call>")
-
-
-def _read_hermes(text: str) -> Calls:
-    """Read <tool_call>{"name": …, "arguments": {…}}</tool_call>, also where the end is missing."""
+def _read_marked(begins: re.Pattern[str], ends: re.Pattern[str], text: str) -> Calls:
+    """Read the calls that stand behind a mark, also where what ends them is missing."""
     calls, stop = Calls(), 0
-    while begin := _HERMES.search(text, stop):
-        found, stop = _read_at(text, begin.end(), _HERMES_ENDS)
-        calls += found
-    return calls
-
-
-_MISTRAL = re.compile(r"\[TOOL_CALLS\]\s*")
-_NAMED = re.compile(r"([\w.-]+)\s*(?:\[CALL_ID\](\w+))?\s*(?:\[ARGS\])?\s*(?=\{)")
-
-
-def _read_mistral(text: str) -> Calls:
-    """Read [TOOL_CALLS][{"name": …, "arguments": {…}}], and [TOOL_CALLS]name[ARGS]{…}."""
-    calls, stop = Calls(), 0
-    while begin := _MISTRAL.search(text, stop):
-        named = _NAMED.match(text, begin.end())
-        if named is None:
-            found, stop = _read_at(text, begin.end(), _MISTRAL)
-        else:
-            try:
-                given, stop = _value(text, named.end())
-                call = {"name": named[1], "arguments": given, "id": named[2]}
-                found = [_as_call(call, text[begin.end() : stop])]
-            except ValueError:
-                found, stop = _read_at(text, named.end(), _MISTRAL)
+    while begin := begins.search(text, stop):
+        named = {key: value for key, value in begin.groupdict().items() if value}
+        found, stop = _read_at(text, begin.end(), ends, **named)
         calls += found
     return calls
 
@@ -254,12 +230,23 @@ def _written(before: str, key: str, after: str) -> Callable[[str, Mapping[str, A
     return lambda name, arguments: f"{before}{_json({'name': name, key: dict(arguments)})}{after}"
 
 
+_HERMES = re.compile(r"<tool_call>\s*(?:```\w*\s*)?"), re.compile(r"</?tool_call>")
+"""<tool_call>{"name": …, "arguments": {…}}</tool_call>."""
+_NAME_BEFORE = (
+    r"(?:(?P<name>[\w.-]++)\s*+(?:\[CALL_ID\]\s*+(?P<id>\w++)\s*+)?(?:\[ARGS\]\s*+)?(?=\{))?"
+)
+_MISTRAL = re.compile(r"\[TOOL_CALLS\]\s*" + _NAME_BEFORE), re.compile(r"\[TOOL_CALLS\]")
+"""[TOOL_CALLS][{"name": …, "arguments": {…}}], and later [TOOL_CALLS]name[ARGS]{…}."""
 CALL_FORMATS: dict[str, CallFormat] = {
     "hermes": CallFormat(
-        _read_hermes, _written("<tool_call>\n", "arguments", "\n</tool_call>"), "<tool_call>"
+        partial(_read_marked, *_HERMES),
+        _written("<tool_call>\n", "arguments", "\n</tool_call>"),
+        "<tool_call>",
     ),
     "mistral": CallFormat(
-        _read_mistral, _written("[TOOL_CALLS][", "arguments", "]"), "[TOOL_CALLS]"
+        partial(_read_marked, *_MISTRAL),
+        _written("[TOOL_CALLS][", "arguments", "]"),
+        "[TOOL_CALLS]",
     ),
     "llama3": CallFormat(_read_llama, _written("", "parameters", ""), PYTHON_TAG),
     "json": CallFormat(_read_json, _written("", "arguments", "")),

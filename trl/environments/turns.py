@@ -7,9 +7,10 @@ rendered with the reply at its end, and what stands behind the policy's part of 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -21,10 +22,11 @@ from trl.rollout.queries import HELLO, NO_TEMPLATE, check_template_kwargs, encod
 
 Messages = Sequence[Mapping[str, Any]]
 
-SAID, THOUGHT, ANSWER, MARK = "trlSaid", "trlThought", "trlAnswer", "trlMark"
+SAID, ANSWER, MARK = "trlSaid", "trlAnswer", "trlMark"
 """What is looked for in a rendered conversation: of the policy, of a reply, of what is before."""
 PROBE = {"name": MARK, "description": MARK, "parameters": {"type": "object", "properties": {}}}
 TOOLS = [{"type": "function", "function": PROBE}]
+REPLY = {"role": "tool", "name": MARK, "content": ANSWER, "tool_call_id": "call00000"}
 WITHOUT_PLACE = "hermes"
 """The call format where a template knows of no tools."""
 
@@ -72,7 +74,7 @@ class ChatTurns:
         self._in_template = tools and self._shows(MARK, HELLO, tools=TOOLS)
         self._has_answers = self._in_template and self._writes_answers()
         self._form = self._format(call_format) if tools else None
-        reply = {"role": "tool" if self._has_answers else "user", "name": MARK, "content": ANSWER}
+        reply = REPLY if self._has_answers else {"role": "user", "content": ANSWER}
         self._after([], [reply])  # raises where nothing can follow
         told = [self._where() if tools else "", self._forgotten(reply)]
         self.told = "; ".join(filter(None, told))
@@ -156,16 +158,14 @@ class ChatTurns:
         Raises:
             ValueError: if the template cannot write it.
         """
-        answers = [reply for reply in replies if reply["role"] == "tool"]
-        ids = [_id(calls[place : place + 1], place) for place in range(len(answers))]
-        numbered = iter(ids)
         replies = [
-            {**reply, "tool_call_id": next(numbered)} if reply["role"] == "tool" else reply
-            for reply in replies
+            {**reply, "tool_call_id": _id(calls, place)} if reply["role"] == "tool" else reply
+            for place, reply in enumerate(replies)
         ]
+        answers = [reply for reply in replies if reply["role"] == "tool"]
         told = {"tools": TOOLS} if answers else {}  # some have a template for each
         problem = "it leaves out what the assistant says"
-        for turn in _spoken(answers, ids):
+        for turn in _spoken(answers):
             try:
                 text = self._render([*HELLO, turn, *replies], **told)
             except Exception as error:  # whatever a template raises
@@ -179,9 +179,8 @@ class ChatTurns:
         refuse("tokenizer.chat_template", "go on with a conversation", problem, fix)
 
     def _writes_answers(self) -> bool:
-        reply = {"role": "tool", "name": MARK, "content": ANSWER}
         try:
-            return ANSWER in self._after([], [reply])[1]
+            return ANSWER in self._after([], [REPLY])[1]
         except ValueError:
             return False
 
@@ -190,34 +189,30 @@ class ChatTurns:
         if name is not None or not self._in_template:
             return format_named(WITHOUT_PLACE if name is None else name)
         forms = [form for form in CALL_FORMATS.values() if form.mark in self._template]
-        for turn in _spoken([{"name": MARK}], [_id([], 0)]):
+        for turn in _spoken([REPLY]):
             chat = [*HELLO, turn]
-            if "tool_calls" in turn and self._shows(SAID, chat, tools=TOOLS):
-                text = self._render(chat, tools=TOOLS, add_generation_prompt=False)
-                text = text.rpartition(HELLO[0]["content"])[2]
-                for form in forms:
-                    if any(
-                        isinstance(c, Call) and SAID in c.arguments.values()
-                        for c in form.read(text)
-                    ):
-                        return form
-                rule = "be given for a chat template that writes calls in a form of its own"
-                refuse("call_format", rule, text, "give a regular expression that reads them")
+            if "tool_calls" not in turn or not self._shows(SAID, chat, tools=TOOLS):
+                continue
+            text = self._render(chat, tools=TOOLS, add_generation_prompt=False)
+            text = text.rpartition(HELLO[0]["content"])[2]
+            for form in forms:
+                if any(isinstance(c, Call) and "said" in c.arguments for c in form.read(text)):
+                    return form
+            rule = "be given for a chat template that writes calls in a form of its own"
+            refuse("call_format", rule, text, "give a regular expression that reads them")
         return forms[0]
 
     def _where(self) -> str:
         """Return where tools and their answers stand, if it is not where the template says."""
-        place = "system message" if self._in_system else "first user message"
-        if not self._in_template and not self._form.write:
-            how = f"they are listed in the {place}, how they are called is for the prompts to show"
-        else:
-            how = f"they and how they are called are described in the {place}"
-        if not self._in_template:
-            answers = "their answers are user turns"
-            return f"the chat template has no place for tools: {how}, and {answers}"
-        if not self._has_answers:
+        if self._in_template and self._has_answers:
+            return ""
+        if self._in_template:
             return "the chat template has no place for the answers of tools: they are user turns"
-        return ""
+        place = "the system message" if self._in_system else "the first user message"
+        how = f"they and how they are called are described in {place}"
+        if self._form and not self._form.write:
+            how = f"they are listed in {place}, how they are called is for the prompts to show"
+        return f"the chat template has no place for tools: {how}, and their answers are user turns"
 
     def _forgotten(self, reply: Mapping[str, Any]) -> str:
         """Return what to say of a template that writes earlier turns otherwise than they were."""
@@ -239,14 +234,17 @@ class ChatTurns:
         before = [{"role": "system", "content": MARK}] * self._in_system + HELLO
         answers = [reply] if reply["role"] == "tool" else []
         told |= {"tools": TOOLS} if answers else {}
-        opening = self._render(before, **told).rstrip()
-        thinks = self._thinks and not opening.endswith("</think>")
-        thought = f"<think>\n{THOUGHT}\n</think>\n\n" if thinks else ""
-        turn = next(_spoken(answers, [_id([], 0)]))
-        turn["content"] = thought + turn["content"]
-        begun = opening.removesuffix("<think>") + turn["content"]
-        whole = self._render([*before, turn, {**reply, "tool_call_id": _id([], 0)}], **told)
-        return "".join(whole.split()).startswith("".join(begun.split()))
+        for turn in _spoken(answers):
+            try:
+                opening = self._render(before, **told).rstrip()
+                thinks = self._thinks and not opening.endswith("</think>")
+                turn["content"] = f"<think>\n{MARK}\n</think>\n\n" * thinks + turn["content"]
+                whole = self._render([*before, turn, reply], **told)
+            except Exception:  # whatever a template raises
+                continue
+            begun = opening.removesuffix("<think>") + turn["content"]
+            return "".join(whole.split()).startswith("".join(begun.split()))
+        return True
 
 
 class PlainTurns:
@@ -333,34 +331,28 @@ def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-def _id(call: Sequence[Call | BadCall], place: int) -> str:
+def _id(calls: Sequence[Call | BadCall], place: int) -> str:
     """Return the id of a call: what the model wrote, if templates take it, nine characters."""
-    written = call[0].id if call and isinstance(call[0], Call) else ""
+    written = getattr(calls[place], "id", "") if place < len(calls) else ""
     return written if re.fullmatch(r"[A-Za-z0-9]{9}", written) else f"call{place:05d}"
 
 
-def _spoken(answers: Messages, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _spoken(answers: Messages) -> Iterator[dict[str, Any]]:
     """Yield ways to write a turn of the policy with a call for each answer, the likeliest first.
 
-    Some templates want arguments as JSON, and some write one call only.
+    Some templates want arguments as JSON; some write one call a turn, but take answers behind any.
     """
-    for count, as_text in product(
-        dict.fromkeys([len(answers), min(len(answers), 1)]), (False, True)
-    ):
-        given: list[Any] = [{}] * (count - 1) + [{"said": SAID}] * (count > 0)
+    for form in (dict, json.dumps) if answers else ():
         calls = [
             {
                 "type": "function",
-                "id": id_,
-                "function": {
-                    "name": answer.get("name") or MARK,
-                    "arguments": str(value).replace("'", '"') if as_text else value,
-                },
+                "id": answer["tool_call_id"],
+                "function": {"name": answer.get("name", MARK), "arguments": form({})},
             }
-            for answer, id_, value in zip(answers, ids, given, strict=False)
+            for answer in answers
         ]
-        if calls:
-            yield {"role": "assistant", "content": "", "tool_calls": calls}
+        calls[-1]["function"]["arguments"] = form({"said": SAID})
+        yield {"role": "assistant", "content": "", "tool_calls": calls}
     yield {"role": "assistant", "content": SAID}
 
 
@@ -368,8 +360,5 @@ def _joined(*contents: Any) -> Any:
     """Return contents of messages as one: texts, or lists of parts."""
     if all(isinstance(content, str) for content in contents):
         return "\n\n".join(contents)
-    return [
-        part
-        for content in contents
-        for part in ([{"type": "text", "text": content}] if isinstance(content, str) else content)
-    ]
+    texts = [[{"type": "text", "text": c}] if isinstance(c, str) else list(c) for c in contents]
+    return list(chain(*texts))
