@@ -269,6 +269,10 @@ CONTROL = {
 CLASSIFIER = {"reward": [{"kind": "classifier"}]}
 REPETITION = {"reward": [{"kind": "repetition"}]}
 FUNCTION = {"kind": "function", "name": "{folder}/reward.py:count_w7"}
+GAME = {"environment": {"name": "{folder}/game.py:Game"}}
+TOOLS = {
+    "environment": {"tools": ["{folder}/game.py:w3"], "call_format": r"(?P<name>w[3-6])"},
+}
 PRETRAINING = {"pretraining.text": "{folder}/table.jsonl", "pretraining.tokens": 4}
 WRITTEN = {"data.prompts": "model", "data.model_prompts": 12, "data.min_tokens": 1}
 NO_GAIN = {
@@ -322,6 +326,14 @@ CASES = {
     "sampling.parts": Case(
         2, first_step, {"reward": [FUNCTION | {"name": "{folder}/reward.py:counting"}]}
     ),
+    "environment": Case(GAME["environment"], first_step),
+    "environment.name": Case("{folder}/game.py:Longer", first_step, GAME),
+    "environment.tools": Case(["{folder}/game.py:w4"], first_step, TOOLS),
+    "environment.max_turns": Case(1, first_step, GAME),
+    "environment.max_tokens": Case(8, first_step, GAME),
+    "environment.max_tool_calls": Case(1, first_step, TOOLS),
+    "environment.call_format": Case(r"(?P<name>w3)", first_step, TOOLS),
+    "environment.seconds": Case(0.001, first_step, TOOLS),
     "reward": Case([FUNCTION, FUNCTION | {"title": "again"}], scored),
     "reward.N.kind": Case(CONTROL, scored, CLASSIFIER),
     "reward.N.name": Case("{folder}/reward.py:counting", scored),
@@ -452,6 +464,19 @@ def sources(tmp_path_factory) -> Path:
     (folder / "table.jsonl").write_text(written["a"])
     (folder / "set").mkdir()
     configs = [f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in "ab"]
+    (folder / "game.py").write_text(
+        "import time\n"
+        "from trl.environments import Turn\n"
+        "class Game:\n"
+        "    last = 2\n"
+        "    def reset(self):\n        self.turn = 0\n"
+        "    def step(self, text) -> Turn:\n"
+        "        self.turn += 1\n"
+        "        return Turn(' w5', reward=1.0, done=self.turn == self.last)\n"
+        "class Longer(Game):\n    last = 3\n"
+        "def w3() -> str:\n    'Say w3.'\n    time.sleep(0.05)\n    return ' w3'\n"
+        "def w4() -> str:\n    'Say w4.'\n    return ' w4'\n"
+    )
     (folder / "set" / "README.md").write_text(f"---\nconfigs:\n{''.join(configs)}---\n")
     for name in "ab":
         (folder / "set" / f"{name}.jsonl").write_text(written[name])
@@ -511,6 +536,9 @@ def with_value(settings: dict[str, Any], name: str, value: Any) -> dict[str, Any
         return settings | value
     if name.startswith("model.lora."):
         return settings | {"model.lora": settings["model.lora"] | {name.split(".")[-1]: value}}
+    if name.startswith("environment."):
+        of_section = settings["environment"] | {name.split(".")[-1]: value}
+        return settings | {"environment": of_section}
     if name.startswith("reward.N."):
         (scorer,) = settings.get("reward", [FUNCTION])
         return settings | {"reward": [scorer | {name.split(".")[-1]: value}]}
