@@ -224,7 +224,7 @@ def test_a_template_that_forgets_what_was_thought_is_told_with_the_way_out():
     moves = (  # the system message stands in the last user message
         "{% for m in messages if m.role != 'system' %}{{ m.role }}: "
         "{% if messages[0].role == 'system' and loop.last %}{{ messages[0].content }} {% endif %}"
-        "{{ m.content }}<|im_end|>{% endfor %}"
+        "{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     )
     assert (
         "leaves out or moves what came before" in turns_of("qwen", tools=False, template=moves).told
@@ -299,7 +299,11 @@ def test_a_template_without_end_tokens_goes_on_behind_what_the_policy_ended_with
         ("glm", {"call_format": None}, r"`call_format` must be given for .*<tool_call>trlMark"),
         ("qwen", {"call_format": "herms"}, "`call_format` must be one of .* Did you mean `hermes`"),
         ("qwen", {"told": (("depth", 1),)}, "`chat_template_kwargs` must name what .* 'depth'"),
-        ("qwen", {"template": "{{ messages[2].x.y }}"}, "`tokenizer.chat_template` must go on"),
+        (
+            "qwen",
+            {"template": "</think>{{ messages[2].x.y }}"},
+            "`tokenizer.chat_template` must go",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_before_the_first_token(family, given, message):
