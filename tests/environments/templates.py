@@ -141,6 +141,8 @@ def pieces():
 def tokenizer_of(family, kind="bytes"):
     """The tokenizer of a family: its template and special tokens, and pieces of GPT-2's kind."""
     template, named, others = WITH_TOOLS[family]
+    if template is None and (REAL_MODELS / "smollm2").is_dir():
+        return AutoTokenizer.from_pretrained(REAL_MODELS / "smollm2")
     if kind == "bytes":
         tokenizer = AutoTokenizer.from_pretrained(starter.LANGUAGE_MODEL)
     else:
@@ -150,9 +152,6 @@ def tokenizer_of(family, kind="bytes"):
     tokenizer.add_tokens(others, special_tokens=True)
     if family == "qwen":
         tokenizer.add_tokens(["<tool_call>", "</tool_call>", "<think>", "</think>"])
-    if template is None:
-        file = REAL_MODELS / "smollm2" / "chat_template.jinja"
-        template = file.read_text() if file.is_file() else None
     tokenizer.chat_template = template
     return tokenizer
 

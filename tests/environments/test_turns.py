@@ -138,7 +138,7 @@ def test_special_tokens_in_what_is_said_are_text(way):
 
 
 @properties
-@given(way=st.sampled_from(WAYS), content=st.text(HALVES), ended=st.booleans())
+@given(way=st.sampled_from(WAYS[1:]), content=st.text(HALVES), ended=st.booleans())
 def test_what_is_said_brings_no_control_tokens(way, content, ended):
     assert control(way, ended, content) == control(way, ended, "x")
 
@@ -224,7 +224,7 @@ def test_a_template_that_forgets_what_was_thought_is_told_with_the_way_out():
     moves = (  # the system message stands in the last user message
         "{% for m in messages if m.role != 'system' %}{{ m.role }}: "
         "{% if messages[0].role == 'system' and loop.last %}{{ messages[0].content }} {% endif %}"
-        "{{ m.content }}<|im_end|>{% endfor %}"
+        "{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     )
     assert (
         "leaves out or moves what came before" in turns_of("qwen", tools=False, template=moves).told
@@ -299,7 +299,11 @@ def test_a_template_without_end_tokens_goes_on_behind_what_the_policy_ended_with
         ("glm", {"call_format": None}, r"`call_format` must be given for .*<tool_call>trlMark"),
         ("qwen", {"call_format": "herms"}, "`call_format` must be one of .* Did you mean `hermes`"),
         ("qwen", {"told": (("depth", 1),)}, "`chat_template_kwargs` must name what .* 'depth'"),
-        ("qwen", {"template": "{{ messages[2].x.y }}"}, "`tokenizer.chat_template` must go on"),
+        (
+            "qwen",
+            {"template": "</think>{{ messages[2].x.y }}"},
+            "`tokenizer.chat_template` must go",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_before_the_first_token(family, given, message):
@@ -313,7 +317,7 @@ def test_a_template_for_tools_that_says_no_form_of_calls_gets_plain_json():
     )
     turns = turns_of("qwen", template=template)
     assert turns.calls('Well: {"name": "look_up", "arguments": {}}') == [Call("look_up", {})]
-    for family in ("qwen", "smollm2"):
+    for family in ("qwen", "phi3"):
         own = turns_of(family, call_format=r"(?P<name>\w+)!")
         assert own.calls("Do look_up!") == [Call("look_up", {})]
     assert "listed in the system message, how they are called is for the prompts" in own.told

@@ -69,13 +69,13 @@ class ChatTurns:
         self.tokenizer, self._kwargs = tokenizer, dict(chat_template_kwargs or {})
         self._template, self._control = str(tokenizer.chat_template), _Control(tokenizer, end_ids)
         self._thinks = "</think>" in self._template
-        self._begins_thinking = self._thinks and self._render(HELLO).rstrip().endswith("<think>")
         self._in_system = self._shows(MARK, [{"role": "system", "content": MARK}, *HELLO])
         self._in_template = tools and self._shows(MARK, HELLO, tools=TOOLS)
         self._has_answers = self._in_template and self._writes_answers()
         self._form = self._format(call_format) if tools else None
         reply = REPLY if self._has_answers else {"role": "user", "content": ANSWER}
         self._after([], [reply])  # raises where nothing can follow
+        self._begins_thinking = self._thinks and self._render(HELLO).rstrip().endswith("<think>")
         told = [self._where() if tools else "", self._forgotten(reply)]
         self.told = "; ".join(filter(None, told))
 
