@@ -10,7 +10,19 @@ from transformers import AutoTokenizer
 from tests.conftest import tiny_gpt2
 from tests.evaluation.rollouts import make_rollout, without_texts
 from trl import Sampler, starter
-from trl.evaluation import ClassifierScorer, EndpointScorer, ScoringError, WeightedSum, score
+from trl.evaluation import (
+    ClassifierScorer,
+    EndpointScorer,
+    FormatScorer,
+    FunctionScorer,
+    JsonScorer,
+    LengthPenalty,
+    MathScorer,
+    RegexScorer,
+    ScoringError,
+    WeightedSum,
+    score,
+)
 from trl.evaluation.scores import pairs_of, texts_of
 
 NAN, INF = float("nan"), float("inf")
@@ -278,3 +290,66 @@ def test_half_a_surrogate_pair_is_refused_by_name():
         with pytest.raises(ScoringError, match=message.format(r"texts\[1\]")):
             score(scorer, rollout)
     assert score(lambda rollout: [1.0, 2.0], rollout).scores.tolist() == [1.0, 2.0]
+
+
+SCHEMA = {"type": "object", "required": ["name"]}
+JSON = ['{"name": "Ann"}', "Ann"]
+
+
+def answers_right(completions, answer):
+    return [float(right in text) for text, right in zip(completions, answer, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "texts", "columns"),
+    [
+        (JsonScorer(SCHEMA), JSON, {}),
+        (FormatScorer(["a"]), ["<a>b</a>", "b"], {}),
+        (RegexScorer("[0-9]+", "answer"), ["It is 42", "It is 4"], {"answer": ["42", "5"]}),
+        (MathScorer(), [("6 · 7?", "42"), ("2 + 2?", "5")], {"answer": [42, 4]}),
+        (FunctionScorer(answers_right), ["It is 42", "no"], {"answer": ("42", "5")}),
+        (WeightedSum([JsonScorer(SCHEMA), LengthPenalty(8, 4)]), JSON, {}),  # which has no say
+    ],
+)
+def test_scorers_can_be_tried_by_hand(scorer, texts, columns):
+    assert scorer(texts, **columns).scores.tolist() == [1.0, 0.0]
+    assert score(scorer, texts, **columns).totals.tolist() == [1.0, 0.0]
+
+
+def test_by_hand_a_query_may_be_a_chat():
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}]
+    seen = []
+
+    def reward(prompts, completions, texts):
+        seen.extend(zip(prompts, completions, texts, strict=True))
+        return [0.0] * len(texts)
+
+    FunctionScorer(reward)([(chat, "Hi."), ("Who?", "I.")])
+    assert seen == [
+        (chat, [{"role": "assistant", "content": "Hi."}], "Be brief.\n\nHello?\n\nHi."),
+        (
+            [{"role": "user", "content": "Who?"}],
+            [{"role": "assistant", "content": "I."}],
+            "Who?\n\nI.",
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "given", "columns", "message"),
+    [
+        (JsonScorer(SCHEMA), "{}", {}, r"`responses` must be texts, .*got '{}': scorer\(\[text\]"),
+        (JsonScorer(SCHEMA), [], {}, "`responses` must be texts"),
+        (JsonScorer(SCHEMA), [("a", "b", "c")], {}, "`responses` must be texts"),
+        (MathScorer(), ["42"], {}, r"column 'answer'.*by hand: texts, answer=\[…\]"),
+        (MathScorer(), ["42"], {"answer": "42"}, "`answer` must be a list of 1 values.*got '42'"),
+        (MathScorer(), ["42"], {"answer": [1, 2]}, "`answer` must be a list of 1 values"),
+        (MathScorer(), ROLLOUT, {"answer": [1] * 3}, "`columns` must be left out beside a rollout"),
+        (FunctionScorer(answers_right), ["42"], {}, r"by hand: texts, answer=\[...\]"),
+        (FunctionScorer(len, on="tokens"), ["42"], {}, "must have tokens.*was made of texts"),
+        (FunctionScorer(lambda completion_ids: [0.0]), ["42"], {}, "must have tokens"),
+    ],
+)
+def test_what_cannot_be_scored_by_hand_is_refused_in_words(scorer, given, columns, message):
+    with pytest.raises((TypeError, ValueError, ScoringError), match=message):
+        scorer(given, **columns)

@@ -19,7 +19,9 @@ from trl.config.errors import closest, refuse, shown
 from trl.evaluation.scores import (
     Scorer,
     ScoringError,
+    by_hand,
     failures_named,
+    has_tokens,
     name_of,
     pairs_of,
     result_of,
@@ -53,16 +55,25 @@ def _responses(rollout: Rollout) -> list[str]:
     return [response for _, response in pairs_of(rollout)]
 
 
+def _tokens(rollout: Rollout) -> list[list[int]]:
+    if not has_tokens(rollout):
+        raise ScoringError(
+            "the rollout must have tokens for a function that reads them, and was made of texts: "
+            "give the function lists of token ids by hand, or the scorer a rollout of a Sampler."
+        )
+    return rollout.response_lists()
+
+
 READERS: dict[str, Callable[[Rollout], Any]] = {
     "texts": texts_of,
     "pairs": pairs_of,
-    "tokens": Rollout.response_lists,
+    "tokens": _tokens,
     "queries": _queries,
     "responses": _responses,
     "prompts": _messages,
     "completions": _answers,
-    "completion_ids": Rollout.response_lists,
-    "completions_ids": Rollout.response_lists,  # as pages of TRL call them
+    "completion_ids": _tokens,
+    "completions_ids": _tokens,  # as pages of TRL call them
     "rollout": lambda rollout: rollout,
 }
 """What makes the lists of a function: by `on`, and by the names of its parameters."""
@@ -135,6 +146,7 @@ class FunctionScorer:
         self._asks = _parameters(function, on)
         self._readers = _readers(self._asks, on)
 
+    @by_hand
     def __call__(self, rollout: Rollout) -> Scored:
         """Score each response, or each of its tokens.
 
@@ -163,8 +175,8 @@ class FunctionScorer:
                 return (
                     f"{self.name} must ask for columns of the prompts' rows, or for what of "
                     f"{known} it needs of the whole batch, got `{name}`: the columns are "
-                    f"{list(columns)}, from rows such as {{'prompt': ..., {name!r}: ...}}."
-                    + closest(name, [*known, *columns])
+                    f"{list(columns)}, from rows such as {{'prompt': ..., {name!r}: ...}} (by "
+                    f"hand: texts, {name}=[...])." + closest(name, [*known, *columns])
                 )
         return ""
 
