@@ -353,3 +353,58 @@ def test_by_hand_a_query_may_be_a_chat():
 def test_what_cannot_be_scored_by_hand_is_refused_in_words(scorer, given, columns, message):
     with pytest.raises((TypeError, ValueError, ScoringError), match=message):
         scorer(given, **columns)
+
+
+def test_async_parts_of_a_sum_are_waited_for_together():
+    met = []
+
+    async def one(texts):
+        met.append(asyncio.get_running_loop())
+        for _ in range(50):  # until the other one has begun
+            if len(met) < 2:
+                await asyncio.sleep(0)
+        return [float(len(met) == 2)] * len(texts)
+
+    async def two(rollout):
+        return await one(rollout.texts)
+
+    scored = WeightedSum([one, two, JsonScorer(SCHEMA)])(ROLLOUT)
+    assert scored.parts["one"].tolist() == scored.parts["two"].tolist() == [1.0] * 3
+    assert list(scored.parts) == ["one", "two", "json"]
+    assert met[0] is met[1]
+
+
+def test_of_async_parts_the_one_that_fails_is_named_and_none_goes_on():
+    ended = []
+
+    async def waits(texts):
+        try:
+            await asyncio.sleep(600)
+        finally:
+            ended.append("waits")
+
+    async def breaks(texts):
+        raise KeyError("score")
+
+    def breaks_at_once(texts):
+        raise KeyError("score")
+
+    async def writes(rollout):
+        rollout.responses[0, 0] = 7
+        return [0.0] * len(rollout)
+
+    with pytest.raises(ScoringError, match="^breaks raised KeyError"):
+        WeightedSum([waits, breaks])(ROLLOUT)
+    assert ended == ["waits"]
+    with pytest.raises(ScoringError, match="^breaks_at_once raised KeyError"):
+        WeightedSum([waits, breaks_at_once])(ROLLOUT)  # before the other has begun
+    with pytest.raises(ScoringError, match="^writes must leave the rollout as it is"):
+        WeightedSum([writes])(make_rollout(("a ", "red")))
+
+
+def test_a_function_scorer_with_a_call_of_its_own_is_called():
+    class Doubled(FunctionScorer):
+        def __call__(self, rollout):
+            return 2 * super().__call__(rollout).scores
+
+    assert score(Doubled(lambda texts: [1.0] * 3), ROLLOUT).scores.tolist() == [2.0] * 3

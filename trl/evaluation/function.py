@@ -17,6 +17,7 @@ from trl.batch import Rollout
 from trl.config import check_values
 from trl.config.errors import closest, refuse, shown
 from trl.evaluation.scores import (
+    Finish,
     Scorer,
     ScoringError,
     by_hand,
@@ -125,8 +126,8 @@ class FunctionScorer:
     What it returns: B numbers, or B lists of numbers, one for each counted token of the response. A
     list, a tensor or an array will do. None in a list: it has no say on that row.
 
-    The function may be `async def`. Each call has an event loop of its own, so that a client which
-    belongs to a loop must be opened inside the function.
+    The function may be `async def`; several of a sum are waited for together. Each batch has an
+    event loop of its own, so that a client which belongs to a loop must be opened inside.
 
     Args:
         function: of lists, see above.
@@ -154,16 +155,28 @@ class FunctionScorer:
             ScoringError: if the function raises or does not return what it should, or asks for a
                 column that the rollout does not have.
         """
-        columns = rollout.columns or {}
-        if problem := self.missing(columns):
+        given, finish = self.begin_scoring(rollout)
+        with failures_named(self.name, rollout):
+            return finish(result_of(given))
+
+    def begin_scoring(self, rollout: Rollout) -> tuple[Any, Finish]:
+        """Call the function; return what it gives, or is to be waited for, and what scores that.
+
+        So that several are waited for together, see `score_all`.
+        """
+        if problem := self.missing(rollout.columns or {}):
             raise ScoringError(problem)
         figures, notes = dict[str, Tensor](), dict[str, tuple[str, ...]]()
         lists = self._lists(rollout, partial(_keep, figures, notes, len(rollout)))
         first = [lists.pop(name) for name in [self._asks[0].name] if name in lists]
+
+        def finish(given: Any) -> Scored:
+            found = Scored.of(given, rollout)
+            kept = {**found.figures, **figures}
+            return replace(found, figures=kept, notes={**found.notes, **notes})
+
         with failures_named(self.name, rollout):
-            found = Scored.of(result_of(self.function(*first, **lists)), rollout)
-        kept = {**found.figures, **figures}
-        return replace(found, figures=kept, notes={**found.notes, **notes})
+            return self.function(*first, **lists), finish
 
     def missing(self, columns: Collection[str]) -> str:
         """Return what the function asks for that rows with these columns lack; nothing: nothing."""

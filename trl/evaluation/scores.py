@@ -7,7 +7,7 @@ import inspect
 import os
 import sysconfig
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import wraps
@@ -29,6 +29,8 @@ __all__ = ["Scorer", "ScoringError", "score"]
 Own = TypeVar("Own")
 Texts = Sequence[str] | Sequence[tuple[str | Sequence[Mapping[str, Any]], str]]
 """Responses, or pairs of a query, which may be a chat, and its response."""
+
+Finish = Callable[[Any], Scored]
 
 # So many texts are shown in an error.
 TEXTS_SHOWN = 3
@@ -75,18 +77,65 @@ def score(scorer: Scorer, rollout: Rollout | Texts, **columns: Sequence[Any]) ->
             not a number, NaN or infinity, or a reward where no token counts; or if it writes into
             the rollout, which would then be trained as it has made it.
     """
-    rollout = rollout_of(rollout, columns)
-    before = _state(rollout)
-    with failures_named(name_of(scorer), rollout):
-        found = Scored.of(result_of(scorer(rollout)), rollout)
-    after = _state(rollout)
+    return score_all({"": scorer}, rollout_of(rollout, columns))[""]
+
+
+def score_all(scorers: Mapping[str, Scorer], rollout: Rollout) -> dict[str, Scored]:
+    """Call scorers and check what they give, as `score` does of one.
+
+    They are called one after another; what is `async` is then waited for in one event loop, where
+    all go on together.
+    """
+    before, found = _state(rollout), dict[str, Scored]()
+    waiting = dict[str, tuple[Any, Finish]]()
+    try:
+        for name, scorer in scorers.items():
+            with failures_named(name_of(scorer), rollout):
+                given, finish = _begun(scorer, rollout)
+                if inspect.iscoroutine(given):
+                    waiting[name] = given, finish
+                else:
+                    found[name] = finish(given)
+            _check_left(rollout, before, [scorer])
+        named = [(name_of(scorers[name]), given) for name, (given, _) in waiting.items()]
+        results = result_of(_together(named, rollout)) if named else []
+        for (name, (_, finish)), result in zip(waiting.items(), results, strict=True):
+            with failures_named(name_of(scorers[name]), rollout):
+                found[name] = finish(result)
+        _check_left(rollout, before, [scorers[name] for name in waiting])
+    finally:
+        for given, _ in waiting.values():  # that has not begun, since another one failed
+            given.close()
+    return {name: found[name] for name in scorers}
+
+
+def _begun(scorer: Scorer, rollout: Rollout) -> tuple[Any, Finish]:
+    """Call a scorer; return what it gives, or a coroutine that will, and what checks that."""
+    begin = vars(type(scorer)).get("begin_scoring")  # a subclass may have a call of its own
+    if begin is not None:
+        return begin(scorer, rollout)  # type: ignore[no-any-return]
+    return scorer(rollout), lambda found: Scored.of(found, rollout)
+
+
+async def _together(named: Sequence[tuple[str, Coroutine[Any, Any, Any]]], rollout: Rollout) -> Any:
+    """Wait for coroutines of scorers, called so, at the same time."""
+
+    async def waited(name: str, given: Coroutine[Any, Any, Any]) -> Any:
+        with failures_named(name, rollout):
+            return await given
+
+    return await asyncio.gather(*(waited(*each) for each in named))
+
+
+def _check_left(rollout: Rollout, before: Mapping[str, Any], scorers: Sequence[Scorer]) -> None:
+    """Raise a ScoringError if one of the scorers has written into the rollout."""
+    after = _state(rollout) if scorers else before
     if changed := [name for name in before if after[name] != before[name]]:
         raise ScoringError(
-            f"{name_of(scorer)} must leave the rollout as it is, but wrote into its "
-            f"{', '.join(changed)}: change a copy, such as rollout.{changed[0]}.clone(), or "
+            f"{' or '.join(map(name_of, scorers))} must leave the rollout as it is, but wrote into "
+            f"its {', '.join(changed)}: change a copy, such as rollout.{changed[0]}.clone(), or "
             f"copy.deepcopy(rollout.{changed[0]}) of lists."
         )
-    return found
 
 
 def _state(rollout: Rollout) -> dict[str, Any]:

@@ -8,6 +8,7 @@ show(rows)
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import warnings
@@ -199,7 +200,8 @@ def score_texts(
 
     Returns:
         A row for each text: text, score, and the score of each part by its name, without its
-        weight. The text of a chat is what its messages say, with a blank line between two.
+        weight; None where nothing has a say. The text of a chat is what its messages say, with a
+        blank line between two.
     """
     with quiet_transformers():
         _, scorer = load_scorer(rewards, trust)
@@ -220,9 +222,14 @@ def score_texts(
         scored = score(scorer, rollout)
         totals = scored.totals.tolist()
         for row, text in enumerate(texts_of(rollout)):
-            parts = {name: part[row].item() for name, part in scored.parts.items()}
-            rows.append({"text": text, "score": totals[row], "parts": parts})
+            parts = {name: _number(part[row].item()) for name, part in scored.parts.items()}
+            rows.append({"text": text, "score": _number(totals[row]), "parts": parts})
     return rows
+
+
+def _number(score: float) -> float | None:
+    """Return a score; None, as JSON has no NaN, where nothing has a say."""
+    return None if math.isnan(score) else score
 
 
 def _pair(text: str, prefixes: Sequence[str]) -> Pair:
@@ -348,6 +355,8 @@ def _flat(row: Row) -> Row:
 def _cell(value: Any) -> str:
     if isinstance(value, list | tuple):  # a chat
         value = PARAGRAPH.join(map(words_of, value))
+    if value is None:
+        return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:+.3f}" if isinstance(value, float) else " ".join(visible(str(value)).split())
