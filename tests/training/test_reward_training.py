@@ -221,8 +221,8 @@ def test_a_prompt_is_learnt_from_or_measured_on(files, tmp_path):
     with pytest.raises(ValueError, match=f"{message}train on in '.*b.jsonl': add more"):
         reward._train_and_test(recipe)
     tied = [
-        {"responses": ["a", "b"], "votes": [0, 0, 1]},
-        {"responses": ["c", "d"], "votes": [1, 0]},
+        {"responses": ["a", "b"], "votes": [{"annotator": "ann", "answer": answer}]}
+        for answer in ("tie", 0)
     ]
     file = write_lines(tmp_path / "d.jsonl", tied[:1])
     with pytest.raises(ValueError, match="`test` must have preferences.*measure on in '.*d.jsonl'"):
