@@ -545,6 +545,21 @@ def test_the_rewards_of_a_recipe_score_texts_and_control_prefixes_are_no_part_of
     assert good["parts"]["control"] > 0 > bad["parts"]["control"]
 
 
+def test_where_nothing_has_a_say_there_is_no_number(folder, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("def sure(texts): return [None, 1.0]")
+    (tmp_path / "texts.txt").write_text("Who?\nMe.\n")
+    reward = "[{kind: function, name: mine.py:sure}, {kind: length, arguments: "
+    given = ["texts.txt", "--reward", reward + "{max_tokens: 8, soft_tokens: 4}}]"]
+    assert cli.main(["score", *given, "--out", "-"]) == 0
+    unsure, sure = map(json.loads, capsys.readouterr().out.splitlines())
+    assert unsure["score"] is unsure["parts"]["sure"] is sure["parts"]["length"] is None
+    assert sure["score"] == 1.0
+    assert cli.main(["score", *given]) == 0
+    table = capsys.readouterr().out
+    assert "–" in table
+    assert "nan" not in table
+
+
 def test_the_policy_of_a_run(tmp_path):
     from trl.training.tools import policy_folder
 

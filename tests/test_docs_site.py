@@ -4,6 +4,7 @@ The pages of the site, the five programs in examples/, and the guide for code of
 changes turn an old script into one that runs here.
 """
 
+import importlib
 import importlib.util
 import inspect
 import json
@@ -20,7 +21,7 @@ import pytest
 import yaml
 
 import trl
-from trl import starter
+from trl import evaluation, starter
 from trl.config import OLD_SPELLINGS, PPOConfig, paths
 from trl.config.recipe import ClassifierRecipe, Recipe, RewardRecipe
 
@@ -226,6 +227,21 @@ def test_every_public_name_stands_once_in_the_api():
     assert sorted(name for name in names if name.rpartition(".")[2] in trl._HOME) == sorted(
         f"{home}.{name}" for name, home in trl._HOME.items()
     )
+
+
+def test_the_names_of_the_api_are_where_it_says():
+    of_trl, others = (DOCS / "api.md").read_text().split("\n## Core")
+    asked = [re.findall(r"^<!-- api (.+) -->$", part, re.MULTILINE) for part in (of_trl, others)]
+    made = ["\n".join(map(hooks.api, each)) for each in asked]
+    first, every = (
+        re.findall(r"^::: (\S+)$", text, re.MULTILINE) for text in (made[0], "\n".join(made))
+    )
+    parts = [each.rpartition(".") for each in every]
+    assert {each.rpartition(".")[2] for each in first} == set(trl._HOME)
+    assert all(hasattr(trl, each.rpartition(".")[2]) for each in first)
+    assert all(hasattr(importlib.import_module(module), name) for module, _, name in parts)
+    scorers = {name for module, _, name in parts if module == "trl.evaluation"}
+    assert scorers == set(evaluation.__all__) - {"CHECKS"}
 
 
 def test_included_texts_are_relinked():

@@ -6,6 +6,7 @@ A page asks for it with a comment, which shows nothing where Markdown is read as
     <!-- recipes toy-token sentiment -->  these recipes, from the comments at their tops
     <!-- api trl.core -->                 the public names of a module, for mkdocstrings
     <!-- api trl: trl.models trl.gpt2 --> those of trl itself that are at home in these modules
+    <!-- api trl.evaluation: score -->    these names of a module
     <!-- include README.md ## Speed -->   a file of the repository, or what stands below a heading
 """
 
@@ -184,6 +185,9 @@ def api(module):
         return "\n\n".join(
             f"::: {name}{inherited if name.endswith(of_a_base) else ''}" for name in names
         )
+    if ": " in module:
+        home, names = module.split(": ")
+        return "\n\n".join(f"::: {home}.{name}" for name in names.split())
     return f"::: {module}\n    options:\n      show_root_heading: false\n      heading_level: 3"
 
 

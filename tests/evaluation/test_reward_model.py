@@ -177,6 +177,15 @@ def test_loads_from_a_folder(tmp_path):
     torch.testing.assert_close(scorer(PAIRS), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["reward_model", "classifier"])
+def test_the_folder_of_a_run_is_that_of_the_model_in_it(tmp_path, name):
+    inside = tmp_path / name
+    make_model().save_pretrained(inside)
+    make_tokenizer().save_pretrained(inside)
+    pairs = [("w1 w2", "w3")]
+    assert torch.equal(RewardModelScorer(tmp_path)(pairs), RewardModelScorer(inside)(pairs))
+
+
 def test_no_pairs_give_no_scores():
     assert RewardModelScorer(make_model(), make_tokenizer())([]).shape == (0,)
 

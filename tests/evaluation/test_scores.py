@@ -10,7 +10,19 @@ from transformers import AutoTokenizer
 from tests.conftest import tiny_gpt2
 from tests.evaluation.rollouts import make_rollout, without_texts
 from trl import Sampler, starter
-from trl.evaluation import ClassifierScorer, EndpointScorer, ScoringError, WeightedSum, score
+from trl.evaluation import (
+    ClassifierScorer,
+    EndpointScorer,
+    FormatScorer,
+    FunctionScorer,
+    JsonScorer,
+    LengthPenalty,
+    MathScorer,
+    RegexScorer,
+    ScoringError,
+    WeightedSum,
+    score,
+)
 from trl.evaluation.scores import pairs_of, texts_of
 
 NAN, INF = float("nan"), float("inf")
@@ -278,3 +290,121 @@ def test_half_a_surrogate_pair_is_refused_by_name():
         with pytest.raises(ScoringError, match=message.format(r"texts\[1\]")):
             score(scorer, rollout)
     assert score(lambda rollout: [1.0, 2.0], rollout).scores.tolist() == [1.0, 2.0]
+
+
+SCHEMA = {"type": "object", "required": ["name"]}
+JSON = ['{"name": "Ann"}', "Ann"]
+
+
+def answers_right(completions, answer):
+    return [float(right in text) for text, right in zip(completions, answer, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "texts", "columns"),
+    [
+        (JsonScorer(SCHEMA), JSON, {}),
+        (FormatScorer(["a"]), ["<a>b</a>", "b"], {}),
+        (RegexScorer("[0-9]+", "answer"), ["It is 42", "It is 4"], {"answer": ["42", "5"]}),
+        (MathScorer(), [("6 · 7?", "42"), ("2 + 2?", "5")], {"answer": [42, 4]}),
+        (FunctionScorer(answers_right), ["It is 42", "no"], {"answer": ("42", "5")}),
+        (WeightedSum([JsonScorer(SCHEMA), LengthPenalty(8, 4)]), JSON, {}),  # which has no say
+    ],
+)
+def test_scorers_can_be_tried_by_hand(scorer, texts, columns):
+    assert scorer(texts, **columns).scores.tolist() == [1.0, 0.0]
+    assert score(scorer, texts, **columns).totals.tolist() == [1.0, 0.0]
+
+
+def test_by_hand_a_query_may_be_a_chat():
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}]
+    seen = []
+
+    def reward(prompts, completions, texts):
+        seen.extend(zip(prompts, completions, texts, strict=True))
+        return [0.0] * len(texts)
+
+    FunctionScorer(reward)([(chat, "Hi."), ("Who?", "I.")])
+    assert seen == [
+        (chat, [{"role": "assistant", "content": "Hi."}], "Be brief.\n\nHello?\n\nHi."),
+        (
+            [{"role": "user", "content": "Who?"}],
+            [{"role": "assistant", "content": "I."}],
+            "Who?\n\nI.",
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "given", "columns", "message"),
+    [
+        (JsonScorer(SCHEMA), "{}", {}, r"`responses` must be texts, .*got '{}': scorer\(\[text\]"),
+        (JsonScorer(SCHEMA), [], {}, "`responses` must be texts"),
+        (JsonScorer(SCHEMA), [("a", "b", "c")], {}, "`responses` must be texts"),
+        (MathScorer(), ["42"], {}, r"column 'answer'.*by hand: texts, answer=\[…\]"),
+        (MathScorer(), ["42"], {"answer": "42"}, "`answer` must be a list of 1 values.*got '42'"),
+        (MathScorer(), ["42"], {"answer": [1, 2]}, "`answer` must be a list of 1 values"),
+        (MathScorer(), ROLLOUT, {"answer": [1] * 3}, "`columns` must be left out beside a rollout"),
+        (FunctionScorer(answers_right), ["42"], {}, r"by hand: texts, answer=\[...\]"),
+        (FunctionScorer(len, on="tokens"), ["42"], {}, "must have tokens.*was made of texts"),
+        (FunctionScorer(lambda completion_ids: [0.0]), ["42"], {}, "must have tokens"),
+    ],
+)
+def test_what_cannot_be_scored_by_hand_is_refused_in_words(scorer, given, columns, message):
+    with pytest.raises((TypeError, ValueError, ScoringError), match=message):
+        scorer(given, **columns)
+
+
+def test_async_parts_of_a_sum_are_waited_for_together():
+    met = []
+
+    async def one(texts):
+        met.append(asyncio.get_running_loop())
+        for _ in range(50):  # until the other one has begun
+            if len(met) < 2:
+                await asyncio.sleep(0)
+        return [float(len(met) == 2)] * len(texts)
+
+    async def two(rollout):
+        return await one(rollout.texts)
+
+    scored = WeightedSum([one, two, JsonScorer(SCHEMA)])(ROLLOUT)
+    assert scored.parts["one"].tolist() == scored.parts["two"].tolist() == [1.0] * 3
+    assert list(scored.parts) == ["one", "two", "json"]
+    assert met[0] is met[1]
+
+
+def test_of_async_parts_the_one_that_fails_is_named_and_none_goes_on():
+    ended = []
+
+    async def waits(texts):
+        try:
+            await asyncio.sleep(600)
+        finally:
+            ended.append("waits")
+
+    async def breaks(texts):
+        raise KeyError("score")
+
+    def breaks_at_once(texts):
+        raise KeyError("score")
+
+    async def writes(rollout):
+        rollout.responses[0, 0] = 7
+        return [0.0] * len(rollout)
+
+    with pytest.raises(ScoringError, match="^breaks raised KeyError"):
+        WeightedSum([waits, breaks])(ROLLOUT)
+    assert ended == ["waits"]
+    with pytest.raises(ScoringError, match="^breaks_at_once raised KeyError"):
+        WeightedSum([waits, breaks_at_once])(ROLLOUT)  # before the other has begun
+    with pytest.raises(ScoringError, match="^writes must leave the rollout as it is"):
+        WeightedSum([writes])(make_rollout(("a ", "red")))
+
+
+def test_a_function_scorer_with_a_call_of_its_own_is_called():
+    class Doubled(FunctionScorer):
+        def __call__(self, rollout):
+            return 2 * super().__call__(rollout).scores
+
+    assert score(Doubled(lambda texts: [1.0] * 3), ROLLOUT).scores.tolist() == [2.0] * 3

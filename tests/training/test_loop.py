@@ -16,7 +16,8 @@ from trl.config import PPOConfig
 from trl.evaluation import ScoringError
 from trl.ppo import PPOTrainer
 from trl.rollout import Sampler
-from trl.training.loop import Loop
+from trl.scored import Scored
+from trl.training.loop import Loop, of_all_processes
 
 SMALL = {"batch_size": 8, "minibatch_size": 8, "precision": "fp32", "ppo_epochs": 1}
 
@@ -379,6 +380,17 @@ def test_only_a_weighted_sum_adds_the_means_of_its_parts():
     assert [name for name in row if name.startswith("reward/")] == ["reward/mean", "reward/std"]
     parts = trl.WeightedSum([(Mine(), 1.0)])
     assert "reward/Mine" in Loop(llama_trainer(), Sampler(), parts, prompts).step()
+
+
+def test_a_figure_over_several_processes_is_the_mean_of_all_rows_that_have_it(monkeypatch):
+    none, names = float("nan"), ("sure", "seldom")
+    columns = [(1.0, 1.0, 1.0), (1.0, none, none)], [(3.0, none, none), (none, none, none)]
+    each = [
+        Scored(torch.zeros(3), dict(zip(names, map(torch.tensor, rows), strict=True)))
+        for rows in columns
+    ]
+    monkeypatch.setattr("trl.training.loop.gather_object", lambda own: [*own, each[1]])
+    assert of_all_processes(each[0]).means() == {"sure": 1.5, "seldom": 1.0}
 
 
 # --- what is loaded ------------------------------------------------------------------------------

@@ -139,6 +139,19 @@ def test_several_rewards_are_added_up(tmp_path):
     assert row["reward/mean"] == pytest.approx(parts)
 
 
+def test_a_failure_of_the_first_step_says_that_nothing_is_saved_and_how_to_start_anew(tmp_path):
+    def fails(texts):
+        raise RuntimeError("once")
+
+    short = {"steps": 1, "held_out": None}
+    with pytest.raises(ScoringError, match="once") as caught:
+        train(tmp_path, fails, **short)
+    (note,) = caught.value.__notes__
+    told = "Nothing is saved, as no step is made: mend it, and start anew with: the same call with "
+    assert note.startswith(told + 'resume="auto"')
+    assert train(tmp_path, resume="auto", **short).history[-1]["reward/mean"]  # as it says
+
+
 def test_the_optimizers_state_is_dropped_at_the_end_unless_it_is_to_be_kept(tmp_path):
     states = {}
     for keep in (False, True):

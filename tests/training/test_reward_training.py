@@ -217,8 +217,20 @@ def test_a_prompt_is_learnt_from_or_measured_on(files, tmp_path):
     train, test, _ = reward._train_and_test(recipe)
     assert (len(train), len(test)) == (60, 40)
     recipe = replace(recipe, test=recipe.train)
-    with pytest.raises(ValueError, match="`train` must have preferences for a response, besides"):
+    message = "`train` must have preferences .*some to train and others to measure on, got none to "
+    with pytest.raises(ValueError, match=f"{message}train on in '.*b.jsonl': add more"):
         reward._train_and_test(recipe)
+    tied = [
+        {"responses": ["a", "b"], "votes": [{"annotator": "ann", "answer": answer}]}
+        for answer in ("tie", 0)
+    ]
+    file = write_lines(tmp_path / "d.jsonl", tied[:1])
+    with pytest.raises(ValueError, match="`test` must have preferences.*measure on in '.*d.jsonl'"):
+        reward._train_and_test(replace(recipe, test=file))
+    file = write_lines(tmp_path / "e.jsonl", tied)
+    for seed in range(4):  # which of the two is held out
+        with pytest.raises(ValueError, match=f"{message}(measure|train) on in '.*e.jsonl': add"):
+            reward._train_and_test(replace(recipe, train=file, test=None, seed=seed, ties="ignore"))
 
 
 def test_a_curve_over_the_number_of_preferences(files, tmp_path):

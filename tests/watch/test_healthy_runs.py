@@ -23,12 +23,18 @@ def says_she(texts):
     ]
 
 
-REAL = [is_short, has_vowels, says_she]
+def says_the(texts):
+    return [float(min(text.lower().count(" the"), 3)) for text in texts]
+
+
+# Openings of reviews hardly ever go on with "she": as a reward for them it is no healthy one.
+REVIEWS = [is_short, has_vowels, says_the]
+STORIES = [is_short, has_vowels, says_she]
 TINY = [count("w7"), count("w3", "w4"), count(*(f"w{n}" for n in range(0, 58, 2)))]
 HEALTHY = (
     [("tiny", TINY[seed % 3], seed) for seed in range(8)]
-    + [("starter", REAL[seed % 3], seed) for seed in range(6)]
-    + [("stories", REAL[seed % 3], seed) for seed in range(6)]
+    + [("starter", REVIEWS[seed % 3], seed) for seed in range(6)]
+    + [("stories", STORIES[seed % 3], seed) for seed in range(6)]
 )
 
 

@@ -124,6 +124,16 @@ PLANTED = {
         5,
         STILL | {"model": lambda: noisy(4e-4)},
     ),
+    "negative_kl": (  # the policy is surer of the end than its reference, and may not write it
+        "The KL to the reference is negative",
+        10,
+        STILL
+        | {
+            "model": lambda: eos_by(20.0),
+            "ref_model": lambda: tiny_model("phi"),
+            "sampler_kwargs": {"min_new_tokens": 8},
+        },
+    ),
     "sampler_cuts": ("The sampler draws from a cut", 1, STILL | {"sampler_kwargs": {"top_k": 5}}),
     "generation_config_cuts": (
         "The policy's generation_config has",
@@ -203,16 +213,15 @@ EVERY = [*PLANTED, *(pytest.param(name, marks=SLOW) for name in LONGER)]
 def test_a_fault_is_planted_for_every_symptom():
     from trl.watch.symptoms import SYMPTOMS
 
-    # A figure that is no number stops the trainer, and a KL is driven below 0 by a sampler
-    # of one's own: both are told of made rows alone.
-    assert {*PLANTED, *LONGER, "not_a_number", "negative_kl"} == {each.name for each in SYMPTOMS}
+    # A figure that is no number stops the trainer: it is told of made rows alone.
+    assert {*PLANTED, *LONGER, "not_a_number"} == {each.name for each in SYMPTOMS}
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_planted_fault_is_named(name):
     words, steps, settings = (PLANTED | LONGER)[name]
-    settings = {"reward": count("w7")} | settings
-    model = settings.pop("model", lambda: tiny_model("llama"))()
-    tokens = settings.pop("words", tokenizer)()
-    found = named(model, settings.pop("reward"), steps=steps, words=tokens, **settings)
+    makers = {"model": lambda: tiny_model("llama"), "words": tokenizer}
+    given = makers | {"reward": count("w7")} | settings
+    made = {name: given[name]() for name in ("model", "words", "ref_model") if name in given}
+    found = named(**given | made, steps=steps)
     assert any(words in told for told in found), found

@@ -17,6 +17,8 @@ cells.py           where what cannot be trusted runs: `warden.py` starts and end
 programs.py        is what can run there
 people/            people who judge, on a page
 
+A scorer takes a rollout, or, to try it by hand, texts: JsonScorer(schema)(["{}"]).scores
+
 The names below load their module on first use: people can judge without torch.
 """
 

@@ -19,7 +19,7 @@ from trl.config.errors import refuse, shown
 from trl.config.types import Positive, Text, Texts
 from trl.evaluation.cells import ask
 from trl.evaluation.row_by_row import score_rows
-from trl.evaluation.scores import pairs_of
+from trl.evaluation.scores import by_hand, pairs_of
 from trl.scored import Scored
 
 __all__ = ["FormatScorer", "JsonScorer", "RegexScorer"]
@@ -70,6 +70,7 @@ class JsonScorer:
             refuse("schema", "be a JSON Schema", f"{getattr(error, 'message', error)}")
         self.key, self.seconds, self.name = key, seconds, name
 
+    @by_hand
     def __call__(self, rollout: Rollout) -> Scored:
         """Score each response.
 
@@ -134,6 +135,7 @@ class RegexScorer:
             refuse("pattern", "be a regular expression", shown(pattern), str(error))
         self.pattern, self.key, self.seconds, self.name = pattern, key, seconds, name
 
+    @by_hand
     def __call__(self, rollout: Rollout) -> Scored:
         """Score each response.
 
@@ -167,6 +169,7 @@ class FormatScorer:
             refuse("tags", "be names that differ", shown(tags))
         self.tags, self.name = tuple(tags), name
 
+    @by_hand
     def __call__(self, rollout: Rollout) -> Scored:
         """Score each response."""
         return Scored.of([float(self._fits(text)) for text in responses_of(rollout)], rollout)

@@ -113,7 +113,7 @@ class ClassifierScorer(SequenceModel):
 
 def _checked(texts: Sequence[str]) -> list[str]:
     if isinstance(texts, str | Tensor) or not all(isinstance(text, str) for text in texts):
-        fix = "pass [text], and decode token ids with tokenizer.batch_decode(ids)"
+        fix = "pass [text], join each pair to one text, and decode token ids with batch_decode"
         refuse("texts", "be a list of strings", shown(texts), fix, error=TypeError)
     return list(texts)
 

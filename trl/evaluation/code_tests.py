@@ -16,6 +16,7 @@ from trl.config.types import Positive, Text
 from trl.evaluation.cells import Cell, CellError, warden
 from trl.evaluation.checks import last_block
 from trl.evaluation.row_by_row import score_rows
+from trl.evaluation.scores import by_hand
 from trl.scored import Scored
 
 __all__ = ["CodeScorer"]
@@ -77,6 +78,7 @@ class CodeScorer:
         self.tests, self.key = tests, tests if isinstance(tests, str) else None
         self.seconds, self.share, self.name = seconds, share, name
 
+    @by_hand
     def __call__(self, rollout: Rollout) -> Scored:
         """Score each response; its figure `passed` is the share of the tests that it passes.
 

@@ -17,7 +17,7 @@ from trl.config import check_values
 from trl.config.errors import refuse, shown
 from trl.config.types import Count, Positive, RangeOfEach, WeightOfEach
 from trl.evaluation.classifier import ClassifierScorer
-from trl.evaluation.scores import pairs_of
+from trl.evaluation.scores import by_hand, pairs_of
 from trl.scored import Scored
 
 __all__ = ["ControlScorer", "range_reward"]
@@ -116,6 +116,7 @@ class ControlScorer:
         self.min_tokens = min_tokens
         self.name = name
 
+    @by_hand
     def __call__(self, rollout: Rollout) -> Scored:
         """Score each response by the target that its query names.
 

@@ -22,6 +22,7 @@ from trl.config.secrets import filled, masked
 from trl.config.types import Count, NotNegative, Whole
 from trl.evaluation.scores import (
     ScoringError,
+    by_hand,
     described,
     failures_named,
     pairs_of,
@@ -144,6 +145,7 @@ class EndpointScorer:
         self._secrets = [*own.values(), *tokens_in(url)]
         self.request, self.parse = request, parse
 
+    @by_hand
     def __call__(self, rollout: Rollout) -> Scored:
         """Score each response of a rollout that has its texts.
 

@@ -15,6 +15,7 @@ from trl.config import check_values
 from trl.config.types import Positive, Text
 from trl.evaluation.cells import ask
 from trl.evaluation.row_by_row import score_rows
+from trl.evaluation.scores import by_hand
 from trl.scored import Scored
 
 __all__ = ["MathScorer"]
@@ -89,6 +90,7 @@ class MathScorer:
             raise ImportError("MathScorer needs math-verify: pip install math-verify.")
         self.key, self.seconds, self.marked, self.name = key, seconds, marked, name
 
+    @by_hand
     def __call__(self, rollout: Rollout) -> Scored:
         """Score each response.
 

@@ -17,9 +17,12 @@ from trl.batch import Rollout
 from trl.config import check_values
 from trl.config.errors import closest, refuse, shown
 from trl.evaluation.scores import (
+    Finish,
     Scorer,
     ScoringError,
+    by_hand,
     failures_named,
+    has_tokens,
     name_of,
     pairs_of,
     result_of,
@@ -55,16 +58,25 @@ def _responses(rollout: Rollout) -> list[str]:
     return [response for _, response in pairs_of(rollout)]
 
 
+def _tokens(rollout: Rollout) -> list[list[int]]:
+    if not has_tokens(rollout):
+        raise ScoringError(
+            "the rollout must have tokens for a function that reads them, and was made of texts: "
+            "give the function lists of token ids by hand, or the scorer a rollout of a Sampler."
+        )
+    return rollout.response_lists()
+
+
 READERS: dict[str, Callable[[Rollout], Any]] = {
     "texts": texts_of,
     "pairs": pairs_of,
-    "tokens": Rollout.response_lists,
+    "tokens": _tokens,
     "queries": _queries,
     "responses": _responses,
     "prompts": _messages,
     "completions": _answers,
-    "completion_ids": Rollout.response_lists,
-    "completions_ids": Rollout.response_lists,  # as pages of TRL call them
+    "completion_ids": _tokens,
+    "completions_ids": _tokens,  # as pages of TRL call them
     "environments": lambda rollout: list(rollout.environments or [None] * len(rollout)),
     "rollout": lambda rollout: rollout,
 }
@@ -119,8 +131,8 @@ class FunctionScorer:
     What it returns: B numbers, or B lists of numbers, one for each counted token of the response. A
     list, a tensor or an array will do. None in a list: it has no say on that row.
 
-    The function may be `async def`. Each call has an event loop of its own, so that a client which
-    belongs to a loop must be opened inside the function.
+    The function may be `async def`; several of a sum are waited for together. Each batch has an
+    event loop of its own, so that a client which belongs to a loop must be opened inside.
 
     Args:
         function: of lists, see above.
@@ -140,6 +152,7 @@ class FunctionScorer:
         self._asks = _parameters(function, on)
         self._readers = _readers(self._asks, on)
 
+    @by_hand
     def __call__(self, rollout: Rollout) -> Scored:
         """Score each response, or each of its tokens.
 
@@ -147,16 +160,28 @@ class FunctionScorer:
             ScoringError: if the function raises or does not return what it should, or asks for a
                 column that the rollout does not have.
         """
-        columns = rollout.columns or {}
-        if problem := self.missing(columns):
+        given, finish = self.begin_scoring(rollout)
+        with failures_named(self.name, rollout):
+            return finish(result_of(given))
+
+    def begin_scoring(self, rollout: Rollout) -> tuple[Any, Finish]:
+        """Call the function; return what it gives, or is to be waited for, and what scores that.
+
+        So that several are waited for together, see `score_all`.
+        """
+        if problem := self.missing(rollout.columns or {}):
             raise ScoringError(problem)
         figures, notes = dict[str, Tensor](), dict[str, tuple[str, ...]]()
         lists = self._lists(rollout, partial(_keep, figures, notes, len(rollout)))
         first = [lists.pop(name) for name in [self._asks[0].name] if name in lists]
+
+        def finish(given: Any) -> Scored:
+            found = Scored.of(given, rollout)
+            kept = {**found.figures, **figures}
+            return replace(found, figures=kept, notes={**found.notes, **notes})
+
         with failures_named(self.name, rollout):
-            found = Scored.of(result_of(self.function(*first, **lists)), rollout)
-        kept = {**found.figures, **figures}
-        return replace(found, figures=kept, notes={**found.notes, **notes})
+            return self.function(*first, **lists), finish
 
     def missing(self, columns: Collection[str]) -> str:
         """Return what the function asks for that rows with these columns lack; nothing: nothing."""
@@ -168,8 +193,8 @@ class FunctionScorer:
                 return (
                     f"{self.name} must ask for columns of the prompts' rows, or for what of "
                     f"{known} it needs of the whole batch, got `{name}`: the columns are "
-                    f"{list(columns)}, from rows such as {{'prompt': ..., {name!r}: ...}}."
-                    + closest(name, [*known, *columns])
+                    f"{list(columns)}, from rows such as {{'prompt': ..., {name!r}: ...}} (by "
+                    f"hand: texts, {name}=[...])." + closest(name, [*known, *columns])
                 )
         return ""
 

@@ -7,6 +7,7 @@ from trl.config import check_values
 from trl.config.errors import refuse
 from trl.config.types import Count
 from trl.evaluation.checks import responses_of
+from trl.evaluation.scores import by_hand, has_tokens
 from trl.scored import Scored
 
 __all__ = ["LengthPenalty", "RepetitionPenalty"]
@@ -34,8 +35,11 @@ class LengthPenalty:
             refuse("soft_tokens", f"be <= max_tokens ({max_tokens})", soft_tokens, "lower it")
         self.max_tokens, self.soft_tokens, self.name = max_tokens, soft_tokens, name
 
+    @by_hand
     def __call__(self, rollout: Rollout) -> Scored:
-        """Score each response: from −1 to 0."""
+        """Score each response: from −1 to 0. Of texts without tokens, it has no say."""
+        if not has_tokens(rollout):
+            return Scored.of([None] * len(rollout), rollout)
         over = rollout.response_mask.sum(1) - (self.max_tokens - self.soft_tokens)
         return Scored.of(-(over / self.soft_tokens).clamp(0, 1), rollout)
 
@@ -56,6 +60,7 @@ class RepetitionPenalty:
         check_values("RepetitionPenalty", {"ngram": (Count, ngram)})
         self.ngram, self.name = ngram, name
 
+    @by_hand
     def __call__(self, rollout: Rollout) -> Scored:
         """Score each response: from −1 to 0."""
         return Scored.of([-self._again(text) for text in responses_of(rollout)], rollout)

@@ -93,7 +93,8 @@ class RewardModelScorer(SequenceModel):
         for row, pair in enumerate(pairs):
             if isinstance(pair, str) or [type(text) for text in pair] != [str, str]:
                 rule = "be a (query, response) pair of strings"
-                refuse(f"pairs[{row}]", rule, shown(pair), error=TypeError)
+                fix = "scorer([(query, response)]); the query may be empty"
+                refuse(f"pairs[{row}]", rule, shown(pair), fix, error=TypeError)
         return self._scores(self._logits(self._texts_of_pairs(pairs)))
 
     @property

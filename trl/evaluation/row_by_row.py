@@ -48,6 +48,7 @@ def column_of(rollout: Rollout, key: str | None, name: str) -> Sequence[Any]:
     if key not in columns:
         raise ScoringError(
             f"{name} must find the column {key!r} in the rows of the prompts, got {list(columns)}: "
-            f"give rows such as {{'prompt': …, {key!r}: …}}, or name another column."
+            f"give rows such as {{'prompt': …, {key!r}: …}} (by hand: texts, {key}=[…]), or name "
+            "another column."
         )
     return columns[key]

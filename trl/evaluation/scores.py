@@ -7,11 +7,13 @@ import inspect
 import os
 import sysconfig
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Concatenate, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,10 +21,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from trl.batch import Rollout, axes_of
-from trl.config.errors import shown
+from trl.config.errors import refuse, shown
 from trl.scored import BadScores, Scored
 
 __all__ = ["Scorer", "ScoringError", "score"]
+
+Own = TypeVar("Own")
+Texts = Sequence[str] | Sequence[tuple[str | Sequence[Mapping[str, Any]], str]]
+"""Responses, or pairs of a query, which may be a chat, and its response."""
+
+Finish = Callable[[Any], Scored]
 
 # So many texts are shown in an error.
 TEXTS_SHOWN = 3
@@ -57,28 +65,77 @@ class ScoringError(RuntimeError):
     """All rows of the rollout that may be at fault."""
 
 
-def score(scorer: Scorer, rollout: Rollout) -> Scored:
+def score(scorer: Scorer, rollout: Rollout | Texts, **columns: Sequence[Any]) -> Scored:
     """Call a scorer and check what it gives.
 
     Args:
         scorer: See `Scorer`.
-        rollout: of B responses, at most R tokens long.
+        rollout: of B responses, at most R tokens long; or their texts, see `rollout_of`.
+        **columns: B values each, of texts.
     Raises:
         ScoringError: if the scorer raises, or gives the wrong count or shape, something that is
             not a number, NaN or infinity, or a reward where no token counts; or if it writes into
             the rollout, which would then be trained as it has made it.
     """
-    before = _state(rollout)
-    with failures_named(name_of(scorer), rollout):
-        found = Scored.of(result_of(scorer(rollout)), rollout)
-    after = _state(rollout)
+    return score_all({"": scorer}, rollout_of(rollout, columns))[""]
+
+
+def score_all(scorers: Mapping[str, Scorer], rollout: Rollout) -> dict[str, Scored]:
+    """Call scorers and check what they give, as `score` does of one.
+
+    They are called one after another; what is `async` is then waited for in one event loop, where
+    all go on together.
+    """
+    before, found = _state(rollout), dict[str, Scored]()
+    waiting = dict[str, tuple[Any, Finish]]()
+    try:
+        for name, scorer in scorers.items():
+            with failures_named(name_of(scorer), rollout):
+                given, finish = _begun(scorer, rollout)
+                if inspect.iscoroutine(given):
+                    waiting[name] = given, finish
+                else:
+                    found[name] = finish(given)
+            _check_left(rollout, before, [scorer])
+        named = [(name_of(scorers[name]), given) for name, (given, _) in waiting.items()]
+        results = result_of(_together(named, rollout)) if named else []
+        for (name, (_, finish)), result in zip(waiting.items(), results, strict=True):
+            with failures_named(name_of(scorers[name]), rollout):
+                found[name] = finish(result)
+        _check_left(rollout, before, [scorers[name] for name in waiting])
+    finally:
+        for given, _ in waiting.values():  # that has not begun, since another one failed
+            given.close()
+    return {name: found[name] for name in scorers}
+
+
+def _begun(scorer: Scorer, rollout: Rollout) -> tuple[Any, Finish]:
+    """Call a scorer; return what it gives, or a coroutine that will, and what checks that."""
+    begin = vars(type(scorer)).get("begin_scoring")  # a subclass may have a call of its own
+    if begin is not None:
+        return begin(scorer, rollout)  # type: ignore[no-any-return]
+    return scorer(rollout), lambda found: Scored.of(found, rollout)
+
+
+async def _together(named: Sequence[tuple[str, Coroutine[Any, Any, Any]]], rollout: Rollout) -> Any:
+    """Wait for coroutines of scorers, called so, at the same time."""
+
+    async def waited(name: str, given: Coroutine[Any, Any, Any]) -> Any:
+        with failures_named(name, rollout):
+            return await given
+
+    return await asyncio.gather(*(waited(*each) for each in named))
+
+
+def _check_left(rollout: Rollout, before: Mapping[str, Any], scorers: Sequence[Scorer]) -> None:
+    """Raise a ScoringError if one of the scorers has written into the rollout."""
+    after = _state(rollout) if scorers else before
     if changed := [name for name in before if after[name] != before[name]]:
         raise ScoringError(
-            f"{name_of(scorer)} must leave the rollout as it is, but wrote into its "
-            f"{', '.join(changed)}: change a copy, such as rollout.{changed[0]}.clone(), or "
+            f"{' or '.join(map(name_of, scorers))} must leave the rollout as it is, but wrote into "
+            f"its {', '.join(changed)}: change a copy, such as rollout.{changed[0]}.clone(), or "
             f"copy.deepcopy(rollout.{changed[0]}) of lists."
         )
-    return found
 
 
 def _state(rollout: Rollout) -> dict[str, Any]:
@@ -97,6 +154,67 @@ def _state(rollout: Rollout) -> dict[str, Any]:
 
 
 # --- what goes in -------------------------------------------------------------------------------
+
+NO_TOKEN = -1
+"""Stands for the tokens of a text that nobody has cut up."""
+
+
+def rollout_of(given: Rollout | Texts, columns: Mapping[str, Sequence[Any]]) -> Rollout:
+    """Return a rollout as it is, and texts as one without tokens, for scorers that read texts.
+
+    Args:
+        given: Responses, or (query, response) pairs.
+        columns: What else is known of each text; a rollout has its own.
+    Raises:
+        TypeError, ValueError: if they are something else, or a column has another length.
+    """
+    if isinstance(given, Rollout):
+        if columns:
+            refuse("columns", "be left out beside a rollout, which has its own", list(columns))
+        return given
+    entries = list(given) if isinstance(given, list | tuple) else []
+    pairs = [("", entry) if isinstance(entry, str) else entry for entry in entries]
+    sound = [isinstance(p, list | tuple) and len(p) == 2 and isinstance(p[1], str) for p in pairs]
+    if not entries or not all(sound):
+        rule = "be texts, (query, response) pairs, or a Rollout"
+        fix = "scorer([text]), scorer([(query, response)], answer=[…]) with columns by name"
+        refuse("responses", rule, shown(given), fix, error=TypeError)
+    for name, values in columns.items():
+        if isinstance(values, str) or len(values) != len(pairs):
+            refuse(name, f"be a list of {len(pairs)} values, one for each text", shown(values))
+    queries, responses = zip(*pairs, strict=True)
+    chats = None
+    if not all(isinstance(query, str) for query in queries):
+        chats = tuple(
+            [{"role": "user", "content": query}] if isinstance(query, str) else query
+            for query in queries
+        )
+        queries = tuple(PARAGRAPH.join(map(words_of, chat)) for chat in chats)
+    none = torch.full((len(pairs), 1), NO_TOKEN, device="cpu")
+    return replace(
+        Rollout.from_lists(none, none),
+        query_texts=queries,
+        response_texts=responses,
+        query_messages=chats,
+        columns={name: tuple(values) for name, values in columns.items()} or None,
+    )
+
+
+def has_tokens(rollout: Rollout) -> bool:
+    """Tell whether a rollout is more than texts."""
+    return bool((rollout.responses != NO_TOKEN).any())
+
+
+def by_hand(
+    call: Callable[[Own, Rollout], Scored],
+) -> Callable[Concatenate[Own, Rollout | Texts, ...], Scored]:
+    """Let a scorer also be called with texts, and columns by name, see `rollout_of`."""
+
+    @wraps(call)
+    def called(self: Own, rollout: Rollout | Texts, **columns: Sequence[Any]) -> Scored:
+        return call(self, rollout_of(rollout, columns))
+
+    return called
 
 
 def pairs_of(rollout: Rollout) -> list[tuple[str, str]]:

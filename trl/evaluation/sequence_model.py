@@ -80,6 +80,7 @@ class SequenceModel:
             refuse("tokenizer", "be given with a loaded model", fix=fix)
         if gguf_file is not None and not by_name:
             refuse("gguf_file", "be None with a loaded model", repr(gguf_file), "leave it out")
+        model = _of_run(model) if by_name else model
         where = {"gguf_file": gguf_file} if tokenizer is None else {}
         tokenizer = model if tokenizer is None else tokenizer
         if isinstance(tokenizer, (str, os.PathLike)):
@@ -271,6 +272,14 @@ def _passes(lengths: list[int], batch_size: int, unpadded: bool) -> Iterator[lis
 
 def _pad_token_id(model: PreTrainedModel) -> int | None:
     return model.config.get_text_config().pad_token_id
+
+
+def _of_run(source: Any) -> Any:
+    """Return the folder of the model in that of a run of `trl reward` or `trl classifier`."""
+    folder = Path(source)
+    inside = [folder / name for name in ("reward_model", "classifier")]
+    found = [each for each in inside if (each / CONFIG).is_file()]
+    return found[0] if found and not (folder / CONFIG).exists() else source
 
 
 def _load_model(source: Source, gguf_file: str | None, allow_pickle: bool) -> PreTrainedModel:

@@ -12,7 +12,7 @@ from trl.batch import Rollout
 from trl.config import check_values
 from trl.config.errors import refuse
 from trl.evaluation.function import FunctionScorer, as_scorer
-from trl.evaluation.scores import Scorer, name_of, score
+from trl.evaluation.scores import Scorer, by_hand, name_of, score_all
 from trl.scored import Scored
 
 __all__ = ["WeightedSum"]
@@ -50,6 +50,7 @@ class WeightedSum:
             check_values("WeightedSum", {f"weight of {name}": (float, weight)})
             self.parts[name] = scorer, float(weight)
 
+    @by_hand
     def __call__(self, rollout: Rollout) -> Scored:
         """Score each response by all parts.
 
@@ -59,7 +60,7 @@ class WeightedSum:
         Raises:
             ScoringError: if a part fails; it is named.
         """
-        found = {name: score(scorer, rollout) for name, (scorer, _) in self.parts.items()}
+        found = score_all({name: scorer for name, (scorer, _) in self.parts.items()}, rollout)
         per_token = any(scored.scores.ndim == 2 for scored in found.values())
         # From what is there: neither a default device nor a default dtype is for scores.
         total = torch.zeros_like(max((s.scores for s in found.values()), key=Tensor.dim))

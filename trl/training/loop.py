@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -171,7 +172,9 @@ class Loop:
             of_scores = {"reward/mean": mean, "reward/std": std} | of_scores
         figures = {name: value for name, value in stats.items() if isinstance(value, float)}
         lengths = rollout.response_mask.sum(1).float()
-        own = {f"reward/{name}": mean for name, mean in scored.means().items()} | {
+        if self.processes > 1:
+            scored = of_all_processes(scored)
+        own = {
             "response/length": lengths.mean().item(),
             "response/ended": rollout.ended.float().mean().item(),
         }
@@ -181,6 +184,7 @@ class Loop:
         updates = stats["ppo/updates"] + stats["ppo/skipped_updates"]
         return {
             **of_scores,
+            **{f"reward/{name}": mean for name, mean in scored.means().items()},
             **(own if self.processes == 1 else mean_of_each(gather_object([own]))),
             **figures,
             "learning_rate": float(rate if rate is not None else math.nan),
@@ -229,6 +233,11 @@ class Loop:
             self._order += again.tolist()
         chosen, self._order = self._order[:size], self._order[size:]
         return [self.prompts[index] for index in chosen[rank :: self.processes]]
+
+
+def of_all_processes(scored: Scored) -> Scored:
+    """Return the scores of the rollouts of all processes together, without notes."""
+    return Scored.concat(gather_object([replace(scored, notes={})]))
 
 
 def mean_of_each(rows: Sequence[Row]) -> Row:

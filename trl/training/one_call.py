@@ -38,6 +38,7 @@ from trl.optimization.settings import resolve_config
 from trl.rollout.queries import SENT_AS_CHATS, Chat, ChatForm, prompts_apart
 from trl.rollout.sampler import Sampler
 from trl.training.checkpoints import step_of
+from trl.training.described import lora_config, reward_config
 from trl.training.folder import RunFolder
 from trl.training.loop import Row, checked_prompts
 from trl.training.parts import Parts
@@ -372,6 +373,7 @@ def _described(
             name=os.fspath(model),
             gguf_file=gguf_file,
             unfrozen_layers=frozen,
+            lora=lora_config(policy),
             reference=None if reference else "none",
         ),
         data=settings.DataConfig(
@@ -394,9 +396,7 @@ def _described(
         ),
         environment=_environment_of(loop.sampler),
         reward=tuple(
-            settings.RewardConfig(
-                kind="function", name=_place_of(scorer), title=name, weight=weight
-            )
+            reward_config(scorer, name, weight)
             for name, (scorer, weight) in parts.judge.parts.items()
         ),
         ppo=config,
@@ -427,13 +427,6 @@ def _system_of(prompts: Sequence[Any]) -> str | None:
         return None
     found = {words_of(chat[0]) if chat[0]["role"] == "system" else "" for chat in prompts}
     return (found.pop() or None) if len(found) == 1 else None
-
-
-def _place_of(scorer: Any) -> str:
-    """Return module and name of a scorer's function, or of its class."""
-    function = getattr(scorer, "function", scorer)
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}:{named.__qualname__}"
 
 
 # -- what is refused, or warned of, before anything is loaded --------------------------------------

@@ -260,11 +260,13 @@ def _train_and_test(
         held = set(rng.sample(groups, min(len(groups), round(recipe.held_out * len(groups)) or 1)))
         test = [each for each, prompt in zip(train, prompts, strict=True) if prompt in held]
         train = [each for each, prompt in zip(train, prompts, strict=True) if prompt not in held]
-    for part, rows in (("train", train), ("test", test)):
+    for part, rows in (("train", train), ("measure", test)):
         ties = part == "train" and recipe.ties != "ignore"
         if not any(sum(each.votes if ties else each.votes[:-1]) for each in rows):
-            rule = "have preferences for a response, besides those that are measured on"
-            refuse("train", rule, f"none in {recipe.train!r} for {part}", "add more")
+            own = part == "measure" and recipe.test is not None
+            name, source = ("test", recipe.test) if own else ("train", recipe.train)
+            rule = "have preferences for a response, some to train and others to measure on"
+            refuse(name, rule, f"none to {part} on in {source!r}", "add more")
     rng.shuffle(train)
     return train[: recipe.limit], test, problems
 

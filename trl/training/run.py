@@ -251,8 +251,10 @@ class Run:
                     self._write_checkpoint(None if made > done else own)
             short = "It failed amid its updates; memory was short for a copy of what was before. "
             broken = "" if whole else short
+            saved = "Nothing is saved, as no step is made: mend it, and start anew with"
             for last in self.checkpoints.all()[-1:]:
-                error.add_note(f"{broken}Saved is {last}. Go on with: {self._to_go_on()}")
+                saved = f"{broken}Saved is {last}. Go on with"
+            error.add_note(f"{saved}: {self._to_go_on()}")
             raise
 
     @cached_property

@@ -8,11 +8,11 @@ show(rows)
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from rich.text import Text
 from torch import nn
 
 from trl import starter
-from trl.batch import Rollout
 from trl.config import build, read_yaml
 from trl.config.code import Trust
 from trl.config.errors import refuse, shown
@@ -31,7 +30,7 @@ from trl.config.recipe import STARTER, DataConfig, Recipe, RewardConfig
 from trl.data.prompts import checked_messages
 from trl.data.sources import Table as Columns
 from trl.data.sources import checked_texts, chosen_column, read_table
-from trl.evaluation.scores import PARAGRAPH, score, texts_of, words_of
+from trl.evaluation.scores import PARAGRAPH, rollout_of, score, texts_of, words_of
 from trl.models.loading import quiet_transformers
 from trl.models.with_value_head import load_policy
 from trl.rollout.queries import SENT_AS_CHATS, Chat, ChatForm
@@ -201,7 +200,8 @@ def score_texts(
 
     Returns:
         A row for each text: text, score, and the score of each part by its name, without its
-        weight. The text of a chat is what its messages say, with a blank line between two.
+        weight; None where nothing has a say. The text of a chat is what its messages say, with a
+        blank line between two.
     """
     with quiet_transformers():
         _, scorer = load_scorer(rewards, trust)
@@ -217,26 +217,19 @@ def score_texts(
         pairs = [(form(prompt) if prompt else prompt, answer) for prompt, answer in pairs]
     rows: list[Row] = []
     for start in range(0, len(pairs), AT_ONCE):
-        more = {k: tuple(v[start : start + AT_ONCE]) for k, v in (columns or {}).items()}
-        rollout = _rollout_of(pairs[start : start + AT_ONCE], more)
+        more = {k: v[start : start + AT_ONCE] for k, v in (columns or {}).items()}
+        rollout = rollout_of(pairs[start : start + AT_ONCE], more)
         scored = score(scorer, rollout)
         totals = scored.totals.tolist()
         for row, text in enumerate(texts_of(rollout)):
-            parts = {name: part[row].item() for name, part in scored.parts.items()}
-            rows.append({"text": text, "score": totals[row], "parts": parts})
+            parts = {name: _number(part[row].item()) for name, part in scored.parts.items()}
+            rows.append({"text": text, "score": _number(totals[row]), "parts": parts})
     return rows
 
 
-def _rollout_of(pairs: Sequence[Pair], columns: Mapping[str, tuple[Any, ...]]) -> Rollout:
-    """Return a rollout of texts without tokens; of chats, if one of the prompts is a chat."""
-    none = torch.zeros(len(pairs), 1, dtype=torch.long)  # tokens that stand for none
-    prompts, responses = zip(*pairs, strict=True)
-    chats = None
-    if not all(isinstance(prompt, str) for prompt in prompts):
-        chats = tuple(_as_messages(prompt, "user") for prompt in prompts)
-        prompts = tuple(PARAGRAPH.join(map(words_of, chat)) for chat in chats)
-    texts = {"query_texts": prompts, "response_texts": responses, "query_messages": chats}
-    return replace(Rollout.from_lists(none, none), **texts, columns=columns or None)
+def _number(score: float) -> float | None:
+    """Return a score; None, as JSON has no NaN, where nothing has a say."""
+    return None if math.isnan(score) else score
 
 
 def _pair(text: str, prefixes: Sequence[str]) -> Pair:
@@ -362,6 +355,8 @@ def _flat(row: Row) -> Row:
 def _cell(value: Any) -> str:
     if isinstance(value, list | tuple):  # a chat
         value = PARAGRAPH.join(map(words_of, value))
+    if value is None:
+        return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:+.3f}" if isinstance(value, float) else " ".join(visible(str(value)).split())

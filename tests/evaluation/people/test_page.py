@@ -302,6 +302,16 @@ HARD = [
 ]  # fmt: skip
 
 
+def test_code_is_shown_as_code_and_nothing_of_a_text_is_hidden(open_page):
+    fenced = "Before\n```python\nprint(1)\n```\nafter\n```\ncut off"
+    ann = open_page([Item("p", ("```print(1)``` prints", fenced))])
+    picture(ann, "code")
+    texts = sorted(ann.page.locator("#responses .text").all_inner_texts(), reverse=True)
+    assert texts[0] == "```print(1)``` prints"
+    assert texts[1].split() == ["Before", "python", "print(1)", "after", "cut", "off"]
+    assert ann.page.locator("pre code").all_inner_texts() == ["print(1)\n", "cut off"]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_hard_texts_fit_and_nothing_serious_is_wrong_for_a_reader(width, scheme, open_page):

@@ -73,11 +73,16 @@ function element(name, text, more = {}) {
   return made;
 }
 
-// A text of unknown origin; what stands between ``` is shown as code, to its letter.
+// A text of unknown origin; what stands between lines of ``` is shown as code, to its letter, below
+// the name of its language. Of text and name, every other one is a name.
 function textBlock(text, label) {
   const block = element("div", undefined, {class: "text"});
-  text.split(/^[ \t]*```[^\n]*\n?/m).forEach((part, index) => {
-    if (index % 2) {
+  const parts = text.split(/^[ \t]*```([^`\n]*)(?:\n|$)/m);
+  parts.forEach((part, index) => {
+    if (index % 2) return;
+    if (index % 4) {
+      const language = parts[index - 1].trim();
+      if (language) block.append(element("div", language, {class: "role"}));
       const pre = element("pre", undefined, {dir: "ltr", tabindex: "0", "aria-label": "Code"});
       pre.append(element("code", part));
       block.append(pre);

@@ -1,0 +1,72 @@
+"""What a recipe says of objects that were given in Python, as far as it can."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from trl import evaluation, starter
+from trl.config import SettingsError
+from trl.config.errors import hidden
+from trl.config.recipe import STARTER, LoRAConfig, RewardConfig
+
+MORE_THAN_LORA = "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"
+"""Settings of an adapter for which a recipe has no words."""
+
+
+def reward_config(scorer: Any, title: str, weight: float) -> RewardConfig:
+    """Return the kind and the settings of a scorer; else the place of its function or class."""
+    how = {"title": title, "weight": weight}
+    try:
+        return RewardConfig(**(_known(scorer) or _place(scorer)), **how)
+    except SettingsError:  # such as one that has no name
+        return RewardConfig(**_place(scorer), **how)
+
+
+def _known(scorer: Any) -> dict[str, Any]:
+    """Return what names a scorer of trl in a recipe; nothing: nothing does."""
+    for kind, name in evaluation.CHECKS.items():
+        if type(scorer) is getattr(evaluation, name):
+            # What it is called is its title; what is no attribute is not for a recipe to say.
+            has = vars(scorer) | {"name": None}
+            own = {
+                each.name: has[each.name]
+                for each in inspect.signature(type(scorer)).parameters.values()
+                if has.get(each.name) not in (None, each.default, {})
+            }
+            return {"kind": kind, "arguments": own}
+    if type(scorer) is evaluation.RewardModelScorer:
+        return {"kind": "reward_model", "name": scorer.model.name_or_path}
+    if type(scorer) is evaluation.EndpointScorer:
+        return {"kind": "endpoint", "name": hidden(scorer.given)}
+    if type(scorer) is evaluation.ClassifierScorer:
+        name, labels = scorer.model.name_or_path, scorer.model.config.id2label
+        name = STARTER if name == str(starter.CLASSIFIER) else name
+        label = str(labels.get(scorer.label, scorer.label))
+        return {"kind": "classifier", "name": name, "label": label, "output": scorer.output}
+    return {}
+
+
+def _place(scorer: Any) -> dict[str, Any]:
+    """Return module and name of a scorer's function, or of its class."""
+    function = getattr(scorer, "function", scorer)
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return {"kind": "function", "name": f"{named.__module__}:{named.__qualname__}"}
+
+
+def lora_config(policy: nn.Module) -> LoRAConfig | None:
+    """Return the adapter that is trained; None: there is none, or it is no plain LoRA."""
+    adapters = getattr(getattr(policy, "pretrained_model", None), "peft_config", {})
+    for adapter in adapters.values():
+        kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+        if kind == "LORA" and not any(getattr(adapter, name, None) for name in MORE_THAN_LORA):
+            layers = adapter.target_modules
+            return LoRAConfig(
+                rank=adapter.r,
+                alpha=float(adapter.lora_alpha),
+                dropout=adapter.lora_dropout,
+                target_modules=layers if isinstance(layers, str) else ",".join(sorted(layers)),
+            )
+    return None
