@@ -282,9 +282,9 @@ def test_an_episode_is_shown_as_a_conversation(tmp_path):
         r'"bubble turn (\w*)"><p class="label"><bdi>(.*?)</bdi>(?: <b>(.*?)</b>)?</p>'
         r'<p class="text" dir="auto">(.*?)</p>',
         first,
+        re.DOTALL,
     )
-    texts = [(kind, role, reward, re.sub("<mark.*?>|</mark>", "", text)[:24]) for
-             kind, role, reward, text in found]  # fmt: skip
+    texts = [(*three, re.sub("</?mark.*?>", "", text)[:24]) for *three, text in found]
     before, after = texts[:2], texts[2:]
     said = ("", "assistant", "", "Let me see.")
     called = ("call", "tool call", "−0.10", "&lt;tool_call&gt;\n{&#34;")
@@ -292,8 +292,8 @@ def test_an_episode_is_shown_as_a_conversation(tmp_path):
     assert after == [
         said,
         called,
-        ("tool", "tool &lt;i&gt;times", "", "&lt;script&gt;alert(1)&lt;"[:24]),
-        ("call", "tool call", "", "{&#34;name&#34;: &#34;again&#34;}"[:24]),
+        ("tool", "tool &lt;i&gt;times", "", "&lt;script&gt;alert(1)&l"),
+        ("call", "tool call", "", "{&#34;name&#34;: &#34;ag"),
         ("tool", "tool", "", "no such tool xxxxxxxxxxx"),
         ("own", "user", "", "So?"),
         ("", "assistant", "+1.00", "It is 144."),
@@ -302,7 +302,7 @@ def test_an_episode_is_shown_as_a_conversation(tmp_path):
     assert "turns 3 · tool calls 2 · tool errors 1 · stopped by &lt;done&gt;" in first
     assert "80 more messages" in html
     assert "<script>alert" not in html
-    assert "<bdi>accuracy</bdi>" in html or "<th>accuracy</th>" in html
+    assert "<th>accuracy</th>" in html
     assert "<th>share stopped by: done</th>" in html
     for name in ("accuracy", "episodes", "stops"):
         assert f'id="chart-{name}"' in html
