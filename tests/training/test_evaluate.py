@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.training.runs import lines, make_parts, tiny_recipe
@@ -13,6 +14,7 @@ from trl import cli
 from trl.config import SettingsError
 from trl.config.recipe import DataConfig, RewardConfig, SamplingConfig
 from trl.training.evaluate import evaluate, figures_of
+from trl.training.parts import Parts
 
 QUESTIONS = [{"prompt": f"w{a} w{b}", "answer": f"{a + b}"} for a in (1, 2, 7) for b in (9, 10, 11)]
 
@@ -123,6 +125,17 @@ def test_an_evaluation_of_a_policy(folder, tmp_path):
     assert [sample["response"] for group in again.samples for sample in group] == drawn
 
 
+def test_one_sample_of_each_is_what_a_run_measures(folder):
+    recipe = recipe_of(folder)
+    measured, figures = Parts.of_recipe(recipe, Accelerator()).held_out.measure()
+    found = evaluate(folder / "model", recipe, samples=1)
+    for (sample,), other in zip(found.samples, measured, strict=True):
+        assert sample["response"] == other["response"]
+        assert sample["reward"] == other["reward"]
+    mean = found.sampled["reward/mean"]["value"]
+    assert mean == pytest.approx(figures["held_out/reward/mean"])
+
+
 def test_right_is_what_the_checks_say_or_a_threshold(folder):
     data = DataConfig(prompts=str(folder / "questions.jsonl"), held_out=3)
     reward = (
@@ -144,6 +157,7 @@ def test_right_is_what_the_checks_say_or_a_threshold(folder):
     found = evaluate(folder / "model", alone, samples=2, prompts=str(folder / "questions.jsonl"))
     assert "accuracy" not in found.sampled  # 2, 4 … is neither right nor wrong
     assert "pass@1" not in found.sampled
+    assert "--right-from" in found.table().caption
     prompts = [group[0]["prompt"] for group in found.samples]
     assert prompts == [row["prompt"] for row in QUESTIONS]  # all of them, in their order
 
@@ -167,7 +181,7 @@ def test_what_is_wrong_is_told_before_anything_is_sampled(given, error, told, fo
 
 def test_without_held_out_prompts_there_is_nothing_to_measure(folder):
     data = DataConfig(prompts=str(folder / "prompts.txt"), held_out=0)
-    with pytest.raises(SettingsError, match=r"`data.held_out` must be above 0"):
+    with pytest.raises(ValueError, match=r"`data.held_out` must be above 0, got 0"):
         evaluate(folder / "model", recipe_of(folder, data=data))
 
 
@@ -183,7 +197,7 @@ def test_the_command(folder, tmp_path, capsys):
              str(folder / "reward.py")]  # fmt: skip
     assert cli.main([*command, *given]) == 0
     table = capsys.readouterr().out
-    assert "3 held-out prompts, 3 samples of each" in table
+    assert "3 prompts, 3 samples of each" in table
     assert [name in table for name in ("pass@3", "majority@3", "pass@2")] == [True, True, False]
     rows = lines(tmp_path / "out" / "eval_samples.jsonl")
     assert {row["length"] for row in rows} <= {1, 2, 3, 4}

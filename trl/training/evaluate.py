@@ -1,7 +1,7 @@
 """How a policy does on the held-out prompts of a recipe, with several samples of each.
 
 evaluation = evaluate("runs/mine", read_recipe("runs/mine"), samples=8, out="runs/mine/eval")
-print(evaluation.table())     # mean score, accuracy, pass@k, majority@k, with their intervals
+rich.print(evaluation.table())  # mean score, accuracy, pass@k, majority@k, with their intervals
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
-from trl.config import SettingsError, check_values
+from trl.config import check_values
 from trl.config.code import Trust
-from trl.config.errors import problem, refuse
+from trl.config.errors import refuse
 from trl.config.recipe import Recipe
 from trl.config.types import Count
 from trl.data.prompts import load_prompts
@@ -62,8 +62,10 @@ class Evaluation:
     def table(self) -> Table:
         """Return the figures for the terminal."""
         count, of_each = len(self.samples), self.settings["samples"]
-        title = f"{count} held-out prompts, {of_each} samples of each"
+        title = f"{count} prompts, {of_each} samples of each"
         table = Table("", title=title, title_justify="left")
+        if "accuracy" not in self.sampled:
+            table.caption = "No accuracy: say by --right-from from which reward on it is right."
         for head in ("sampled", "95 % interval", *(["greedy"] if self.greedy else [])):
             table.add_column(head, justify="right")
         for name, found in self.sampled.items():
@@ -133,8 +135,7 @@ def evaluate(
         whole: Any = {"held_out": 0, "held_out_prompts": None, "limit": None, "deduplicate": False}
         data = replace(data, prompts=prompts, shuffle=False, shuffle_buffer=None, **whole)
     elif data.held_out == 0:
-        rule, fix = "be above 0", "set it, or give `prompts`"
-        raise SettingsError("Recipe", [problem("data.held_out", rule, "0", fix)])
+        refuse("data.held_out", "be above 0", 0, "set it, or give `prompts`")
     _, judge = load_scorer(recipe.reward, trust)
     settings = sampling_of(recipe) | {"temperature": recipe.ppo.temperature, "group_size": samples}
     settings["seed"] = recipe.seed + 1  # as in a run
@@ -209,11 +210,10 @@ def figures_of(groups: Sequence[Sequence[Sample]], ks: Sequence[int] = ()) -> Fi
     names = [*dict.fromkeys(name for prompt in prompts for name in prompt)]
     names.sort(key=lambda name: name.startswith(LAST))
     table = np.array([[prompt.get(name, math.nan) for name in names] for prompt in prompts])
-    values, (low, high) = np.nanmean(table, 0), bootstrap(table)
-    ends = zip(values.tolist(), low.tolist(), high.tolist(), strict=True)
+    columns = np.stack([np.nanmean(table, 0), *bootstrap(table)], 1).tolist()
     return {
-        name: dict(zip(("value", "low", "high"), three, strict=True))
-        for name, three in zip(names, ends, strict=True)
+        name: {"value": value, "low": low, "high": high}
+        for name, (value, low, high) in zip(names, columns, strict=True)
     }
 
 
