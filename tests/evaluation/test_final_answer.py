@@ -160,3 +160,9 @@ def test_a_right_answer_can_be_made_of_the_column():
 )
 def test_the_answer_that_was_read_off_is_noted_in_one_form(response, right, answer):
     assert MathScorer().answer(response, right) == answer
+
+
+def test_answers_are_notes_of_the_scores():
+    rollout = make_rollout(("", r"\boxed{1,234.0}"), ("", "none"), lengths=[1, 1])
+    rollout = replace(rollout, columns={"answer": ("1234", "5")})
+    assert score(MathScorer(), rollout).notes == {"answer": ("1234", "")}

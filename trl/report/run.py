@@ -238,13 +238,12 @@ def _read(path: Path, name: str, number: int) -> Run:
     for line in _rows(path / "samples.jsonl", run.notes):
         parts = line.get("parts")
         sample = Sample(
-            *(str(line.get("prompt", "")), str(line.get("response", ""))),
-            *(_finite(line.get("reward")), _finite(line.get("kl")), _finite(line.get("length"))),
-            *(
-                line.get("ended"),
-                _numbers(parts if isinstance(parts, dict) else {}),
-                _messages(line),
-            ),
+            str(line.get("prompt", "")),
+            str(line.get("response", "")),
+            **{name: _finite(line.get(name)) for name in ("reward", "kl", "length")},
+            ended=line.get("ended"),
+            parts=_numbers(parts if isinstance(parts, dict) else {}),
+            messages=_messages(line),
             **_episode(line.get("episode")),
         )
         run.samples.setdefault(line["step"], []).append(sample)
