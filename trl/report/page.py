@@ -277,7 +277,8 @@ def _bubbles(turns: Sequence[Turn], marks: Mapping[str, MovedWord]) -> list[dict
 
 def _pieces(text: str, marks: Mapping[str, MovedWord]) -> list[tuple[str, str | None]]:
     """A text in pieces, each with whether it is a word that moved up or down."""
-    return [(text, word and ("up" if word.z > 0 else "down")) for text, word in marked(text, marks)]
+    moved = marked(text, marks)
+    return [(piece, ("up" if word.z > 0 else "down") if word else None) for piece, word in moved]
 
 
 def _cut(text: str) -> tuple[str, str | None]:

@@ -240,7 +240,7 @@ def _read(path: Path, name: str, number: int) -> Run:
         sample = Sample(
             str(line.get("prompt", "")),
             str(line.get("response", "")),
-            **{name: _finite(line.get(name)) for name in ("reward", "kl", "length")},
+            *(_finite(line.get("reward")), _finite(line.get("kl")), _finite(line.get("length"))),
             ended=line.get("ended"),
             parts=_numbers(parts if isinstance(parts, dict) else {}),
             messages=_messages(line),

@@ -144,7 +144,7 @@ def evaluate(
     split = load_prompts(data, sampler.tokenizer, seed=recipe.seed, policy=policy)  # type: ignore[arg-type]
     if split.note:
         print("trl:", split.note, file=sys.stderr)
-    rows = split.held_out_rows if prompts is None else split.train_rows
+    rows: Any = split.held_out_rows if prompts is None else split.train_rows
     drawn = _written(policy, sampler, judge, rows)
     best = copy.copy(sampler)
     best.distribution, best.group_size = replace(sampler.distribution, top_k=1), 1
@@ -175,8 +175,8 @@ def _written(
     at_once = max(1, (sampler.max_rows or AT_ONCE) // size)
     found: list[list[Sample]] = []
     console = Console(stderr=True)
-    shown = {"console": console, "transient": True, "disable": not console.is_terminal}
-    for start in track(range(0, len(rows), at_once), "writing", **shown):
+    starts, quiet = range(0, len(rows), at_once), not console.is_terminal
+    for start in track(starts, "writing", console=console, transient=True, disable=quiet):
         part = rows[start : start + at_once]
         first = sampler.seed * len(rows) + start
         seeds = [(first + row) * size + one for row in range(len(part)) for one in range(size)]

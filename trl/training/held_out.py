@@ -90,7 +90,7 @@ class HeldOut:
 def samples_of(rollout: Rollout, scored: Scored, kl: Sequence[float] | None = None) -> list[Sample]:
     """Return a sample for each row of a rollout; without `kl`, none has one."""
     assert rollout.ended is not None
-    columns = {
+    columns: dict[str, Any] = {
         "prompt": queries_of(rollout),
         **({} if rollout.query_messages is None else {"messages": _plain(rollout)}),
         "response": rollout.response_texts,
@@ -99,7 +99,7 @@ def samples_of(rollout: Rollout, scored: Scored, kl: Sequence[float] | None = No
         "length": rollout.response_mask.sum(1).tolist(),
         "ended": rollout.ended.tolist(),
     }
-    parts = {k: x.tolist() for k, x in ({**scored.parts} | scored.figures).items()}
+    parts = {k: x.tolist() for k, x in {**scored.parts, **scored.figures}.items()}
     samples = []
     for row in range(len(rollout)):
         sample = {name: column[row] for name, column in columns.items()}
