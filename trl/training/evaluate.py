@@ -210,7 +210,7 @@ def figures_of(groups: Sequence[Sequence[Sample]], ks: Sequence[int] = ()) -> Fi
     names = [*dict.fromkeys(name for prompt in prompts for name in prompt)]
     names.sort(key=lambda name: name.startswith(LAST))
     table = np.array([[prompt.get(name, math.nan) for name in names] for prompt in prompts])
-    columns = np.stack([np.nanmean(table, 0), *bootstrap(table)], 1).tolist()
+    columns = np.stack([np.nanmean(table, 0), *bootstrap(table)], 1).round(12).tolist()
     return {
         name: {"value": value, "low": low, "high": high}
         for name, (value, low, high) in zip(names, columns, strict=True)
