@@ -144,3 +144,25 @@ def test_a_right_answer_can_be_made_of_the_column():
     values = ["72", "48 + 24 = 72\n#### 72", r"\frac{1}{2}", 3.5, r"2\sqrt{3}"]
     assert MathScorer().right(values[1]) == r"\boxed{72}"
     assert found([(value, MathScorer().right(value)) for value in values]) == [1.0] * 5
+
+
+@pytest.mark.parametrize(
+    ("response", "right", "answer"),
+    [
+        (r"So \boxed{1,234.0}", "1234", "1234"),
+        (r"\boxed{50\%}", "1/2", "1/2"),
+        ("it is .5 or so", "1/2", "1/2"),
+        ("#### 3 apples", "4", "3"),
+        (r"\boxed{12+30}", "42", "12+30"),
+        (r"\boxed{\dfrac{x}{2}}", r"\frac{x}{2}", r"\frac{x}{2}"),
+        ("I do not know", "7", ""),
+    ],
+)
+def test_the_answer_that_was_read_off_is_noted_in_one_form(response, right, answer):
+    assert MathScorer().answer(response, right) == answer
+
+
+def test_answers_are_notes_of_the_scores():
+    rollout = make_rollout(("", r"\boxed{1,234.0}"), ("", "none"), lengths=[1, 1])
+    rollout = replace(rollout, columns={"answer": ("1234", "5")})
+    assert score(MathScorer(), rollout).notes == {"answer": ("1234", "")}

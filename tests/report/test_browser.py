@@ -3,7 +3,7 @@
 import pytest
 
 from tests.browser import SIZES, browser, complaints
-from tests.report.test_page import make_chat_run
+from tests.report.test_page import make_chat_run, make_episode_run
 from tests.training.run_folders import ENTROPY, make_run
 from trl.report import write_report
 
@@ -21,13 +21,14 @@ def pages(tmp_path_factory):
     ]
     return {
         "report": write_report([chat], folder / "report.html"),
+        "episodes": write_report([make_episode_run(folder / "episodes")], folder / "episodes.html"),
         "comparison": write_report(others, folder / "comparison.html"),
     }
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["report", "comparison"])
+@pytest.mark.parametrize("name", ["report", "episodes", "comparison"])
 def test_a_page_is_whole_and_can_be_read_by_everybody(name, size, scheme, pages, browser):
     def open_all(page):
         page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")

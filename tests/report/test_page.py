@@ -233,6 +233,82 @@ def test_a_chat_is_shown_as_its_messages_and_code_as_code(tmp_path):
     assert "Lower <code>ppo.init_kl_coef</code>, or &lt;i&gt;<code>a</code>" in html
 
 
+def make_episode_run(folder):
+    """A run of episodes over several turns, which says more at its end."""
+    make_run(folder, steps=4, prompts=8, eval_every=4)
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["messages"] = [{"role": "user", "content": "What is 12 * 12?"}]
+        line["response"] = "Let me see.\n\nIt is 144."
+        line["episode"] = (
+            EPISODE if line["step"] else EPISODE | {"messages": EPISODE["messages"][:1]}
+        )
+    lines[-1]["episode"] = {"messages": [7, {"role": None}], "turns": "x", "stop": 3}
+    lines[-2]["episode"] = {"messages": EPISODE["messages"] * 20, "turns": 60}
+    write_lines(folder / "samples.jsonl", lines)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        held_out = {"held_out/accuracy": 0.1 * row["step"], "held_out/episode/turns": 2.5}
+        row |= {"episode/turns": 2 + 0.1 * row["step"], "episode/tool_calls": 1, "stop/done": 0.7}
+        row |= {"stop/turns": 0.3 - 0.01 * row["step"], **held_out, "held_out/stop/done": 0.5}
+    write_lines(folder / "metrics.jsonl", rows)
+    return folder
+
+
+CALL = '<tool_call>\n{"name": "<b>times</b>", "arguments": {"a": 12}}\n</tool_call>'
+EPISODE = {
+    "messages": [
+        {"role": "assistant", "content": f"Let me see. {CALL}", "reward": -0.1},
+        {"role": "tool", "name": "<i>times", "content": "<script>alert(1)</script>144 \u202e"},
+        {"role": "assistant", "content": '{"name": "again"}'},
+        {"role": "tool", "content": "no such tool " + "x" * 2_000},
+        {"role": "user", "content": "So?"},
+        {"role": "assistant", "content": "It is 144.", "reward": 1.0},
+    ],
+    "turns": 3,
+    "tool_calls": 2,
+    "tool_errors": 1,
+    "stop": "<done>",
+}
+
+
+def test_an_episode_is_shown_as_a_conversation(tmp_path):
+    page = write_report([make_episode_run(tmp_path / "episodes")], tmp_path)
+    html = page.read_text()
+    needs_nothing_else(page_of(page))
+    first = html[html.index('<article class="sample">') :]
+    first = first[: first.index("</article>")]
+    found = re.findall(
+        r'"bubble turn (\w*)"><p class="label"><bdi>(.*?)</bdi>(?: <b>(.*?)</b>)?</p>'
+        r'<p class="text" dir="auto">(.*?)</p>',
+        first,
+        re.DOTALL,
+    )
+    texts = [(*three, re.sub("</?mark.*?>", "", text)[:24]) for *three, text in found]
+    before, after = texts[:2], texts[2:]
+    said = ("", "assistant", "", "Let me see.")
+    called = ("call", "tool call", "−0.10", "&lt;tool_call&gt;\n{&#34;")
+    assert before == [said, called]
+    assert after == [
+        said,
+        called,
+        ("tool", "tool &lt;i&gt;times", "", "&lt;script&gt;alert(1)&l"),
+        ("call", "tool call", "", "{&#34;name&#34;: &#34;ag"),
+        ("tool", "tool", "", "no such tool xxxxxxxxxxx"),
+        ("own", "user", "", "So?"),
+        ("", "assistant", "+1.00", "It is 144."),
+    ]
+    assert "513 more characters" in first
+    assert "turns 3 · tool calls 2 · tool errors 1 · stopped by &lt;done&gt;" in first
+    assert "80 more messages" in html
+    assert "<script>alert" not in html
+    assert "<th>accuracy</th>" in html
+    assert "<th>share stopped by: done</th>" in html
+    for name in ("accuracy", "episodes", "stops"):
+        assert f'id="chart-{name}"' in html
+    assert "Tool calls: 1 throughout." in html
+
+
 def test_visible_names_what_cannot_be_seen():
     assert visible("a\tb\nc é 😀") == "a\tb\nc é 😀"
     assert visible("\x7f\x85\u2067\ud83d") == "‹U+007F›‹U+0085›‹U+2067›\ufffd"

@@ -16,9 +16,7 @@ def written(model, rows, limits, numbers, **of_states):
     """Return a `Writing` whose rows end with token 3, or at their limits."""
     padded, mask = pad_rows([torch.tensor(row) for row in rows], left=True)
     uniforms = numbers.unbind(1).__getitem__
-    writing = Writing(
-        padded, mask, limits, uniforms, Distribution(), StopRule([3]), **of_states
-    )
+    writing = Writing(padded, mask, limits, uniforms, Distribution(), StopRule([3]), **of_states)
     writing.write(model, writing.query_of_row)
     return writing
 

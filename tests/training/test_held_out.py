@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.runs import make_parts, tiny_recipe
-from trl.training.held_out import distinct_n
+from trl.config.recipe import RewardConfig
+from trl.training.held_out import distinct_n, is_right
 from trl.training.parts import Parts, own_seed
 
 
@@ -80,3 +81,25 @@ def test_a_measurement_is_the_mean_of_its_samples_and_changes_nothing(tmp_path):
     assert figures["held_out/reward/mean"] == sum(s["reward"] for s in samples) / 6
     parts.loop.step()
     assert parts.held_out.measure() != first
+
+
+def test_accuracy_is_the_share_that_all_checks_call_right(tmp_path):
+    make_parts(tmp_path)
+    check = RewardConfig(kind="regex", arguments={"pattern": r"w12\b"})
+    other = RewardConfig(kind="format", arguments={"tags": ["w"]}, weight=0.5)
+    recipe = tiny_recipe(tmp_path, tmp_path / "run", reward=(check, other))
+    samples, figures = Parts.of_recipe(recipe, Accelerator()).held_out.measure()
+    right = [sample["parts"]["regex"] == 1 for sample in samples]
+    assert figures["held_out/accuracy"] == sum(right) / 6
+    assert 0 < sum(right) < 6
+    recipe = tiny_recipe(tmp_path, tmp_path / "run", reward=(other,))
+    _, figures = Parts.of_recipe(recipe, Accelerator()).held_out.measure()
+    assert "held_out/accuracy" not in figures  # a form is nothing that is right or wrong
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [({"a": 1.0, "b": 1.0}, True), ({"a": 1.0, "b": 0.9}, False), ({"b": 1}, True), ({}, None)],
+)
+def test_a_check_without_a_say_does_not_count(parts, expected):
+    assert is_right({"parts": parts | {"c": 0.0}}, ["a", "b"]) is expected

@@ -6,6 +6,7 @@
     trl sample MODEL         let a policy, or the policy of a run, write
     trl chat MODEL           talk to a model, or to a run's before and after, side by side
     trl score TEXTS          score texts as a recipe does
+    trl eval MODEL RECIPE    measure a policy on held-out prompts: accuracy, pass@k, majority@k
     trl report RUN ...       write the report of a run, or of several side by side
     trl compare RUN ...      show how runs ended and what they did differently
     trl label --from RUN     let people judge responses, on a page of this machine
@@ -25,7 +26,7 @@ import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trl
 from trl import config as settings
@@ -44,7 +45,7 @@ from trl.cli.recipes import (
 )
 from trl.cli.words import complain, is_explained, is_main_process, sentence, told
 from trl.config import SettingsError, closest
-from trl.config.errors import hidden
+from trl.config.errors import hidden, refuse
 from trl.watch.markdown import visible
 
 if TYPE_CHECKING:  # making these classes takes longer than showing what commands there are
@@ -186,6 +187,22 @@ def _score(options: argparse.Namespace, flags: Flags) -> int:
     return 0
 
 
+def _eval(options: argparse.Namespace, flags: Flags) -> int:
+    check_beside_runs(options.model)
+    given = vars(options)
+    name = given.pop("recipe") or options.model
+    if task := settings.read_yaml(find_recipe(name)).get("task"):
+        refuse("RECIPE", "be one that trains a policy", f"{name}, whose task is {task}")
+    recipe: Any = read_recipe(name, [("model.name", options.model), *flags], options.trust)
+    list_code(recipe.reward, options.model if recipe.model.trust_remote_code else None)
+    from rich.console import Console
+
+    from trl.training.evaluate import evaluate
+
+    Console().print(evaluate(recipe=recipe, **given).table())
+    return 0
+
+
 def _report(options: argparse.Namespace, flags: Flags) -> int:
     runs = [folder(run) for run in options.runs]
     from trl.report import write_report
@@ -220,6 +237,7 @@ RUN: dict[str, Callable[[argparse.Namespace, Flags], int]] = {
     "sample": _sample,
     "chat": _chat,
     "score": _score,
+    "eval": _eval,
     "report": _report,
     "compare": _compare,
     "label": _label,

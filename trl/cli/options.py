@@ -39,6 +39,10 @@ def _number(default: float, text: str, shown: str = "%(default)s") -> dict[str, 
     return _word("N", f"{text} (default: {shown})", type=type(default), default=default)
 
 
+def _numbers(text: str) -> list[int]:
+    return list(map(int, text.split(",")))
+
+
 TRUST = {
     "--trust": _word(
         "MODULE",
@@ -152,6 +156,27 @@ COMMANDS = {
             **LINES,
         },
         lambda arguments: settings.Scoring,
+    ),
+    "eval": Command(
+        "Measure a policy on the held-out prompts of a recipe, by its reward and with its "
+        "sampling: mean score, accuracy, pass@k, majority@k, each with an interval of 95 %.",
+        {
+            "model": _word("MODEL", "a folder, a hub name, starter, or the folder of a run"),
+            "recipe": RECIPE | {"nargs": "?", "help": f"{RECIPE['help']}; default: that of MODEL"},
+            "--samples": _number(8, "samples of each prompt"),
+            "--k": _word("K,K", "for pass@k and majority@k; default: 1,2,4,…", type=_numbers),
+            "--greedy": {"action": "store_true", "help": "the likeliest response to each as well"},
+            "--prompts": _word("FILE", "these prompts, all of them, in place of the held-out ones"),
+            "--right-from": _word(
+                "REWARD",
+                "a response is right from this reward on; default: if all that compares in the "
+                "reward gives it 1, or if the reward is 1 where all are 0 or 1",
+                type=float,
+            ),
+            "--out": _word("FOLDER", "write eval.json and eval_samples.jsonl there"),
+            **TRUST,
+        },
+        lambda arguments: settings.Recipe,
     ),
     "report": Command(
         "Write the report of a run, or of several side by side: one HTML file.",

@@ -12,6 +12,7 @@ final_answer.py    a final answer against the right one: numbers, fractions, LaT
 checks.py          JSON, patterns and parts of a response
 code_tests.py      code by its tests
 penalties.py       for length and repetition
+metrics.py         pass@k, majority@k, intervals
 row_by_row.py      what scores each response with the value of a column
 cells.py           where what cannot be trusted runs: `warden.py` starts and ends it, in
 programs.py        is what can run there

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ from trl.batch import Rollout
 from trl.config import check_values
 from trl.config.types import Positive, Text
 from trl.evaluation.cells import ask
-from trl.evaluation.row_by_row import score_rows
+from trl.evaluation.checks import responses_of
+from trl.evaluation.row_by_row import column_of, score_rows
 from trl.evaluation.scores import by_hand
 from trl.scored import Scored
 
@@ -92,12 +94,21 @@ class MathScorer:
 
     @by_hand
     def __call__(self, rollout: Rollout) -> Scored:
-        """Score each response.
+        """Score each response; its note `answer` is what was read off it, in a plain form.
 
         Raises:
             ScoringError: if there is no such column, or a right answer in it is nothing.
         """
-        return score_rows(self, rollout)
+        scored = score_rows(self, rollout)
+        rows = zip(responses_of(rollout), column_of(rollout, self.key, self.name), strict=True)
+        return replace(scored, notes={"answer": tuple(self.answer(*row) for row in rows)})
+
+    def answer(self, response: str, value: Any) -> str:
+        """Return the final answer of a response: equal numbers as equal texts; "" for none."""
+        number = number_in(plain(_piece(str(value))))
+        found = plain(final_answer(response, marked=self.marked, number=number is not None) or "")
+        read = number_in(found)
+        return found if read is None else str(read.value / (100 if read.percent else 1))
 
     def right(self, value: Any) -> str:
         """Return a response that is right, for a value of the column."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from trl.report.run import PHASES, Run
+from trl.report.run import COUNTS, PHASES, Run
 
 MOST_POINTS = 400
 """A longer curve is drawn as means over blocks of steps."""
@@ -166,11 +167,11 @@ def _curves(panel: Panel, run: Run, runs: Sequence[Run]) -> Iterator[Curve]:
         yield Curve(label, run.number, style, thin(steps), thin(values), kind="points")
 
 
-def by_scorer(chart: Chart, runs: Sequence[Run]) -> Chart | None:
-    """Fill a chart with the parts of the score, if there are several."""
+def by_name(chart: Chart, runs: Sequence[Run], group: str = "reward/") -> Chart | None:
+    """Fill a chart with a panel for each figure of a group, if there are several."""
     there = dict.fromkeys(key for run in runs for row in run.metrics for key in row)
-    keys = [key for key in there if key.startswith("reward/") and key not in NOT_SCORERS]
-    panels = [Panel(key.removeprefix("reward/"), key, f"held_out/{key}") for key in keys]
+    keys = [key for key in there if key.startswith(group) and key not in NOT_SCORERS]
+    panels = [Panel(key.removeprefix(group), key, f"held_out/{key}") for key in keys]
     return over_steps(replace(chart, panels=panels), runs) if len(keys) > 1 else None
 
 
@@ -246,8 +247,29 @@ CHARTS = {
     "scorers": Chart(
         "Score by scorer",
         "Each scorer's part, before it is weighted.",
-        fill=by_scorer,
+        fill=by_name,
         missed=False,  # one scorer alone has no chart of its own
+    ),
+    "accuracy": Chart(
+        "Accuracy",
+        "Share of the held-out responses that all checks of the reward call right.",
+        [Panel("share", held_out="held_out/accuracy", floor=0)],
+        missed=False,
+    ),
+    "episodes": Chart(
+        "Turns and tool calls",
+        "Of an episode, on average; and how many of its calls failed.",
+        [
+            Panel(name.replace("_", " "), f"episode/{name}", f"held_out/episode/{name}", floor=0)
+            for name in COUNTS
+        ],
+        missed=False,
+    ),
+    "stops": Chart(
+        "How episodes end",
+        "Share of the episodes that ended for each reason.",
+        fill=partial(by_name, group="stop/"),
+        missed=False,
     ),
     "entropy": Chart(
         "Entropy of the policy",

@@ -19,13 +19,17 @@ NAMES = {
     "reward/mean": "mean reward",
     "reward/median": "median reward",
     "reward/std": "standard deviation of the reward",
+    "accuracy": "accuracy",
     "kl": "KL to the reference, nats per response",
     "distinct_2": "distinct-2",
     "length": "response length, tokens",
     "ended": "share that ended by themselves",
+    "episode/turns": "turns",
+    "episode/tool_calls": "tool calls",
+    "episode/tool_errors": "tool calls that failed",
 }
 UNSIGNED = ("reward/std", "_probability")
-MORE_IS_BETTER = ("reward/mean", "reward/median")
+MORE_IS_BETTER = ("reward/mean", "reward/median", "accuracy")
 NOT_A_SETTING = ("out", "tracking.name", "profile", "quiet")
 """Settings that say where a run writes, not what it does."""
 SAMPLES = 8
@@ -37,7 +41,7 @@ Row = tuple[str, list[str], set[int]]
 
 def figure_name(key: str) -> str:
     """What a held-out figure is called in a table."""
-    return NAMES.get(key, key.replace("reward/", "reward: "))
+    return NAMES.get(key, key.replace("reward/", "reward: ").replace("stop/", "share stopped by: "))
 
 
 def figure_keys(runs: Sequence[Run]) -> list[str]:

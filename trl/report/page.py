@@ -6,8 +6,10 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from trl.report.figures import (
     verdict,
     with_ends,
 )
-from trl.report.run import Run, Sample, read_runs
+from trl.report.run import Run, Sample, Turn, read_runs
 from trl.report.words import BEYOND_CHANCE, MovedWord, marked, moved_words
 from trl.watch.markdown import visible
 
@@ -39,6 +41,12 @@ OPEN_SAMPLES = 6
 FOLDED_SAMPLES = 26
 LONGEST_TEXT = 1_500
 """Characters of a prompt or response that are shown."""
+MOST_TURNS = 40
+"""Messages of an episode that are shown."""
+CALL = re.compile(
+    r"(<tool_call>.*?(?:</tool_call>|\Z)|\[TOOL_CALLS\].*|<\|python_tag\|>.*)", re.DOTALL
+)
+"""A tool call among the words of a turn, as the common chat templates write it."""
 LISTED_WORDS = 12
 """Words listed on each side."""
 
@@ -231,17 +239,46 @@ def _cell(
     facts = [f"{name[:40]} {shown(f'reward/{name}', value)}" for name, value in several.items()]
     facts += [] if sample.kl is None else [f"KL {shown('kl', sample.kl)}"]
     facts += [] if sample.length is None else [f"{sample.length:.0f} tokens"]
-    facts += ["ended by itself"] if sample.ended else []
+    facts += [f"{name.replace('_', ' ')} {count:.0f}" for name, count in sample.counts.items()]
+    facts += [f"stopped by {sample.stop}"] if sample.stop else []
+    facts += ["ended by itself"] if sample.ended and not sample.stop else []
     return {
+        "turns": _bubbles(sample.turns[:MOST_TURNS], marks),
+        "more_turns": len(sample.turns[MOST_TURNS:]),
         "label": label,
         "run": run,
-        "pieces": [
-            (text, word and ("up" if word.z > 0 else "down")) for text, word in marked(text, marks)
-        ],
+        "pieces": _pieces(text, marks),
         "cut": cut,
         "reward": None if sample.reward is None else shown("reward/mean", sample.reward),
         "facts": " · ".join(facts),
     }
+
+
+def _bubbles(turns: Sequence[Turn], marks: Mapping[str, MovedWord]) -> list[dict[str, Any]]:
+    """The bubbles of an episode: what the policy says, its tool calls, and what it is told."""
+    bubbles: list[dict[str, Any]] = []
+    for turn, following in zip_longest(turns, turns[1:]):
+        own, pieces = turn.role == "assistant", [turn.content]
+        if own:
+            pieces = CALL.split(turn.content)  # every other one is a call
+            if len(pieces) == 1 and following is not None and following.role.startswith("tool"):
+                pieces = ["", turn.content]
+        for number, piece in enumerate(pieces):
+            text, cut = _cut(piece.strip())
+            kind = "call" if number % 2 else turn.role.partition(" ")[0]
+            role = "tool call" if number % 2 else turn.role[:40]
+            bubble = {"role": role, "kind": kind, "cut": cut, "reward": None}
+            if text or len(pieces) == 1:
+                bubbles.append(bubble | {"pieces": _pieces(text, marks if own else {})})
+        if turn.reward is not None and bubbles:
+            bubbles[-1]["reward"] = shown("reward/mean", turn.reward)
+    return bubbles
+
+
+def _pieces(text: str, marks: Mapping[str, MovedWord]) -> list[tuple[str, str | None]]:
+    """A text in pieces, each with whether it is a word that moved up or down."""
+    moved = marked(text, marks)
+    return [(piece, ("up" if word.z > 0 else "down") if word else None) for piece, word in moved]
 
 
 def _cut(text: str) -> tuple[str, str | None]:

@@ -37,7 +37,19 @@ WITHOUT = {
 """The files of a run, and what a report lacks without them; nothing: a file may well be missing."""
 
 FIX = "Give the folder that a run wrote, the `out` of its recipe."
+COUNTS = ("turns", "tool_calls", "tool_errors")
 PHASES = ("rollout", "evaluation", "optimisation")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A message of an episode, behind its prompt."""
+
+    role: str
+    """Of a tool, with its name."""
+    content: str
+    reward: float | None = None
+    """Of the policy's turn that it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,12 @@ class Sample:
     """The score by each scorer."""
     messages: tuple[tuple[str, str], ...] = ()
     """Role and words of each message of the prompt, if it is a chat."""
+    turns: tuple[Turn, ...] = ()
+    """What followed the prompt, if it was an episode of several turns."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """Of an episode: those of `COUNTS` that are known."""
+    stop: str = ""
+    """Why an episode ended."""
 
 
 @dataclass(slots=True)
@@ -220,13 +238,13 @@ def _read(path: Path, name: str, number: int) -> Run:
     for line in _rows(path / "samples.jsonl", run.notes):
         parts = line.get("parts")
         sample = Sample(
-            *(str(line.get("prompt", "")), str(line.get("response", ""))),
+            str(line.get("prompt", "")),
+            str(line.get("response", "")),
             *(_finite(line.get("reward")), _finite(line.get("kl")), _finite(line.get("length"))),
-            *(
-                line.get("ended"),
-                _numbers(parts if isinstance(parts, dict) else {}),
-                _messages(line),
-            ),
+            ended=line.get("ended"),
+            parts=_numbers(parts if isinstance(parts, dict) else {}),
+            messages=_messages(line),
+            **_episode(line.get("episode")),
         )
         run.samples.setdefault(line["step"], []).append(sample)
     run.warnings = _rows(path / "warnings.jsonl", run.notes)
@@ -235,6 +253,24 @@ def _read(path: Path, name: str, number: int) -> Run:
         last = f"{max(run.samples)}; only these are compared."
         run.notes.append(f"samples.jsonl: {answered} {last}")
     return run
+
+
+def _episode(found: Any) -> dict[str, Any]:
+    """What a sample's `episode` tells."""
+    if not isinstance(found, dict):
+        return {}
+    rows = found.get("messages")
+    turns = [
+        Turn(
+            " ".join(str(row[key]) for key in ("role", "name") if row.get(key)),
+            str(row.get("content", "")),
+            _finite(row.get("reward")),
+        )
+        for row in (rows if isinstance(rows, list) else ())
+        if isinstance(row, dict)
+    ]
+    counts = {name: n for name in COUNTS if (n := _finite(found.get(name))) is not None}
+    return {"turns": tuple(turns), "counts": counts, "stop": str(found.get("stop", ""))[:40]}
 
 
 def _messages(line: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -13,9 +13,11 @@ from accelerate.utils import gather_object
 from trl.anatomy import without_dropout
 from trl.batch import Rollout
 from trl.environments import episode_figures
+from trl.evaluation.metrics import checks_of
 from trl.evaluation.scores import Scorer, queries_of, score, words_of
 from trl.ppo import PPOTrainer
 from trl.rollout.sampler import Sampler
+from trl.scored import Scored
 from trl.training.loop import Row, mean_of_each
 
 FIGURES = ("kl", "length", "ended", "distinct_2")
@@ -65,7 +67,8 @@ class HeldOut:
             found = gather_object(found)
         by_prompt = {index: (sample, tokens) for index, sample, tokens in found}
         samples, tokens = zip(*(by_prompt[i] for i in range(len(self.prompts))), strict=True)
-        return list(samples), _figures(samples) | {"held_out/distinct_2": distinct_n(tokens)}
+        figures = _figures(samples, checks_of(self.scorer))
+        return list(samples), figures | {"held_out/distinct_2": distinct_n(tokens)}
 
     @torch.no_grad()
     def _measure_share(self, share: list[int]) -> list[tuple[int, Sample, list[int]]]:
@@ -82,29 +85,40 @@ class HeldOut:
             kl = (own.logprobs - trainer.reference_logprobs(rollout, own)).sum(1)
         if trainer.reference is None:  # not measured, which is not the same as 0
             kl = kl.fill_(math.nan)
-        assert rollout.ended is not None
-        tokens = rollout.response_lists()
-        columns = {
-            "prompt": queries_of(rollout),
-            **({} if rollout.query_messages is None else {"messages": _plain(rollout)}),
-            "response": rollout.response_texts,
-            "reward": scored.totals.tolist(),
-            "kl": kl.tolist(),
-            "length": [len(row) for row in tokens],
-            "ended": rollout.ended.tolist(),
-        }
-        parts = {k: x.tolist() for k, x in ({**scored.parts} | scored.figures).items()}
-        found = []
-        for row, index in enumerate(share):
-            sample = {name: column[row] for name, column in columns.items()}
-            of_row = {name: values[row] for name, values in parts.items()}
-            sample["parts"] = {name: x for name, x in of_row.items() if not math.isnan(x)}
-            if rollout.episodes is not None:
-                sample["episode"] = rollout.episodes[row]
-            if scored.notes:
-                sample["notes"] = {name: texts[row] for name, texts in scored.notes.items()}
-            found.append((index, sample, tokens[row]))
-        return found
+        samples = samples_of(rollout, scored, kl.tolist())
+        return list(zip(share, samples, rollout.response_lists(), strict=True))
+
+
+def samples_of(rollout: Rollout, scored: Scored, kl: Sequence[float] | None = None) -> list[Sample]:
+    """Return a sample for each row of a rollout; without `kl`, none has one."""
+    assert rollout.ended is not None
+    columns: dict[str, Any] = {
+        "prompt": queries_of(rollout),
+        **({} if rollout.query_messages is None else {"messages": _plain(rollout)}),
+        "response": rollout.response_texts,
+        "reward": scored.totals.tolist(),
+        **({} if kl is None else {"kl": kl}),
+        "length": rollout.response_mask.sum(1).tolist(),
+        "ended": rollout.ended.tolist(),
+    }
+    parts = {k: x.tolist() for k, x in {**scored.parts, **scored.figures}.items()}
+    samples = []
+    for row in range(len(rollout)):
+        sample = {name: column[row] for name, column in columns.items()}
+        of_row = {name: values[row] for name, values in parts.items()}
+        sample["parts"] = {name: x for name, x in of_row.items() if not math.isnan(x)}
+        if rollout.episodes is not None:
+            sample["episode"] = rollout.episodes[row]
+        if scored.notes:
+            sample["notes"] = {name: texts[row] for name, texts in scored.notes.items()}
+        samples.append(sample)
+    return samples
+
+
+def is_right(sample: Sample, checks: Sequence[str]) -> bool | None:
+    """Tell whether all checks that have a say on a sample give it 1; None: none has a say."""
+    scores = [sample["parts"][name] for name in checks if name in sample["parts"]]
+    return all(score == 1 for score in scores) if scores else None
 
 
 def _plain(rollout: Rollout) -> list[list[dict[str, str]]]:
@@ -115,8 +129,8 @@ def _plain(rollout: Rollout) -> list[list[dict[str, str]]]:
     ]
 
 
-def _figures(samples: Sequence[Sample]) -> Row:
-    """Return the mean figures of samples, and the median reward."""
+def _figures(samples: Sequence[Sample], checks: Sequence[str]) -> Row:
+    """Return the mean figures of samples, the median reward, and the share that is right."""
     parts = mean_of_each([sample["parts"] for sample in samples])
     rewards = [x for sample in samples if not math.isnan(x := sample["reward"])]
     whole = (
@@ -128,8 +142,10 @@ def _figures(samples: Sequence[Sample]) -> Row:
         else {}
     )
     episodes = [sample["episode"] for sample in samples if "episode" in sample]
+    right = [x for sample in samples if (x := is_right(sample, checks)) is not None]
     return {
         **whole,
+        **({"held_out/accuracy": statistics.fmean(right)} if right else {}),
         **{f"held_out/reward/{name}": mean for name, mean in parts.items()},
         "held_out/kl": statistics.fmean(sample["kl"] for sample in samples),
         "held_out/length": statistics.fmean(sample["length"] for sample in samples),

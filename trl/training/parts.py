@@ -183,8 +183,7 @@ class Parts:
         scorer, judge = load_scorer(recipe.reward, trust, columns)
         episodes = recipe.environment and load_environment(recipe.environment, trust)
         _check_best(recipe.checkpoints.best, judge)
-        model, sampling, seed = recipe.model, recipe.sampling, recipe.seed
-        told = recipe.data.chat_template_kwargs
+        model, seed = recipe.model, recipe.seed
         where = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
         parts = cls(
             model_name(model.name),
@@ -194,16 +193,7 @@ class Parts:
             prompts=partial(load_prompts, recipe.data, seed=seed),
             scorer=scorer,
             judge=judge,
-            sampling={
-                "max_new_tokens": (
-                    sampling.shortest_limit or sampling.max_new_tokens,
-                    sampling.max_new_tokens,
-                ),
-                "eos_token_id": "tokenizer" if sampling.eos else None,
-                **{k: getattr(sampling, k) for k in ("stop_strings", "group_size", "max_rows")},
-                **({} if sampling.add_bos else {"add_bos": False}),
-                **({"chat_template_kwargs": told} if told else {}),
-            },
+            sampling=sampling_of(recipe),
             ref_model=model.reference,
             tokenizer=model.tokenizer and model_name(model.tokenizer),
             model_kwargs={
@@ -214,7 +204,7 @@ class Parts:
                 **{name: value for name, value in where.items() if value},
             },
             episodes=episodes,
-            parts=sampling.parts,
+            parts=recipe.sampling.parts,
             profile=recipe.profile,
         )
         if recipe.pretraining.text is not None:
@@ -322,6 +312,21 @@ class Parts:
         """Return the weights that are trained, by name."""
         named = self.model.named_parameters()
         return {name: weight.detach() for name, weight in named if weight.requires_grad}
+
+
+def sampling_of(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings of `Sampler` in a recipe; its temperature and seed are not among them."""
+    sampling, told = recipe.sampling, recipe.data.chat_template_kwargs
+    return {
+        "max_new_tokens": (
+            sampling.shortest_limit or sampling.max_new_tokens,
+            sampling.max_new_tokens,
+        ),
+        "eos_token_id": "tokenizer" if sampling.eos else None,
+        **{k: getattr(sampling, k) for k in ("stop_strings", "group_size", "max_rows")},
+        **({} if sampling.add_bos else {"add_bos": False}),
+        **({"chat_template_kwargs": told} if told else {}),
+    }
 
 
 def own_seed(seed: int, accelerator: Accelerator) -> int:

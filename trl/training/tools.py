@@ -124,9 +124,9 @@ def loaded(
         device = "cuda" if torch.cuda.is_available() else "cpu"
         policy = load_policy(name, **where).to(device).eval()
         tokenizer = tokenizer or find_tokenizer(None, name, policy, where)
-        told = {"chat_template_kwargs": how.get("chat_template_kwargs")}
+        told: dict[str, Any] = {"chat_template_kwargs": how.get("chat_template_kwargs")}
         has_bos = tokenizer.bos_token_id is not None
-        sampler = Sampler(tokenizer, add_bos=has_bos, **told, **sampling)
+        sampler = Sampler(tokenizer, **{"add_bos": has_bos} | told | sampling)
     return policy, sampler, form or ChatForm(tokenizer, first, **how)
 
 
