@@ -16,6 +16,7 @@ from trl.anatomy import language_model, text_config, vocabulary_size
 from trl.config.errors import refuse
 from trl.gguf import gguf_apart
 from trl.models.checkpoint import ADAPTER_CONFIG, ADAPTER_FILE, Source
+from trl.saved import refuse_pickle
 
 _PICKLED = "adapter_model.bin"
 
@@ -186,7 +187,7 @@ def load_adapter(
     if file is not None:
         _resize_like(base, file)
     elif not allow_pickle and adapter.find(_PICKLED) is not None:
-        adapter.refuse_pickle("adapter", _PICKLED)
+        refuse_pickle(adapter.name, "adapter", _PICKLED)
     load = import_peft().PeftModel.from_pretrained
     with warnings.catch_warnings():  # or the weights that are not there would be new ones
         warnings.filterwarnings("error", message="Found missing adapter keys")
