@@ -275,22 +275,15 @@ def _fingerprint(files: Iterable[Path]) -> str | None:
     for path in files:
         with safe_open(path, framework="pt") as file:
             samples |= {key: _sample(file, key) for key in list(file.keys())}
-    if not samples:
-        return None
-    digest = hashlib.sha256()
-    for key in sorted(samples):
-        digest.update(key.encode() + samples[key])
-    return digest.hexdigest()[:32]
+    text = b"".join(key.encode() + samples[key] for key in sorted(samples))
+    return hashlib.sha256(text).hexdigest()[:32] if samples else None
 
 
 def _sample(file: Any, key: str) -> bytes:
     """Return shape, dtype and some numbers of a tensor, reading no more than those."""
     whole = file.get_slice(key)
     shape = whole.get_shape()
-    if shape:
-        rows = tuple(slice(size // 2, size // 2 + 1) for size in shape[:-1])
-        part = whole[(*rows, slice(0, _SAMPLED))]
-    else:
-        part = file.get_tensor(key)
+    middle = tuple(slice(size // 2, size // 2 + 1) for size in shape[:-1])
+    part = whole[(*middle, slice(0, _SAMPLED))] if shape else file.get_tensor(key)
     numbers = part.contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return f"{shape}{part.dtype}".encode() + numbers
