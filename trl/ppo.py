@@ -460,7 +460,7 @@ class PPOTrainer:
         self, new: ResponseOutput, targets: Targets, mask: Tensor, counts: Counts
     ) -> tuple[Tensor, PassStats]:
         """Return a pass's share of the loss of its minibatch, and its statistics: `objective`."""
-        how = {"kl_coef": self.kl_ctl.value, "only_values": self.warming_up}
+        how: Any = {"kl_coef": self.kl_ctl.value, "only_values": self.warming_up}
         return objective(new, targets, mask, counts, self.algorithm, self.config, **how)
 
     def _pretraining_gradient(self, text: Rollout) -> Tensor:
