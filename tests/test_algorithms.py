@@ -499,14 +499,14 @@ def test_an_algorithm_of_ones_own():
 def test_groups_must_be_given(name):
     ppo = trainer_of(name)
     before = weights(ppo.model), ppo.shuffle.get_state()
-    rule = "`group_ids` must have at least 2 responses in each group with algorithm="
+    rule = "`group_ids` must say which responses answer the same query with "
     message = rule + r".*got None.*Sampler\(group_size=4\).*from_lists\(group"
     with pytest.raises(ValueError, match=message):
         ppo.step(replace(grouped_rollout(), group_ids=None), SCORES)
     with pytest.raises(ValueError, match=message):
         ppo.step(ragged(QUERIES), ragged(RESPONSES), SCORES)
     alone = replace(grouped_rollout(), group_ids=torch.tensor([0, 0, 1, 1, 2, 5]))
-    with pytest.raises(ValueError, match=r"at least 2 responses in each group.*\[2, 5\]: use"):
+    with pytest.raises(ValueError, match=r"at least 2 responses in each group.*\[2, 5\]: sample"):
         ppo.step(alone, SCORES)
     assert all(torch.equal(before[0][key], weights(ppo.model)[key]) for key in before[0])
     assert torch.equal(before[1], ppo.shuffle.get_state())

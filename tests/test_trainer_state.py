@@ -194,7 +194,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
                 (
                     (*first, "exp_avg"),
                     torch.full((97, 32), nan),
-                    r"state\[0\].exp_avg. must be finite",
+                    r"state\[0\].exp_avg. must be finite real",
                 ),
                 (
                     (*first, "exp_avg_sq"),
@@ -208,12 +208,20 @@ def test_a_state_that_does_not_fit_changes_nothing():
                 ),
                 ((*first, "exp_avg"), "text", r"have the shape \[97, 32\].*got str"),
                 ((*first, "step"), torch.tensor(-1.0), r"state\[0\].step. must be >= 0"),
-                (("state", 99), {}, r"`optimizer.state` must be of weights 0 … 29, got \[99\]"),
-                (("param_groups", 0, "lr"), nan, r"param_groups\[0\].lr. must be finite"),
-                (("param_groups", 0, "lr"), -1.0, r"param_groups\[0\].lr. must be >= 0, got -1"),
+                (("state", 99), {"step": 1}, "of 30 weights in 1 group"),
+                (
+                    ("param_groups", 0, "lr"),
+                    nan,
+                    r"param_groups\[0\].lr. must be as the trainer's, 0.001, got nan",
+                ),
+                (("param_groups", 0, "lr"), -1.0, "lr. must be as the trainer's, 0.001, got -1"),
                 (("param_groups", 0, "params"), [0, 1], "of 30 weights in 1 group"),
-                (("param_groups", 0, "params"), [*range(29, -1, -1)], "weights in their order"),
-                (("param_groups", 0, "betas"), (nan, 0.9), "betas. must be >= 0 and < 1"),
+                (("param_groups", 0, "params"), [*range(29, -1, -1)], "of 30 weights in 1 group"),
+                (
+                    ("param_groups", 0, "betas"),
+                    (nan, 0.9),
+                    r"betas. must be as the trainer's, \(0.9,",
+                ),
                 (("param_groups", 0, "betas"), (0.9,), r"betas. must be as the trainer's, \(0.9,"),
                 (("param_groups", 0, "lr"), None, "lr. must be as the trainer's, 0.001, got None"),
                 (("param_groups", 0, "eps"), 1e-300, "eps. must be as the trainer's, 1e-08"),
@@ -221,17 +229,26 @@ def test_a_state_that_does_not_fit_changes_nothing():
                 ((*first, "step"), torch.ones(3), r"step. must have the shape \[\], got \[3\]"),
                 ((*first, "step"), None, r"step. must have the shape \[\], got NoneType"),
                 ((*first, "exp_avg"), None, "must have the shape .* got NoneType"),
-                ((*first, "exp_avg"), torch.zeros(97, 32).to_sparse(), "must be real numbers"),
-                ((*first, "exp_avg"), torch.zeros(97, 32, device="meta"), "must be real numbers"),
-                (first, {}, r"state. must keep the same of all weights, got \[\] of some"),
+                (
+                    (*first, "exp_avg"),
+                    torch.zeros(97, 32).to_sparse(),
+                    "must be finite real numbers",
+                ),
+                (
+                    (*first, "exp_avg"),
+                    torch.zeros(97, 32, device="meta"),
+                    "must be finite real numbers",
+                ),
+                (first, {}, "`optimizer` of `state`"),
                 (first, None, "`optimizer` of `state`"),
                 (("param_groups", 0), {}, "`optimizer` of `state`"),
             )
         ),
     ]
     for state, message in cases:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message) as error:
             trainer.load_state_dict(state)
+        assert len(str(error.value)) < 500  # not all that the optimiser keeps
         assert_same(before, snapshot(trainer))
     trainer.load_state_dict(good)
 

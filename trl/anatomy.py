@@ -178,6 +178,17 @@ def without_dropout(*models: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
+def seen_while(
+    plain: PreTrainedModel, run: nn.Module, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Any]:
+    """Return the last hidden states [B, T, d] while `run`, the model or a wrapper, computes, and
+    what it returns.
+    """
+    with without_dropout(plain), keep_hidden_states(plain) as kept, low_precision_of(plain):
+        output = run(*args, **kwargs)
+    return kept.hidden, output
+
+
 def try_out(plain: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Return logits [2, 4, V] and last hidden states [2, 4, d] of a few tokens, for comparison."""
     vocabulary = vocabulary_size(plain)
@@ -185,8 +196,8 @@ def try_out(plain: PreTrainedModel) -> tuple[Tensor, Tensor]:
     inputs: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
     if plain.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = tokens.flip(0)
-    with without_dropout(plain), keep_hidden_states(plain) as kept, low_precision_of(plain):
-        return plain(**inputs).logits, kept.hidden
+    hidden, output = seen_while(plain, plain, **inputs)
+    return output.logits, hidden
 
 
 def called_modules(plain: PreTrainedModel) -> list[nn.Module]:

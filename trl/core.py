@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from trl.config import moved
+
 KLKind = Literal["k1", "k2", "k3", "k3+"]
 
 # Whitening divides by √(variance + this), as the code of Ziegler et al. does.
@@ -38,16 +40,9 @@ LOG_RATIO_LIMIT = 20.0
 # --- checks and precision -----------------------------------------------------------------------
 
 
-_MOVED = {
-    "respond_to_batch": "is trl.gpt2.respond_to_batch here, or a Sampler",
-    "set_seed": "is PPOConfig(seed=...) and Sampler(seed=...) here, or accelerate.utils.set_seed",
-    "listify_batch": "is list(batch)",
-}
-
-
 def __getattr__(name: str) -> object:
-    if name in _MOVED:
-        raise ImportError(f"`trl.core.{name}` of older releases of TRL {_MOVED[name]}.", name="trl")
+    if name in moved.OF_CORE:  # `from trl.core import` shows no sentence of an AttributeError
+        raise ImportError(moved.told(f"trl.core.{name}", moved.OF_CORE[name]), name="trl")
     raise AttributeError(f"module 'trl.core' has no attribute {name!r}")
 
 

@@ -16,7 +16,7 @@ import transformers
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from trl.config.errors import refuse
+from trl.config.errors import needed, refuse
 
 _HEADS = "cls.output", "score", "classifier"
 """What the head of a classifier is called in a file."""
@@ -44,7 +44,7 @@ def gguf_apart(
         name = name or "."
     if file is None:
         return name, settings
-    import_gguf()
+    needed("gguf", "a GGUF file")
     folder = Path(name) / (settings.get("subfolder") or "")
     if not folder.is_dir() or (folder / "adapter_config.json").is_file():  # or that of its base
         return name, settings | {"gguf_file": os.fspath(file)}
@@ -54,15 +54,6 @@ def gguf_apart(
         got = f"{os.fspath(file)!r} where there is {others or 'no GGUF file'}"
         refuse("gguf_file", f"be a file in {name}", got, error=FileNotFoundError)
     return name, settings | {"gguf_file": str(path)}
-
-
-def import_gguf() -> Any:
-    """Return the package gguf, or say how to get it."""
-    try:
-        import gguf
-    except ImportError as error:
-        raise ImportError("a GGUF file needs the package gguf: pip install gguf.") from error
-    return gguf
 
 
 def unpacking() -> dict[str, Any]:
@@ -102,7 +93,7 @@ def classifier_head(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, A
         {"weight": [labels, d], "bias": [labels]}, without those that are missing; the names, as
         many or none.
     """
-    gguf = import_gguf()
+    gguf = needed("gguf", "a GGUF file")
     where = {key: settings[key] for key in ("revision", "subfolder", "token") if key in settings}
     reader = gguf.GGUFReader(cached_file(name, settings["gguf_file"], **where))
     found = {}

@@ -304,9 +304,8 @@ class PPOTrainer:
                 return self.forward_pass(self.policy, rollout)
         # Without the graph that a user's own forward pass may have left: the ratio would go back
         # through both of its sides, and its gradient be 0.
-        logprobs, values = logprobs.detach().float(), values.detach().float()
-        columns = (logprobs, values, torch.zeros_like(logprobs))
-        return ResponseOutput(*(torch.where(rollout.response_mask, x, 0.0) for x in columns))
+        columns, mask = (logprobs, values, torch.zeros_like(logprobs)), rollout.response_mask
+        return ResponseOutput(*(torch.where(mask, x.detach().float(), 0.0) for x in columns))
 
     def reference_logprobs(self, rollout: Rollout, old: ResponseOutput) -> Tensor:
         """Return the reference's log-probs [B, R]; the policy's own if there is no reference."""
@@ -384,9 +383,8 @@ class PPOTrainer:
         made, limit = 0, self.config.max_approxkl or math.inf
         auto = None if self.warming_up else self.auto_rate
         if auto:
-            auto.begin(
-                self.config.ppo_epochs * -(-len(rollout) // self._update_rows), self.way_factor
-            )
+            updates = self.config.ppo_epochs * math.ceil(len(rollout) / self._update_rows)
+            auto.begin(updates, self.way_factor)
         for _ in range(self.config.ppo_epochs):
             squares = tokens = 0.0
             for rows in self._minibatches(rollout):
@@ -462,9 +460,8 @@ class PPOTrainer:
         self, new: ResponseOutput, targets: Targets, mask: Tensor, counts: Counts
     ) -> tuple[Tensor, PassStats]:
         """Return a pass's share of the loss of its minibatch, and its statistics: `objective`."""
-        given, kl_coef = (new, targets, mask, counts), self.kl_ctl.value
-        how = self.algorithm, self.config
-        return objective(*given, *how, kl_coef=kl_coef, only_values=self.warming_up)
+        how: Any = {"kl_coef": self.kl_ctl.value, "only_values": self.warming_up}
+        return objective(new, targets, mask, counts, self.algorithm, self.config, **how)
 
     def _pretraining_gradient(self, text: Rollout) -> Tensor:
         """Add the gradient of pretraining_coef · mean_t −log π(token), at temperature 1.
@@ -519,16 +516,8 @@ class PPOTrainer:
         then call `load_state_dict`. A learning-rate schedule has a state of its own.
         """
         scaler = self.accelerator.scaler
-        return {
-            "steps_done": self.steps_done,
-            "kl_controller": self.kl_ctl.state_dict(),
-            "score_moments": self.score_moments.state_dict(),
-            "auto_rate": self.auto_rate and self.auto_rate.state_dict(),
-            "value_pretraining": self.value_pretraining.state_dict(),
-            "shuffle": self.shuffle.get_state(),
-            "optimizer": optimizer_state(self.optimizer),
-            "scaler": None if scaler is None else scaler.state_dict(),
-        }
+        large = {"optimizer": optimizer_state(self.optimizer)}
+        return self.small_state() | large | {"scaler": scaler and scaler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned.
@@ -541,15 +530,26 @@ class PPOTrainer:
         check_state(state, self.optimizer, scaled=scaled, auto=auto)
         kept = copy.deepcopy(state["optimizer"]["state"])  # the state stays the caller's own
         self.optimizer.load_state_dict(kept)
-        self.steps_done = state["steps_done"]
-        self.kl_ctl.load_state_dict(state["kl_controller"])
-        self.score_moments.load_state_dict(state["score_moments"])
-        self.value_pretraining.load_state_dict(state["value_pretraining"])
-        if self.auto_rate:
-            self.auto_rate.load_state_dict(state["auto_rate"])
-        self.shuffle.set_state(state["shuffle"].cpu())
+        self.load_small_state(state)
         if scaler is not None:
             scaler.load_state_dict(state["scaler"])
+
+    def small_state(self) -> dict[str, Any]:
+        """Return what a step changes besides weights, optimiser and scaler, copied."""
+        parts = {name: part and part.state_dict() for name, part in self._parts().items()}
+        return {"steps_done": self.steps_done, "shuffle": self.shuffle.get_state(), **parts}
+
+    def load_small_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `small_state` returned, on the same trainer or one like it."""
+        for name, part in self._parts().items():
+            if part is not None:
+                part.load_state_dict(state[name])
+        self.steps_done = state["steps_done"]
+        self.shuffle.set_state(state["shuffle"].cpu())
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"kl_controller": self.kl_ctl, "score_moments": self.score_moments}
+        return parts | {"auto_rate": self.auto_rate, "value_pretraining": self.value_pretraining}
 
     # -- what a step is given --------------------------------------------------------------------
 

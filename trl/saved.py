@@ -108,11 +108,8 @@ def damage(folder: Path, error: Exception, *needed: str) -> str:
         if not any((folder / each).exists() for each in others):
             return f"{start}holds no {name}: {FIX}."
     read = [folder / name for name in READ if (folder / name).exists()]
-    for path in [
-        *read,
-        *sorted(folder.glob("*.index.json")),
-        *sorted(folder.glob("*.safetensors")),
-    ]:
+    weights = sorted(folder.glob("*.index.json")) + sorted(folder.glob("*.safetensors"))
+    for path in read + weights:
         if problem := _problem(path):
             return _damaged(path, problem)
     told = " ".join(str(error).split()) or type(error).__name__
@@ -123,9 +120,8 @@ def damage(folder: Path, error: Exception, *needed: str) -> str:
         )
     if "mismatched" in told or "size mismatch" in told:
         told = "it says other sizes than the weights have"
-    told = ("no " if isinstance(error, KeyError) else "") + told.partition(". ")[0].rstrip(".")[
-        :200
-    ]
+    told = told.partition(". ")[0].rstrip(".")[:200]
+    told = f"no {told}" if isinstance(error, KeyError) else told
     return f"{start}cannot be loaded with its {needed[0]} ({told}): {FIX}."
 
 
@@ -138,10 +134,9 @@ def _problem(path: Path) -> str | None:
     if not path.is_file():
         return "is no file"
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(64)
-        if not size:
+        if not start:
             return "is empty"
         if start.startswith(b"version https://git-lfs"):
             return "is but a pointer of Git LFS (git lfs pull gets the file)"

@@ -348,8 +348,8 @@ def test_without_a_reference_the_kl_is_not_measured():
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("adapters-off", "must go with a policy that has an adapter"),
-        ("shared-trunk", "must go with a policy whose lower layers are frozen"),
+        ("adapters-off", "must go with a policy that was loaded with peft_config"),
+        ("shared-trunk", "must go with a policy that was loaded with unfrozen_layers"),
         ("adapter-off", "Did you mean `adapters-off`"),
     ],
 )

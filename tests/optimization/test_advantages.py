@@ -213,8 +213,8 @@ def test_groups_agree_with_plain_loops(samples: list[tuple[float, int]]) -> None
 @pytest.mark.parametrize("function", [leave_one_out, group_normalize])
 def test_groups_are_checked(function: object) -> None:
     with pytest.raises(
-        ValueError, match=r"at least 2 samples per group, got 1 in group\(s\) \[3\]"
+        ValueError, match=r"at least 2 responses in each group, got 1 in group\(s\) \[3\]"
     ):
         function(torch.zeros(3), torch.tensor([7, 3, 7]))  # type: ignore[operator]
-    with pytest.raises(ValueError, match=r"`scores` and `group_ids` must be \[B\]"):
+    with pytest.raises(ValueError, match=r"`group_ids` must be \[B\]"):
         function(torch.zeros(3, 1), torch.tensor([[7], [3], [7]]))  # type: ignore[operator]

@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from typing import NoReturn
+from importlib import import_module
+from typing import Any, NoReturn
 
 OLD_SPELLINGS = {
     "lr": "learning_rate",
@@ -88,6 +89,14 @@ def refuse(
         error: ValueError, TypeError or another exception that takes one text.
     """
     raise error(problem(name, rule, got, fix))
+
+
+def needed(package: str, by: str) -> Any:
+    """Return a package that does not come with trl, or say who needs it and how to get it."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ImportError(f"{by} needs the package {package}: pip install {package}.") from error
 
 
 def shown(value: object) -> str:

@@ -40,6 +40,13 @@ NAMES = {
 }
 """What `from trl import` gave."""
 
+OF_CORE = {
+    "respond_to_batch": "is trl.gpt2.respond_to_batch here, or a Sampler",
+    "set_seed": NAMES["set_seed"],
+    "listify_batch": "is list(batch)",
+}
+"""What `from trl.core import` gave."""
+
 MODULES = {
     "trl.trainer": "import from trl itself: from trl import PPOTrainer, PPOConfig",
     "trl.extras": f"BestOfNSampler {NAMES['BestOfNSampler']}",

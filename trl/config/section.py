@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import field, fields, is_dataclass
+from dataclasses import field, is_dataclass
 from typing import Any, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from trl.config.errors import SettingsError, bounded, closest, closest_path, problem, refuse, shown
+from trl.config.errors import SettingsError, bounded, closest, closest_path, problem, shown
 from trl.config.listing import paths
 from trl.config.moved import field_told
 from trl.config.types import bare, choices, kinds_of, section_in, words
@@ -51,20 +52,15 @@ def section(cls: type[T]) -> type[T]:
         for name, above in base.__pydantic_fields__.items():  # type: ignore[attr-defined]
             inherited = made.__pydantic_fields__[name]
             inherited.description = inherited.description or above.description
-    checked, known = made.__init__, [each.name for each in fields(made)]
+    checked, known = made.__init__, inspect.signature(made)
 
     @functools.wraps(checked)
     def init(self: T, *args: Any, **kwargs: Any) -> None:
-        if len(args) > len(known):
-            raise TypeError(f"{cls.__name__} has {len(known)} fields, got {len(args)} values.")
-        for name in kwargs:
-            if name not in known:
-                hint = closest(name, known) or ("cliprange" in known and field_told(name)) or ""
-                raise TypeError(f"{cls.__name__} has no field `{name}`.{hint}")
-            if name in known[: len(args)]:
-                got = f"{shown(args[known.index(name)])} and {name}={shown(kwargs[name])}"
-                refuse(name, "be given once", got, "keep one", error=TypeError)
-        given = dict(zip(known, args, strict=False)) | kwargs
+        for name in (name for name in kwargs if name not in known.parameters):
+            of_ppo = "cliprange" in known.parameters and field_told(name)
+            hint = closest(name, known.parameters) or of_ppo or ""
+            raise TypeError(f"{cls.__name__} has no field `{name}`.{hint}")
+        given = known.bind_partial(*args, **kwargs).arguments  # too many, or twice: a TypeError
         try:
             checked(self, **{name: plain(value) for name, value in given.items()})
         except ValidationError as error:

@@ -35,9 +35,6 @@ MODEL = "model"
 COLUMNS = ("prompt", "query", "text", "messages")
 """Names of columns that hold prompts, likeliest first."""
 
-BY_DATASETS = ("json", "parquet")
-"""Endings of files that the package datasets reads."""
-
 HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 """A surrogate, which no tokenizer takes."""
 
@@ -100,11 +97,11 @@ def read_table(
     _check_kind(path, name)
     if path.is_file() and _ending(source) in READERS:
         table = _read_file(path, name)
-    elif path.is_file() and _ending(source) not in BY_DATASETS:
-        known = ", ".join(f".{ending}" for ending in (*READERS, *BY_DATASETS))
-        refuse(name, f"be a file that ends in one of {known}", repr(source), "convert it")
     else:
-        table = _read_dataset(source, path, subset, split, name)
+        if path.is_file() and _ending(source) not in BUILDERS:
+            refuse(name, f"be a file that ends in one of {ENDINGS}", repr(source), "convert it")
+        plain = _loaded([str(path)] if path.is_file() else [], source, subset, split, name)
+        table = Table(source, {key: plain[key] for key in plain.column_names})
     if not table.size:
         refuse(name, "have at least one text", f"{source!r}, which is empty")
     return table
@@ -212,12 +209,6 @@ READERS = {"jsonl": _json_lines, "csv": _csv, "tsv": _tsv, "txt": _lines}
 """What reads the text of a file, by its ending."""
 
 
-def _read_dataset(source: str, path: Path, subset: str | None, split: str, name: str) -> Table:
-    """Read what the package datasets knows: some files, a folder, or a dataset on the hub."""
-    plain = _loaded([str(path)] if path.is_file() else [], source, subset, split, name)
-    return Table(source, {key: plain[key] for key in plain.column_names})
-
-
 def _loaded(
     files: Sequence[str], source: str, subset: str | None, split: str, name: str, **how: Any
 ) -> Any:
@@ -287,8 +278,8 @@ def streamed_dataset(
         files = []
     kinds = {_ending(file) for file in files}
     if len(kinds) > 1 or not kinds <= BUILDERS.keys():
-        known = ", ".join(f".{ending}" for ending in BUILDERS)
-        refuse(name, f"be files of one ending, one of {known}", str(sorted(kinds)), "convert them")
+        rule = f"be files of one ending, one of {ENDINGS}"
+        refuse(name, rule, str(sorted(kinds)), "convert them")
     found = _loaded(files, ", ".join(sources), subset, split, name, streaming=True)
     if kinds == {"txt"}:  # as `_lines` has them
         found = found.map(lambda row: {"text": row["text"].strip()})
@@ -313,6 +304,7 @@ BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "txt": ("text", {}),
 }
 """What reads files in the package datasets, by their ending."""
+ENDINGS = ", ".join(f".{ending}" for ending in BUILDERS)
 
 
 def _check_kind(path: Path, name: str) -> None:
@@ -329,11 +321,8 @@ def _ending(source: str) -> str:
 
 def only_a_path(source: str) -> bool:
     """Whether a source that is not there could only be a file or a folder."""
-    return (
-        _ending(source) in (*READERS, *BY_DATASETS)
-        or source.startswith((".", "~", "/"))
-        or source.count("/") > 1
-    )
+    local = source.startswith((".", "~", "/")) or source.count("/") > 1
+    return local or _ending(source) in BUILDERS
 
 
 # Words of errors

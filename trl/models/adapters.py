@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,16 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from trl.anatomy import language_model, text_config, vocabulary_size
-from trl.config.errors import refuse
+from trl.config.errors import needed, refuse
 from trl.gguf import gguf_apart
 from trl.models.checkpoint import ADAPTER_CONFIG, ADAPTER_FILE, Source
+from trl.saved import refuse_pickle
 
 _PICKLED = "adapter_model.bin"
 
 
-def import_peft() -> Any:
-    """Return the package peft, or say how to get it."""
-    try:
-        import peft
-    except ImportError as error:
-        raise ImportError("an adapter needs the package peft: pip install peft.") from error
-    return peft
+import_peft = partial(needed, "peft", by="an adapter")
+"""Returns the package peft, or says how to get it."""
 
 
 # -- in a model ------------------------------------------------------------------------------------
@@ -186,7 +183,7 @@ def load_adapter(
     if file is not None:
         _resize_like(base, file)
     elif not allow_pickle and adapter.find(_PICKLED) is not None:
-        adapter.refuse_pickle("adapter", _PICKLED)
+        refuse_pickle(adapter.name, "adapter", _PICKLED)
     load = import_peft().PeftModel.from_pretrained
     with warnings.catch_warnings():  # or the weights that are not there would be new ones
         warnings.filterwarnings("error", message="Found missing adapter keys")

@@ -17,7 +17,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,8 +33,6 @@ from trl.saved import (
     OLDER_HEAD_FILE,
     PICKLE_FILE,
     check_there,
-    check_weights,
-    refuse_pickle,
 )
 
 VALUE_HEAD_FILE = "value_head/head.safetensors"
@@ -96,21 +94,6 @@ class Source(NamedTuple):
         places = json.loads(index.read_text())["weight_map"] if index is not None else {}
         shards = {shard for key, shard in places.items() if key.startswith(prefix)}
         return [path for path in map(self.find, sorted(shards)) if path is not None]
-
-    def check(self, *, allow_pickle: bool) -> None:
-        """Raise if it is a folder without a model that may be loaded.
-
-        Raises:
-            FileNotFoundError: if the weights are missing.
-            ValueError: if the weights are pickles and `allow_pickle` is False.
-        """
-        if self.folder is None:
-            return
-        check_weights(self.folder, allow_pickle=allow_pickle)
-
-    def refuse_pickle(self, what: str, file: str) -> NoReturn:
-        """Raise since a file is a pickle, and say how to load it nevertheless."""
-        refuse_pickle(self.name, what, file)
 
 
 # -- the value head --------------------------------------------------------------------------------
@@ -292,22 +275,15 @@ def _fingerprint(files: Iterable[Path]) -> str | None:
     for path in files:
         with safe_open(path, framework="pt") as file:
             samples |= {key: _sample(file, key) for key in list(file.keys())}
-    if not samples:
-        return None
-    digest = hashlib.sha256()
-    for key in sorted(samples):
-        digest.update(key.encode() + samples[key])
-    return digest.hexdigest()[:32]
+    text = b"".join(key.encode() + samples[key] for key in sorted(samples))
+    return hashlib.sha256(text).hexdigest()[:32] if samples else None
 
 
 def _sample(file: Any, key: str) -> bytes:
     """Return shape, dtype and some numbers of a tensor, reading no more than those."""
     whole = file.get_slice(key)
     shape = whole.get_shape()
-    if shape:
-        rows = tuple(slice(size // 2, size // 2 + 1) for size in shape[:-1])
-        part = whole[(*rows, slice(0, _SAMPLED))]
-    else:
-        part = file.get_tensor(key)
+    middle = tuple(slice(size // 2, size // 2 + 1) for size in shape[:-1])
+    part = whole[(*middle, slice(0, _SAMPLED))] if shape else file.get_tensor(key)
     numbers = part.contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return f"{shape}{part.dtype}".encode() + numbers

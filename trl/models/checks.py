@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from trl.anatomy import (
     accepts,
-    keep_hidden_states,
     language_model,
     low_precision_of,
+    seen_while,
     vocabulary_size,
     without_dropout,
 )
@@ -163,8 +163,10 @@ def check_left_padding(plain: PreTrainedModel) -> None:
     rollout = Rollout.from_lists([short[:-1], long[:-1]], [short[-1:], long[-1:]])
 
     def alone() -> Tensor:
-        states, _ = _run(plain, plain, input_ids=short[None].to(plain.device), use_cache=False)
-        return states[0, :-1]  # the last predicts nothing
+        states, _ = seen_while(
+            plain, plain, input_ids=short[None].to(plain.device), use_cache=False
+        )
+        return states[0, :-1].float()  # the last predicts nothing
 
     expected = alone()
     rule = (
@@ -172,10 +174,10 @@ def check_left_padding(plain: PreTrainedModel) -> None:
         "the first real token"
     )
     try:
-        padded, _ = _run(plain, ResponseModel(plain), rollout.to(plain.device))
+        padded, _ = seen_while(plain, ResponseModel(plain), rollout.to(plain.device))
     except _FAILURES as error:
         refuse(type(plain).__name__, rule, f"{type(error).__name__}: {error}", _WRONG)
-    if gap := _gap(plain, padded[0, 1 - len(short) :], expected, alone):
+    if gap := _gap(plain, padded[0, 1 - len(short) :].float(), expected, alone):
         got = f"hidden states that change by {gap:.1%}"
         refuse(type(plain).__name__, rule, got, _WRONG)
 
@@ -206,14 +208,14 @@ def check_one_pass(plain: PreTrainedModel) -> None:
         return torch.cat([normalize(x[0].float(), dim=-1) for x in (hidden, output.logits)], dim=-1)
 
     def at_once() -> Tensor:
-        return predicted(*_run(plain, plain, **given, **columns, use_cache=False))
+        return predicted(*seen_while(plain, plain, **given, **columns, use_cache=False))
 
     whole, caches = at_once(), {}
     rule = "predict the same whether a text is read at once or token by token"
     for what, seen in ("what follows", slice(0, 4)), ("its cache", slice(4, 5)):
         part = {name: column[:, seen] for name, column in columns.items()}
         try:
-            found = _run(plain, plain, **given, **caches, **part, use_cache=True)
+            found = seen_while(plain, plain, **given, **caches, **part, use_cache=True)
         except _FAILURES:
             return  # it takes no cache, or more than that: who samples with it says so
         if gap := _gap(plain, predicted(*found), whole[seen], lambda seen=seen: at_once()[seen]):
@@ -222,16 +224,6 @@ def check_one_pass(plain: PreTrainedModel) -> None:
         caches = {kind: found[1][kind] for kind in kinds if found[1].get(kind) is not None}
         if not caches:
             return
-
-
-@torch.no_grad()
-def _run(plain: PreTrainedModel, run: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
-    """Return the last hidden states [B, T, d] while `run`, the model or a wrapper, computes, and
-    what it returns.
-    """
-    with without_dropout(plain), keep_hidden_states(plain) as kept, low_precision_of(plain):
-        output = run(*args, **kwargs)
-    return kept.hidden.float(), output
 
 
 def _gap(

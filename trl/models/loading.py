@@ -19,7 +19,7 @@ from trl.gguf import as_plain, gguf_apart, unpacking
 from trl.models import checkpoint as saved
 from trl.models.adapters import base_of, load_adapter
 from trl.models.checkpoint import SavedHead, Source
-from trl.saved import CONFIG, PICKLE_ADVICE, damage_told
+from trl.saved import CONFIG, PICKLE_ADVICE, check_weights, damage_told, refuse_pickle
 
 
 def load_model(
@@ -57,7 +57,7 @@ def _load_adapted(
         source, saved.ADAPTER_FILE, among_weights=True, allow_pickle=allow_pickle
     )
     if head is None and not allow_pickle and source.find(saved.PICKLE_FILE):
-        source.refuse_pickle("value head", saved.PICKLE_FILE)
+        refuse_pickle(source.name, "value head", saved.PICKLE_FILE)
     return model, head or base_head
 
 
@@ -81,8 +81,8 @@ def _load_whole(
     load: Callable[..., Any] | None, source: Source, *args: Any, allow_pickle: bool, **kwargs: Any
 ) -> tuple[Any, SavedHead | None, dict[str, Any]]:
     in_gguf = kwargs.get("gguf_file")
-    if in_gguf is None:
-        source.check(allow_pickle=allow_pickle)
+    if in_gguf is None and source.folder is not None:
+        check_weights(source.folder, allow_pickle=allow_pickle)
     quantized = "quantization_config" in kwargs
     if not quantized and "torch_dtype" not in kwargs:
         kwargs.setdefault("dtype", torch.float32)

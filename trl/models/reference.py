@@ -17,19 +17,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from trl.anatomy import language_model, try_out, vocabulary_size
-from trl.config import closest
+from trl.config import check_values
 from trl.config.errors import refuse
 from trl.models.adapters import base_weights, check_enabled
 from trl.models.response import ResponseModel
 from trl.models.trunk import SharedTrunk
 
 ReferenceKind = Literal["copy", "adapters-off", "adapter-at-start", "shared-trunk", "none"]
+
+_KINDS = Annotated[ReferenceKind, f"a model or one of {', '.join(get_args(ReferenceKind))}"]
 
 ADAPTER_GAP = 1e-3
 """Relative difference of logits that is more than rounding."""
@@ -104,32 +106,24 @@ def make_reference(
     if unfrozen_layers is not None:
         responder.trunk = SharedTrunk(language_model(policy), unfrozen_layers)
     if asked is None and adapter:
-        _check_base_frozen(policy)
         asked = "adapter-at-start" if _adapter_gap(policy) > 0 else "adapters-off"
     elif asked is None:
         asked = "copy" if unfrozen_layers is None else "shared-trunk"
     if isinstance(asked, nn.Module):
         return Reference("model", ResponseModel(asked, responder.temperature), asked)
-    if asked not in get_args(ReferenceKind):
-        raise ValueError(
-            f"`ref_model` must be a model or one of {list(get_args(ReferenceKind))}, got {asked!r}."
-            + closest(str(asked), get_args(ReferenceKind))
-        )
+    check_values("PPOTrainer", {"ref_model": (_KINDS, asked)})
     if asked == "none":
         return None
     if asked == "copy":
         model = copy.deepcopy(policy).requires_grad_(False)
         return Reference("copy", ResponseModel(model, responder.temperature), model)
-    if asked == "shared-trunk":
-        if responder.trunk is None:
-            fix = "load it with unfrozen_layers=..., or leave `ref_model` out"
-            rule = f"go with a policy whose lower layers are frozen if it is {asked!r}"
-            refuse("ref_model", rule, "one without", fix)
-    elif not adapter:
-        fix = "load it with peft_config=..., or leave `ref_model` out"
-        rule = f"go with a policy that has an adapter if it is {asked!r}"
-        refuse("ref_model", rule, "a plain model", fix)
-    else:
+    shares = asked == "shared-trunk"
+    fits = responder.trunk is not None if shares else adapter
+    if not fits:
+        needed = "unfrozen_layers=..." if shares else "peft_config=..."
+        rule = f"go with a policy that was loaded with {needed} if it is {asked!r}"
+        refuse("ref_model", rule, "one without", "load it so, or leave `ref_model` out")
+    if not shares:
         _check_base_frozen(policy)
     if asked != "adapters-off":
         trained = [w for w in language_model(policy).parameters() if w.requires_grad]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trl.config.errors import refuse
-from trl.core import at_least_fp32, check_mask
+from trl.core import at_least_fp32, check_mask, check_same_shape
 
 
 @torch.no_grad()
@@ -78,7 +78,8 @@ def leave_one_out(scores: Tensor, group_ids: Tensor) -> Tensor:
         [B]
     """
     scores = at_least_fp32(scores)
-    group, size = _numbered(scores, group_ids)
+    check_same_shape(scores=scores, group_ids=group_ids)
+    group, size = numbered(group_ids)
     others = _group_sum(scores, group)[group] - scores
     return _unless_equal(scores - others / (size[group] - 1), scores, group)
 
@@ -103,7 +104,8 @@ def group_normalize(
         [B]
     """
     scores = at_least_fp32(scores)
-    group, size = _numbered(scores, group_ids)
+    check_same_shape(scores=scores, group_ids=group_ids)
+    group, size = numbered(group_ids)
     centered = scores - (_group_sum(scores, group) / size)[group]
     centered = _unless_equal(centered, scores, group)
     if not scale:
@@ -112,15 +114,19 @@ def group_normalize(
     return centered / (std[group] + eps)
 
 
-def _numbered(scores: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Number the groups 0 … N−1: the group of each row [B] and the size of each group [N]."""
-    if scores.dim() != 1 or scores.shape != group_ids.shape:
-        got = f"{list(scores.shape)} and {list(group_ids.shape)}"
-        refuse("scores` and `group_ids", "be [B], one entry per response", got)
+def numbered(group_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the groups 0 … N−1: the group of each row [B] and the size of each group [N].
+
+    Raises:
+        ValueError: for a group of one, which has nothing to be compared with.
+    """
+    if group_ids.dim() != 1:
+        refuse("group_ids", "be [B], one entry per response", list(group_ids.shape))
     names, group, size = torch.unique(group_ids, return_inverse=True, return_counts=True)
     if bool((size < 2).any()):
-        got, fix = f"1 in group(s) {names[size < 2].tolist()}", "sample each query more than once"
-        refuse("group_ids", "have at least 2 samples per group", got, fix)
+        got = f"1 in group(s) {names[size < 2].tolist()[:8]}"
+        fix = "sample each query more than once, as Sampler(group_size=4) does"
+        refuse("group_ids", "have at least 2 responses in each group", got, fix)
     return group, size
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from trl.config import PPOConfig
 from trl.config.algorithms import FACTS
-from trl.config.errors import refuse
 from trl.core import KLKind
 from trl.optimization.advantages import discounted_returns, gae, group_normalize, leave_one_out
 from trl.optimization.losses import (
@@ -93,8 +92,7 @@ def of_groups(compare: Callable[[Tensor, Tensor], Tensor]) -> Estimator:
     def estimate(
         rewards: Tensor, values: Tensor, mask: Tensor, group_ids: Tensor | None, config: PPOConfig
     ) -> Advantages:
-        if group_ids is None:
-            refuse("group_ids", "say which responses answer the same query", "None")
+        assert group_ids is not None  # checked with what a step is given
         totals, counts = rewards.masked_fill(~mask, 0.0).sum(1), mask.any(1)
         advantages = torch.zeros_like(totals)
         advantages[counts] = compare(totals[counts], group_ids[counts])

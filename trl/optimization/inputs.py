@@ -13,6 +13,7 @@ from torch import Tensor
 from trl.batch import Rollout, TokenLists, token_rows
 from trl.config import PPOConfig
 from trl.config.errors import refuse
+from trl.optimization.advantages import numbered
 from trl.optimization.algorithms import Algorithm
 from trl.scored import Scored
 
@@ -73,9 +74,12 @@ def rollout_and_scores(
     scores, counted = scored.scores, scored.counted
     _check_settings(rollout, scores, config)
     if algorithm.groups:
-        _check_groups(rollout, config)
-        if counted is not None and rollout.group_ids is not None:
-            group = rollout.group_ids.cpu().unique(return_inverse=True)[1]
+        if rollout.group_ids is None:
+            rule = f"say which responses answer the same query with {config.algorithm!r}"
+            fix = "use Sampler(group_size=4), or Rollout.from_lists(group_ids=...)"
+            refuse("group_ids", rule, "None", fix)
+        group = numbered(rollout.group_ids.cpu())[0]  # or an error: at least two of each
+        if counted is not None:
             counted &= torch.bincount(group[counted], minlength=len(group))[group] > 1
     return rollout, scores, counted
 
@@ -110,17 +114,6 @@ def _check_settings(rollout: Rollout, scores: Tensor, config: PPOConfig) -> None
         rule = "be None with scores for single tokens"
         fix = "put it on the last token of a response, or give one score for each response"
         refuse("missing_eos_penalty", rule, fix=fix)
-
-
-def _check_groups(rollout: Rollout, config: PPOConfig) -> None:
-    """Raise unless every query has several responses."""
-    fix = "use Sampler(group_size=4), or name the groups in Rollout.from_lists(group_ids=...)"
-    rule = f"have at least 2 responses in each group with algorithm={config.algorithm!r}"
-    if rollout.group_ids is None:
-        refuse("group_ids", rule, "None", fix)
-    names, sizes = rollout.group_ids.unique(return_counts=True)
-    if bool((sizes < 2).any()):
-        refuse("group_ids", rule, f"1 in group(s) {names[sizes < 2].tolist()[:8]}", fix)
 
 
 def pretraining_rollout(pretraining: Pretraining, rows: int) -> Rollout:

@@ -23,7 +23,7 @@ def resolve_config(
     """
     if older := [moved.told(k, moved.ARGUMENTS[k]) for k in ppo_params if k in moved.ARGUMENTS]:
         raise TypeError(" ".join(older))
-    if config is not None and not isinstance(config, PPOConfig):
+    if not isinstance(config, PPOConfig | None):
         fix = "the order is PPOTrainer(model, ref_model, config), and a dict goes in as **settings"
         refuse("config", "be a PPOConfig", type(config).__name__, fix, error=TypeError)
     if config is not None and ppo_params:

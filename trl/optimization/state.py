@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from trl.batch import odd_kind
-from trl.config.errors import refuse
+from trl.config.errors import refuse, shown
 from trl.optimization.kl import FixedKLController
 from trl.optimization.rewards import RunningMoments
 
@@ -44,7 +44,7 @@ def check_state(state: Any, optimizer: torch.optim.Optimizer, *, scaled: bool, a
         with suppress(AttributeError, KeyError, TypeError, ValueError, RuntimeError):
             if is_sound(state[name]) is not False:
                 continue
-        refuse(f"{name}` of `state", "be what `state_dict` returned", repr(state[name]), _DAMAGED)
+        refuse(f"{name}` of `state", "be what `state_dict` returned", shown(state[name]), _DAMAGED)
     if scaled != (state["scaler"] is not None):
         rule = "be of the same precision as the trainer, and one of them is fp16, the other is not"
         refuse("state", rule, fix="set `precision` as in the run that is resumed")
@@ -77,92 +77,71 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
         and {"state", "param_groups"} <= set(part["state"])
         and isinstance(part["shapes"], list)
         and all(isinstance(group["params"], list) for group in part["state"]["param_groups"])
-        and all(isinstance(kept, Mapping) for kept in part["state"]["state"].values())
+        and all(isinstance(kept, Mapping) and kept for kept in part["state"]["state"].values())
     ),
     "scaler": lambda part: part is None or 0 < part["scale"] < math.inf,
 }
 """The parts of a trainer's state, and what says False, or raises, if one is not such a part."""
 
 _LIKE_WEIGHTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"}
-_NOT_NEGATIVE = re.compile("step|lr|eps|weight_decay|.*(sq|square|sum|var).*")
-"""What an optimiser keeps of each weight, and its settings: names that torch gives them."""
+_NOT_NEGATIVE = re.compile("step|.*(sq|square|sum|var).*")
+"""What an optimiser keeps of each weight: names that torch gives it."""
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Raise a ValueError unless the state is that of such an optimiser of such weights."""
-    kind, ours, theirs = _kind(optimizer), _shapes(optimizer), state["shapes"]
+    kind, shapes, others = _kind(optimizer), _shapes(optimizer), state["shapes"]
+    fix = "make the trainer with the settings of the run that is resumed"
     if state["kind"] != kind:
-        fix = "make the trainer with the settings of the run that is resumed"
         rule = f"be that of an optimiser of the same kind, {kind}"
         refuse("state", rule, f"that of {state['kind']}", fix)
     groups, kept = state["state"]["param_groups"], state["state"]["state"]
-    if theirs != ours or [len(group["params"]) for group in groups] != list(map(len, ours)):
-        weights, others = sum(map(len, ours)), sum(map(len, theirs))
-        rule = f"be that of {weights} weights in {len(ours)} group(s), all of the same shapes"
-        fix = "another part of the model, or another model, was trained"
-        refuse("state", rule, f"{others} in {len(theirs)}", fix)
-    shapes = [shape for group in ours for shape in group]
-    if [index for group in groups for index in group["params"]] != list(range(len(shapes))):
-        refuse("optimizer.param_groups", "name the weights in their order", fix=_DAMAGED)
-    for index, (group, own) in enumerate(zip(groups, optimizer.param_groups, strict=True)):
-        _check_settings(f"optimizer.param_groups[{index}]", group, own)
-    if not kept.keys() <= set(range(len(shapes))):
-        unknown = sorted(kept.keys() - set(range(len(shapes))), key=str)
-        refuse("optimizer.state", f"be of weights 0 … {len(shapes) - 1}", unknown)
-    names: dict[bool, Any] = {}  # some keep something else of matrices
+    own, flat = optimizer.state_dict()["param_groups"], [shape for each in shapes for shape in each]
+    same = [group["params"] for group in groups] == [group["params"] for group in own]
+    if others != shapes or not same or not kept.keys() <= set(range(len(flat))):
+        rule = f"be that of {len(flat)} weights in {len(shapes)} group(s), all of the same shapes"
+        why = "another part of the model, or another model, was trained"
+        refuse("state", rule, f"{sum(map(len, others))} in {len(others)}", why)
+    for index, (group, mine) in enumerate(zip(groups, own, strict=True)):
+        for name in mine.keys() - {"params", "foreach", "fused"}:  # the last two: speed alone
+            value = group.get(name, mine[name])  # torch fills in those of newer versions
+            if not _alike(value, mine[name]) or (name == "eps" and value != mine[name]):
+                rule, place = (
+                    f"be as the trainer's, {mine[name]!r}",
+                    f"param_groups[{index}].{name}",
+                )
+                refuse(f"optimizer.{place}", rule, repr(value), fix)
     for index, moments in kept.items():
-        _check_numbers(f"optimizer.state[{index}]", moments, shapes[index])
-        usual = names.setdefault(len(shapes[index]) > 1, moments.keys())
-        if moments.keys() != usual:
-            got = f"{sorted(usual)} of some and {sorted(moments)} of {index}"
-            refuse("optimizer.state", "keep the same of all weights", got, _DAMAGED)
-
-
-def _check_settings(where: str, kept: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise a ValueError unless the settings of some weights are of the kinds of the trainer's."""
-    for name, mine in own.items():
-        if name in ("params", "foreach", "fused"):
-            continue  # checked above; of speed alone
-        switch = mine is None or isinstance(mine, bool)  # torch fills in those of newer versions
-        value = kept.get(name, mine if switch else "nothing")
-        if not _alike(value, mine) or (name == "eps" and value != mine):
-            fix = "make the trainer with the settings of the run that is resumed"
-            refuse(f"{where}.{name}", f"be as the trainer's, {mine!r}", repr(value), fix)
-    _check_numbers(where, kept, [])
-    if not all(0 <= beta < 1 for beta in kept.get("betas", ())):
-        refuse(f"{where}.betas", "be >= 0 and < 1", kept["betas"], _DAMAGED)
+        _check_moments(f"optimizer.state[{index}]", moments, flat[index])
 
 
 def _alike(value: Any, mine: Any) -> bool:
-    """Return whether a setting is of the kind of another one: any number, but the same switch."""
+    """Return whether a setting may go on for another: any sound number, but the same switch."""
     if isinstance(mine, list | tuple):
         same = isinstance(value, list | tuple) and len(value) == len(mine)
         return same and all(map(_alike, value, mine))
     if isinstance(mine, int | float | Tensor) and not isinstance(mine, bool):
-        return isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+        number = isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+        return number and math.isfinite(value) and bool(value >= 0 or mine < 0)
     return type(value) is type(mine) and bool(value == mine)
 
 
-def _check_numbers(where: str, kept: Mapping[str, Any], shape: list[int]) -> None:
-    """Raise a ValueError unless what an optimiser keeps are numbers that it can go on from."""
+def _check_moments(where: str, kept: Mapping[str, Any], shape: list[int]) -> None:
+    """Raise a ValueError unless what an optimiser keeps of a weight are sound numbers."""
     shapes = dict.fromkeys(_LIKE_WEIGHTS, shape) | {"step": []}
     for name, value in kept.items():
+        if value is None and name == "momentum_buffer":
+            continue
         number = isinstance(value, int | float | Tensor)
         found = list(getattr(value, "shape", ())) if number else type(value).__name__
-        optional = value is None and name == "momentum_buffer"
-        if found != shapes.get(name, found) and not optional:
+        if found != shapes.get(name, found):
             refuse(f"{where}.{name}", f"have the shape {shapes[name]}", found, _DAMAGED)
-        if not number:
-            continue
-        numbers = torch.as_tensor(value)
-        if (kind := odd_kind(numbers)) or numbers.is_complex():
-            refuse(f"{where}.{name}", "be real numbers", kind or numbers.dtype, _DAMAGED)
-        if numbers.numel():
-            lowest, highest = torch.aminmax(numbers)
-            if not (lowest.isfinite() and highest.isfinite()):
-                refuse(f"{where}.{name}", "be finite", "NaN or infinity", _DAMAGED)
-            if lowest < 0 and _NOT_NEGATIVE.fullmatch(name):
-                refuse(f"{where}.{name}", "be >= 0", float(lowest), _DAMAGED)
+        numbers = torch.as_tensor(value if number else 0)
+        odd = odd_kind(numbers) or (numbers.dtype if numbers.is_complex() else None)
+        if odd or not numbers.isfinite().all():
+            refuse(f"{where}.{name}", "be finite real numbers", odd or "NaN, infinity", _DAMAGED)
+        if _NOT_NEGATIVE.fullmatch(name) and (numbers < 0).any():
+            refuse(f"{where}.{name}", "be >= 0", float(numbers.min()), _DAMAGED)
 
 
 def _kind(optimizer: torch.optim.Optimizer) -> str:

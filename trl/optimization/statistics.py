@@ -66,11 +66,7 @@ def step_statistics(
     }
     if rollout.ended is not None:
         stats["objective/ended"] = gathered(rollout.ended.float()).mean()
-    elsewhere = (
-        "policy/abs_log_ratio",
-        "policy/mean_ratio",
-        "val/gap",
-    )  # in these statistics, or nowhere
+    elsewhere = {"policy/abs_log_ratio", "policy/mean_ratio", "val/gap"}  # or nowhere
     for name in (name for name in updates[0].means if name not in elsewhere):
         stats[f"ppo/{name}"] = float(np.mean([update.means[name] for update in updates]))
     if targets.returns is not None:

@@ -26,7 +26,7 @@ from trl.training.folder import RunFolder
 STATE = "state.pt"
 KEYS = (
     *("format", "step", "processes", "weights", "trainer", "loop", "of_each_process", "diagnosis"),
-    *("figures", "best", "stopped", "files", "versions", "seconds"),
+    *("recipe", "fingerprints", "figures", "best", "stopped", "files", "versions", "seconds"),
 )
 """What every checkpoint holds."""
 

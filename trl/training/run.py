@@ -537,12 +537,8 @@ class Run:
 
     def _changes(self, checkpoint: Path, state: Mapping[str, Any]) -> list[str]:
         """Return in what a checkpoint is of another run, or raise unless it may be."""
-        before, told = state.get("recipe"), list[str]()
-        if before is None:
-            told.append(
-                f"{checkpoint} is of an older trl: whether the run is the same is not known."
-            )
-        elif found := other_settings(before, self.recipe, str(checkpoint)):
+        told: list[str] = []
+        if found := other_settings(state["recipe"], self.recipe, str(checkpoint)):
             if not self.folder.changes:
                 raise SettingsError("Recipe", found)
             told += [problem.partition(", to go on")[0] for problem in found]

@@ -7,7 +7,6 @@ is made only where that is no matter. Without it a step can be taken back until 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +16,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from trl.ppo import PPOTrainer
-
-PARTS = "kl_ctl", "score_moments", "value_pretraining", "auto_rate"
-"""Of the trainer, what a step changes besides."""
 
 SHARE = 0.1
 """Of the memory that is free, the most that the copy may take."""
@@ -43,13 +39,11 @@ def copied(trainer: PPOTrainer, *, wholly: bool) -> Callable[[], bool]:
     Returns:
         What takes the step back, and tells whether it could.
     """
-    weights, optimizer, steps = _trained(trainer), trainer.optimizer, trainer.steps_done
-    versions, order = _versions(trainer), trainer.shuffle.get_state()
+    weights, optimizer = _trained(trainer), trainer.optimizer
+    versions, small = _versions(trainer), trainer.small_state()
     large = (
         tree_map_only(Tensor, torch.clone, (weights, optimizer.state_dict())) if wholly else None
     )
-    parts = {name: getattr(trainer, name) for name in PARTS}
-    small = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items() if part}
 
     @torch.no_grad()
     def undo() -> bool:
@@ -59,10 +53,7 @@ def copied(trainer: PPOTrainer, *, wholly: bool) -> Callable[[], bool]:
             for weight, before in zip(weights, large[0], strict=True):
                 weight.copy_(before)
             optimizer.load_state_dict(large[1])
-        for name, before in small.items():  # a step may put another in its place
-            getattr(trainer, name).load_state_dict(before)
-        trainer.shuffle.set_state(order)
-        trainer.steps_done = steps
+        trainer.load_small_state(small)
         return True
 
     return undo
