@@ -6,6 +6,7 @@ a number and a text for a text.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import typing
@@ -48,16 +49,17 @@ LONGEST = 2**18
 DEEPEST = 32
 """Levels of lists and mappings in each other; settings have at most four."""
 MOST_VALUES = 10_000
-"""Values of a file."""
+"""Values of a file, those that an alias repeats counted each time."""
 
 
 class _Bounded(yaml.SafeLoader):  # type: ignore[misc]
-    """Reads no more than settings may be; an alias, by which little text says much, not at all."""
+    """Reads no more than settings may be, however little text says much."""
 
-    depth = values = 0
+    depth = 0
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
+        self.sizes: dict[Any, tuple[int, int]] = {}
         if len(text) > LONGEST:
             self.refuse(f"the file must have at most {LONGEST:,} characters to be one of settings")
 
@@ -65,15 +67,25 @@ class _Bounded(yaml.SafeLoader):  # type: ignore[misc]
         raise yaml.composer.ComposerError(None, None, told, mark)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth += 1
         mark = self.peek_event().start_mark
-        if self.check_event(yaml.AliasEvent):
-            self.refuse("settings must be written out, not repeated by an alias (*)", mark)
-        self.depth, self.values = self.depth + 1, self.values + 1
-        if self.depth > DEEPEST or self.values > MOST_VALUES:
-            most = f"{MOST_VALUES:,} values, {DEEPEST} lists and mappings deep"
-            self.refuse(f"a file of settings must have at most {most}", mark)
+        if self.depth > DEEPEST:
+            self.refuse(f"settings must be at most {DEEPEST} lists and mappings deep", mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
+        if node not in self.sizes:  # an alias has the size of its anchor
+            pairs = node.value if node.id == "mapping" else ()
+            parts = node.value if node.id == "sequence" else itertools.chain(*pairs)
+            # A node inside of itself, which cannot be made, has no size yet.
+            sizes, levels = zip(
+                (0, 0), *(self.sizes.get(each, (0, 0)) for each in parts), strict=True
+            )
+            self.sizes[node] = 1 + len(node.value) // 64 + sum(sizes), 1 + max(levels)
+        size, below = self.sizes[node]
+        if max(size, len(self.sizes)) > MOST_VALUES or self.depth + below > DEEPEST:
+            most = f"at most {MOST_VALUES:,} values, {DEEPEST} lists and mappings deep"
+            told = f"a file of settings must have {most}, with what an alias (*) repeats"
+            self.refuse(told, mark)
         return node
 
 
@@ -87,7 +99,7 @@ class _Loader(_Bounded):
                 also = f"but is set in line {lines[key.value]} too"
                 told = f"`{bounded(key.value)}` must be set once, {also}"
                 raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
-            if key.id == "scalar":
+            if key.id == "scalar" and not key.tag.endswith(":merge"):
                 lines[key.value] = key.start_mark.line + 1
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         return found
@@ -110,7 +122,9 @@ def parse_yaml(text: str, *, typed: bool = False) -> Any:
         yaml.YAMLError: if it is no YAML, sets a name twice, names a Python object, or is larger
             than settings may be.
     """
-    return (_Bounded if typed else _Loader)(text).get_single_data()
+    loader = (_Bounded if typed else _Loader)(text)
+    loader.deep_construct = True  # a section inside of itself is an error then
+    return loader.get_single_data()
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

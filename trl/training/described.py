@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -10,7 +11,15 @@ from torch import nn
 from trl import evaluation, starter
 from trl.config import SettingsError
 from trl.config.errors import hidden
-from trl.config.recipe import STARTER, LoRAConfig, RewardConfig
+from trl.config.recipe import (
+    ENVIRONMENT,
+    STARTER,
+    EnvironmentConfig,
+    LoRAConfig,
+    RewardConfig,
+)
+from trl.environments import EnvironmentReward, Episodes
+from trl.rollout.sampler import Sampler
 
 MORE_THAN_LORA = "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"
 """Settings of an adapter for which a recipe has no words."""
@@ -37,6 +46,8 @@ def _known(scorer: Any) -> dict[str, Any]:
                 if has.get(each.name) not in (None, each.default, {})
             }
             return {"kind": kind, "arguments": own}
+    if type(scorer) is EnvironmentReward:
+        return {"kind": ENVIRONMENT}
     if type(scorer) is evaluation.RewardModelScorer:
         return {"kind": "reward_model", "name": scorer.model.name_or_path}
     if type(scorer) is evaluation.EndpointScorer:
@@ -47,6 +58,22 @@ def _known(scorer: Any) -> dict[str, Any]:
         label = str(labels.get(scorer.label, scorer.label))
         return {"kind": "classifier", "name": name, "label": label, "output": scorer.output}
     return {}
+
+
+def environment_config(sampler: Sampler) -> EnvironmentConfig | None:
+    """Return what a recipe would say of an environment and of tools; None: there are none."""
+    if not isinstance(sampler, Episodes):
+        return None
+    environment, tools, seconds, *_ = sampler.world.made_of
+    several = environment.values() if isinstance(environment, Mapping) else [environment]
+    names = [_place(each)["name"] for each in several if each is not None]
+    limits = ("max_turns", "max_tokens", "max_tool_calls", "call_format")
+    return EnvironmentConfig(
+        name=", ".join(names) or None,
+        tools=tuple(_place(tool)["name"] for tool in tools),
+        seconds=seconds,
+        **{name: getattr(sampler, name) for name in limits},
+    )
 
 
 def _place(scorer: Any) -> dict[str, Any]:

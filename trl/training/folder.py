@@ -32,9 +32,7 @@ from trl.training.checkpoints import disk_full_told, sync
 FIRST_ROW = {"step": 0, "episodes": 0}
 """The row before the first step; the figures of the held-out prompts follow, if there are any."""
 
-DELETED = (
-    "`out` must stay where it is while a run is in it, but it or its .lock was deleted or moved"
-)
+DELETED = "`out` must stay where it is while a run is in it, but was deleted or moved"
 
 LINES = ("metrics", "scores", "samples", "warnings")
 
@@ -58,10 +56,9 @@ class RunFolder:
         self.policy = path / "policy"
         self.best = path / "best"
         self.recipe = path / "recipe.yaml"
-        self.lock_file = path / ".lock"
         self.changes = False
         """Whether a run may go on that is not quite the same: `resume="changed"`."""
-        self._lock: os.stat_result | None = None  # not in use
+        self._handle: int | None = None
 
     def file(self, name: str) -> Path:
         """Return the path of one of the files of lines."""
@@ -97,14 +94,14 @@ class RunFolder:
         folders = filter(Path.is_dir, (self.path, self.checkpoints))
         inside = [path for folder in folders for path in folder.glob("*")]
         check_plain(*(path for path in inside if WRITTEN.fullmatch(path.name)))
-        lock = FileLock(self.lock_file, timeout=0)
+        lock = FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-            self._lock = self.lock_file.stat()
+            self._hold()
         except OSError as error:
             lock.release()
-            busy = isinstance(error, Timeout)
+            busy = isinstance(error, Timeout | BlockingIOError)
             rule = "without another run" if busy else f"that can be written ({error.strerror})"
             message = f"`out` must be a folder {rule}: name another one"
             problem = BlockingIOError if busy else type(error)
@@ -112,18 +109,31 @@ class RunFolder:
         try:
             yield
         finally:
-            self._lock = None
+            if self._handle is not None:
+                os.close(self._handle)
+                self._handle = None
             lock.release()
 
+    def _hold(self) -> None:
+        """Lock the folder itself too: the file of a lock can be deleted."""
+        if os.name == "posix":  # elsewhere no file is deleted that is open
+            import fcntl
+
+            self._handle = os.open(self.path, os.O_RDONLY)
+            try:
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:  # some network disks lock files only
+                if isinstance(error, BlockingIOError):
+                    os.close(self._handle)
+                    self._handle = None
+                    raise
+
     def check_there(self) -> None:
-        """Raise a FileNotFoundError if the folder or its lock, by which another run could begin in
-        it, was deleted or moved since it was locked.
-        """
-        if self._lock is None:
-            return
-        there = self.lock_file.stat() if self.lock_file.exists() else None
-        if there is None or not os.path.samestat(there, self._lock):
-            raise FileNotFoundError(errno.ENOENT, DELETED, str(self.path))
+        """Raise a FileNotFoundError if the folder was deleted or moved since it was locked."""
+        if self._handle is not None:
+            there = self.path.stat() if self.path.exists() else None
+            if there is None or not os.path.samestat(there, os.fstat(self._handle)):
+                raise FileNotFoundError(errno.ENOENT, DELETED, str(self.path))
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """Return the rows of a file of lines, without those that are cut."""
@@ -156,7 +166,7 @@ class RunFolder:
         """Take back the lines of steps that are done again, and those that are cut or damaged.
 
         Args:
-            record: What `record` returned after step `last`.
+            record: What `record` returned after step `last`; older runs have sizes there.
             last: The lines of later steps go.
 
         Returns:
@@ -167,7 +177,7 @@ class RunFolder:
             lines = self._lines(name)
             good = [line for line in lines if (step := _step_of(line)) is not None and step <= last]
             text = b"".join(good)
-            count, digest = record.get(name, (0, None))
+            count, digest = record[name] if isinstance(record.get(name), tuple) else (0, None)
             if digest and digest != hashlib.sha256(text).hexdigest():
                 told.append(
                     f"{self.file(name)} is not as it was after step {last}: of {count} lines "

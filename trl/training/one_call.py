@@ -38,7 +38,7 @@ from trl.optimization.settings import resolve_config
 from trl.rollout.queries import SENT_AS_CHATS, Chat, ChatForm, prompts_apart
 from trl.rollout.sampler import Sampler
 from trl.training.checkpoints import step_of
-from trl.training.described import lora_config, reward_config
+from trl.training.described import environment_config, lora_config, reward_config
 from trl.training.folder import RunFolder
 from trl.training.loop import Row, checked_prompts
 from trl.training.parts import Parts
@@ -394,7 +394,7 @@ def _described(
             parts=loop.parts,
             **{k: getattr(loop.sampler, k) for k in ("group_size", "add_bos", "max_rows")},
         ),
-        environment=_environment_of(loop.sampler),
+        environment=environment_config(loop.sampler),
         reward=tuple(
             reward_config(scorer, name, weight)
             for name, (scorer, weight) in parts.judge.parts.items()
@@ -403,21 +403,6 @@ def _described(
         quiet=True,
         out=str(folder.path),
         profile=loop.profile and str(loop.profile.folder),
-    )
-
-
-def _environment_of(sampler: Sampler) -> settings.EnvironmentConfig | None:
-    """Return what a recipe would say of the environment and the tools; None: there are none."""
-    if not isinstance(sampler, Episodes):
-        return None
-    limits = ("max_turns", "max_tokens", "max_tool_calls", "call_format")
-    environment, tools, seconds, *_ = sampler.world.made_of
-    several = environment.values() if isinstance(environment, Mapping) else [environment]
-    return settings.EnvironmentConfig(
-        name=", ".join(map(_place_of, filter(None, several))) or None,
-        tools=tuple(map(_place_of, tools)),
-        seconds=seconds,
-        **{name: getattr(sampler, name) for name in limits},
     )
 
 
