@@ -29,7 +29,7 @@ from trl.config.ppo import group_size
 from trl.config.types import Count, Whole
 from trl.data.prompts import PromptSplit
 from trl.data.stream import BUFFER, FIRST, PromptStream
-from trl.environments import EnvironmentReward, Episodes, episodes_of
+from trl.environments import EnvironmentReward, Episodes, World, episodes_of
 from trl.evaluation.function import as_scorer
 from trl.evaluation.scores import Scorer, words_of
 from trl.evaluation.weighted_sum import Part, WeightedSum, check_columns
@@ -182,36 +182,27 @@ def train(
     """
     _check_arguments(on_step, ppo_params, sampler_kwargs, out, resume)
     config = _configured(config, ppo_params, ref_model)
-    episodes = _episodes(environment, tools, environment_kwargs)
-    scorer = _scorer(
-        reward, episodes is not None and episodes.keywords["environment"].gives_rewards
-    )
-    if episodes is not None and isinstance(prompts, int | None):
+    episodes, world = _episodes(environment, tools, environment_kwargs)
+    scorer = _scorer(reward, gives=world is not None and world.gives_rewards)
+    if world is not None and isinstance(prompts, int | None):
         prompts = [""] * (256 if prompts is None else prompts)
     split = _split(prompts, held_out, shuffle_buffer, saved=out is not None)
     _look_before_loading(scorer, split, model, peft_config, unfrozen_layers)
     often = {"steps": steps, "eval_every": eval_every, "seed": config.seed}
     recipe = _plan(often, decay_learning_rate, checkpoint_every, keep_optimizer)
-    kind = {"peft_config": peft_config, "unfrozen_layers": unfrozen_layers}
+    loading = {"peft_config": peft_config, "unfrozen_layers": unfrozen_layers}
     told = {"chat_template_kwargs": chat_template_kwargs}
     chats = {"chat": chat, "system": system} | told
     sampling = {"max_new_tokens": max_new_tokens, "group_size": group_size(config.algorithm)} | told
-    loading, sampling = kind | (model_kwargs or {}), sampling | (sampler_kwargs or {})
+    loading, sampling = loading | (model_kwargs or {}), sampling | (sampler_kwargs or {})
     given = {"scorer": scorer, "sampling": sampling, "model_kwargs": loading, "parts": parts}
     given |= {"ref_model": ref_model, "tokenizer": tokenizer, "profile": profile}
+    given |= {"only_tokens": _only_tokens(split), "episodes": episodes}
     accelerator = make_accelerator(config.precision)
     folder = None if out is None else RunFolder(Path(out).expanduser())
     with opened(folder, resume, accelerator) as (checkpoint, _):
-        made = Parts(
-            model,
-            config,
-            accelerator,
-            recipe,
-            prompts=partial(_sent, split, chats, tells=accelerator.is_main_process),
-            only_tokens=_only_tokens(split),
-            episodes=episodes,
-            **given,
-        )
+        sent = partial(_sent, split, chats, tells=accelerator.is_main_process)
+        made = Parts(model, config, accelerator, recipe, prompts=sent, **given)
         recipe = _described(recipe, made, folder, model, sampling, loading.get("gguf_file"))
         run = Run(recipe, made, folder, on_finding=_warn_of)
         return _trained(run, checkpoint, on_step, quiet)
@@ -219,17 +210,18 @@ def train(
 
 def _episodes(
     environment: Any, tools: Sequence[Any], more: Mapping[str, Any] | None
-) -> partial[Episodes] | None:
-    """Return what makes a sampler one of episodes; None without an environment and tools."""
+) -> tuple[partial[Episodes] | None, World | None]:
+    """Return what makes a sampler one of episodes, and their environments; None: there are none."""
     if environment is not None or tools:
-        return episodes_of(environment, tools, **(more or {}))
+        episodes = episodes_of(environment, tools, **(more or {}))
+        return episodes, episodes.keywords["environment"]
     if more:
         rule = "be None without `environment` and `tools`"
         refuse("environment_kwargs", rule, shown(dict(more)), error=TypeError)
-    return None
+    return None, None
 
 
-def _scorer(reward: Any, gives: bool) -> Scorer:
+def _scorer(reward: Any, *, gives: bool) -> Scorer:
     """Return the reward as one scorer, with what an environment gives."""
     if reward is None:
         if not gives:
