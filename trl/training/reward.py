@@ -116,7 +116,9 @@ def _train(
     """Train in a folder that is this run's; `again` is what --resume is to name."""
     with seeded(recipe.seed):
         model: Any
-        model, tokenizer = model_and_tokenizer(recipe, {"num_labels": 1} | NO_ATTENTION_DROPOUT)
+        # A classifier's problem would be refused with one label when the model is loaded again.
+        head = {"num_labels": 1, "problem_type": None} | NO_ATTENTION_DROPOUT
+        model, tokenizer = model_and_tokenizer(recipe, head)
         limit = token_limit(model, tokenizer, recipe.max_length)
         model.config.text_cut = {"max_length": limit, "head_share": 0.0}
         setattr(model.config, OFFSET, 0.0)

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.browser import browser  # noqa: F401  a fixture
+from tests.evaluation.people.test_page import counted
 from trl import cli
 
 VOTES = 60
@@ -32,10 +33,7 @@ def vote(page, votes):
     for done in range(votes):
         left, right = worth("Left"), worth("Right")
         page.keyboard.press("3" if left == right else "1" if left > right else "2")
-        page.wait_for_function(
-            "n => document.querySelector('#own-words').textContent.startsWith(`${n} of`)",
-            arg=done + 1,
-        )
+        counted(page, done + 1)
 
 
 @pytest.mark.slow
@@ -45,11 +43,13 @@ def test_from_a_run_through_votes_to_a_policy_and_no_file_is_edited(browser, tmp
     command = [sys.executable, "-m", "trl", "label", "--from", str(before), "--port", "0"]
     page = browser.new_page()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as label:
-        page.goto(label.stdout.readline().split()[1])  # me: the link
-        page.wait_for_selector("#answers button")
-        vote(page, VOTES)
-        page.close()
-        label.send_signal(signal.SIGINT)
+        try:
+            page.goto(label.stdout.readline().split()[1])  # me: the link
+            page.wait_for_selector("#answers button")
+            vote(page, VOTES)
+        finally:
+            page.close()
+            label.send_signal(signal.SIGINT)
         assert f"{VOTES} votes. Go on: trl label --store" in label.stdout.read()
     assert label.returncode == 0
     votes = tmp_path / "votes.jsonl"
