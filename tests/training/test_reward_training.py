@@ -194,7 +194,7 @@ def test_margins_and_the_centre_count(files, tmp_path):
         "margin": {},
         "centre": {"margin_scale": 0.0, "centring_coef": 1.0},
     }.items():
-        recipe = recipe_of(files, tmp_path / name, train=file, **more)
+        recipe = recipe_of(files, tmp_path / name, train=file, epochs=10, **more)
         found[name] = train_reward(recipe)
     assert found["margin"]["std"] > 1.2 * found["plain"]["std"]
     assert found["centre"]["std"] < found["plain"]["std"]
