@@ -1,9 +1,9 @@
 """A reward model of arguments: human preferences over topics it has not seen.
 
-    python benchmarks/ukp.py DATA           each fold, then each point of the curve, that has no
-                                            result yet, one after another
-    python benchmarks/ukp.py --table        a Markdown table of the results
-    python benchmarks/ukp.py DATA --only 0  those of a fold
+    python benchmarks/ukp.py DATA             each fold, then each point of the curve, that has no
+                                              result yet, one after another
+    python benchmarks/ukp.py --table          a Markdown table of the results
+    python benchmarks/ukp.py DATA --only 0 1  those of some folds
 
 DATA is the folder UKPConvArg1Strict-CSV of the corpus UKPConvArg1 (Habernal and Gurevych, ACL
 2016, "Which argument is more convincing?", CC-BY,
@@ -15,7 +15,8 @@ argument alone. The curve has the first 100, 300, 1,000 and 3,000 pairs, in rand
 trained on.
 
 A result is a line of results/ukp.jsonl. A killed script goes on where its last fit stopped, in
---work.
+--work. It computes with one thread; two of them, with other folds, keep two cores busy better than
+one with two threads.
 """
 
 from __future__ import annotations
@@ -69,8 +70,11 @@ def write_fold(folder: Path, fold: int, work: Path) -> dict[str, str]:
 
 def fit(folder: Path, fold: int, count: int | None, work: Path) -> dict[str, Any]:
     """Train and measure in a folder of its own; a fit that was stopped goes on."""
+    import torch
+
     from trl.training.reward import train_reward
 
+    torch.set_num_threads(1)
     out = work / f"fold-{fold}-{count or 'all'}"
     files = write_fold(folder, fold, work)
     recipe = RewardRecipe(

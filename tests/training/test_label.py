@@ -117,14 +117,23 @@ def test_from_the_command_to_a_file_and_back(tmp_path, capsys, served):
     assert [item.votes for item in again.items()] == [item.votes for item in store.items()]
 
 
-def test_models_write_first(tmp_path, capsys, served, monkeypatch):
+@pytest.mark.parametrize("chats", [True, False])
+def test_models_write_first(tmp_path, served, monkeypatch, chats):
     from trl.training import tools
 
     asked = []
 
+    def sent(model, text):
+        """As they are sent: to B, and maybe A, as chats."""
+        return [{"role": "user", "content": text}] if chats or model == "B" else text
+
     def sample(model, prompts, *, n, **how):
         asked.append((model, n, how))
-        return [{"response": f"{model} {text} {i}"} for text in prompts for i in range(n)]
+        return [
+            {"prompt": sent(model, text), "response": f"{model} {text} {i}"}
+            for text in prompts
+            for i in range(n)
+        ]
 
     monkeypatch.setattr(tools, "sample", sample)
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
@@ -133,9 +142,9 @@ def test_models_write_first(tmp_path, capsys, served, monkeypatch):
     sampling = {"max_new_tokens": 48, "temperature": 1.0, "seed": 3}
     assert asked == [("A", 1, sampling), ("B", 1, sampling)]
     items = list(Store(tmp_path / "prompts.votes.sqlite").items())
-    assert [(item.responses, item.sources) for item in items] == [
-        (("A one 0", "B one 0"), ("A", "B")), (("A two 0", "B two 0"), ("A", "B"))
-    ]  # fmt: skip
+    assert [(item.prompt, item.responses, item.sources) for item in items] == [
+        (sent("A", text), (f"A {text} 0", f"B {text} 0"), ("A", "B")) for text in ("one", "two")
+    ]
     asked.clear()
     assert run(*how, "--model", "A", "--question", "best", "--store", tmp_path / "four") == 0
     assert asked == [("A", 4, sampling)]

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -193,7 +194,7 @@ def test_margins_and_the_centre_count(files, tmp_path):
         "margin": {},
         "centre": {"margin_scale": 0.0, "centring_coef": 1.0},
     }.items():
-        recipe = recipe_of(files, tmp_path / name, train=file, **more)
+        recipe = recipe_of(files, tmp_path / name, train=file, epochs=10, **more)
         found[name] = train_reward(recipe)
     assert found["margin"]["std"] > 1.2 * found["plain"]["std"]
     assert found["centre"]["std"] < found["plain"]["std"]
@@ -231,6 +232,36 @@ def test_a_prompt_is_learnt_from_or_measured_on(files, tmp_path):
     for seed in range(4):  # which of the two is held out
         with pytest.raises(ValueError, match=f"{message}(measure|train) on in '.*e.jsonl': add"):
             reward._train_and_test(replace(recipe, train=file, test=None, seed=seed, ties="ignore"))
+
+
+def test_a_text_of_many_pairs_is_read_once_in_an_update(files, tmp_path):
+    examples = [
+        {"input_ids": [1, 2, 3], "sizes": [2, 1]},
+        {"input_ids": [3, 1, 2], "sizes": [1, 2]},
+    ]
+    texts, places = reward._once(examples)
+    assert (texts, places.tolist()) == ([[1, 2], [3]], [0, 1, 1, 0])
+    said = ["no no no", "maybe is two", "five and", "yes five yes yes"]
+    rows = [{"chosen": b, "rejected": a} for i, a in enumerate(said) for b in said[i + 1 :]]
+    file = write_lines(tmp_path / "pairs.jsonl", rows)
+    recipe = recipe_of(files, tmp_path / "run", train=file, batch_size=6, epochs=5, log_every=5)
+    summary = train_reward(recipe)
+    scorer = RewardModelScorer(Path(recipe.out, "reward_model"))
+    once = sum(map(len, scorer.token_ids([("", text) for text in said])))
+    assert summary["tokens"] <= 5 * once  # each is in three pairs
+    rewards = scorer([("", text) for text in said]).tolist()
+    assert rewards == sorted(rewards)
+
+
+def test_attention_has_no_dropout_which_costs_a_cpu_half_of_its_time(files, tmp_path):
+    config = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    shutil.copytree(files / "bert", tmp_path / "bert")
+    file = tmp_path / "bert" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    recipe = recipe_of(files, tmp_path / "run", model=str(tmp_path / "bert"), epochs=0.1)
+    train_reward(recipe)
+    told = json.loads(Path(recipe.out, "reward_model", "config.json").read_text())
+    assert (told["hidden_dropout_prob"], told["attention_probs_dropout_prob"]) == (0.1, 0.0)
 
 
 def test_a_curve_over_the_number_of_preferences(files, tmp_path):

@@ -140,7 +140,7 @@ def model_and_tokenizer(
 
     Args:
         recipe: Names it.
-        head: What its configuration says of the head.
+        head: What its configuration is to say; what it does not know is left out.
         new: Make a new one of that configuration, which reads so many tokens.
     """
     by_name = str(Path(recipe.model).expanduser())
@@ -150,18 +150,18 @@ def model_and_tokenizer(
         plain = {"trust_remote_code": False}
         with quiet_transformers(), damage_told(folder, CONFIG):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **plain)
+            config = transformers.AutoConfig.from_pretrained(source, **head | plain)
             if new is not None:
-                head = head | {"max_position_embeddings": new}
-                tokenizer.model_max_length = new
-                config = transformers.AutoConfig.from_pretrained(source, **head)
+                config.max_position_embeddings = tokenizer.model_max_length = new
                 model = transformers.AutoModelForSequenceClassification.from_config(config)
             else:
                 model = transformers.AutoModelForSequenceClassification.from_pretrained(
                     source,
+                    config=config,
                     dtype=torch.float32,
                     ignore_mismatched_sizes=True,
                     use_safetensors=True,  # pickles can run code
-                    **head | plain,
+                    **plain,
                 )
     except (OSError, ValueError) as error:
         rule = "be a folder or a name of the hub that has a text model with its tokenizer"

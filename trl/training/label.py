@@ -125,13 +125,17 @@ def items_of_models(prompts: str, models: Sequence[str], question: str, **how: A
         refuse("--model", f"be at most {most} for the question {question!r}", str(len(models)))
     texts = tools.read_prompts(prompts)
     each = 1 if len(models) >= fewest and question != "best" else max(most // len(models), 1)
-    columns: dict[str, list[tuple[Any, list[str]]]] = {}
-    for model in models:
-        rows = tools.sample(model, texts, n=each, **how)
-        columns[model] = [
-            (text, [row["response"] for row in rows[i * each : (i + 1) * each]])
-            for i, text in enumerate(texts)
+    told = {model: tools.sample(model, texts, n=each, **how) for model in models}
+    # As they were asked, chats with their system message, unless that is not the same for all.
+    asked = [[row["prompt"] for row in rows[::each]] for rows in told.values()]
+    prompts = asked[0] if all(one == asked[0] for one in asked) else texts
+    columns = {
+        model: [
+            (prompt, [row["response"] for row in rows[i * each : (i + 1) * each]])
+            for i, prompt in enumerate(prompts)
         ]
+        for model, rows in told.items()
+    }
     return _beside_each_other(columns, question)
 
 

@@ -46,6 +46,16 @@ __all__ = ["train_reward"]
 FEW_PROMPTS = 10
 """With fewer prompts than this, rows are held out in their place."""
 
+SHARING = 200
+"""Updates whose preferences are put beside others with a text in common, which is read once then,
+as those of all answers to a prompt are in Ouyang et al. (arXiv:2203.02155, section 3.5)."""
+
+NO_ATTENTION_DROPOUT = dict.fromkeys(
+    ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"), 0.0
+)
+"""As BERT, Llama and GPT-2 call it. Its random numbers, B·heads·T² a layer, took half of an update
+on a CPU."""
+
 
 def train_reward(recipe: RewardRecipe, *, resume: bool = False) -> dict[str, Any]:
     """Train a reward model as the recipe says, measure it, and write the folder of the run.
@@ -106,7 +116,9 @@ def _train(
     """Train in a folder that is this run's; `again` is what --resume is to name."""
     with seeded(recipe.seed):
         model: Any
-        model, tokenizer = model_and_tokenizer(recipe, {"num_labels": 1})
+        # A classifier's problem would be refused with one label when the model is loaded again.
+        head = {"num_labels": 1, "problem_type": None} | NO_ATTENTION_DROPOUT
+        model, tokenizer = model_and_tokenizer(recipe, head)
         limit = token_limit(model, tokenizer, recipe.max_length)
         model.config.text_cut = {"max_length": limit, "head_share": 0.0}
         setattr(model.config, OFFSET, 0.0)
@@ -128,7 +140,7 @@ def _train(
         def encode(rows: list[Preference], _: Any = None) -> list[Example]:
             return _examples(rows, scorer)
 
-        examples = Examples(rows, encode, recipe)
+        examples = Examples(rows, encode, recipe, SHARING)
         fit = RewardFit(recipe, folder, model, tokenizer, examples, made_of)
         fit.scorer, fit.reference, fit.again = scorer, reference, again or folder.path
         sizes = {"train_preferences": len(rows), "test_preferences": len(test)}
@@ -156,21 +168,21 @@ class RewardFit(Fit):
         """Mean number of votes of a row, by which all are divided."""
 
     def collate(self, examples: list[Example]) -> Any:
-        """Return the token ids of all responses, and [B, K + 1] votes and [B] margins."""
-        texts = [ids for example in examples for ids in _apart(example)]
+        """Return token ids, places of the responses in them, [B, K + 1] votes and [B] margins."""
+        texts, places = _once(examples)
         votes, present = _padded([example["preference"] for example in examples])
         margins = torch.tensor([example["preference"].margin for example in examples])
-        numbers = {"votes": votes, "present": present, "margins": margins}
+        numbers = {"votes": votes, "present": present, "margins": margins, "places": places}
         return self.pad([{"input_ids": ids} for ids in texts]) | numbers
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any
     ) -> Any:
         """Return the mean loss of a batch for a vote, and its rewards [B, K] if asked for."""
-        names = ("votes", "present", "margins")
+        names = ("votes", "present", "margins", "places")
         texts = {name: tensor for name, tensor in inputs.items() if name not in names}
-        votes, present, margins = (inputs[name] for name in names)
-        logits = model(**texts).logits[:, 0].float()
+        votes, present, margins, places = (inputs[name] for name in names)
+        logits = model(**texts).logits[:, 0].float()[places]
         rewards = torch.zeros_like(votes[:, :-1]).masked_scatter(present, logits)
         margins = self.recipe.margin_scale * margins
         loss = choice_loss(rewards, votes, present, margins, nu=self.nu).mean() / self.weight
@@ -187,7 +199,8 @@ class RewardFit(Fit):
             adapted: Any = self.model
             self.model = adapted.merge_and_unload()
         # Taken apart and put together again, since texts of like length share a pass.
-        rewards = self.scorer.scores_of([ids for each in test for ids in _apart(each)])
+        texts, places = _once(test)
+        rewards = self.scorer.scores_of(texts)[places]
         sizes = [len(each["sizes"]) for each in test]
         scale = _normalize(self.scorer, self.reference)
         preferences = [each["preference"] for each in test]
@@ -207,7 +220,10 @@ def _examples(preferences: Sequence[Preference], scorer: RewardModelScorer) -> l
         texts = [next(token_ids) for _ in preference.responses]
         flat = [token for ids in texts for token in ids]
         sizes = [len(ids) for ids in texts]
-        examples.append({"input_ids": flat, "sizes": sizes, "preference": preference})
+        longest = max((len(ids), ids) for ids in texts)
+        examples.append(
+            {"input_ids": flat, "sizes": sizes, "longest": longest, "preference": preference}
+        )
     return examples
 
 
@@ -221,6 +237,17 @@ def _apart(example: Example) -> list[list[int]]:
     """Return the token ids of each response of an example."""
     flat = iter(example["input_ids"])
     return [[next(flat) for _ in range(size)] for size in example["sizes"]]
+
+
+def _once(examples: Sequence[Example]) -> tuple[list[list[int]], Tensor]:
+    """Return the token ids of all responses, those of one text once, and where each stands.
+
+    Who compares many texts with each other has each of them in many pairs.
+    """
+    found = dict[tuple[int, ...], int]()
+    texts = (tuple(ids) for example in examples for ids in _apart(example))
+    places = [found.setdefault(ids, len(found)) for ids in texts]
+    return list(map(list, found)), torch.tensor(places)
 
 
 def _padded(preferences: Sequence[Preference]) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ Example = dict[str, Any]
 """The `input_ids` of a text, a list, and its label, `labels`."""
 
 POOL = 50
-"""Updates whose examples are sorted by length together."""
+"""Updates whose examples are sorted by length together, unless a pass has fewer."""
 
 MADE_OF = "made_of.json"
 """Beside a checkpoint: fingerprints of what the fit is made of, and versions."""
@@ -64,6 +64,7 @@ class Examples(Dataset[Example]):
         encode: Make the examples of some rows. It is called in each pass, and may take another
             piece of a row each time, by the random numbers that it is given.
         recipe: Its `epochs` are the passes, its `batch_size` the examples of an update; its `seed`.
+        pool: See `POOL`.
     """
 
     def __init__(
@@ -71,24 +72,26 @@ class Examples(Dataset[Example]):
         rows: Sequence[Any],
         encode: Callable[[list[Any], random.Random], list[Example]],
         recipe: SupervisedRecipe,
+        pool: int = POOL,
     ) -> None:
         self.rows, self.encode = rows, encode
         self.batch_size, self.seed = recipe.batch_size, recipe.seed
         self.steps = math.ceil(recipe.epochs * len(rows) / recipe.batch_size)
+        self._size = max(1, min(pool, len(rows) // recipe.batch_size)) * recipe.batch_size
         self._pool: tuple[int, list[Example]] = (-1, [])
 
     def __len__(self) -> int:
         return self.steps * self.batch_size
 
     def __getitem__(self, index: int) -> Example:
-        number, place = divmod(index, POOL * self.batch_size)
+        number, place = divmod(index, self._size)
         if self._pool[0] != number:
             self._pool = number, self._make_pool(number)
         return self._pool[1][place]
 
     def _make_pool(self, number: int) -> list[Example]:
-        start = number * POOL * self.batch_size
-        count = min(POOL * self.batch_size, len(self) - start)
+        start = number * self._size
+        count = min(self._size, len(self) - start)
         passed, skipped = divmod(start, len(self.rows))
         rows = list[Any]()
         while len(rows) < skipped + count:
@@ -104,13 +107,14 @@ class Examples(Dataset[Example]):
 def by_length(examples: list[Example]) -> list[Example]:
     """Return the examples, the longest first: if memory is short it shows at once.
 
-    One of several texts, whose `sizes` it has, is as long as the longest of them.
+    One of several texts is as long as the `longest` of them, and stands beside others that have
+    the same one.
     """
 
-    def longest(example: Example) -> int:
-        return max(example.get("sizes", [len(example["input_ids"])]))
+    def size(example: Example) -> tuple[Any, ...]:
+        return example.get("longest", (len(example["input_ids"]),))
 
-    return sorted(examples, key=longest, reverse=True)
+    return sorted(examples, key=size, reverse=True)
 
 
 @contextmanager

@@ -407,3 +407,11 @@ TestJudging.settings = settings(
     max_examples=40, stateful_step_count=30, deadline=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
+
+
+def test_one_in_a_hundred_votes_does_not_wait_for_the_log_to_be_moved(tmp_path):
+    store = make(tmp_path / "s", pairs(3))
+    (ann,) = people(store, "ann")
+    for _ in range(1200):  # a page each, and no wait for the disk
+        store.next(ann)
+    assert (tmp_path / "s-wal").stat().st_size > 1100 * 4096  # else it begins anew after 1,000

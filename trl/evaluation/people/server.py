@@ -115,6 +115,7 @@ def serve(
         except (OSError, OverflowError) as error:
             rule = "be an address of this machine, with --port one that is free"
             refuse("--host", rule, f"{host}:{port} ({error})", "take another --port, or 0 for any")
+        listener.listen()  # who is told the address may ask at once, and waits for an answer
         name = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
         app = make_app(store, hosts=(name,))
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
