@@ -477,7 +477,7 @@ WRONG_FILES = [
     ("a.csv", "text,n\n", ValueError, "at least one text"),
     ("a.csv", "", ValueError, "at least one text"),
     ("a.jsonl", "\ufeff", ValueError, "at least one text"),
-    ("a.xyz", "a", ValueError, r"ends in one of \.jsonl, .*\.parquet, got .*a\.xyz.*convert"),
+    ("a.xyz", "a", ValueError, r"ends in one of \.jsonl, .*\.parquet.*, got .*a\.xyz.*convert"),
     ("a.gz", "a", ValueError, r"ends in one of"),
     ("a.txt.gz", "a", ValueError, "must be a whole .gz file.*a.txt.gz"),
     (

@@ -106,6 +106,7 @@ def make_reference(
     if unfrozen_layers is not None:
         responder.trunk = SharedTrunk(language_model(policy), unfrozen_layers)
     if asked is None and adapter:
+        _check_base_frozen(policy)  # switched off, such a base gives PEFT's own warning
         asked = "adapter-at-start" if _adapter_gap(policy) > 0 else "adapters-off"
     elif asked is None:
         asked = "copy" if unfrozen_layers is None else "shared-trunk"
