@@ -1,29 +1,43 @@
-"""The environment of calculator.yaml: a sum with two- and three-digit numbers, and a calculator."""
+"""The environment of calculator.yaml: sums with two- and three-digit numbers, and a calculator."""
 
 import ast
 import operator
 import re
 
+ASK = "Write a call of the calculator for: "
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 
 
-def calculator(expression: str) -> str:
-    """Work out a sum.
+class Calculator:
+    """Shows one sum that is worked out, and asks for another."""
 
-    Args:
-        expression: Numbers with +, - or * between them.
-    """
-    return str(_value(ast.parse(expression.strip(), mode="eval").body))
+    def reset(self, question: str) -> list[dict[str, str]]:
+        """Go on from the first message, the question of the example."""
+        turns = ["calculator(35 + 148)", "<tool_response>\n183\n</tool_response>", "183"]
+        roles = ["assistant", "user", "assistant", "user"]
+        contents = [*turns, ASK + question]
+        return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+
+    def calculator(self, expression: str) -> str:
+        """Work out a sum.
+
+        Args:
+            expression: Whole numbers with +, - or * between them.
+        """
+        return str(_value(ast.parse(expression.strip(), mode="eval").body))
 
 
-def unreadable(expression: str) -> str:
-    """Work out a sum.
+class Mute(Calculator):
+    """The control: its answers say nothing, so that what is right must have come from elsewhere."""
 
-    Args:
-        expression: Numbers with +, - or * between them.
-    """
-    calculator(expression)
-    return "?"
+    def calculator(self, expression: str) -> str:
+        """Work out a sum.
+
+        Args:
+            expression: Whole numbers with +, - or * between them.
+        """
+        super().calculator(expression)
+        return "?"
 
 
 def _value(node: ast.AST) -> int:
@@ -33,17 +47,16 @@ def _value(node: ast.AST) -> int:
         return OPERATORS[type(node.op)](_value(node.left), _value(node.right))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_value(node.operand)
-    raise ValueError("only whole numbers with +, - and * between them")
+    raise ValueError("only whole numbers with +, - and * between them can be worked out")
 
 
-def right(environments_messages=None, completions=None, answer=None, **columns):
-    """Whether the last turn, which calls no tool, has the right number and no other."""
-    return [float(_said(messages) == [number]) for messages, number in zip(completions, answer, strict=True)]
+def right(completions: list[list[dict[str, str]]], answer: list[str]) -> list[float]:
+    """Whether the last turn says the right number, once, and nothing else that is a number."""
+    return [float(_numbers(chat[-1]) == [a]) for chat, a in zip(completions, answer, strict=True)]
 
 
-def _said(messages):
-    """The numbers of an answer, without the commas of thousands."""
-    last = messages[-1]
-    if last["role"] != "assistant" or "<tool_call>" in last["content"]:
-        return None
-    return re.findall(r"-?\d+", last["content"].replace(",", ""))
+def _numbers(message: dict[str, str]) -> list[str]:
+    """The numbers of a turn of the policy, without the commas of thousands; none of another's."""
+    if message["role"] != "assistant":
+        return []
+    return re.findall(r"-?\d+", message["content"].replace(",", ""))
