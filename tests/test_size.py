@@ -23,7 +23,7 @@ MOST = {
     "gguf.py": 57,
     "gpt2.py": 80,
     "kernels": 162,
-    "models": 1584,
+    "models": 1585,
     "optimization": 1064,
     "ppo.py": 399,
     "report": 1080,
@@ -31,10 +31,10 @@ MOST = {
     "saved.py": 107,
     "scored.py": 168,
     "starter": 16,
-    "training": 3812,
+    "training": 3814,
     "watch": 1198,
 }
-IN_ALL = 20229
+IN_ALL = 20232
 MOST_IN_A_FILE, MOST_IN_A_FUNCTION = 450, 60
 
 

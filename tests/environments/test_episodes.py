@@ -307,6 +307,15 @@ def test_increments_are_learned(tmp_path):
     assert "environment" in (tmp_path / "run" / "recipe.yaml").read_text()
 
 
+def test_where_tools_stand_is_said_once(capsys):
+    tokenizer = tokenizer_of("gemma")
+    given = {"steps": 1, "batch_size": 4, "max_new_tokens": 2, "precision": "fp32"}
+    policy = llama_of(len(tokenizer))
+    trl.train(policy, 4, environment=Counter, tokenizer=tokenizer, **given)
+    told = "they and how they are called are described in the first user message"
+    assert capsys.readouterr().err.count(told) == 1
+
+
 def test_rewards_of_an_environment_and_of_functions_are_summed():
     tokenizer, seen = words(), []
 

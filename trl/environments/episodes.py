@@ -97,11 +97,7 @@ class Episodes(Sampler):
                 return "You stand at a fork."       # added to the user's message; or None
 
             def go(self, direction: str) -> str:    # each public method is a tool
-                '''Walk one step.
-
-    Args:
-                    direction: left or right.
-                '''
+                '''Walk one step, left or right.'''
                 ...
 
             def get_reward(self) -> float:          # at the end, if there is one

@@ -158,6 +158,8 @@ class Parts:
         total, kind = recipe.total_steps, asdict(recipe.schedule)
         of_loop["schedule"] = partial(schedule_factor, total_steps=total, **kind)
         self.loop = Loop(self.trainer, sampler, scorer, self.prompts.train_rows, **of_loop)
+        if (told := getattr(sampler, "told", "")) and accelerator.is_main_process:
+            print(f"trl: {told}.", file=sys.stderr)
         self.held_out = None
         if self.prompts.held_out:
             settings |= {"group_size": 1, "seed": seed + 1}
