@@ -162,6 +162,7 @@ def hostile_run(folder):
         folder / "samples.jsonl",
         [
             {"step": s, "prompt": text, "response": f"{text} {s}", "parts": {bad: 1, "b": 2}}
+            | {"notes": {bad: bad, "answer": "n" * 500, "none": ""}}
             for s in (0, 2)
             for text in HOSTILE
         ],
@@ -197,6 +198,8 @@ def test_hostile_texts_are_shown_as_text(tmp_path, count):
     for shown in ("مرحبا", "😀 👩‍👩‍👧‍👦", "]]> --> </textarea></style></svg>", "<u>m"):
         assert shown in page.text
     assert "(18,500 more characters)" in page.text
+    assert f"answer: {'n' * 200} … (300 more characters)" in page.text
+    assert "none:" not in page.text
     assert len(re.findall("(?:long){400,}", page.text)) == 0
 
 

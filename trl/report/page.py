@@ -41,6 +41,8 @@ OPEN_SAMPLES = 6
 FOLDED_SAMPLES = 26
 LONGEST_TEXT = 1_500
 """Characters of a prompt or response that are shown."""
+LONGEST_NOTE = 200
+"""Characters of what a scorer noted that are shown."""
 MOST_TURNS = 40
 """Messages of an episode that are shown."""
 CALL = re.compile(
@@ -250,6 +252,7 @@ def _cell(
         "pieces": _pieces(text, marks),
         "cut": cut,
         "reward": None if sample.reward is None else shown("reward/mean", sample.reward),
+        "notes": [(name[:40], *_cut(text, LONGEST_NOTE)) for name, text in sample.notes.items()],
         "facts": " · ".join(facts),
     }
 
@@ -281,7 +284,7 @@ def _pieces(text: str, marks: Mapping[str, MovedWord]) -> list[tuple[str, str | 
     return [(piece, ("up" if word.z > 0 else "down") if word else None) for piece, word in moved]
 
 
-def _cut(text: str) -> tuple[str, str | None]:
+def _cut(text: str, longest: int = LONGEST_TEXT) -> tuple[str, str | None]:
     """The beginning of a text, and how many characters are left out, if any."""
-    left_out = len(text) - LONGEST_TEXT
-    return text[:LONGEST_TEXT], f"{left_out:,}" if left_out > 0 else None
+    left_out = len(text) - longest
+    return text[:longest], f"{left_out:,}" if left_out > 0 else None

@@ -64,6 +64,8 @@ class Sample:
     ended: bool | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
     """The score by each scorer."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What scorers noted beside: the answer that one read off it, say."""
     messages: tuple[tuple[str, str], ...] = ()
     """Role and words of each message of the prompt, if it is a chat."""
     turns: tuple[Turn, ...] = ()
@@ -236,13 +238,14 @@ def _read(path: Path, name: str, number: int) -> Run:
         if scores := [s for s in given if _finite(s) is not None]:
             run.scores[line["step"]] = scores
     for line in _rows(path / "samples.jsonl", run.notes):
-        parts = line.get("parts")
+        parts, noted = line.get("parts"), line.get("notes")
         sample = Sample(
             str(line.get("prompt", "")),
             str(line.get("response", "")),
             *(_finite(line.get("reward")), _finite(line.get("kl")), _finite(line.get("length"))),
             ended=line.get("ended"),
             parts=_numbers(parts if isinstance(parts, dict) else {}),
+            notes={k: str(v) for k, v in noted.items() if v} if isinstance(noted, dict) else {},
             messages=_messages(line),
             **_episode(line.get("episode")),
         )
