@@ -30,7 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from trl.anatomy import called_modules, instead
 from trl.batch import ResponseOutput
 from trl.compute.gradients import kept_gradients
-from trl.compute.memory import keep_freed_memory
+from trl.compute.memory import give_back_memory, keep_freed_memory
 from trl.compute.peers import watch_peers
 from trl.compute.piecewise_adam import LowGradient, can_update_in_pieces, update_in_pieces
 from trl.compute.precision import (
@@ -167,7 +167,8 @@ class Updater:
     # -- an update -------------------------------------------------------------------------------
 
     def _settle(self, at_rest: Sequence[nn.Parameter]) -> None:
-        """Find the weights that a step trains."""
+        """Find the weights that a step trains, and give back what those before have left."""
+        give_back_memory()
         if self._sampling:
             raise RuntimeError("`step` must be called outside of `sampling()`: it changes weights.")
         weights = dict(self.model.named_parameters())

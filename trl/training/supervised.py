@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from trl import config as settings
-from trl.compute.memory import keep_freed_memory
+from trl.compute.memory import give_back_memory, keep_freed_memory
 from trl.compute.precision import exit_after_gloo, make_accelerator
 from trl.config.errors import refuse
 from trl.config.recipe import SupervisedRecipe
@@ -421,3 +421,4 @@ class _Stopping(transformers.TrainerCallback):
         control.should_save |= asked
         control.should_training_stop |= asked
         control.should_log |= asked or state.global_step == state.max_steps
+        give_back_memory()
