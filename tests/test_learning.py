@@ -100,7 +100,7 @@ def test_the_kl_penalty_holds_the_policy_near_the_reference():
             init_kl_coef=coefficient,
             kl_in=kl_in,
         )
-        for _ in range(8):
+        for _ in range(12):
             rollout = sample(policy, torch.randint(VOCABULARY, (32, 3)), max_new_tokens=8)
             stats = trainer.step(rollout, (rollout.responses == CHOSEN).float().mean(1))
         kls.append(stats["objective/kl"])
