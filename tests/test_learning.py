@@ -39,7 +39,7 @@ def test_share_of_one_token_goes_from_chance_to_above_nine_tenths(seed):
         rollout = sample(policy, queries, max_new_tokens=8)
         scores = (rollout.responses == CHOSEN).float().mean(1)
         shares.append(scores.mean().item())
-        if shares[-1] > 0.95:
+        if shares[-1] > 0.9:
             break
         trainer.step(rollout, scores)
     assert shares[0] < 0.05  # chance is 1/97
@@ -77,7 +77,7 @@ def test_algorithms_without_a_critic_learn_the_same(name):
         rollout = sampler(policy, torch.randint(VOCABULARY, (16, 3)))
         scores = (rollout.responses == CHOSEN).float().mean(1)
         shares.append(scores.mean().item())
-        if shares[-1] > 0.95:
+        if shares[-1] > 0.9:
             break
         trainer.step(rollout, scores)
     assert shares[0] < 0.05  # chance is 1/97
