@@ -241,9 +241,8 @@ PATIENCE = 3
 
 def fail(kind):
     """One of two processes fails in the third step, or answers no more."""
-    peers.GRACE = 1.0
     if "answers" in kind:
-        precision.PATIENCE = timedelta(seconds=PATIENCE)
+        precision.PATIENCE, peers.GRACE = timedelta(seconds=PATIENCE), 1.0
     trainer = PPOTrainer(
         tiny_gpt2(0), tiny_gpt2(1), precision="fp32", batch_size=8, minibatch_size=8, ppo_epochs=1
     )
