@@ -1,24 +1,33 @@
-"""Tiny models made from configs; no network; one thread, which is fastest for such sizes."""
+"""Tiny models made from configs; no network; one thread, which is fastest for such sizes.
 
+What takes seconds to import is imported where it is used: the process that hands out the tests to
+others needs none of it.
+"""
+
+from __future__ import annotations
+
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that tests start, too
 
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from transformers import GPT2Config
 
-from trl.gpt2 import GPT2HeadWithValueModel
+if TYPE_CHECKING:
+    import torch
+
+    from trl.gpt2 import GPT2HeadWithValueModel
+    from trl.report.charts import Chart
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCABULARY = 97
-
-torch.set_num_threads(1)
 
 # As in a terminal, also where the tests run in the background and these are ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -26,9 +35,37 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_configure() -> None:
+    """What is imported stays: to look for what does not, again and again, takes seconds."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
+    import torch
+
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_wait_for_the_disk() -> Iterator[None]:
+    """A checkpoint waits for the disk, dozens of times in a run: only a power cut would tell."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +84,11 @@ def tiny_gpt2(
     seed: int = 0, *, scale: float = 0.15, dropout: float = 0.0
 ) -> GPT2HeadWithValueModel:
     """A 2-layer GPT-2 with a value head that is not zero and logits that are far from uniform."""
+    import torch
+    from transformers import GPT2Config
+
+    from trl.gpt2 import GPT2HeadWithValueModel
+
     config = GPT2Config(
         vocab_size=VOCABULARY,
         n_positions=64,
@@ -81,8 +123,22 @@ def shared() -> Path:
     return SHARED
 
 
+def undrawn(chart: Chart, png: Path) -> tuple[str, list[dict[str, float]]]:
+    """A chart that is not drawn."""
+    return "<svg></svg>", [{} for _ in chart.panels]
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without their charts, which take seconds, and have tests of their own."""
+    for module in ("trl.report.page", "trl.training.reward_report"):
+        monkeypatch.setattr(f"{module}.draw", undrawn)
+
+
 def ragged(lengths: list[int], seed: int = 0, vocabulary: int = VOCABULARY) -> list[torch.Tensor]:
     """Random token rows of the given lengths, without token 0 (the EOS)."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(1, vocabulary, (length,), generator=generator) for length in lengths]
 

@@ -54,10 +54,10 @@ def moved(trainer, step):
 @pytest.mark.parametrize(("first", "rows"), [(1e-6, 6), (1e-2, 6), (1e-2, 24)])  # 24: one update
 def test_the_policy_goes_as_far_as_asked_for(first, rows):
     trainer = trainer_of(auto_initial_rate=first, minibatch_size=rows, auto_rate_bounds=(1e-9, 1.0))
-    found = [moved(trainer, step) for step in range(24)]
-    last = sorted(found[-12:])
+    found = [moved(trainer, step) for step in range(16)]
+    last = sorted(found[-8:])
     # Around 0.01, and above: what an update has seen moves further than what it is measured on.
-    assert 0.004 < last[6] < 0.04
+    assert 0.004 < last[4] < 0.04
     assert max(found) < 0.15  # and never far from it, not in the first steps either
 
 

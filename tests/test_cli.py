@@ -303,9 +303,8 @@ def test_bad_yaml_names_file_and_line(runs, folder, capsys):
     assert "bad.yaml: line 2: `steps` must be set once" in told(capsys)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
+def test_torch_is_not_imported_before_the_settings_are_good(folder):
+    codes = [
         (["train", "sentiment", "--print-config"], 0),
         (["train", "sentiment", "--steps", "0"], 2),
         (["train", "sentimnt"], 2),
@@ -313,18 +312,17 @@ def test_bad_yaml_names_file_and_line(runs, folder, capsys):
         (["demo", "--help"], 0),
         (["score", "a.txt", "--reward.0.weight", "x"], 2),
         (["report", "nowhere"], 2),
-    ],
-)
-def test_torch_is_not_imported_before_the_settings_are_good(arguments, code, folder):
+    ]
     program = (
         "import pathlib, sys\n"
         "from trl import cli\n"
         f"cli.recipe_folder = lambda: pathlib.Path({str(folder)!r})\n"
-        f"try: code = cli.main({arguments!r})\n"
-        "except SystemExit as stop: code = stop.code\n"
-        f"assert (code or 0) == {code}, code\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'rich', 'accelerate'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        f"for arguments, expected in {codes!r}:\n"
+        "    try: code = cli.main(arguments)\n"
+        "    except SystemExit as stop: code = stop.code\n"
+        "    assert (code or 0) == expected, (arguments, code)\n"
+        "    heavy = {'torch', 'transformers', 'numpy', 'rich', 'accelerate'} & set(sys.modules)\n"
+        "    assert not heavy, (arguments, heavy)\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", program],
@@ -472,7 +470,7 @@ def test_help_is_instant(arguments, most):
         assert run(*arguments).returncode == 0
         return used() - start
 
-    assert min(seconds() for _ in range(3)) < most
+    assert any(seconds() < most for _ in range(3))
 
 
 def test_no_command_shows_the_help_which_names_all_of_them(capsys):

@@ -104,15 +104,10 @@ def test_default_update_size_is_a_quarter_of_the_batch():
     assert PPOConfig(batch_size=256, minibatch_size=1).update_size == 1
 
 
-def test_configs_load_without_torch():
-    code = "import sys, trl.config; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_the_starter_models_are_found_without_torch():
     code = (
         "import sys, trl; folder = trl.starter.LANGUAGE_MODEL; "
-        "assert folder.is_dir() and 'torch' not in sys.modules; from trl import Loop, as_scorer"
+        "assert folder.is_dir() and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ STEP = re.compile(
 
 
 def run(*arguments):
-    """What the page prints: its figures of each step, and P(POSITIVE) before and after."""
+    """What the page prints, in a process of its own."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
@@ -30,12 +31,15 @@ def run(*arguments):
         encoding="utf-8",
     )
     assert told.returncode == 0, told.stderr
-    steps = [
+    return told.stdout
+
+
+def figures(told):
+    """What the page says of each step."""
+    return [
         {name: float(figure) for name, figure in step.groupdict().items()}
-        for step in STEP.finditer(told.stdout)
+        for step in STEP.finditer(told)
     ]
-    before, after = re.findall(r"P\(POSITIVE\) ([\d.]+) on", told.stdout)
-    return steps, float(before), float(after), told.stdout
 
 
 def test_it_is_one_page_on_the_formulas_alone():
@@ -51,9 +55,12 @@ def test_it_is_one_page_on_the_formulas_alone():
     assert not re.search(r"^ *class ", text, re.MULTILINE)
 
 
-def test_it_starts_at_the_reference_and_moves():
+def test_it_starts_at_the_reference_and_moves(monkeypatch, capsys):
     sizes = ["--batch-size", "8", "--minibatch-size", "4", "--new-tokens", "6", "--held-out", "8"]
-    steps, *_, told = run("--steps", "2", *sizes)
+    monkeypatch.setattr(sys, "argv", [str(PAGE), "--steps", "2", *sizes])
+    runpy.run_path(str(PAGE), run_name="__main__")
+    told = capsys.readouterr().out
+    steps = figures(told)
     assert len(steps) == 2
     assert steps[0]["kl"] == 0
     assert steps[1]["kl"] != 0
@@ -65,7 +72,9 @@ def test_it_starts_at_the_reference_and_moves():
 
 @pytest.mark.slow
 def test_it_learns():
-    steps, before, after, _ = run("--seed", "1")
+    told = run("--seed", "1")
+    steps = figures(told)
+    before, after = map(float, re.findall(r"P\(POSITIVE\) ([\d.]+) on", told))
     assert 0.4 < before < 0.6
     assert after > 0.8
     assert 6 < steps[-1]["kl"] < 14  # about the target, 10

@@ -154,8 +154,7 @@ def logits_of(model):
         return language_model(model)(torch.arange(1, 25).view(2, 12)).logits
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("by_path", [True, False])
+@pytest.mark.parametrize(("tied", "by_path"), [(True, True), (False, False)])
 def test_a_policy_is_trained_and_saved_as_an_ordinary_folder(files, tmp_path, tied, by_path):
     where = {} if by_path else {"gguf_file": "tiny.gguf"}
     policy = load_policy(files[tied] / "tiny.gguf" if by_path else files[tied], **where)
@@ -178,6 +177,7 @@ def test_a_policy_is_trained_and_saved_as_an_ordinary_folder(files, tmp_path, ti
         assert (each.lm_head.weight is each.model.embed_tokens.weight) is tied
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_one_call_finds_the_tokenizer_in_the_file(files, tmp_path, small):
     model, _ = trl.train(
         files[True],

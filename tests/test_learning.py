@@ -39,7 +39,7 @@ def test_share_of_one_token_goes_from_chance_to_above_nine_tenths(seed):
         rollout = sample(policy, queries, max_new_tokens=8)
         scores = (rollout.responses == CHOSEN).float().mean(1)
         shares.append(scores.mean().item())
-        if shares[-1] > 0.95:
+        if shares[-1] > 0.9:
             break
         trainer.step(rollout, scores)
     assert shares[0] < 0.05  # chance is 1/97
@@ -77,7 +77,7 @@ def test_algorithms_without_a_critic_learn_the_same(name):
         rollout = sampler(policy, torch.randint(VOCABULARY, (16, 3)))
         scores = (rollout.responses == CHOSEN).float().mean(1)
         shares.append(scores.mean().item())
-        if shares[-1] > 0.95:
+        if shares[-1] > 0.9:
             break
         trainer.step(rollout, scores)
     assert shares[0] < 0.05  # chance is 1/97
@@ -85,10 +85,9 @@ def test_algorithms_without_a_critic_learn_the_same(name):
     assert time.process_time() - started < 60
 
 
-@pytest.mark.parametrize("kl_in", ["reward", "loss"])
-def test_the_kl_penalty_holds_the_policy_near_the_reference(kl_in):
-    kls = {}
-    for coefficient in (0.0, 5.0):
+def test_the_kl_penalty_holds_the_policy_near_the_reference():
+    kls = []
+    for coefficient, kl_in in ((0.0, "reward"), (5.0, "reward"), (5.0, "loss")):
         torch.manual_seed(0)
         policy = tiny_gpt2(0, scale=0.02)
         trainer = PPOTrainer(
@@ -104,8 +103,9 @@ def test_the_kl_penalty_holds_the_policy_near_the_reference(kl_in):
         for _ in range(12):
             rollout = sample(policy, torch.randint(VOCABULARY, (32, 3)), max_new_tokens=8)
             stats = trainer.step(rollout, (rollout.responses == CHOSEN).float().mean(1))
-        kls[coefficient] = stats["objective/kl"]
-    assert kls[5.0] < 0.3 * kls[0.0]
+        kls.append(stats["objective/kl"])
+    free, *held = kls
+    assert max(held) < 0.3 * free
 
 
 def test_the_value_head_learns_the_score():

@@ -94,6 +94,7 @@ SLOW = ("sentiment-rloo", "sentiment-lora", "sentiment-control")
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in offline()],
 )
+@pytest.mark.usefixtures("no_pictures")
 def test_it_runs_without_a_network(name, tmp_path):
     if "lora" in name:
         pytest.importorskip("peft")
@@ -104,6 +105,7 @@ def test_it_runs_without_a_network(name, tmp_path):
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_recipe_of_the_hub_runs_on_a_model_of_this_machine(shared, tmp_path):
     folder = shared / "data" / "stories260K"
     load_model(folder / "stories260K.bin").save_pretrained(tmp_path / "model")
@@ -117,6 +119,7 @@ def test_a_recipe_of_the_hub_runs_on_a_model_of_this_machine(shared, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["json-object", "chat-reward"])
+@pytest.mark.usefixtures("no_pictures")
 def test_the_recipes_of_chat_models_run_on_one(name, tmp_path, chat_model):
     recipe = load(name)
     prompts = recipe_folder() / recipe.data.prompts

@@ -278,6 +278,7 @@ def test_a_reward_at_the_end_reaches_the_last_written_token_undecayed():
     assert rewards.tolist() == [[0, 0, 0, 0, 2]]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_increments_are_learned(tmp_path):
     """TRL's documented form, by the three ways in; a tiny model learns to call the tool."""
     tokenizer = words()

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from tests.conftest import undrawn
 from tests.training.run_folders import ENTROPY, HOSTILE, KL_NEGATIVE, make_run, write_lines
 from trl.report import compare, write_report
 from trl.report.page import visible
@@ -220,6 +221,7 @@ def make_chat_run(folder):
     return folder
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_chat_is_shown_as_its_messages_and_code_as_code(tmp_path):
     page = write_report([make_chat_run(tmp_path / "chat")], tmp_path)
     html = page.read_text()
@@ -275,6 +277,7 @@ EPISODE = {
 }
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_an_episode_is_shown_as_a_conversation(tmp_path):
     page = write_report([make_episode_run(tmp_path / "episodes")], tmp_path)
     html = page.read_text()
@@ -373,8 +376,10 @@ def better(folders, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def beside(folders, better):
-    """The report of both."""
-    return write_report([folders[0], better], better)
+    """The report of both, without its charts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trl.report.page.draw", undrawn)
+        return write_report([folders[0], better], better)
 
 
 def test_runs_with_other_prompts_have_their_own_samples(beside):

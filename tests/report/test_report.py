@@ -58,6 +58,7 @@ def test_figures_of_a_row_have_the_same_decimals(key, values, texts):
     assert [shown_figure(key, value, among=values) for value in values] == texts
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_verdict_says_what_was_gained_at_what_price(tmp_path):
     folder = make_run(tmp_path / "run", warnings=KL_NEGATIVE)
     summary = json.loads((folder / "summary.json").read_text())

@@ -60,9 +60,13 @@ def found(parts, path) -> Iterator[torch.Tensor]:
     yield from again.tensors().values()
 
 
+@pytest.fixture(scope="module")
+def expected(parts, tmp_path_factory):
+    return list(found(parts, tmp_path_factory.mktemp("expected") / "rollout"))
+
+
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, "meta"])
-def test_defaults_of_the_process_change_nothing(parts, default, tmp_path):
-    expected = list(found(parts, tmp_path / "rollout"))
+def test_defaults_of_the_process_change_nothing(parts, expected, default, tmp_path):
     assert len(expected) > 40
     try:
         if isinstance(default, str):  # holds no numbers: whatever is made there is noticed

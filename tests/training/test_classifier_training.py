@@ -203,7 +203,7 @@ def test_pieces_teach_it_to_judge_short_texts(recipe, tmp_path):
     )
     whole = train_classifier(replace(recipe, out=str(tmp_path / "whole")))
     # Of 20 pieces one has a word of the verdict.
-    recipe = replace(recipe, crop_words=(3, 12), epochs=24, learning_rate=3e-3)
+    recipe = replace(recipe, crop_words=(3, 12), epochs=10, learning_rate=6e-3)
     cut = train_classifier(replace(recipe, out=str(tmp_path / "cut")))
     assert whole["accuracy"] < 0.8  # its texts were cut before the verdict
     assert cut["accuracy"] > 0.95

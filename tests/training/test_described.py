@@ -65,6 +65,7 @@ def test_models_servers_and_functions_are_told_by_their_names():
     assert reward_config(FunctionScorer(len), "f", 1.0).name == "builtins:len"
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_folder_of_a_run_names_the_reward_and_the_adapter(tmp_path):
     adapter = {"peft_config": LoraConfig(r=3, lora_alpha=6, target_modules=["v_proj", "q_proj"])}
     short = {"steps": 1, "held_out": None}

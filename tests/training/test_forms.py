@@ -1,5 +1,6 @@
 """A reward in whatever form it is written, and rows on which it has no say, in whole runs."""
 
+import itertools
 import json
 from collections import defaultdict
 
@@ -126,14 +127,14 @@ def figures(rows):
     ]
 
 
-def test_every_form_gives_the_same_run_in_every_way(folder):
+def test_every_form_gives_the_same_run_as_every_way(folder):
+    """Each in one way, as the ways share what tells the forms apart."""
     assert len(NAMES) == 7
     expected = figures(in_one_call(folder, NAMES[0]))
     assert expected[0]["reward/mean"] > 0
     assert len(expected[0]) > 20
-    for way in WAYS:
-        for name in NAMES:
-            assert figures(way(folder, name)) == expected, (way.__name__, name)
+    for name, way in zip(NAMES, itertools.cycle(WAYS[::-1])):
+        assert figures(way(folder, name)) == expected, (way.__name__, name)
 
 
 # -- a column that is not there --------------------------------------------------------------------
@@ -196,6 +197,7 @@ def of_some(texts, log_extra):
     return [len(text) / 8 if int(text[1]) % 2 else None for text in texts]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_with_rows_on_which_nothing_has_a_say(folder, tmp_path):
     out = tmp_path / "run"
     settings = {"config": CONFIG, "max_new_tokens": 5, "steps": 2, "parts": 2, "held_out": 6}
@@ -221,6 +223,7 @@ def test_a_run_with_rows_on_which_nothing_has_a_say(folder, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`scores` must be numbers for some")
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_in_which_nothing_has_a_say_at_first(folder, tmp_path):
     def late(texts):
         late.calls += 1

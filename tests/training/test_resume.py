@@ -669,6 +669,8 @@ FAULTS = {
     "after it": (Clock, "stats", 1),
 }
 """Where a step fails: what is called there, and in which of its calls in the fourth step."""
+AFTER_IT = ["the first update", "between an update and its end", "after it"]
+"""Where a failure after the work is none before that of another."""
 
 
 def failing(patch, owner, name, call, *, first):
@@ -697,8 +699,10 @@ def failing(patch, owner, name, call, *, first):
     patch.setattr(PPOTrainer, "step", watched)
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("place", FAULTS)
+@pytest.mark.parametrize(
+    ("place", "first"),
+    [*((place, True) for place in FAULTS), *((place, False) for place in AFTER_IT)],
+)
 def test_a_step_that_fails_in_its_midst_is_taken_back(parts, whole, monkeypatch, place, first):
     variant = "moments, adaptive KL, auto rate"
     recipe = tiny_recipe(parts, parts / "run", **variants(parts)[variant])

@@ -117,6 +117,7 @@ def test_rewards_have_mean_0_and_deviation_1_wherever_the_model_is_loaded(traine
     torch.testing.assert_close(RewardModelScorer(folder)([("what 00 ? ", "yes yes")])[0], plain)
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4)])
 def test_a_causal_model_without_padding_reads_its_chat_template(files, tmp_path, lora):
     if lora:
@@ -142,6 +143,7 @@ def test_a_causal_model_without_padding_reads_its_chat_template(files, tmp_path,
     assert "<user> what ? <end>" in scorer.tokenizer.decode(example["input_ids"])
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_reference_sets_the_scale(files, tmp_path):
     file = write_lines(
         tmp_path / "samples.jsonl",
@@ -160,6 +162,7 @@ def test_a_reference_sets_the_scale(files, tmp_path):
         train_reward(replace(recipe, reference=none, out=str(tmp_path / "none")))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_votes_for_three_responses_and_for_none_are_learnt_from(files, tmp_path):
     rng = random.Random(3)
     rows = []
@@ -185,6 +188,7 @@ def test_votes_for_three_responses_and_for_none_are_learnt_from(files, tmp_path)
     assert len({summary["std"] for summary in found.values()}) == 3
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_margins_and_the_centre_count(files, tmp_path):
     rows = [row | {"margin": 5.0, "weight": 3} for row in preferences(80, 0)]
     file = write_lines(tmp_path / "train.jsonl", rows)
@@ -201,6 +205,7 @@ def test_margins_and_the_centre_count(files, tmp_path):
     assert abs(found["centre"]["mean"]) < 0.2
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_prompt_is_learnt_from_or_measured_on(files, tmp_path):
     rows = [row | {"prompt": f"what {n % 20} ?"} for n, row in enumerate(preferences(100, 0))]
     recipe = RewardRecipe(train=write_lines(tmp_path / "a.jsonl", rows), held_out=0.3)
@@ -234,6 +239,7 @@ def test_a_prompt_is_learnt_from_or_measured_on(files, tmp_path):
             reward._train_and_test(replace(recipe, train=file, test=None, seed=seed, ties="ignore"))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_text_of_many_pairs_is_read_once_in_an_update(files, tmp_path):
     examples = [
         {"input_ids": [1, 2, 3], "sizes": [2, 1]},
@@ -253,6 +259,7 @@ def test_a_text_of_many_pairs_is_read_once_in_an_update(files, tmp_path):
     assert rewards == sorted(rewards)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_attention_has_no_dropout_which_costs_a_cpu_half_of_its_time(files, tmp_path):
     config = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     shutil.copytree(files / "bert", tmp_path / "bert")
@@ -276,6 +283,7 @@ def test_a_curve_over_the_number_of_preferences(files, tmp_path):
         train_reward(replace(recipe, curve=(201,), out=str(tmp_path / "more")))
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4)])
 def test_after_a_stop_it_goes_on_to_the_same_weights(files, tmp_path, monkeypatch, capsys, lora):
     if lora:

@@ -214,6 +214,7 @@ def test_without_a_profile_nothing_is_labelled_or_measured(monkeypatch):
 # -- ways in ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_and_recipes_take_a_folder(tmp_path, instant_peak, capsys):
     _, history = trl.train(
         tiny_model("llama"), prompts(), reward, steps=1, profile=tmp_path / "a", **SMALL
