@@ -146,7 +146,7 @@ def test_a_language_model_that_marks_steps_with_words():
 def test_a_causal_sequence_classifier_is_read_at_each_separator():
     model = prm(labels=1, kind=LlamaForSequenceClassification)
     scorer = StepScorer(model, "?", make_tokenizer(chat_template=None), output="logit")
-    cut = [[2] + row[: place + 1] for row, places in READ for place in places]
+    cut = [[2, *row[: place + 1]] for row, places in READ for place in places]
     expected = one_by_one(model, cut)
     torch.testing.assert_close(flat(scorer.scores_of_steps(PAIRS)), expected, rtol=1e-4, atol=1e-5)
     bert = StepScorer(make_bert(labels=["no", "yes"]), "?", make_bert_tokenizer())
@@ -177,7 +177,9 @@ def saved(folder, name, change):
 def states(model):
     with torch.no_grad():
         found = [model.model(torch.tensor([[2, *row]])).last_hidden_state[0] for row, _ in READ]
-        return torch.cat([f[[p + 1 for p in places]] for f, (_, places) in zip(found, READ)])
+        return torch.cat(
+            [f[[p + 1 for p in places]] for f, (_, places) in zip(found, READ, strict=True)]
+        )
 
 
 def test_the_head_of_two_layers_of_qwen(tmp_path):
@@ -188,7 +190,9 @@ def test_the_head_of_two_layers_of_qwen(tmp_path):
     model, w = saved(tmp_path, "Qwen2ForProcessRewardModel", change)
     inner = (states(model) @ w["score.0.weight"].T + w["score.0.bias"]).relu()
     expected = (inner @ w["score.2.weight"].T + w["score.2.bias"]).softmax(1)[:, 1]
-    found = flat(StepScorer(tmp_path, "?").scores_of_steps(PAIRS))
+    found = flat(
+        StepScorer(tmp_path, "?", make_tokenizer(chat_template=None)).scores_of_steps(PAIRS)
+    )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -198,7 +202,9 @@ def test_the_value_head_of_skywork(tmp_path):
 
     model, w = saved(tmp_path, "Qwen2ForPrmModel", change)
     values = states(model) @ w["v_head.summary.weight"].T + w["v_head.summary.bias"]
-    found = flat(StepScorer(tmp_path, "?").scores_of_steps(PAIRS))
+    found = flat(
+        StepScorer(tmp_path, "?", make_tokenizer(chat_template=None)).scores_of_steps(PAIRS)
+    )
     torch.testing.assert_close(found, values[:, 0].sigmoid(), rtol=1e-4, atol=1e-5)
 
 

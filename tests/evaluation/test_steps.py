@@ -1,6 +1,7 @@
 """Where the steps of a response end, and on which tokens what is said of them lands."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from trl.scored import BadScores, Scored, totals
 
 
 def rollout_of_bytes(*rows, masks=None, **more):
-    """A rollout whose tokens are pieces of UTF-8, each response a list of them; the query is "q"."""
+    """A rollout whose tokens are pieces of UTF-8, a list of them for each response to "q"."""
     known = [b"q", b"<eos>", *dict.fromkeys(piece for row in rows for piece in row)]
 
     def decode(query, response):
@@ -166,7 +167,7 @@ TEXTS = st.lists(st.sampled_from(["a", "é", "猫", " ", "\n", "\n\n", "#"]), ma
 def test_any_cut_into_tokens_keeps_sum_and_order(text, cuts, ended, separator):
     raw = text.encode()
     places = sorted({0, len(raw), *(cut for cut in cuts if cut < len(raw))})
-    pieces = [raw[a:b] for a, b in zip(places, places[1:], strict=False)]
+    pieces = [raw[a:b] for a, b in pairwise(places)]
     row = [*pieces, b"<eos>"] if ended or not pieces else pieces
     rollout = rollout_of_bytes(row)
     (steps,) = steps_of_rows(rollout, separator)
