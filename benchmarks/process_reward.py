@@ -32,7 +32,7 @@ ENOUGH = 0.9
 def at_the_step(response_steps: list[list[str]], queries: list[str]) -> list[list[float]]:
     """Pay a right first step where it ends."""
     return [
-        [float(steps[0].lstrip(SEPARATOR).startswith(query)), *[0.0] * (len(steps) - 1)]
+        [float(steps[0].startswith(query)), *[0.0] * (len(steps) - 1)]
         for steps, query in zip(response_steps, queries, strict=True)
     ]
 
