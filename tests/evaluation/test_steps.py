@@ -148,6 +148,8 @@ def test_what_is_needed_is_told():
         FunctionScorer(one_to_n)(rollout)
     with pytest.raises(SettingsError, match="`separator` must"):
         FunctionScorer(one_to_n, separator="")
+    with pytest.raises(ValueError, match="`separator` must be left out for a function without a"):
+        FunctionScorer(len, separator=";")
 
 
 # --- random tokenizations ---------------------------------------------------------------------

@@ -170,6 +170,9 @@ class FunctionScorer:
         self._readers = _readers(self._asks, on)
         if STEPS in self._readers:
             self._readers[STEPS] = partial(_step_texts, separator=separator)
+        elif separator != SEPARATOR:
+            rule = f"be left out for a function without a parameter `{STEPS}`"
+            refuse("separator", rule, repr(separator))
 
     @by_hand
     def __call__(self, rollout: Rollout) -> Scored:
