@@ -11,6 +11,7 @@ critic, γ 1, λ 0.95, no KL. Seeds differ in weights and in what is sampled.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -97,11 +98,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="give up after so many")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
+    args.out.mkdir(exist_ok=True)
+    path = args.out / "process_reward.json"
     curves: dict[str, list[list[float]]] = {pay: [] for pay in PAYS}
-    for seed in range(args.seeds):
-        for pay, found in curves.items():
-            found.append(learn(pay, seed, args.steps))
-            print(f"seed {seed}, paid at the {pay}: {len(found[-1])} steps", flush=True)
+    if path.exists():  # goes on where it was stopped
+        curves |= json.loads(path.read_text())["curves"]
+    for seed, (pay, found) in itertools.product(range(args.seeds), curves.items()):
+        if seed < len(found):
+            continue
+        found.append([round(share, 3) for share in learn(pay, seed, args.steps)])
+        print(f"seed {seed}, paid at the {pay}: {len(found[-1])} steps", flush=True)
+        result = {"date": time.strftime("%Y-%m-%d"), "steps": args.steps, "curves": curves}
+        path.write_text(json.dumps(result) + "\n")
     reached = {
         pay: [len(curve) if curve[-1] >= ENOUGH else None for curve in found]
         for pay, found in curves.items()
@@ -112,10 +120,6 @@ def main() -> None:
         median = statistics.median(n or args.steps for n in each)
         told = ", ".join(str(n or f"not in {args.steps}") for n in each)
         print(f"| {pay} | {told} | {median:g} |")
-    args.out.mkdir(exist_ok=True)
-    result = {"date": time.strftime("%Y-%m-%d"), "steps": args.steps, "reached": reached}
-    result["curves"] = {p: [[round(n, 3) for n in c] for c in found] for p, found in curves.items()}
-    (args.out / "process_reward.json").write_text(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":
