@@ -29,6 +29,7 @@ _HOME = {
     "Scored": "trl.scored",
     "ScoringError": "trl.evaluation",
     "Seq2SeqLMWithValueHead": "trl.models.with_value_head",
+    "StepScorer": "trl.evaluation",
     "WeightedSum": "trl.evaluation",
     "as_scorer": "trl.evaluation",
     "respond_to_batch": "trl.gpt2",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
     from trl.evaluation import FunctionScorer as FunctionScorer
     from trl.evaluation import RewardModelScorer as RewardModelScorer
     from trl.evaluation import ScoringError as ScoringError
+    from trl.evaluation import StepScorer as StepScorer
     from trl.evaluation import WeightedSum as WeightedSum
     from trl.evaluation import as_scorer as as_scorer
     from trl.gpt2 import GPT2HeadWithValueModel as GPT2HeadWithValueModel

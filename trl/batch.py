@@ -87,6 +87,7 @@ GROUPS = Axes(("B",), _groups_apart)
 TUPLE = Axes(("B",), _one_after_another)
 TUPLES = Axes(("B",), _name_by_name)
 ONE_FOR_ALL = Axes((), lambda values: values[0])
+IF_ALIKE = Axes((), None)  # one value for all, or none for all where parts differ in it
 
 
 class ResponseOutput(NamedTuple):
@@ -138,6 +139,9 @@ class Rollout:
     """B texts."""
     response_texts: Annotated[tuple[str, ...] | None, TUPLE] = None
     """B texts; see `texts` for query and response as one."""
+    decode: Annotated[Callable[[list[int], list[int]], str] | None, IF_ALIKE] = None
+    """From token ids of the end of a query, and of the beginning of its response, to the text of
+    the latter, as `response_texts` have it: `Sampler.text_of`. It is not saved."""
     texts_apart: Annotated[bool, ONE_FOR_ALL] = False
     """Whether the texts of query and response stand apart, as an encoder-decoder's do; else the
     response goes on where the query ends, in the middle of a word if need be."""
@@ -373,6 +377,9 @@ class Rollout:
         for name, axes in axes_of(cls).items():
             values = [getattr(part, name) for part in parts]
             missing = [index for index, value in enumerate(values) if value is None]
+            if axes is IF_ALIKE:
+                joined[name] = values[0] if len(set(values)) == 1 else None
+                continue
             if not axes.names and len(found := set(values)) > 1:
                 refuse("parts", f"have the same `{name}`", str(sorted(found, key=str)))
             if 0 < len(missing) < len(parts):
@@ -446,7 +453,7 @@ class Rollout:
             TypeError: if a column has values that JSON cannot hold.
         """
         tensors = self.tensors()
-        apart = {*tensors, "environments"}
+        apart = {*tensors, "environments", "decode"}
         others = {k: value for k, (_, value) in self._known().items() if k not in apart}
         for name, column in (self.columns or {}).items():
             try:

@@ -51,8 +51,15 @@ ENVIRONMENT = "environment"
 Check = Literal["math", "code", "json", "regex", "format", "repetition", "length"]
 CHECKS = get_args(Check)
 """Rewards that no model gives."""
+READING = "chat_template", "batch_size", "max_length"
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "function": ("separator",),
+    "reward_model": ("by_token", "gamma", *READING),
+    "steps": ("separator", "marker", "label", "label_tokens", "output", *READING),
+}
+"""What a recipe may say of other rewards: nothing that opens a file or moves a model."""
 Kind = Literal[
-    "classifier", "reward_model", "function", "endpoint", "control", "environment", Check
+    "classifier", "reward_model", "steps", "function", "endpoint", "control", "environment", Check
 ]
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 TRACKERS = get_args(Tracker)
@@ -228,10 +235,11 @@ class RewardConfig:
 
     kind: Kind = "classifier"
     """classifier: a class of a sequence classifier. reward_model: a sequence model with one output.
-    function: a Python function from texts to numbers. endpoint: a server. control: a classifier,
-    and for each control prefix the range that its probability is to be in. math: whether the final
-    answer is right. code: whether its tests are passed. json, regex, format: whether a response is
-    as it must be. repetition, length: penalties. environment: what the environment gave."""
+    steps: a process reward model. function: a Python function from texts to numbers. endpoint: a
+    server. control: a classifier, and for each control prefix the range that its probability is to
+    be in. math: whether the final answer is right. code: whether its tests are passed. json, regex,
+    format: whether a response is as it must be. repetition, length: penalties. environment: what
+    the environment gave."""
     name: Text = STARTER
     """A folder or hub name; starter: the sentiment classifier that ships with trl. Of a function:
     file.py:function, beside the recipe, or package.module:function, which runs after --trust. Of an
@@ -250,7 +258,9 @@ class RewardConfig:
     """Of a control: factors on the reward of some prefixes, for targets that are harder to hit."""
     arguments: Values = field(default_factory=dict)
     """Of math, code, json, regex, format, repetition and length: those of their scorer, MathScorer
-    and so on, as {key: answer}."""
+    and so on, as {key: answer}. Of steps: separator, marker, label, label_tokens, output,
+    chat_template, batch_size, max_length. Of a reward_model: by_token, gamma, and the last three.
+    Of a function with a parameter `response_steps`: separator."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Yield what is wrong with settings that each are in order."""
@@ -269,12 +279,14 @@ class RewardConfig:
             yield "label", f"be left out {of_kind}"
         if self.kind in (*CHECKS, ENVIRONMENT) and self.name != STARTER:
             yield "name", f"be left out {of_kind}", "what it needs stands in `arguments`"
-        if self.kind not in CHECKS and self.arguments:
-            yield "arguments", f"be left out {of_kind}"
+        if self.kind not in CHECKS and set(self.arguments) - set(
+            allowed := ARGUMENTS.get(self.kind, ())
+        ):
+            yield "arguments", f"be {', '.join(allowed) or 'left out'} {of_kind}"
         if self.kind == "endpoint" and hidden(self.name) != self.name:
             fix = "write ${NAME} in their place, and set NAME in the environment"
             yield "name", "hold no key, no user and no password, which others would read", fix
-        if self.kind in ("reward_model", "endpoint") and self.name == STARTER:
+        if self.kind in ("reward_model", "steps", "endpoint") and self.name == STARTER:
             yield "name", f"be given {of_kind}", "trl ships a classifier only"
 
 

@@ -391,6 +391,7 @@ class Episodes(Sampler):
             ended=torch.tensor([e.stop in ("done", "answered") for e in episodes], **on_cpu),
             temperature=self.distribution.temperature,
             response_texts=tuple("\n\n".join(episode.said) for episode in episodes),
+            decode=self.text_of,
             episodes=tuple(map(_record, episodes)),
             **of_rows,
         ).to(device)

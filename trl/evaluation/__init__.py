@@ -6,6 +6,8 @@ sequence_model.py  loading and running what has a classification head
 classifier.py      the score of one label
 control.py         the sentiment that a prefix of the query asks for
 reward_model.py    the one number of a reward model, with its chat template
+steps.py           where the steps of a response end, and on which tokens their scores land
+step_model.py      a process reward model: a score for each step
 endpoint.py        a server that answers over HTTP
 weighted_sum.py    several scorers as one
 final_answer.py    a final answer against the right one: numbers, fractions, LaTeX, units
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from trl.evaluation.penalties import LengthPenalty, RepetitionPenalty
     from trl.evaluation.reward_model import RewardModelScorer
     from trl.evaluation.scores import Scorer, ScoringError, score
+    from trl.evaluation.step_model import StepScorer
     from trl.evaluation.weighted_sum import WeightedSum
 
 __all__ = [
@@ -55,6 +58,7 @@ __all__ = [
     "RewardModelScorer",
     "Scorer",
     "ScoringError",
+    "StepScorer",
     "WeightedSum",
     "as_scorer",
     "score",
@@ -86,6 +90,7 @@ _HOME = {
     "RewardModelScorer": "reward_model",
     "Scorer": "scores",
     "ScoringError": "scores",
+    "StepScorer": "step_model",
     "WeightedSum": "weighted_sum",
     "as_scorer": "function",
     "score": "scores",

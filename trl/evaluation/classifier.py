@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl.batch import Rollout
 from trl.config import check_values, closest
@@ -75,7 +75,7 @@ class ClassifierScorer(SequenceModel):
         allow_pickle: bool = False,
     ) -> None:
         super().__init__(model, tokenizer, batch_size, max_length, device, gguf_file, allow_pickle)
-        self.label = _label_index(self.model, label)
+        self.label = label_index(self.model, label)
         self.set_output(output)
 
     def set_output(self, output: Output) -> None:
@@ -101,14 +101,25 @@ class ClassifierScorer(SequenceModel):
 
     def _scores(self, logits: Tensor) -> Tensor:
         """Return the scores [B] that logits [B, number of labels] give."""
-        log_odds = logits[:, self.label]
-        if self.output == "logit":
-            return log_odds
-        config = self.model.config
-        if config.num_labels > 1 and config.problem_type != "multi_label_classification":
-            others = torch.arange(logits.shape[1], device=logits.device) != self.label
-            log_odds = log_odds - logits[:, others].logsumexp(dim=1)
-        return log_odds if self.output == "log_odds" else log_odds.sigmoid()
+        return label_scores(logits, self.label, self.output, self.model.config)
+
+
+def label_scores(logits: Tensor, label: int, output: Output, config: PreTrainedConfig) -> Tensor:
+    """Return the scores [N] of a label, see `ClassifierScorer`.
+
+    Args:
+        logits: [N, number of labels].
+        label: Index.
+        output: What to return.
+        config: Of the model, which says whether labels exclude each other.
+    """
+    log_odds = logits[:, label]
+    if output == "logit":
+        return log_odds
+    if logits.shape[1] > 1 and config.problem_type != "multi_label_classification":
+        others = torch.arange(logits.shape[1], device=logits.device) != label
+        log_odds = log_odds - logits[:, others].logsumexp(dim=1)
+    return log_odds if output == "log_odds" else log_odds.sigmoid()
 
 
 def _checked(texts: Sequence[str]) -> list[str]:
@@ -118,7 +129,8 @@ def _checked(texts: Sequence[str]) -> list[str]:
     return list(texts)
 
 
-def _label_index(model: PreTrainedModel, label: str | int) -> int:
+def label_index(model: PreTrainedModel, label: str | int) -> int:
+    """Return the index of a label of a model, given its name or that."""
     if isinstance(label, bool) or not isinstance(label, str | Integral):
         refuse("label", "be the name of a label or its index", repr(label), error=TypeError)
     names = [str(model.config.id2label.get(i, i)) for i in range(model.config.num_labels)]

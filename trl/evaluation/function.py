@@ -16,6 +16,7 @@ from torch import Tensor
 from trl.batch import Rollout
 from trl.config import check_values
 from trl.config.errors import closest, refuse, shown
+from trl.config.types import Text
 from trl.evaluation.scores import (
     Finish,
     Scorer,
@@ -28,6 +29,7 @@ from trl.evaluation.scores import (
     result_of,
     texts_of,
 )
+from trl.evaluation.steps import SEPARATOR, of_steps, steps_of_rows
 from trl.scored import Scored, number_entries
 
 __all__ = ["FunctionScorer", "as_scorer"]
@@ -67,6 +69,11 @@ def _tokens(rollout: Rollout) -> list[list[int]]:
     return rollout.response_lists()
 
 
+def _step_texts(rollout: Rollout, separator: str) -> list[list[str]]:
+    return [[step.text for step in own] for own in steps_of_rows(rollout, separator)]
+
+
+STEPS = "response_steps"
 READERS: dict[str, Callable[[Rollout], Any]] = {
     "texts": texts_of,
     "pairs": pairs_of,
@@ -79,6 +86,7 @@ READERS: dict[str, Callable[[Rollout], Any]] = {
     "completions_ids": _tokens,  # as pages of TRL call them
     "environments": lambda rollout: list(rollout.environments or [None] * len(rollout)),
     "rollout": lambda rollout: rollout,
+    STEPS: lambda rollout: _step_texts(rollout, SEPARATOR),
 }
 """What makes the lists of a function: by `on`, and by the names of its parameters."""
 
@@ -112,6 +120,8 @@ class FunctionScorer:
         environments     as in TRL: the environments of `Episodes`, as they were left
         completion_ids   the token ids of the responses, as on="tokens"
         rollout          the whole `Rollout`
+        response_steps   the steps of the responses, a list of texts for each; it returns a list of
+                         as many numbers for each, see `trl.evaluation.steps.of_steps`
         log_metric       log_metric(name, number): a figure of the batch
         log_extra        log_extra(name, numbers): a figure of each response; or texts, which stand
                          beside the samples of an evaluation
@@ -128,8 +138,8 @@ class FunctionScorer:
     A function of the rollout alone is a scorer already, `def mine(rollout) -> Tensor`, or
     `-> Scored` if it has more to tell.
 
-    What it returns: B numbers, or B lists of numbers, one for each counted token of the response. A
-    list, a tensor or an array will do. None in a list: it has no say on that row.
+    What it returns: B numbers, or B lists of numbers, one for each counted token of the response,
+    or of its steps. A list, a tensor or an array will do. None in a list: no say on that row.
 
     The function may be `async def`; several of a sum are waited for together. Each batch has an
     event loop of its own, so that a client which belongs to a loop must be opened inside.
@@ -137,20 +147,32 @@ class FunctionScorer:
     Args:
         function: of lists, see above.
         on: what the list holds.
+        separator: what ends a step, for a function that asks for `response_steps`.
         name: for messages and metrics. Default: that of the function.
     """
 
     def __init__(
-        self, function: Callable[[list[Any]], Any], *, on: On = "texts", name: str | None = None
+        self,
+        function: Callable[[list[Any]], Any],
+        *,
+        on: On = "texts",
+        separator: str = SEPARATOR,
+        name: str | None = None,
     ) -> None:
         if not callable(function):
             refuse("function", "be callable", type(function).__name__, error=TypeError)
-        check_values("FunctionScorer", {"on": (On, on)})
+        checks = {"on": (On, on), "separator": (Text, separator)}
+        check_values("FunctionScorer", checks)
         self.function = function
-        self.on = on
+        self.on, self.separator = on, separator
         self.name = name or name_of(function)
         self._asks = _parameters(function, on)
         self._readers = _readers(self._asks, on)
+        if STEPS in self._readers:
+            self._readers[STEPS] = partial(_step_texts, separator=separator)
+        elif separator != SEPARATOR:
+            rule = f"be left out for a function without a parameter `{STEPS}`"
+            refuse("separator", rule, repr(separator))
 
     @by_hand
     def __call__(self, rollout: Rollout) -> Scored:
@@ -176,6 +198,8 @@ class FunctionScorer:
         first = [lists.pop(name) for name in [self._asks[0].name] if name in lists]
 
         def finish(given: Any) -> Scored:
+            if STEPS in self._readers:
+                given = of_steps(given, rollout, steps_of_rows(rollout, self.separator))
             found = Scored.of(given, rollout)
             kept = {**found.figures, **figures}
             return replace(found, figures=kept, notes={**found.notes, **notes})

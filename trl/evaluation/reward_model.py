@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl.batch import Rollout
+from trl.config import check_values
 from trl.config.errors import refuse, shown
-from trl.evaluation.scores import pairs_of, texts_of
-from trl.evaluation.sequence_model import SequenceModel, tokenize
+from trl.config.types import Share
+from trl.evaluation.scores import failures_named, has_tokens, pairs_of, texts_of
+from trl.evaluation.sequence_model import SequenceModel, character_ends, pad_token_id, tokenize
+from trl.evaluation.steps import characters
 from trl.scored import Scored
 
 __all__ = ["OFFSET", "RewardModelScorer"]
@@ -22,6 +26,7 @@ OFFSET = "score_offset"
 """What config.json calls a number that is added to the output of a head without a bias."""
 
 Chat = Sequence[Mapping[str, Any]]
+ByToken = Literal["score", "shaped"]
 
 
 class RewardModelScorer(SequenceModel):
@@ -41,11 +46,25 @@ class RewardModelScorer(SequenceModel):
     Too long a text loses its beginning, since the response, and where most models read the score,
     is at the end.
 
+    A causal reward model can also score the response token by token, [B, R]. With s_t, what it
+    gives at its last token within the text of the first t of n tokens of the policy, and s, the
+    score of the whole:
+
+        "score"    r_t = s_t                r_n = s
+        "shaped"   r_t = γ·s_t − s_{t−1}    r_n = s − s_{n−1}        with s_0 = 0
+
+    "score" pays at each token, so that longer responses get more. "shaped" is the score of the
+    whole with a potential-based shaping (Ng, Harada & Russell 1999, F = γ·Φ(s') − Φ(s), with Φ the
+    reward model, and 0 before the first token and at the end): the discounted sum is that of the
+    score alone, and so is what is best; but what a token has changed is paid there and then.
+
     Args:
         model: A folder or a hub name, loaded in float32, or a loaded model of any precision.
         tokenizer: A folder, a hub name, or a loaded tokenizer. Default: the one that lies beside
             the model; a loaded model needs it.
         chat_template: Whether to use the chat template of the tokenizer. None: if it has one.
+        by_token: "score" or "shaped", see above. None: one score for a response.
+        gamma: γ of "shaped": that of `PPOConfig`.
         batch_size: Texts per forward pass; texts of similar length share one.
         max_length: Cut texts to this many tokens. Default: what the model can take.
         device: Where to compute. Default: a loaded model stays where it is; another goes to the
@@ -61,6 +80,8 @@ class RewardModelScorer(SequenceModel):
         tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
         *,
         chat_template: bool | None = None,
+        by_token: ByToken | None = None,
+        gamma: float = 1.0,
         batch_size: int = 16,
         max_length: int | None = None,
         device: str | torch.device | None = None,
@@ -72,12 +93,13 @@ class RewardModelScorer(SequenceModel):
             got = f"{self.model.config.num_labels} labels"
             fix = "use ClassifierScorer(model, label=...)"
             refuse("model", "be a reward model, with one output", got, fix)
-        has_template = self.tokenizer.chat_template is not None
-        if chat_template and not has_template:
-            rule = "be None or False for a tokenizer without a chat template"
-            fix = "set tokenizer.chat_template, or leave the setting out"
-            refuse("chat_template", rule, repr(chat_template), fix)
-        self.chat_template = has_template if chat_template is None else chat_template
+        self.chat_template = uses_template(self.tokenizer, chat_template)
+        kinds = {"by_token": (ByToken | None, by_token), "gamma": (Share, gamma)}
+        check_values("RewardModelScorer", kinds)
+        if by_token and not (hasattr(self.model, "score") and self.tokenizer.is_fast):
+            rule = "be None, unless the model is causal and its tokenizer knows characters"
+            refuse("by_token", rule, f"{by_token!r} with a {type(self.model).__name__}")
+        self.by_token, self.gamma = by_token, gamma
 
     def __call__(self, pairs: Sequence[tuple[str, str]] | Rollout) -> Tensor | Scored:
         """Score pairs of query and response, or the rows of a rollout that has its texts.
@@ -86,9 +108,12 @@ class RewardModelScorer(SequenceModel):
             pairs: Any number of them (B); the order and the batch size do not change the scores.
 
         Returns:
-            [B] scores, float32, on the CPU; of a rollout as a `Scored`.
+            [B] scores, float32, on the CPU; of a rollout as a `Scored`, by token [B, R].
         """
         if isinstance(pairs, Rollout):
+            if self.by_token and has_tokens(pairs):
+                with failures_named(type(self).__name__, pairs):
+                    return Scored.of(self._of_tokens(pairs), pairs)
             return self._scored(pairs, self._texts_of)
         for row, pair in enumerate(pairs):
             if isinstance(pair, str) or [type(text) for text in pair] != [str, str]:
@@ -127,6 +152,31 @@ class RewardModelScorer(SequenceModel):
     def _scores(self, logits: Tensor) -> Tensor:
         return logits[:, 0] + getattr(self.model.config, OFFSET, 0.0)
 
+    def _of_tokens(self, rollout: Rollout) -> Tensor:
+        """Return the scores [B, R] of the tokens of a rollout."""
+        texts, responses = self._texts_of(rollout), [answer for _, answer in pairs_of(rollout)]
+        how = {"max_length": self.max_length, "add_special_tokens": self.add_special_tokens}
+        token_ids = tokenize(self.tokenizer, texts, head_share=0.0, **how)
+        ends_of_rows = character_ends(self.tokenizer, texts, **how)
+        found = self._token_logits(token_ids, self.batch_size, unpadded=self._unpadded)
+        mask, pad = rollout.response_mask.cpu(), pad_token_id(self.model)
+        rewards = torch.zeros(mask.shape, dtype=torch.float32, device="cpu")
+        for row, (ids, logits) in enumerate(zip(token_ids, found, strict=True)):
+            every, ends = self._scores(logits), ends_of_rows[row][-len(ids) :]
+            read, count = characters(rollout, row), int(mask[row].sum())
+            begin = _begin(texts[row], responses[row])
+            last = max((place for place, token in enumerate(ids) if token != pad), default=0)
+            at = [bisect_right(ends, begin + read(n + 1)) - 1 for n in range(count - 1)]
+            own = [
+                every[place] if place >= 0 <= ends[place] else every.new_zeros(()) for place in at
+            ]
+            after = torch.stack([*own, every[last]])
+            if self.by_token == "shaped":
+                before = torch.cat((after.new_zeros(1), after[:-1]))
+                after = torch.cat((self.gamma * after[:-1], after[-1:])) - before
+            rewards[row, mask[row]] = after
+        return rewards
+
     def _texts_of(self, rollout: Rollout) -> list[str]:
         """Return what the model reads of each row."""
         if not self.chat_template:
@@ -143,3 +193,27 @@ class RewardModelScorer(SequenceModel):
         answers = [{"role": "assistant", "content": response} for _, response in pairs]
         whole = [[*chat, answer] for chat, answer in zip(chats, answers, strict=True)]
         return [self.tokenizer.apply_chat_template(chat, tokenize=False) for chat in whole]
+
+
+def uses_template(tokenizer: PreTrainedTokenizerBase, chat_template: bool | None) -> bool:
+    """Return whether texts are read as chats: None: if the tokenizer has a template.
+
+    Raises:
+        ValueError: if they are to be, and it has none.
+    """
+    has_template = tokenizer.chat_template is not None
+    if chat_template and not has_template:
+        rule = "be None or False for a tokenizer without a chat template"
+        fix = "set tokenizer.chat_template, or leave the setting out"
+        refuse("chat_template", rule, repr(chat_template), fix)
+    return has_template if chat_template is None else chat_template
+
+
+def _begin(text: str, response: str) -> int:
+    """Return where in what the model reads the response begins, were none of it left out."""
+    bare = response.strip()  # as many templates put it
+    place = text.rfind(response) if response in text else text.rfind(bare) - response.find(bare)
+    if bare not in text:
+        rule = "leave the words of a response as they are, for scores of its tokens"
+        refuse("chat_template", rule, fix="leave by_token out")
+    return place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +37,15 @@ from trl.saved import (
 )
 from trl.scored import Scored
 
-__all__ = ["SequenceModel", "token_limit", "tokenize"]
+__all__ = [
+    "SequenceModel",
+    "character_ends",
+    "load_classifier",
+    "loaded",
+    "pad_token_id",
+    "token_limit",
+    "tokenize",
+]
 
 Source = str | os.PathLike[str]
 
@@ -84,16 +93,16 @@ class SequenceModel:
         where = {"gguf_file": gguf_file} if tokenizer is None else {}
         tokenizer = model if tokenizer is None else tokenizer
         if isinstance(tokenizer, (str, os.PathLike)):
-            tokenizer = _loaded(AutoTokenizer, tokenizer, TOKENIZER, TOKENIZER_CONFIG, **where)
+            tokenizer = loaded(AutoTokenizer, tokenizer, TOKENIZER, TOKENIZER_CONFIG, **where)
         if by_name:
-            model = _load_model(model, gguf_file, allow_pickle)
+            model = self._load(model, gguf_file, allow_pickle)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device or model.device)
-        if tokenizer.pad_token_id is None or _pad_token_id(model) is None:
+        if tokenizer.pad_token_id is None or pad_token_id(model) is None:
             raise ValueError(
                 "The model must have a padding token to score texts of different lengths, but "
                 f"`tokenizer.pad_token_id` is {tokenizer.pad_token_id} and "
-                f"`model.config.pad_token_id` is {_pad_token_id(model)}. Set both (often to the "
+                f"`model.config.pad_token_id` is {pad_token_id(model)}. Set both (often to the "
                 "EOS token) and pass the two objects."
             )
         self.model, self.tokenizer = model, tokenizer
@@ -105,6 +114,10 @@ class SequenceModel:
 
     add_special_tokens = True
     """False: texts have them already."""
+
+    def _load(self, source: Source, gguf_file: str | None, allow_pickle: bool) -> PreTrainedModel:
+        """Return the model of a folder or name."""
+        return load_classifier(source, gguf_file, allow_pickle)
 
     def _scores(self, logits: Tensor) -> Tensor:
         """Return the scores [B] that logits [B, number of labels] give."""
@@ -145,18 +158,52 @@ class SequenceModel:
         # Made outside inference mode: the caller may use it in a graph.
         shape = len(token_ids), self.model.config.num_labels
         logits = torch.empty(shape, dtype=torch.float32, device="cpu")
+        for rows, found in self._run(token_ids, size, unpadded=unpadded):
+            logits[rows] = found
+        return logits
+
+    def _token_logits(self, token_ids: list[list[int]], size: int, *, unpadded: bool) -> list[Any]:
+        """Return the logits [t, number of labels] at each of its t tokens, of each text.
+
+        Args:
+            token_ids: See `_logits_of`.
+            size: Likewise.
+            unpadded: Likewise.
+        """
+        at_tokens = list[Tensor]()
+        # The head of a sequence classifier that is causal reads all tokens; it gives one of them.
+        head = getattr(self.model, "score", None) or torch.nn.Identity()
+        hook = head.register_forward_hook(lambda *found: at_tokens.append(found[-1]))
+        logits: list[Any] = [None] * len(token_ids)
+        try:
+            for rows, found in self._run(token_ids, size, unpadded=unpadded):
+                wide = found if found.ndim == 3 else at_tokens[-1] if at_tokens else found
+                at_tokens.clear()
+                if wide.ndim != 3:
+                    rule = "read each token: a token classifier, or a causal sequence classifier"
+                    refuse("model", rule, type(self.model).__name__)
+                for row, own in zip(rows, wide.float().cpu(), strict=True):
+                    logits[row] = own[: len(token_ids[row])].clone()
+        finally:
+            hook.remove()
+        return logits
+
+    def _run(
+        self, token_ids: list[list[int]], size: int, *, unpadded: bool
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield the rows of each pass, and the logits that the model gives of them."""
         for rows in _passes([len(ids) for ids in token_ids], size, unpadded):
             tokens = [torch.tensor(token_ids[row], device="cpu") for row in rows]
             # On the right, where padding moves no position; and with the token of the model, not
             # with that of the tokenizer: causal models read the score at the last that is another.
             padded, mask = pad_rows(tokens, left=False)
-            inputs = {"input_ids": padded.masked_fill(~mask, _pad_token_id(self.model))}
+            inputs = {"input_ids": padded.masked_fill(~mask, pad_token_id(self.model))}
             if accepts(self.model, "attention_mask"):
                 inputs["attention_mask"] = mask.long()
             inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
             with torch.inference_mode(), without_dropout(self.model):
-                logits[rows] = self.model(**inputs).logits.float().cpu()
-        return logits
+                found = self.model(**inputs).logits.float().cpu()
+            yield rows, found
 
     def _padding_changes(self) -> bool:
         """Return whether a text beside a longer one gets other logits than alone.
@@ -247,6 +294,32 @@ def tokenize(
     return token_ids
 
 
+def character_ends(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    *,
+    max_length: int | None,
+    add_special_tokens: bool,
+) -> list[list[float]]:
+    """Return where in its text each token ends, of texts that lose their beginning, in characters.
+
+    Those that stand for none: −1 before the first one that does, infinity after it.
+    """
+    with _unchanged_truncation(tokenizer):
+        tokenizer.truncation_side = "left"
+        how = {"add_special_tokens": add_special_tokens, "return_offsets_mapping": True}
+        how |= {"truncation": max_length is not None, "max_length": max_length}
+        spans = tokenizer(texts, **how)["offset_mapping"]
+    rows = list[list[float]]()
+    for row in spans:
+        ends, none = list[float](), -1.0
+        for start, end in row:
+            none = math.inf if end > start else none
+            ends.append(end if end > start else none)
+        rows.append(ends)
+    return rows
+
+
 @contextmanager
 def _unchanged_truncation(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
     """Leave a tokenizer as it was; its backend keeps the last cut, and would be saved with it."""
@@ -270,7 +343,8 @@ def _passes(lengths: list[int], batch_size: int, unpadded: bool) -> Iterator[lis
         yield from (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
 
 
-def _pad_token_id(model: PreTrainedModel) -> int | None:
+def pad_token_id(model: PreTrainedModel) -> int | None:
+    """Return the token that the model takes for padding."""
     return model.config.get_text_config().pad_token_id
 
 
@@ -282,7 +356,12 @@ def _of_run(source: Any) -> Any:
     return found[0] if found and not (folder / CONFIG).exists() else source
 
 
-def _load_model(source: Source, gguf_file: str | None, allow_pickle: bool) -> PreTrainedModel:
+def load_classifier(source: Source, gguf_file: str | None, allow_pickle: bool) -> PreTrainedModel:
+    """Return the sequence classifier of a folder or name.
+
+    Raises:
+        OSError, ValueError: if it is none, or cannot be loaded.
+    """
     options = {"dtype": torch.float32, "output_loading_info": True}
     name, where = gguf_apart(source, {"gguf_file": gguf_file})
     head, labels = classifier_head(name, where) if where else ({}, [])
@@ -296,7 +375,7 @@ def _load_model(source: Source, gguf_file: str | None, allow_pickle: bool) -> Pr
         if os.path.isdir(name):
             check_weights(Path(name), allow_pickle=allow_pickle)
         options["use_safetensors"] = None if allow_pickle else True
-    model, info = _loaded(AutoModelForSequenceClassification, name, CONFIG, **options)
+    model, info = loaded(AutoModelForSequenceClassification, name, CONFIG, **options)
     if where:
         as_plain(model, name, where["gguf_file"])
         _fill(model, head, info["missing_keys"])
@@ -319,7 +398,7 @@ def _fill(model: PreTrainedModel, head: dict[str, Tensor], missing: set[str]) ->
             missing.remove(place)
 
 
-def _loaded(kind: Any, source: Source, *needed: str, **options: Any) -> Any:
+def loaded(kind: Any, source: Source, *needed: str, **options: Any) -> Any:
     """Return what a class of transformers loads from a folder, or by its name on the hub.
 
     Args:

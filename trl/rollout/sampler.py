@@ -234,7 +234,13 @@ class Sampler:
             query_messages=tuple(messages[query] for query in every) if messages else None,
             texts_apart=apart,
             response_texts=responses,
+            decode=self.text_of,
         )
+
+    def text_of(self, query: list[int], response: list[int]) -> str:
+        """Return the text that the first tokens of a response add to the last ones of its query."""
+        kept = {"keep_special_tokens": self.keep_special_tokens}
+        return decode_pair(query, response, self.tokenizer, **kept)[1]  # type: ignore[arg-type]
 
     def _written(
         self,

@@ -12,6 +12,7 @@ from trl import evaluation, starter
 from trl.config import SettingsError
 from trl.config.errors import hidden
 from trl.config.recipe import (
+    ARGUMENTS,
     ENVIRONMENT,
     STARTER,
     EnvironmentConfig,
@@ -38,18 +39,16 @@ def _known(scorer: Any) -> dict[str, Any]:
     """Return what names a scorer of trl in a recipe; nothing: nothing does."""
     for kind, name in evaluation.CHECKS.items():
         if type(scorer) is getattr(evaluation, name):
-            # What it is called is its title; what is no attribute is not for a recipe to say.
-            has = vars(scorer) | {"name": None}
-            own = {
-                each.name: has[each.name]
-                for each in inspect.signature(type(scorer)).parameters.values()
-                if has.get(each.name) not in (None, each.default, {})
-            }
-            return {"kind": kind, "arguments": own}
+            return {"kind": kind, "arguments": _arguments(scorer)}
     if type(scorer) is EnvironmentReward:
         return {"kind": ENVIRONMENT}
-    if type(scorer) is evaluation.RewardModelScorer:
-        return {"kind": "reward_model", "name": scorer.model.name_or_path}
+    models = {"reward_model": evaluation.RewardModelScorer, "steps": evaluation.StepScorer}
+    for kind, cls in models.items():
+        if type(scorer) is cls:
+            own = {k: v for k, v in _arguments(scorer).items() if k in ARGUMENTS[kind]}
+            return {"kind": kind, "name": scorer.model.name_or_path, "arguments": own}
+    if type(scorer) is evaluation.FunctionScorer and "separator" in (own := _arguments(scorer)):
+        return _place(scorer) | {"arguments": {"separator": own["separator"]}}
     if type(scorer) is evaluation.EndpointScorer:
         return {"kind": "endpoint", "name": hidden(scorer.given)}
     if type(scorer) is evaluation.ClassifierScorer:
@@ -58,6 +57,19 @@ def _known(scorer: Any) -> dict[str, Any]:
         label = str(labels.get(scorer.label, scorer.label))
         return {"kind": "classifier", "name": name, "label": label, "output": scorer.output}
     return {}
+
+
+def _arguments(scorer: Any) -> dict[str, Any]:
+    """Return what a scorer was made with that is not so anyway.
+
+    What it is called is its title; what is no attribute is not for a recipe to say.
+    """
+    has = vars(scorer) | {"name": None}
+    return {
+        each.name: has[each.name]
+        for each in inspect.signature(type(scorer)).parameters.values()
+        if has.get(each.name) not in (None, each.default, {})
+    }
 
 
 def environment_config(sampler: Sampler) -> EnvironmentConfig | None:

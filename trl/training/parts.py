@@ -479,7 +479,8 @@ def _scorer(
     """Return a scorer, and its name unless it has a title; `loaded` is what others have loaded."""
     if settings.kind == "function":
         function = load_function(settings.name, path, loaded, trust)
-        return evaluation.FunctionScorer(function), settings.name.rpartition(":")[2]
+        scorer = evaluation.FunctionScorer(function, **settings.arguments)
+        return scorer, settings.name.rpartition(":")[2]
     if settings.kind == "endpoint":
         return evaluation.EndpointScorer(settings.name), settings.kind
     if settings.kind == ENVIRONMENT:
@@ -488,7 +489,9 @@ def _scorer(
         return _check(settings, path.replace("name", "arguments"), trust), settings.kind
     name = os.path.expanduser(settings.name)
     if settings.kind == "reward_model":
-        return evaluation.RewardModelScorer(name), settings.kind
+        return evaluation.RewardModelScorer(name, **settings.arguments), settings.kind
+    if settings.kind == "steps":
+        return evaluation.StepScorer(name, **settings.arguments), settings.kind
     how: Any = {"label": int(settings.label) if settings.label.isdecimal() else settings.label}
     if name in loaded:  # a classifier that is named twice is loaded once
         how["tokenizer"] = loaded[name].tokenizer
