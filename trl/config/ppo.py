@@ -240,7 +240,7 @@ class PPOConfig:
         for name in ("value_warmup_steps", "value_pretraining"):
             if getattr(self, name) and not facts.critic:
                 yield name, f"be 0 {named}, which trains no values"
-            if getattr(self, name) and facts.critic and self.vf_coef == 0:
+            if self.in_force(name) and facts.critic and self.vf_coef == 0:
                 yield "vf_coef", f"be > 0 with {name}", "nothing is trained"
         for name in ("value_learning_rate", "gae_lambda_value", "length_adaptive"):
             if getattr(self, name) is not None and not facts.critic:
