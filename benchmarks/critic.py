@@ -28,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-import cells  # noqa: E402
+import cells
 
 BATCH = 32
 IN_A_ROW = 3
@@ -83,8 +83,14 @@ class Setting:
         import torch
         from transformers import AutoTokenizer
 
-        from trl import CausalLMWithValueHead, ClassifierScorer, PPOConfig, PPOTrainer, Sampler
-        from trl import starter
+        from trl import (
+            CausalLMWithValueHead,
+            ClassifierScorer,
+            PPOConfig,
+            PPOTrainer,
+            Sampler,
+            starter,
+        )
 
         torch.manual_seed(cell.seed)
         of_model, of_ppo = VARIANTS[cell.variant]

@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-import cells  # noqa: E402
+import cells
 
 CORRECTIONS = ("none", "tis", "sequence_tis", "icepop", "dppo", "geometric")
 LAGS = (1, 4)
@@ -193,7 +193,7 @@ def of_seeds(found: Mapping[str, dict[str, Any]], cell: Cell) -> list[dict[str, 
 def table(found: Mapping[str, dict[str, Any]]) -> str:
     """Final reward, KL, and what was seen of the other policy, over the seeds."""
     lines = [
-        "| task | lag | correction | final reward | KL | token_mult_prob_error | masked, truncated |",
+        "| task | lag | correction | final reward | KL | probability error | masked, truncated |",
         "|---|---|---|---|---|---|---|",
     ]
     for cell in (cell for cell in grid() if cell.seed == 0):
