@@ -141,8 +141,8 @@ def test_both_lambdas_agree_with_a_row_by_row_estimate(
         expected, returns = gae(*alone, gamma=0.9, gae_lambda=actor)
         if of_values is not None:
             returns = gae(*alone, gamma=0.9, gae_lambda=of_values)[1]
-        close(found.advantages[row : row + 1], expected, atol=1e-6)
-        close(found.returns[row : row + 1], returns, atol=1e-6)
+        close(found.advantages[row : row + 1], expected, atol=1e-4)
+        close(found.returns[row : row + 1], returns, atol=1e-4)
 
 
 def test_gae_is_computed_in_fp32() -> None:
