@@ -186,10 +186,10 @@ def check_prob_error(means: Mapping[str, float], config: PPOConfig) -> None:
     error = means.get(ERROR, 1.0)
     told = (
         f"the recorded log-probs are not the policy's: probabilities differ by a factor of "
-        f"{error:.3g} on average (token_mult_prob_error)"
+        f"{error:.4g} on average (token_mult_prob_error)"
     )
     if config.prob_error_stop is not None and error > config.prob_error_stop:
-        rule = f"be at least {error:.3g}, or None, for this rollout, since {told}"
+        rule = f"be at least {error:.4g}, or None, for this rollout, since {told}"
         fix = (
             "if it is meant to be older, or of another engine, raise it and set a `correction`; "
             "else look for a difference in weights, precision or temperature"
