@@ -116,11 +116,12 @@ def test_gae_gives_returns_too():
 
 def test_the_names_of_the_settings_are_those_of_the_presets():
     """An algorithm is an entry in the table of facts, and an estimator."""
-    assert set(FACTS) == set(ESTIMATORS) == {"ppo", "rloo", "grpo", "dr_grpo", "reinforce++"}
+    assert set(FACTS) == set(ESTIMATORS) == set(NAMES)
+    assert NAMES == ["ppo", "vapo", "rloo", "grpo", "dr_grpo", "reinforce++"]
     assert CRITIC_FREE == ["rloo", "grpo", "dr_grpo", "reinforce++"]
     assert GROUP_NAMES == ["rloo", "grpo", "dr_grpo"]
     assert {name for name in NAMES if ALGORITHMS[name].kl_in == "loss"} == {"grpo", "dr_grpo"}
-    assert {name for name in NAMES if ALGORITHMS[name].whiten} == {"ppo", "reinforce++"}
+    assert {name for name in NAMES if ALGORITHMS[name].whiten} == {"ppo", "vapo", "reinforce++"}
     for name in NAMES:
         assert compose(PPOConfig(algorithm=name)) == ALGORITHMS[name]
 
@@ -193,7 +194,7 @@ def whitened(rows):
 
 
 def expected_advantages(name, old, ref, beta):
-    """Each row's advantages, and for ppo its returns, by loops over rows and tokens."""
+    """Each row's advantages, and with a critic its returns, by loops over rows and tokens."""
     kl = [now - there for (now, _), there in zip(old, ref, strict=True)]
     rewards = [-beta * row for row in kl]
     if name in ("grpo", "dr_grpo"):
@@ -202,16 +203,18 @@ def expected_advantages(name, old, ref, beta):
         row[-1] += score
     sums = [float(row.sum()) for row in rewards]
     mates = [[j for j in range(6) if GROUPS[j] == GROUPS[i]] for i in range(6)]
-    if name == "ppo":
+    if name in ("ppo", "vapo"):
         advantages, returns = [], []
         for row, (_, values) in zip(rewards, old, strict=True):
             out, following, ahead = [], 0.0, 0.0
+            lam = 0.95 if name == "ppo" else 1 - 1 / max(ALPHA * len(row), 1)
             for t in reversed(range(len(row))):
-                following = row[t] + ahead - values[t] + 0.95 * following
+                following = row[t] + ahead - values[t] + lam * following
                 ahead = values[t]
                 out.insert(0, following)
             advantages.append(torch.stack(out))
-            returns.append(advantages[-1] + values)
+            really = row.flip(0).cumsum(0).flip(0)
+            returns.append(advantages[-1] + values if name == "ppo" else really)
         return whitened(advantages), returns
     if name == "reinforce++":
         return whitened([row.flip(0).cumsum(0).flip(0) for row in rewards]), None
@@ -228,6 +231,10 @@ def expected_advantages(name, old, ref, beta):
     return [torch.full_like(row, n) for row, n in zip(rewards, numbers, strict=True)], None
 
 
+ALPHA = 0.4  # so that λ is more than 0 for some of these short responses
+GOOD = sum(length for length, score in zip(RESPONSES, SCORES, strict=True) if score > 0)
+
+
 def expected_loss(name, model, rollout, old, ref, advantages, returns, beta):
     per_row, token_count = [], sum(RESPONSES)
     for i, (logprobs, values) in enumerate(own_logprobs(model, rollout)):
@@ -235,7 +242,7 @@ def expected_loss(name, model, rollout, old, ref, advantages, returns, beta):
         for t in range(len(logprobs)):
             ratio = (logprobs[t] - old[i][0][t]).exp()
             size = ratio.item()
-            near = min(max(size, 0.8), 1.2)
+            near = min(max(size, 0.8), 1.28 if name == "vapo" else 1.2)
             inside = near == size
             advantage = float(advantages[i][t])
             near = ratio if inside else near
@@ -248,12 +255,14 @@ def expected_loss(name, model, rollout, old, ref, advantages, returns, beta):
                 )
                 square = torch.maximum((value - target) ** 2, (bounded - target) ** 2)
                 loss = loss + 0.1 * 0.5 * square
+            if name == "vapo" and SCORES[i] > 0:
+                loss = loss - 0.1 * logprobs[t] * token_count / GOOD
             if name in ("grpo", "dr_grpo"):
                 gap = logprobs[t] - ref[i][t]
                 loss = loss + beta * ((-gap).exp() - 1 + gap)
             losses.append(loss)
         per_row.append(torch.stack(losses))
-    if name in ("ppo", "reinforce++"):
+    if name in ("ppo", "vapo", "reinforce++"):
         return torch.cat(per_row).sum() / token_count
     if name == "grpo":
         return torch.stack([row.mean() for row in per_row]).mean()
@@ -265,7 +274,9 @@ def test_two_updates_are_those_of_a_plain_loop(name):
     """With SGD, so that a wrong factor shows; in the second update some ratios are clipped."""
     rollout, beta = grouped_rollout(), 0.3
     rate = {"rloo": 0.003, "dr_grpo": 0.01}.get(name, 0.05)
-    ppo = trainer_of(name, sgd=rate, ppo_epochs=2, max_grad_norm=None, init_kl_coef=beta)
+    more = {"length_adaptive": ALPHA, "value_pretraining": 0} if name == "vapo" else {}
+    how = {"ppo_epochs": 2, "max_grad_norm": None, "init_kl_coef": beta}
+    ppo = trainer_of(name, sgd=rate, **how, **more)
     stats = ppo.step(rollout, SCORES)
 
     model = tiny_gpt2(0)
@@ -293,6 +304,7 @@ def test_two_updates_are_those_of_a_plain_loop(name):
 
 
 def gradient(name, **settings):
+    settings = {"value_pretraining": 0} | settings if name == "vapo" else settings
     ppo = trainer_of(name, sgd=1.0, ppo_epochs=1, max_grad_norm=None, **settings)
     before = weights(ppo.model)
     stats = ppo.step(grouped_rollout(), SCORES)

@@ -6,13 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "workers")]
 
+import cells  # noqa: E402
+import critic  # noqa: E402
 import ours  # noqa: E402
 import peers  # noqa: E402
 import side  # noqa: E402
+import staleness  # noqa: E402
 from workloads import WORKLOADS, Workload  # noqa: E402
 
 OUR_SIDES = [name for name, (whose, *_) in peers.SIDES.items() if whose == "ours"]
@@ -144,3 +148,35 @@ def test_ragged_lengths_and_the_way_to_a_worker():
     grouped = WORKLOADS["c"]
     queries = side.make_batch(replace(grouped, vocabulary=61), 0).queries
     assert [len({id(query) for query in queries[i : i + 4]}) for i in range(0, 32, 4)] == [1] * 8
+
+
+@pytest.mark.parametrize("script", [critic, staleness])
+def test_every_cell_has_a_name_and_a_row(script):
+    found = list(script.grid())
+    assert len({cell.name for cell in found}) == len(found)
+    assert {cell.seed for cell in found} == {0, 1, 2}
+    figures = {"rewards": [0.5], "final": 0.5, "steps": None, "r2": 0.4, "best_r2": 0.5}
+    figures["figures"] = {name: [0.0] * staleness.LAST for name in staleness.KEPT}
+    shown = script.table({cell.name: figures for cell in found})
+    for cell in found:
+        assert f"| {cell.variant if script is critic else cell.correction} |" in shown
+
+
+def test_a_buffer_hands_on_late():
+    for lag in (0, 1, 4):
+        buffer = staleness.Delayed(lag)
+        assert [buffer(n) for n in range(7)] == [None] * lag + list(range(7 - lag))
+
+
+def test_the_spread_of_seeds():
+    assert cells.spread([0.25, 1.0, None, 0.5]) == "0.50 (0.25 to 1.00)"
+    assert cells.spread([None]) == "–"
+
+
+def test_the_best_regressor_finds_what_the_states_hold():
+    torch.manual_seed(0)
+    states = torch.randn(600, 8)
+    returns = states @ torch.linspace(-1, 1, 8) + 0.1 * torch.randn(600)
+    best, _ = critic.best_r2(states, returns, torch.arange(600) % 3)
+    assert best > 0.95
+    assert critic.best_r2(states, torch.randn(600), torch.arange(600) % 3)[0] < 0.1

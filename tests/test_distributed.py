@@ -41,6 +41,7 @@ MORE = {
     "early stop": ({}, {"max_approxkl": 1e-5}),
     "clipped": ({}, {"max_grad_norm": 0.5}),
     "reinforce++": ({}, {"algorithm": "reinforce++"}),
+    "vapo": ({}, {"algorithm": "vapo", "value_pretraining": 0}),
     "penalties": ({}, {"algorithm": "rloo", "scale_scores": True, "missing_eos_penalty": 1.0}),
     "warm-up": ({}, {"value_warmup_steps": 1, "vf_coef": 1.0}),  # what is at rest does not decay
     "pretraining": ({}, {"pretraining_coef": 0.5, "pretraining_rows": 6}),

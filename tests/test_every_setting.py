@@ -73,6 +73,17 @@ def two_steps(settings: dict[str, Any], folder: Path) -> Any:
     return step(settings, folder, 2)
 
 
+def warned(settings: dict[str, Any], folder: Path) -> Any:
+    """What a step says, or why it is none."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            step(settings, folder)
+        except RuntimeError as error:
+            return str(error)
+    return [str(warning.message) for warning in caught]
+
+
 def untimed(row: dict[str, Any]) -> dict[str, Any]:
     (row,) = without_time([row])
     return {name: value for name, value in row.items() if isinstance(value, float)}
@@ -255,6 +266,7 @@ class Case(NamedTuple):
 GRPO = {"ppo.algorithm": "grpo"}
 TEXT = {"ppo.pretraining_coef": 1.0}
 AUTO = {"ppo.learning_rate": "auto"}
+STALE = {"ppo.reuse_recorded": False}
 FAST = {
     "ppo.learning_rate": 0.2,
     "ppo.max_grad_norm": None,
@@ -366,6 +378,8 @@ CASES = {
     "ppo.kl_estimator": Case("k3"),
     "ppo.gamma": Case(0.9),
     "ppo.gae_lambda": Case(0.5),
+    "ppo.gae_lambda_value": Case(0.5),
+    "ppo.length_adaptive": Case(0.3),
     "ppo.cliprange": Case(0.01),
     "ppo.cliprange_high": Case(0.01),
     "ppo.cliprange_value": Case(0.01),
@@ -373,6 +387,8 @@ CASES = {
     "ppo.entropy_coef": Case(0.1),
     "ppo.value_warmup_steps": Case(1),
     "ppo.value_pretraining": Case(1),
+    "ppo.positive_coef": Case(1.0),
+    "ppo.positive_above": Case(1.5, step, {"ppo.positive_coef": 1.0}),
     "ppo.pretraining_coef": Case(1.0),
     "ppo.pretraining_rows": Case(2, step, TEXT),
     "ppo.batch_size": Case(24, step, {"ppo.minibatch_size": None}),
@@ -381,10 +397,15 @@ CASES = {
     "ppo.minibatch_size": Case(2),
     "ppo.ppo_epochs": Case(2),
     "ppo.reuse_recorded": Case(False, step, {"ppo.reuse_recorded": True}),
+    "ppo.correction": Case("tis", step, STALE),
+    "ppo.correction_bounds": Case([0.0, 1.0], step, STALE | {"ppo.correction": "tis"}),
+    "ppo.prob_error_warn": Case(1.00001, warned, STALE),
+    "ppo.prob_error_stop": Case(1.00001, warned, STALE),
     "ppo.temperature": Case(0.7),
     "ppo.missing_eos_penalty": Case(1.0),
     "ppo.missing_eos_replaces": Case(True, step, {"ppo.missing_eos_penalty": 1.0}),
     "ppo.whiten_rewards": Case(True),
+    "ppo.score_range": Case([0.0, 2.0]),
     "ppo.center_scores": Case(True),
     "ppo.scale_scores": Case(True),
     "ppo.clip_scores": Case(0.5),

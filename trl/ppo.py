@@ -51,16 +51,12 @@ from trl.optimization.adam import set_rate
 from trl.optimization.algorithms import Counts, compose, kl_kind
 from trl.optimization.auto_rate import AutoRate
 from trl.optimization.clock import Clock
-from trl.optimization.inputs import Pretraining, pretraining_rollout, rollout_and_scores
+from trl.optimization.corrections import check_prob_error
+from trl.optimization.inputs import Pretraining, draw_texts, recorded_output, rollout_and_scores
 from trl.optimization.kl import AdaptiveKLController, FixedKLController
-from trl.optimization.losses import token_mean
+from trl.optimization.losses import positive_weights, token_mean
 from trl.optimization.objective import Targets, objective
-from trl.optimization.rewards import (
-    RunningMoments,
-    missing_eos_penalty,
-    normalize_scores,
-    token_rewards,
-)
+from trl.optimization.rewards import RunningMoments, adjusted_scores, token_rewards
 from trl.optimization.settings import resolve_config
 from trl.optimization.state import check_state, optimizer_state
 from trl.optimization.statistics import step_statistics, totals
@@ -153,7 +149,7 @@ class PPOTrainer:
         self.auto_rate = AutoRate.of(config, self.precision)
         self.way_factor = 1.0
         self.score_moments = RunningMoments()
-        self.value_pretraining = ValuePretraining(config.value_pretraining)
+        self.value_pretraining = ValuePretraining(config.in_force("value_pretraining") or 0)
         self.steps_done = 0
         self.clock = Clock()
         self.shuffle = torch.Generator().manual_seed(config.seed)
@@ -238,6 +234,7 @@ class PPOTrainer:
             clock.lap("forward_pass")
 
             mask, in_reward = rollout.response_mask, self.algorithm.kl_in == "reward"
+            sums = totals(scores)  # as they were given
             moments, scores = self.normalized(scores, rollout.ended, mask, counted)
             kl_coef, kind = self.kl_ctl.value * in_reward, kl_kind(self.config, self.algorithm)
             rewards, non_score_rewards = token_rewards(
@@ -246,9 +243,7 @@ class PPOTrainer:
             clock.lap("compute_rewards")
 
             mask = mask if counted is None else mask & counted[:, None]
-            advantages, returns = self.advantages(rewards, old.values, mask, rollout.group_ids)
-            measured = ref_logprobs if self.reference else None
-            targets = Targets(old.logprobs, old.values, mask, advantages, returns, measured)
+            targets = self.targets(rollout, old, ref_logprobs, rewards, mask, sums)
             updates = self.optimize(rollout, targets, texts)
             if not are_finite(self.trainable):
                 raise FloatingPointError(f"the last update {_LOST}. Lower `learning_rate`.")
@@ -296,16 +291,15 @@ class PPOTrainer:
         what has been recorded by whatever wrote the tokens: the two are then equal. Else, or if
         nothing was recorded, the policy computes them anew.
         """
-        logprobs, values = rollout.behaviour_logprobs, rollout.values
-        if values is None and logprobs is not None and not self.algorithm.critic:
-            values = torch.zeros_like(logprobs)  # nobody asks for them
-        if logprobs is None or values is None or not self.config.reuse_recorded:
-            with self.updater.in_use():
-                return self.forward_pass(self.policy, rollout)
-        # Without the graph that a user's own forward pass may have left: the ratio would go back
-        # through both of its sides, and its gradient be 0.
-        columns, mask = (logprobs, values, torch.zeros_like(logprobs)), rollout.response_mask
-        return ResponseOutput(*(torch.where(mask, x.detach().float(), 0.0) for x in columns))
+        if self.reuses(rollout):
+            return recorded_output(rollout)
+        with self.updater.in_use():
+            return self.forward_pass(self.policy, rollout)
+
+    def reuses(self, rollout: Rollout) -> bool:
+        """Whether what was recorded stands for what the policy gives before its first update."""
+        known = rollout.values is not None or not self.algorithm.critic
+        return self.config.reuse_recorded and known and rollout.behaviour_logprobs is not None
 
     def reference_logprobs(self, rollout: Rollout, old: ResponseOutput) -> Tensor:
         """Return the reference's log-probs [B, R]; the policy's own if there is no reference."""
@@ -333,15 +327,29 @@ class PPOTrainer:
             mask: [B, R] their tokens, for scores of single tokens.
             counted: [B] which rows count; None: all.
         """
-        config, moments = self.config, copy.deepcopy(self.score_moments)
-        if config.missing_eos_penalty is not None:
-            penalty, replace = config.missing_eos_penalty, config.missing_eos_replaces
-            scores = missing_eos_penalty(scores, ended, penalty, replace=replace)
-        if config.center_scores or config.scale_scores:
-            moments.update(gathered(self.accelerator, totals(scores), counted=counted))
-        how = {"center": config.center_scores, "scale": config.scale_scores}
-        how |= {"clip": config.clip_scores, "mask": mask if scores.ndim == 2 else None}
-        return moments, normalize_scores(scores, moments, **how)
+        moments = copy.deepcopy(self.score_moments)
+        how: Any = {"ended": ended, "mask": mask}
+        how["gathered"] = partial(gathered, self.accelerator, counted=counted)
+        return moments, adjusted_scores(scores, moments, self.config, **how)
+
+    def targets(
+        self,
+        rollout: Rollout,
+        old: ResponseOutput,
+        ref_logprobs: Tensor,
+        rewards: Tensor,
+        mask: Tensor,
+        scores: Tensor,
+    ) -> Targets:
+        """Return what the updates learn from, for the tokens [B, R] of the mask; the scores [B] as
+        they were given say which responses are good.
+        """
+        advantages, returns = self.advantages(rewards, old.values, mask, rollout.group_ids)
+        measured = ref_logprobs if self.reference else None
+        sampled = None if self.reuses(rollout) else rollout.behaviour_logprobs
+        positive = positive_weights(scores, mask, self.config, self.accelerator.reduce)
+        learned = advantages, returns, measured, sampled, positive
+        return Targets(old.logprobs, old.values, mask, *learned)
 
     def advantages(
         self, rewards: Tensor, values: Tensor, mask: Tensor, group_ids: Tensor | None = None
@@ -394,6 +402,7 @@ class PPOTrainer:
                     precision = "bf16" if low and self.precision == "no" else self.precision
                     check_first_ratio(update.means["policy/abs_log_ratio"], precision)
                     check_first_ratio(update.means.get("val/gap", 0.0), precision, "values")
+                    check_prob_error(update.means, self.config)
                 made += 1
                 squares += update.means["policy/approxkl"] * update.tokens
                 tokens += update.tokens
@@ -576,20 +585,10 @@ class PPOTrainer:
                 check_fits(model, rollout)
                 check_device(model, name, device)
         self.kl_ctl.check_steps(len(rollout) * self.accelerator.num_processes)
-        texts = self._texts(len(rollout))
+        texts: list[Rollout] = []
+        if self.config.pretraining_coef and not self.warming_up:
+            sizes = len(rollout), self._update_rows, self._text_rows
+            texts = draw_texts(self.pretraining, self.config, *sizes)
         for text in texts:
             check_fits(self.model, text)
         return rollout, scores.to(device), counted, [text.to(device) for text in texts]
-
-    def _texts(self, rows: int) -> list[Rollout]:
-        """Draw the pretraining texts of each update of a step on so many rows; none: no list."""
-        config = self.config
-        if not config.pretraining_coef or self.warming_up:
-            return []
-        if self.pretraining is None:
-            rule = f"be given with pretraining_coef={config.pretraining_coef}"
-            fix = "a function from a number of rows to so many 1-D tensors of token ids"
-            refuse("pretraining", rule, None, f"pass PPOTrainer(..., pretraining=...) {fix}")
-        sizes = [len(part) for part in torch.arange(rows).split(self._update_rows)]
-        sizes = [self._text_rows or size for size in sizes] * config.ppo_epochs
-        return [pretraining_rollout(self.pretraining, size) for size in sizes]

@@ -8,12 +8,15 @@ from torch import Tensor
 
 from tests.strategies import counted, numbers, properties, tables
 from tests.test_core import NAN, F, T, close
+from trl.config import PPOConfig
 from trl.optimization.advantages import (
     discounted_returns,
     gae,
     group_normalize,
     leave_one_out,
+    length_adaptive_lambda,
 )
+from trl.optimization.algorithms import estimate_gae
 
 fractions = st.sampled_from([0.0, 0.5, 0.9, 1.0])
 
@@ -87,6 +90,59 @@ def test_with_lambda_1_the_critic_does_not_change_the_returns(
     rewards, values, mask = table
     _, returns = gae(rewards, values, mask, gamma=gamma, gae_lambda=1.0)
     close(returns, discounted_returns(rewards, mask, gamma=gamma), atol=1e-9)
+
+
+def test_the_values_have_a_lambda_of_their_own() -> None:
+    rewards, values = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.2, 0.4, 0.6]])
+    mask = torch.tensor([[T, T, T]])
+    # δ: 1 − 0.6 = 0.4; 0.6 − 0.4; 0.4 − 0.2. Â at 0.95: 0.4; 0.2 + 0.38; 0.2 + 0.551
+    found = estimate_gae(rewards, values, mask, None, PPOConfig(gae_lambda_value=1.0))
+    close(found.advantages, [[0.751, 0.58, 0.4]])
+    close(found.returns, [[1.0, 1.0, 1.0]])
+    same = estimate_gae(rewards, values, mask, None, PPOConfig())
+    assert torch.equal(same.advantages, found.advantages)
+    close(same.returns, [[0.951, 0.98, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("rewards", "values", "mask", "expected"),
+    [
+        ([0, 0, 1], [0, 9, 0], [T, F, T], [0.95, 0, 1]),  # a hole: δ 1 and 0, not across the 9
+        ([0, 1, 0], [0, 0, 100], [T, T, F], [0.95, 1, 0]),  # padding
+    ],
+)
+def test_gae_next_to_what_does_not_count(rewards, values, mask, expected) -> None:
+    columns = (torch.tensor([row], dtype=torch.float32) for row in (rewards, values))
+    advantages, _ = gae(*columns, torch.tensor([mask]), gamma=1.0, gae_lambda=0.95)
+    close(advantages, [expected])
+
+
+def test_lambda_by_the_length_by_hand() -> None:
+    # 1 − 1/max(0.05·l, 1): 0.05·10 < 1; 1; 5; 50
+    close(length_adaptive_lambda(torch.tensor([10, 20, 100, 1000]), 0.05), [0.0, 0.0, 0.8, 0.98])
+    with pytest.raises(ValueError, match="`alpha` must be > 0, got 0"):
+        length_adaptive_lambda(torch.tensor([1]), 0)
+
+
+@properties
+@given(tables(2), st.sampled_from([0.05, 0.5, 2.0]), st.sampled_from([None, 0.5, 1.0]))
+def test_both_lambdas_agree_with_a_row_by_row_estimate(
+    table: tuple[Tensor, Tensor, Tensor], alpha: float, of_values: float | None
+) -> None:
+    rewards, values, mask = table
+    config = PPOConfig(gamma=0.9, length_adaptive=alpha, gae_lambda_value=of_values)
+    found = estimate_gae(rewards, values, mask, None, config)
+    assert found.returns is not None
+    for row in range(len(mask)):
+        counts = mask[row : row + 1]
+        actor = 1 - 1 / max(alpha * int(counts.sum()), 1)
+        assert 0 <= actor < 1
+        alone = rewards[row : row + 1], values[row : row + 1], counts
+        expected, returns = gae(*alone, gamma=0.9, gae_lambda=actor)
+        if of_values is not None:
+            returns = gae(*alone, gamma=0.9, gae_lambda=of_values)[1]
+        close(found.advantages[row : row + 1], expected, atol=1e-4)
+        close(found.returns[row : row + 1], returns, atol=1e-4)
 
 
 def test_gae_is_computed_in_fp32() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.strategies import counted, properties, tables
 from tests.test_core import NAN, F, T, close
+from trl.config import PPOConfig
 from trl.optimization import losses
 
 # --- policy -------------------------------------------------------------------------------------
@@ -214,6 +215,45 @@ def test_cispo_without_a_lower_bound() -> None:
     assert not clipped.any()
 
 
+def test_good_responses_by_hand() -> None:
+    # 3 + 1 + 2 tokens; rows 0 and 2 are good, with 5 of them: each weighs 6/5
+    mask = torch.tensor([[T, T, T], [T, F, F], [T, T, F]])
+    config = PPOConfig(positive_coef=0.1, positive_above=0.5)
+    weights = losses.positive_weights(torch.tensor([1.0, 0.5, 2.0]), mask, config)
+    assert weights is not None
+    close(weights, [[1.2, 1.2, 1.2], [0.0, 0.0, 0.0], [1.2, 1.2, 0.0]])
+    surprise = torch.tensor([[1.0, 2.0, 3.0], [9.0, 9.0, 9.0], [4.0, 5.0, 9.0]])
+    close(losses.token_mean(weights * surprise, mask), 15 / 5)
+    # another process has as many tokens, and 1 good one
+    of_all = losses.positive_weights(
+        torch.tensor([1.0, 0.5, 2.0]), mask, config, lambda n: n + torch.tensor([6, 1])
+    )
+    assert of_all is not None
+    close(of_all[0], [2.0, 2.0, 2.0])
+    none = losses.positive_weights(torch.zeros(3), mask, config)
+    assert none is not None
+    assert not none.any()
+    assert losses.positive_weights(torch.ones(3), mask, PPOConfig()) is None
+
+
+@properties
+@given(tables(1), st.sampled_from([-1.0, 0.0, 2.0]))
+def test_good_responses_agree_with_a_plain_loop(table: tuple[Tensor, Tensor], above: float) -> None:
+    surprise, mask = table
+    scores = surprise[:, 0]
+    config = PPOConfig(algorithm="vapo", positive_above=above)
+    weights = losses.positive_weights(scores, mask, config)
+    assert weights is not None
+    good = [
+        x
+        for score, row in zip(scores.tolist(), counted(surprise, mask), strict=True)
+        for x in row
+        if score > above
+    ]
+    expected = sum(good) / len(good) if good else 0.0
+    close(losses.token_mean(weights * surprise, mask), expected, atol=1e-6)
+
+
 # --- value --------------------------------------------------------------------------------------
 
 
@@ -233,14 +273,14 @@ def test_clipped_value_loss() -> None:
     assert values.grad is not None
     assert values.grad[0, 0] == 0
     assert values.grad[0, 2] == -1  # V − R; where neither is clipped, the two halves of a tie
-    with pytest.raises(ValueError, match="`cliprange_value` must be > 0, got 0"):
+    with pytest.raises(ValueError, match="`cliprange_value` must be > 0 or None, got 0"):
         losses.clipped_value_loss(values, values, values, cliprange_value=0)
 
 
 @properties
-@given(tables(3), st.sampled_from([0.1, 0.2, 2.0]))
+@given(tables(3), st.sampled_from([0.1, 0.2, 2.0, None]))
 def test_clipped_value_loss_agrees_with_a_plain_loop(
-    table: tuple[Tensor, Tensor, Tensor, Tensor], cliprange: float
+    table: tuple[Tensor, Tensor, Tensor, Tensor], cliprange: float | None
 ) -> None:
     values, old_values, returns, _ = table
     loss, clipped = losses.clipped_value_loss(
@@ -249,7 +289,8 @@ def test_clipped_value_loss_agrees_with_a_plain_loop(
     expected, flags = [], []
     cells = zip(*(x.flatten().tolist() for x in (values, old_values, returns)), strict=True)
     for new, old, target in cells:
-        near = old + min(max(new - old, -cliprange), cliprange)
+        far = math.inf if cliprange is None else cliprange
+        near = new if cliprange is None else old + min(max(new - old, -far), far)
         expected.append(max((new - target) ** 2, (near - target) ** 2) / 2)
         flags.append((near - target) ** 2 > (new - target) ** 2 + 1e-9)
     close(loss.flatten(), expected)

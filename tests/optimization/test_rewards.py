@@ -11,6 +11,7 @@ from tests.strategies import numbers, properties, tables
 from tests.test_core import F, T, close
 from trl.optimization.rewards import (
     RunningMoments,
+    in_range,
     missing_eos_penalty,
     normalize_scores,
     token_rewards,
@@ -213,3 +214,19 @@ def test_moments_that_are_none_are_not_loaded(change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="`state` must be finite, with `count` and `squares` >= 0"):
         moments.load_state_dict(good | change)
     assert moments.state_dict() == good
+
+
+def test_scores_in_range_by_hand() -> None:
+    # 2·(s − 1)/4 − 1, cut off at both ends
+    close(in_range(torch.tensor([1, 2, 5, 9, -3]), 1, 5), [-1.0, -0.5, 1.0, 1.0, -1.0])
+    with pytest.raises(ValueError, match="`low` must be < `high`, got 1 and 1"):
+        in_range(torch.zeros(1), 1, 1)
+
+
+@properties
+@given(st.lists(numbers, min_size=1), numbers, st.floats(0.1, 5))
+def test_scores_in_range_keep_their_order(scores: list[float], low: float, width: float) -> None:
+    found = in_range(torch.tensor(scores).double(), low, low + width)
+    expected = [min(max(2 * (s - low) / width - 1, -1), 1) for s in scores]
+    close(found, expected, atol=1e-6)
+    assert found.abs().max() <= 1

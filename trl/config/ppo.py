@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal, SupportsFloat
 
 from pydantic import Field
 
-from trl.config.algorithms import FACTS, AlgorithmName
+from trl.config.algorithms import FACTS, AlgorithmName, CorrectionName
 from trl.config.errors import OLD_SPELLINGS, refuse
 from trl.config.section import Contradiction, section
 from trl.config.types import (
     AboveOne,
     Count,
     NotNegative,
+    NumberRange,
     PlainRate,
     Positive,
     PositiveShare,
@@ -34,16 +35,17 @@ class PPOConfig:
     """Settings of `PPOTrainer`. The defaults are those of the 2020 trainer where it had one."""
 
     algorithm: AlgorithmName = "ppo"
-    """How to learn from the scores. All but ppo do without a value function: `vf_coef`,
-    `gae_lambda` and `cliprange_value` then have no meaning. rloo, grpo and dr_grpo compare several
-    responses to each query (group_size of the sampler). See docs/papers.md."""
+    """How to learn from the scores. vapo is ppo with other values for what is None below. The
+    others do without a value function: `vf_coef`, `gae_lambda` and `cliprange_value` then have no
+    meaning. rloo, grpo and dr_grpo compare several responses to each query (group_size of the
+    sampler). See docs/papers.md."""
     policy_loss: Literal["clip", "gspo", "cispo"] | None = None
     """Loss of the policy: clipped ratios of tokens, of responses (GSPO), or clipped weights that
     keep every gradient (CISPO). None: the algorithm's, which is clip for all."""
     aggregate: Literal["token", "sequence", "sequence_sum", "constant"] | None = None
     """Average of the losses: all tokens alike; mean of the responses' means; mean of the responses'
-    sums; those divided by `aggregate_length`. None: token for ppo and reinforce++, sequence for
-    grpo, sequence_sum for rloo and dr_grpo."""
+    sums; those divided by `aggregate_length`. None: token for ppo, vapo and reinforce++, sequence
+    for grpo, sequence_sum for rloo and dr_grpo."""
     aggregate_length: Count | None = None
     """What aggregate="constant" divides a response's sum by: the most tokens that a response may
     have (the sampler's max_new_tokens), so that the loss has the size of a token's."""
@@ -89,21 +91,35 @@ class PPOConfig:
     """Discount per token."""
     gae_lambda: Share = 0.95
     """λ of generalized advantage estimation."""
+    gae_lambda_value: Share | None = None
+    """λ of the returns that the values are trained towards, if it is to differ (VC-PPO: 1, what
+    really came). None: 1 for vapo, else the λ of the advantages."""
+    length_adaptive: Positive | None = None
+    """α of a λ that grows with the number l of tokens of a response, 1 − 1/max(α·l, 1), in place of
+    `gae_lambda` (VAPO). None: 0.05 for vapo, else the same λ for all."""
     cliprange: PositiveShare = 0.2
     """ε of the policy's clipped objective."""
     cliprange_high: Positive | None = None
-    """Upper ε if it is to differ from `cliprange` (clip-higher, DAPO); None: the same."""
-    cliprange_value: Positive = 0.2
-    """How far a new value may move from the value at rollout before its loss is clipped."""
+    """Upper ε if it is to differ from `cliprange` (clip-higher, DAPO). None: 0.28 for vapo, else
+    the same."""
+    cliprange_value: Positive | None = 0.2
+    """How far a new value may move from the value at rollout before its loss is clipped; None: as
+    far as it likes."""
     vf_coef: NotNegative = 0.1
     """Weight of the value loss."""
     entropy_coef: NotNegative = 0.0
     """Weight of the entropy bonus."""
     value_warmup_steps: Whole = 0
     """In the first so many steps train the value head alone; the policy and β stay as they are."""
-    value_pretraining: Whole = 0
+    value_pretraining: Whole | None = None
     """At first, on responses of the untuned policy, train the value head alone for as long as the
-    explained variance of the returns rises, and for so many steps at most."""
+    explained variance of the returns rises, and for so many steps at most. None: 50 for vapo, else
+    0."""
+    positive_coef: NotNegative | None = None
+    """Weight of −log π, mean per token, of the responses whose score is above `positive_above`
+    (VAPO: what was right, imitated). None: 0.1 for vapo, else 0."""
+    positive_above: float = 0.0
+    """Scores above this, as they are given to the step, are those of positive responses."""
     pretraining_coef: NotNegative = 0.0
     """Weight of −log π, mean per token, of texts from the trainer's `pretraining` (InstructGPT's
     PPO-ptx)."""
@@ -128,6 +144,21 @@ class PPOConfig:
     """Take the log-probs and values that a sampler has recorded in the `Rollout`, rather than
     compute them again before the first update. They must be those of the policy as it is now, at
     the trainer's temperature, up to rounding: `step` raises if they are not."""
+    correction: CorrectionName | None = None
+    """How to correct for what really sampled, where recorded log-probs are not those that the step
+    starts from (`reuse_recorded` is off, or no values were recorded): weights π_old/μ truncated for
+    each token or each response (tis, sequence_tis), none for tokens where the ratio is far off
+    (icepop) or the probability has moved too far (dppo), or none for such responses (geometric)."""
+    correction_bounds: NumberRange | None = None
+    """Between what the correction leaves a ratio as it is; for dppo, a probability's way. None:
+    [0, 2] for tis and sequence_tis, [0.5, 5] for icepop, [-0.15, 0.15] for dppo, [0.99, 1.01] for
+    geometric."""
+    prob_error_warn: AboveOne | None = 1.05
+    """Warn of recorded log-probs whose probabilities differ from the policy's by more than this
+    factor, mean of exp|log π_old − log μ|; None: never. Looked at where `correction` acts."""
+    prob_error_stop: AboveOne | None = 1.1
+    """Raise an error then, before anything is changed; None: never, as for rollouts that are meant
+    to be some steps old."""
     temperature: Positive = 1.0
     """Temperature the responses were sampled with; scoring divides the logits by it too."""
     missing_eos_penalty: NotNegative | None = None
@@ -137,6 +168,9 @@ class PPOConfig:
     than subtract the penalty from it (TRL)."""
     whiten_rewards: bool = False
     """Give the token rewards of a batch variance 1 (their mean stays), as Ziegler et al. do."""
+    score_range: NumberRange | None = None
+    """Lowest and highest score that there is: they become −1 and 1, before anything else is made of
+    the scores, and what is beyond is cut off. None: the scores stay."""
     center_scores: bool = False
     """Subtract the running mean of the scores."""
     scale_scores: bool = False
@@ -193,6 +227,11 @@ class PPOConfig:
         """Rollouts per optimiser update: `minibatch_size` or its default."""
         return self.minibatch_size or max(1, self.batch_size // 4)
 
+    def in_force(self, name: str) -> Any:
+        """Return a setting, or if that is None what it is for this algorithm."""
+        own = getattr(self, name)
+        return FACTS[self.algorithm].settings.get(name) if own is None else own
+
     def contradictions(self) -> Iterator[Contradiction]:
         """Yield what is wrong with settings that each are in order."""
         named, facts = f"with algorithm={self.algorithm!r}", FACTS[self.algorithm]
@@ -201,10 +240,11 @@ class PPOConfig:
         for name in ("value_warmup_steps", "value_pretraining"):
             if getattr(self, name) and not facts.critic:
                 yield name, f"be 0 {named}, which trains no values"
-            if getattr(self, name) and facts.critic and self.vf_coef == 0:
+            if self.in_force(name) and facts.critic and self.vf_coef == 0:
                 yield "vf_coef", f"be > 0 with {name}", "nothing is trained"
-        if self.value_learning_rate is not None and not facts.critic:
-            yield "value_learning_rate", f"be None {named}, which trains no values"
+        for name in ("value_learning_rate", "gae_lambda_value", "length_adaptive"):
+            if getattr(self, name) is not None and not facts.critic:
+                yield name, f"be None {named}, which trains no values"
         if self.gamma != 1 and facts.groups:
             yield "gamma", f"be 1 {named}, whose advantages are of whole responses"
         if (self.kl_in or facts.kl_in) == "loss" and self.kl_estimator == "k1":
@@ -219,6 +259,14 @@ class PPOConfig:
             yield "dual_clip", "be None with policy_loss='cispo', which clips weights"
         if self.missing_eos_replaces and self.missing_eos_penalty is None:
             yield "missing_eos_penalty", "be given with missing_eos_replaces=True"
+        if self.correction_bounds is not None:
+            one = 0 if self.correction == "dppo" else 1
+            if self.correction is None:
+                yield "correction_bounds", "be None without a correction"
+            elif not self.correction_bounds[0] <= one <= self.correction_bounds[1]:
+                yield "correction_bounds", f"hold {one}, what is right already"
+        if self.score_range is not None and self.score_range[0] == self.score_range[1]:
+            yield "score_range", "be two different numbers"
         if self.pretraining_rows is not None and self.pretraining_coef == 0:
             yield "pretraining_coef", f"be > 0 with pretraining_rows={self.pretraining_rows}"
 
@@ -253,7 +301,7 @@ def learning_defaults(given: Mapping[str, Any], *, reference: bool = True) -> di
     size = given.get("batch_size", defaults["batch_size"])
     if isinstance(size, SupportsFloat) and float(size) > 0:  # else it is refused
         defaults["kl_horizon"] = HORIZON * float(size)
-    if not facts.groups:  # those of groups are compared with each other
+    if not facts.groups and given.get("score_range") is None:  # groups compare their own
         defaults |= {"center_scores": True, "scale_scores": True}
     if facts.critic and given.get("learning_rate", "auto") == "auto":
         defaults["value_learning_rate"] = 1e-3

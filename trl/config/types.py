@@ -41,6 +41,7 @@ Rate = Annotated[PlainRate | Literal["auto"], "a finite number > 0 and <= 100, o
 RateRange = Annotated[
     tuple[PlainRate, PlainRate], _ordered, "two numbers > 0 and <= 100, [lowest, highest]"
 ]
+NumberRange = Annotated[tuple[float, float], _ordered, "two numbers, [low, high]"]
 CountRange = Annotated[tuple[Count, Count], _ordered, "two integers > 0, [least, most]"]
 ShareRange = Annotated[tuple[Share, Share], _ordered, "two numbers from 0 to 1, [low, high]"]
 RangeOfEach = Annotated[

@@ -4,6 +4,7 @@ inputs.py      what a step is given, checked
 kl.py          how strongly to hold the policy to its reference
 rewards.py     scores [B] and KL penalties to rewards [B, R]
 advantages.py  rewards to advantages and returns
+corrections.py weights for what another engine, or an older policy, has written
 losses.py      per-token losses, and how to average them
 algorithms.py  which of these make PPO, RLOO, GRPO, …
 objective.py   the loss of an update, put together

@@ -49,6 +49,25 @@ def gae(
     return torch.where(mask, advantages, 0.0), torch.where(mask, returns, 0.0)
 
 
+def length_adaptive_lambda(lengths: Tensor, alpha: float) -> Tensor:
+    """λ of each response by its length (VAPO, Yue et al., arXiv:2504.05118: α = 0.05).
+
+        λ(l) = 1 − 1/max(α·l, 1)
+
+    The weights (γλ)^n of a response's δ then add up to about α·l: λ reaches over the same share of
+    a response, however long that is.
+
+    Args:
+        lengths: [B] counted tokens of each response.
+        alpha: α, > 0.
+    Returns:
+        [B], 0 … 1.
+    """
+    if not alpha > 0:
+        refuse("alpha", "be > 0", alpha)
+    return 1 - 1 / (alpha * lengths).clamp(min=1)
+
+
 def discounted_returns(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     """Return without a critic (REINFORCE, REINFORCE++ arXiv:2501.03262): G_t = r_t + γ·G_{t+1}.
 

@@ -1,6 +1,7 @@
 """Algorithms as compositions of functions: how one differs from another is data.
 
     ppo           GAE with a critic, whitened     clipped ratio    token mean       KL in the reward
+    vapo          ppo with a λ by the length and one for the values; good responses are imitated
     rloo          leave-one-out in the group      clipped ratio    sequence sum     KL in the reward
     grpo          (s − μ) / σ of the group        clipped ratio    sequence mean    KL in the loss
     dr_grpo       s − μ of the group              clipped ratio    sequence sum     KL in the loss
@@ -12,7 +13,7 @@ The paper of each, its equation, and where we differ from it: docs/papers.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +23,13 @@ from torch import Tensor
 from trl.config import PPOConfig
 from trl.config.algorithms import FACTS
 from trl.core import KLKind
-from trl.optimization.advantages import discounted_returns, gae, group_normalize, leave_one_out
+from trl.optimization.advantages import (
+    discounted_returns,
+    gae,
+    group_normalize,
+    leave_one_out,
+    length_adaptive_lambda,
+)
 from trl.optimization.losses import (
     cispo_loss,
     clipped_policy_loss,
@@ -70,8 +77,19 @@ Aggregate = Callable[[Tensor, Tensor, Counts], Tensor]
 def estimate_gae(
     rewards: Tensor, values: Tensor, mask: Tensor, group_ids: Tensor | None, config: PPOConfig
 ) -> Advantages:
-    """Generalized advantage estimation with the values of the critic: see `gae`."""
-    return Advantages(*gae(rewards, values, mask, gamma=config.gamma, gae_lambda=config.gae_lambda))
+    """Generalized advantage estimation with the values of the critic: see `gae`.
+
+    λ may depend on the length of a response (`length_adaptive_lambda`), and that of the returns may
+    be another (VC-PPO, Yuan et al., arXiv:2503.01491: 1, the values' own errors then stay out of
+    what they are trained by).
+    """
+    actor: float | Tensor = config.gae_lambda
+    if (alpha := config.in_force("length_adaptive")) is not None:
+        actor = length_adaptive_lambda(mask.sum(1), alpha)
+    advantages, returns = gae(rewards, values, mask, gamma=config.gamma, gae_lambda=actor)
+    if (critic := config.in_force("gae_lambda_value")) is not None:
+        returns = gae(rewards, values, mask, gamma=config.gamma, gae_lambda=critic)[1]
+    return Advantages(advantages, returns)
 
 
 def estimate_returns(
@@ -135,6 +153,7 @@ def _constant(x: Tensor, mask: Tensor, counts: Counts, *, length: int) -> Tensor
 
 ESTIMATORS: dict[str, Estimator] = {
     "ppo": estimate_gae,
+    "vapo": estimate_gae,
     "rloo": estimate_leave_one_out,
     "grpo": estimate_group_normalized,
     "dr_grpo": estimate_group_centred,
@@ -170,7 +189,14 @@ class Algorithm:
 
 
 ALGORITHMS: dict[str, Algorithm] = {
-    name: Algorithm(ESTIMATORS[name], **asdict(facts) | {"aggregate": AGGREGATES[facts.aggregate]})
+    name: Algorithm(
+        ESTIMATORS[name],
+        critic=facts.critic,
+        groups=facts.groups,
+        whiten=facts.whiten,
+        aggregate=AGGREGATES[facts.aggregate],
+        kl_in=facts.kl_in,
+    )
     for name, facts in FACTS.items()
 }
 """What `PPOConfig.algorithm` may name."""

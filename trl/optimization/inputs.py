@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trl.batch import Rollout, TokenLists, token_rows
+from trl.batch import ResponseOutput, Rollout, TokenLists, token_rows
 from trl.config import PPOConfig
 from trl.config.errors import refuse
 from trl.optimization.advantages import numbered
@@ -114,6 +114,49 @@ def _check_settings(rollout: Rollout, scores: Tensor, config: PPOConfig) -> None
         rule = "be None with scores for single tokens"
         fix = "put it on the last token of a response, or give one score for each response"
         refuse("missing_eos_penalty", rule, fix=fix)
+
+
+def recorded_output(rollout: Rollout) -> ResponseOutput:
+    """Return log-probs and values [B, R] that were recorded, as if the policy had just given them;
+    what was not is 0.
+    """
+    logprobs, values = rollout.behaviour_logprobs, rollout.values
+    assert logprobs is not None
+    nothing = torch.zeros_like(logprobs)
+    columns, mask = (
+        (logprobs, nothing if values is None else values, nothing),
+        rollout.response_mask,
+    )
+    # Without the graph that a user's own forward pass may have left: the ratio would go back
+    # through both of its sides, and its gradient be 0.
+    return ResponseOutput(*(torch.where(mask, x.detach().float(), 0.0) for x in columns))
+
+
+def draw_texts(
+    pretraining: Pretraining | None,
+    config: PPOConfig,
+    rows: int,
+    update_rows: int,
+    text_rows: int | None,
+) -> list[Rollout]:
+    """Draw the texts of each update of a step.
+
+    Args:
+        pretraining: Draws them.
+        config: How many updates there are.
+        rows: Of the step.
+        update_rows: Most of them in one update.
+        text_rows: Texts of each update; None: as many as it has rows.
+
+    Raises:
+        ValueError: if there is nothing to draw from.
+    """
+    if pretraining is None:
+        rule = f"be given with pretraining_coef={config.pretraining_coef}"
+        fix = "a function from a number of rows to so many 1-D tensors of token ids"
+        refuse("pretraining", rule, None, f"pass PPOTrainer(..., pretraining=...) {fix}")
+    sizes = [len(part) for part in torch.arange(rows).split(update_rows)] * config.ppo_epochs
+    return [pretraining_rollout(pretraining, text_rows or size) for size in sizes]
 
 
 def pretraining_rollout(pretraining: Pretraining, rows: int) -> Rollout:

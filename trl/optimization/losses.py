@@ -8,11 +8,13 @@ and so the gradients, of micro-batches add up to those of the batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trl.config import PPOConfig
 from trl.config.errors import refuse
 from trl.core import (
     LOG_RATIO_LIMIT,
@@ -173,11 +175,41 @@ def cispo_loss(
     return loss, ratio, weight != ratio.detach()
 
 
+def positive_weights(
+    scores: Tensor,
+    mask: Tensor,
+    config: PPOConfig,
+    total: Callable[[Tensor], Tensor] = lambda counts: counts,
+) -> Tensor | None:
+    """Weights of −log π that make good responses likelier (VAPO, Yue et al., arXiv:2504.05118).
+
+        L = −Σ_{i in P} Σ_t log π_it / Σ_{i in P} l_i     P: responses with s_i > positive_above
+
+    A token of these has the weight (tokens of the batch) / (tokens of P), the others 0: with it the
+    mean over all tokens of the batch is L, and that over a minibatch is right on average, also
+    where it has no good response.
+
+    Args:
+        scores: [B] as they were given.
+        mask: [B, R] True on response tokens.
+        config: Which of them are good, and whether they are imitated at all.
+        total: From counts [2] of this process to those of all.
+    Returns:
+        [B, R], all 0 if no response is good; None if none is to be imitated.
+    """
+    if not config.in_force("positive_coef"):
+        return None
+    good = mask & (scores > config.positive_above)[:, None]
+    tokens, of_good = total(torch.stack((mask.sum(), good.sum())))
+    weight: Tensor = tokens / of_good.clamp(min=1)
+    return good * weight
+
+
 # --- value --------------------------------------------------------------------------------------
 
 
 def clipped_value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, *, cliprange_value: float
+    values: Tensor, old_values: Tensor, returns: Tensor, *, cliprange_value: float | None
 ) -> tuple[Tensor, Tensor]:
     """Squared error of the value, which may gain nothing by moving further than the clip range.
 
@@ -189,16 +221,18 @@ def clipped_value_loss(
         values: [B, R] now, with gradient.
         old_values: [B, R] when the response was sampled.
         returns: [B, R], without gradient.
-        cliprange_value: ε.
+        cliprange_value: ε; None: L = ½(V − R)², and nothing is clipped.
     Returns:
         loss [B, R] and clipped [B, R] bool: True where the clip decided the loss.
     """
     check_same_shape(values=values, old_values=old_values, returns=returns)
-    if not cliprange_value > 0:
-        raise ValueError(f"`cliprange_value` must be > 0, got {cliprange_value}.")
+    if cliprange_value is not None and not cliprange_value > 0:
+        raise ValueError(f"`cliprange_value` must be > 0 or None, got {cliprange_value}.")
     values, old_values, returns = map(at_least_fp32, (values, old_values, returns))
-    near = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
     free_loss = (values - returns).square()
+    if cliprange_value is None:
+        return free_loss / 2, torch.zeros_like(free_loss, dtype=torch.bool)
+    near = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
     clipped_loss = (near - returns).square()
     return torch.maximum(free_loss, clipped_loss) / 2, clipped_loss > free_loss
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from trl.config import PPOConfig
 from trl.config.errors import refuse
 from trl.core import KLKind, at_least_fp32, check_mask, kl_estimate
+from trl.scored import totals
 
 
 @torch.no_grad()
@@ -79,6 +81,21 @@ def missing_eos_penalty(scores: Tensor, ended: Tensor, penalty: float, *, replac
     scores = at_least_fp32(scores)
     punished = torch.full_like(scores, -penalty) if replace else scores - penalty
     return torch.where(ended, scores, punished)
+
+
+def in_range(scores: Tensor, low: float, high: float) -> Tensor:
+    """Bring scores to −1 … 1 by the lowest and the highest that there are.
+
+        s ← clip(2·(s − low)/(high − low) − 1, ±1)
+
+    Args:
+        scores: Of any shape.
+        low: Becomes −1.
+        high: Becomes 1.
+    """
+    if not low < high:
+        refuse("low", "be < `high`", f"{low} and {high}")
+    return (2 * (at_least_fp32(scores) - low) / (high - low) - 1).clamp(-1, 1)
 
 
 class RunningMoments:
@@ -169,3 +186,41 @@ def normalize_scores(
     if scale and moments.std > 0:
         scores = scores / moments.std
     return scores if clip is None else scores.clamp(-clip, clip)
+
+
+def adjusted_scores(
+    scores: Tensor,
+    moments: RunningMoments,
+    config: PPOConfig,
+    *,
+    ended: Tensor | None,
+    mask: Tensor | None,
+    gathered: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return the scores as they enter the rewards, and update `moments`, of their sums, by them.
+
+    Args:
+        scores: [B], or [B, R] of single tokens.
+        moments: Of the scores before.
+        config: What is to be made of them.
+        ended: [B] whether the responses ended by themselves.
+        mask: [B, R] their tokens, for scores of single tokens.
+        gathered: Returns the rows of all processes that count.
+    Returns:
+        The shape of `scores`.
+    """
+    if config.score_range is not None:
+        scores = in_range(scores, *config.score_range)
+    if config.missing_eos_penalty is not None and ended is not None:  # as was checked
+        penalty, replace = config.missing_eos_penalty, config.missing_eos_replaces
+        scores = missing_eos_penalty(scores, ended, penalty, replace=replace)
+    if config.center_scores or config.scale_scores:
+        moments.update(gathered(totals(scores)))
+    return normalize_scores(
+        scores,
+        moments,
+        center=config.center_scores,
+        scale=config.scale_scores,
+        clip=config.clip_scores,
+        mask=mask if scores.ndim == 2 else None,
+    )

@@ -1,0 +1,237 @@
+"""What rollouts do that another policy wrote: some steps old, or sampled in another precision.
+
+    python benchmarks/staleness.py                   each cell that has no result yet, in turn
+    python benchmarks/staleness.py --only toy        those with this in their names
+    python benchmarks/staleness.py --table           the table
+    python benchmarks/staleness.py --figure          results/staleness.png: the rewards of all steps
+    python benchmarks/staleness.py --steps 2 --cell toy-lag1-tis-0    try one; nothing is kept
+
+A buffer hands each rollout on `lag` steps late, so that the policy has made as many steps since it
+wrote it. `toy`: the share of one token in 8 of a tiny random model, 64 responses a step, 4 epochs.
+`sentiment`: the starter model and P(positive), at the settings of `trl.train`. `bf16`: SmolLM2 on
+the recipe json-object, sampled in bf16 and trained in fp32. Rewards are those of fresh responses.
+
+Results: results/staleness.jsonl.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import cells
+
+CORRECTIONS = ("none", "tis", "sequence_tis", "icepop", "dppo", "geometric")
+LAGS = (1, 4)
+STEPS = {"toy": 60, "sentiment": 40, "bf16": 30}
+LAST = 5
+"""Steps whose mean reward is the final one."""
+KEPT = {
+    "kl": "objective/kl",
+    "error": "ppo/behaviour/token_mult_prob_error",
+    "truncated": "ppo/behaviour/truncated",
+    "masked": "ppo/behaviour/masked",
+    "clipped": "ppo/policy/clipfrac",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training."""
+
+    task: str
+    lag: int = 0
+    correction: str = "none"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-lag{self.lag}-{self.correction}-{self.seed}"
+
+
+def grid() -> Iterator[Cell]:
+    """All of them, seed by seed."""
+    for seed in range(3):
+        for task in ("toy", "sentiment"):
+            yield Cell(task, 0, "none", seed)
+            for lag in LAGS:
+                yield from (Cell(task, lag, correction, seed) for correction in CORRECTIONS)
+        yield from (Cell("bf16", 0, correction, seed) for correction in ("none", "tis"))
+
+
+class Delayed:
+    """Hands on what was put in so many calls ago; None: nothing has been in for so long."""
+
+    def __init__(self, lag: int) -> None:
+        self.lag, self.waiting = lag, deque[Any]()
+
+    def __call__(self, item: Any) -> Any:
+        self.waiting.append(item)
+        return self.waiting.popleft() if len(self.waiting) > self.lag else None
+
+
+def made(cell: Cell) -> tuple[Any, Callable[[int], tuple[Any, Any]]]:
+    """The trainer, and what samples and scores the batch of a step."""
+    import torch
+
+    torch.manual_seed(cell.seed)
+    settings: dict[str, Any] = {
+        "reuse_recorded": False,
+        "correction": None if cell.correction == "none" else cell.correction,
+        "prob_error_warn": None,
+        "prob_error_stop": None,
+        "precision": "fp32",
+        "seed": cell.seed,
+    }
+    return {"toy": toy, "sentiment": sentiment, "bf16": bf16}[cell.task](cell, settings)
+
+
+def toy(cell: Cell, settings: dict[str, Any]) -> tuple[Any, Callable[[int], tuple[Any, Any]]]:
+    """The task of tests/test_learning.py."""
+    import torch
+
+    from tests.conftest import VOCABULARY, tiny_gpt2
+    from trl import PPOTrainer
+    from trl.rollout.sampling import sample
+
+    model = tiny_gpt2(cell.seed, scale=0.02)
+    torch.nn.init.zeros_(model.v_head.summary.weight)
+    settings |= {"learning_rate": 3e-3, "batch_size": 64, "minibatch_size": 16}
+    trainer = PPOTrainer(
+        model, forward_batch_size=64, adaptive_kl=False, init_kl_coef=0.0, **settings
+    )
+
+    def batch(step: int) -> tuple[Any, Any]:
+        rollout = sample(model, torch.randint(VOCABULARY, (64, 3)), max_new_tokens=8)
+        return rollout, (rollout.responses == 42).float().mean(1)
+
+    return trainer, batch
+
+
+def sentiment(cell: Cell, settings: dict[str, Any]) -> tuple[Any, Callable[[int], tuple[Any, Any]]]:
+    """The starter model and its classifier."""
+    from trl import ClassifierScorer, starter
+
+    scorer = ClassifierScorer(starter.CLASSIFIER, label="POSITIVE", output="probability")
+    prompts = starter.prompts("train")
+    return of_texts(str(starter.LANGUAGE_MODEL), prompts, lambda r: scorer(r).totals, settings)
+
+
+def bf16(cell: Cell, settings: dict[str, Any]) -> tuple[Any, Callable[[int], tuple[Any, Any]]]:
+    """SmolLM2, and JSON."""
+    import torch
+    from defaults import MODELS, of_recipe
+
+    texts, reward = of_recipe("json-object", "json_object")
+    prompts = [[{"role": "user", "content": text}] for text in texts]
+
+    def scored(rollout: Any) -> Any:
+        return torch.tensor(reward(list(rollout.response_texts)), dtype=torch.float32)
+
+    return of_texts(str(MODELS / "smollm2"), prompts, scored, settings, low=True)
+
+
+def of_texts(
+    name: str,
+    prompts: list[Any],
+    score: Callable[[Any], Any],
+    settings: dict[str, Any],
+    *,
+    low: bool = False,
+) -> tuple[Any, Callable[[int], tuple[Any, Any]]]:
+    """At the settings of `trl.train`; `low`: sampled in bf16."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from trl import CausalLMWithValueHead, PPOConfig, PPOTrainer, Sampler
+
+    model = CausalLMWithValueHead.from_pretrained(name)
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    seed, rows = settings["seed"], 32
+    sampler = Sampler(tokenizer, max_new_tokens=24, add_bos=not low, seed=seed)
+    trainer = PPOTrainer(model, config=PPOConfig.that_learns(**settings))
+
+    def batch(step: int) -> tuple[Any, Any]:
+        first = step * rows % (len(prompts) - rows)
+        with trainer.sampling(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+            rollout = sampler(model, prompts[first : first + rows])
+        return rollout, score(rollout)
+
+    return trainer, batch
+
+
+def run(cell: Cell, steps: int | None = None) -> dict[str, Any]:
+    """Train, and return what happened."""
+    trainer, batch = made(cell)
+    buffer, rewards = Delayed(cell.lag), list[float]()
+    figures: dict[str, list[float]] = {name: [] for name in KEPT}
+    for step in range(cell.lag + (steps or STEPS[cell.task])):
+        rollout, scores = batch(step)
+        rewards.append(round(float(scores.mean()), 4))
+        late = buffer((rollout, scores))
+        stats = trainer.step(*late) if late else {}
+        for name, key in KEPT.items():
+            figures[name].append(round(float(stats.get(key, 0.0)), 5))
+        print(cell.name, step, rewards[-1], {k: v[-1] for k, v in figures.items()}, flush=True)
+    last = rewards[-LAST:]
+    return {"final": sum(last) / len(last), "rewards": rewards, "figures": figures}
+
+
+def of_seeds(found: Mapping[str, dict[str, Any]], cell: Cell) -> list[dict[str, Any]]:
+    """The results of a cell with all seeds that there are."""
+    named = (Cell(cell.task, cell.lag, cell.correction, seed).name for seed in range(3))
+    return [found[name] for name in named if name in found]
+
+
+def table(found: Mapping[str, dict[str, Any]]) -> str:
+    """Final reward, KL, and what was seen of the other policy, over the seeds."""
+    lines = [
+        "| task | lag | correction | final reward | KL | probability error | masked, truncated |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for cell in (cell for cell in grid() if cell.seed == 0):
+        if known := of_seeds(found, cell):
+            kl, error, held = (
+                [sum(sum(r["figures"][name][-LAST:]) / LAST for name in names) for r in known]
+                for names in (("kl",), ("error",), ("masked", "truncated"))
+            )
+            lines.append(
+                f"| {cell.task} | {cell.lag} | {cell.correction} "
+                f"| {cells.spread(r['final'] for r in known)} | {cells.spread(kl, 1)} "
+                f"| {cells.spread(error, 3)} | {cells.spread(held, 3)} |"
+            )
+    return "\n".join(lines)
+
+
+def figure(found: Mapping[str, dict[str, Any]], path: Path) -> None:
+    """Draw the mean reward of the seeds at each step, a panel for each task and lag."""
+    import matplotlib.pyplot as plt
+
+    panels = [(task, lag) for task in ("toy", "sentiment") for lag in LAGS]
+    fig, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
+    for ax, (task, lag) in zip(axes.flat, panels, strict=True):
+        for cell in (Cell(task, 0), *(Cell(task, lag, name) for name in CORRECTIONS)):
+            if not (known := of_seeds(found, cell)):
+                continue
+            curves = zip(*(result["rewards"] for result in known), strict=False)
+            mean = [sum(column) / len(column) for column in curves]
+            label = cell.correction if cell.lag else "no lag"
+            ax.plot(mean, label=label, color=None if cell.lag else "black")
+        ax.set(title=f"{task}, {lag} step{'s' * (lag > 1)} old", xlabel="step", ylabel="reward")
+    axes.flat[0].legend(fontsize=8)
+    fig.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    if "--figure" in sys.argv:
+        found = cells.results(cells.RESULTS / "staleness.jsonl")
+        figure(found, cells.RESULTS / "staleness.png")
+    else:
+        cells.main(__file__, grid(), run, table)
