@@ -46,6 +46,7 @@ from trl.config.errors import refuse
 from trl.fit import out_of_memory_told
 from trl.models.adapters import check_enabled
 from trl.models.checks import are_finite, check_device, check_finite, check_fits, check_models
+from trl.models.critic import critic_of, value_weights
 from trl.models.reference import ReferenceKind
 from trl.optimization.adam import set_rate
 from trl.optimization.algorithms import Counts, compose, kl_kind
@@ -299,6 +300,10 @@ class PPOTrainer:
         logprobs, values = rollout.behaviour_logprobs, rollout.values
         if values is None and logprobs is not None and not self.algorithm.critic:
             values = torch.zeros_like(logprobs)  # nobody asks for them
+        critic = critic_of(self.model)
+        if critic and values is None and logprobs is not None and self.config.reuse_recorded:
+            with self.updater.as_critic() as reader:
+                values = self.forward_pass(reader, rollout).values
         if logprobs is None or values is None or not self.config.reuse_recorded:
             with self.updater.in_use():
                 return self.forward_pass(self.policy, rollout)
@@ -413,7 +418,8 @@ class PPOTrainer:
 
     def _approxkl(self, rollout: Rollout, targets: Targets) -> float:
         """Return ½·mean((log π − log π_old)²) over the tokens of all processes."""
-        new, mask = self.forward_pass(self.policy, rollout), targets.mask
+        with self.updater.responder.without_critic():
+            new, mask = self.forward_pass(self.policy, rollout), targets.mask
         squares = torch.where(mask, (new.logprobs - targets.old_logprobs).square(), 0.0)
         total, tokens = self.accelerator.reduce(torch.stack([squares.sum(), mask.sum()]))
         return float(0.5 * total / tokens)
@@ -473,7 +479,7 @@ class PPOTrainer:
         shares = []
         for chosen in micro_batches(text, self.config):
             part = text.select(chosen)
-            with self.updater.one_pass(last=False):
+            with self.updater.one_pass(last=False), self.updater.responder.without_critic():
                 with self.clock.part("forward"):
                     output = self.policy(part, temperature=1.0)
                     share = token_mean(-output.logprobs, part.response_mask, tokens)
@@ -555,10 +561,10 @@ class PPOTrainer:
 
     def _at_rest(self) -> list[nn.Parameter]:
         """Return the weights that the step at hand leaves alone."""
-        head = set(self.model.v_head.parameters())
+        of_values = value_weights(self.model)
         if self.warming_up:
-            return [weight for weight in self.model.parameters() if weight not in head]
-        return [] if self.algorithm.critic else list(head)
+            return [weight for weight in self.model.parameters() if weight not in of_values]
+        return [] if self.algorithm.critic else list(of_values)
 
     def _checked(self, *arguments: Any) -> tuple[Rollout, Tensor, Tensor | None, list[Rollout]]:
         """Return rollout and scores on the trainer's device, which rows count, and pretraining
@@ -571,7 +577,8 @@ class PPOTrainer:
         )
         device = self.accelerator.device
         rollout = rollout.to(device)  # its parts may lie on several, a query on the CPU say
-        for name, model in (("model", self.model), ("ref_model", self.ref_model)):
+        models = {"model": self.model, "ref_model": self.ref_model, "critic": critic_of(self.model)}
+        for name, model in models.items():
             if model is not None:
                 check_fits(model, rollout)
                 check_device(model, name, device)

@@ -5,6 +5,7 @@ kl.py          how strongly to hold the policy to its reference
 rewards.py     scores [B] and KL penalties to rewards [B, R]
 advantages.py  rewards to advantages and returns
 losses.py      per-token losses, and how to average them
+bins.py        the loss of a critic that predicts a distribution
 algorithms.py  which of these make PPO, RLOO, GRPO, …
 objective.py   the loss of an update, put together
 adam.py        what is trained, and Adam as torch or TensorFlow computes it
