@@ -31,7 +31,9 @@ def two_hot_loss(logits: Tensor, returns: Tensor, centres: Tensor) -> Tensor:
         got = f"{list(logits.shape)}, {list(returns.shape)} and {list(centres.shape)}"
         rule = "have the shapes [..., K], [...] and [K] with K > 1"
         refuse("logits`, `returns` and `centres", rule, got)
-    targets = at_least_fp32(returns).clamp(centres[0], centres[-1])
+    returns = at_least_fp32(returns)
+    centres = centres.to(returns.dtype)
+    targets = returns.clamp(centres[0], centres[-1])
     upper = torch.searchsorted(centres, targets).clamp(1, len(centres) - 1)
     low, high = centres[upper - 1], centres[upper]
     weight = (targets - low) / (high - low)
