@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from trl.anatomy import is_encoder_decoder, language_model, response_start, without_dropout
 from trl.batch import ResponseOutput, Rollout, TokenLists
-from trl.compute.passes import micro_batches, response_output, with_trunk_states
+from trl.compute.passes import micro_batches, response_output, with_trunk_states, with_values
 from trl.compute.precision import check_first_ratio
 from trl.compute.processes import (
     checked_everywhere,
@@ -231,6 +231,7 @@ class PPOTrainer:
         ):
             with clock.part("policy"):
                 rollout = with_trunk_states(self.updater, rollout, self.config)
+                rollout = with_values(self.updater, rollout, self.config)
                 old = self.before_update(rollout)
             with clock.part("reference"):
                 ref_logprobs = self.reference_logprobs(rollout, old)
@@ -300,10 +301,6 @@ class PPOTrainer:
         logprobs, values = rollout.behaviour_logprobs, rollout.values
         if values is None and logprobs is not None and not self.algorithm.critic:
             values = torch.zeros_like(logprobs)  # nobody asks for them
-        critic = critic_of(self.model)
-        if critic and values is None and logprobs is not None and self.config.reuse_recorded:
-            with self.updater.as_critic() as reader:
-                values = self.forward_pass(reader, rollout).values
         if logprobs is None or values is None or not self.config.reuse_recorded:
             with self.updater.in_use():
                 return self.forward_pass(self.policy, rollout)

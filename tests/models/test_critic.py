@@ -14,7 +14,7 @@ from tests.models.policies import leave_to_autograd, lora_config, ragged_rollout
 from tests.training.test_classifier_training import tiny_bert
 from trl.anatomy import decoder, language_model
 from trl.batch import Rollout
-from trl.compute.passes import with_trunk_states
+from trl.compute.passes import with_trunk_states, with_values
 from trl.models.critic import shares_trunk, value_head_of, value_weights
 from trl.models.response import ResponseModel
 from trl.models.with_value_head import CausalLMWithValueHead, load_policy
@@ -156,12 +156,14 @@ def test_shared_prompts_and_frozen_layers_are_read_once(base):
 
 def test_no_pass_is_made_in_vain(base):
     policy = policy_of(base, critic="copy")
-    policy.tokenizer = None
     queries = torch.arange(3, 9).view(2, 3)
     rollout = sample(policy, queries, max_new_tokens=4)
     assert rollout.values is None
-    trainer = trainer_of(policy, "shared-trunk" if policy.unfrozen_layers else None, batch_size=2)
-    before = partial(trainer.before_update, rollout)
+    trainer = trainer_of(policy, batch_size=2)
+
+    def before():
+        return trainer.before_update(with_values(trainer.updater, rollout, trainer.config))
+
     assert passes_of(policy, before) == 0
     assert passes_of(policy.critic, before) == 1
     old = before()

@@ -32,8 +32,8 @@ from trl.config.section import Contradiction, section
 from trl.config.types import (
     Count,
     CountRange,
+    Interval,
     NotNegative,
-    NumberRange,
     Positive,
     RangeOfEach,
     Share,
@@ -110,7 +110,7 @@ class ModelConfig:
     """How values are made of hidden states. mlp: with a layer inside. bins: as the mean of a
     distribution, which is trained by cross-entropy. None: as in the head saved with the model, or
     else linear."""
-    value_range: NumberRange | None = None
+    value_range: Interval | None = None
     """Lowest and highest value of bins, in units of returns; None: as saved, else [-10, 10]."""
 
     def contradictions(self) -> Iterator[Contradiction]:

@@ -34,21 +34,12 @@ def _in_order(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
-def _apart(pair: tuple[float, float]) -> tuple[float, float]:
-    if pair[0] >= pair[1]:
-        raise ValueError(pair)
-    return pair
-
-
 _ordered = AfterValidator(_in_order)
 # A text beside a type says in words what its values are.
 PlainRate = Annotated[float, Field(gt=0, le=100)]
 Rate = Annotated[PlainRate | Literal["auto"], "a finite number > 0 and <= 100, or auto"]
 RateRange = Annotated[
     tuple[PlainRate, PlainRate], _ordered, "two numbers > 0 and <= 100, [lowest, highest]"
-]
-NumberRange = Annotated[
-    tuple[float, float], AfterValidator(_apart), "two numbers, [lowest, highest]"
 ]
 CountRange = Annotated[tuple[Count, Count], _ordered, "two integers > 0, [least, most]"]
 ShareRange = Annotated[tuple[Share, Share], _ordered, "two numbers from 0 to 1, [low, high]"]
@@ -57,6 +48,17 @@ RangeOfEach = Annotated[
 ]
 Values = Annotated[Mapping[Text, Any], "a mapping of name: value"]
 WeightOfEach = Annotated[Mapping[Text, Positive], "a mapping of prefix: number > 0"]
+
+
+def _apart(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] >= pair[1]:
+        raise ValueError(pair)
+    return pair
+
+
+Interval = Annotated[
+    tuple[float, float], AfterValidator(_apart), "two numbers, [lowest, highest], not the same"
+]
 
 WORDS = {bool: "True or False", int: "an integer", float: "a finite number", str: "a text"}
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}

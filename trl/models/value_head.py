@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from trl.config import check_values
 from trl.config.errors import refuse
-from trl.config.types import NumberRange
+from trl.config.types import Interval
 
 ValueHeadKind = Literal["linear", "mlp", "bins"]
 
@@ -148,7 +148,7 @@ def make_value_head(
     """
     given = {
         "value_head": (ValueHeadKind | None, kind),
-        "value_range": (NumberRange | None, value_range),
+        "value_range": (Interval | None, value_range),
     }
     check_values("CausalLMWithValueHead", given)
     saved = saved or {}

@@ -10,8 +10,8 @@ from torch import Tensor
 from trl.batch import ResponseOutput
 from trl.config import PPOConfig
 from trl.core import kl_estimate
+from trl.optimization import bins
 from trl.optimization.algorithms import Algorithm, Counts, kl_kind
-from trl.optimization.bins import two_hot_loss
 from trl.optimization.losses import clipped_value_loss, token_mean
 from trl.optimization.update import PassStats
 
@@ -87,7 +87,8 @@ def objective(
             new.values, targets.old_values, targets.returns, cliprange_value=config.cliprange_value
         )
         if new.bins is not None:  # of which no clipping is known
-            losses["loss/value"] = two_hot_loss(new.bins.logits, targets.returns, new.bins.centres)
+            said = new.bins
+            losses["loss/value"] = bins.two_hot_loss(said.logits, targets.returns, said.centres)
             value_clipped = torch.zeros_like(value_clipped)
         weights["loss/value"] = config.vf_coef
         columns |= {
