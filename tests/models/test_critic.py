@@ -141,7 +141,7 @@ def test_shared_prompts_and_frozen_layers_are_read_once(base):
     policy, rollout = policy_of(base, critic="copy"), grouped()
     model, alone = ResponseModel(policy), replace(rollout, group_ids=None)
     with torch.no_grad():
-        torch.testing.assert_close(model(rollout).values, model(alone).values)
+        torch.testing.assert_close(model(rollout).values, model(alone).values, rtol=0, atol=1e-4)
     assert model.critic.packs
     trainer = trainer_of(policy_of(base, critic="copy", unfrozen_layers=1), batch_size=6)
     responder = trainer.updater.responder
@@ -150,8 +150,11 @@ def test_shared_prompts_and_frozen_layers_are_read_once(base):
     assert passes_of(responder.model.critic, lambda: responder(kept)) == 1
     seen = []
     with layers[0].self_attn.register_forward_hook(lambda *_: seen.append(1)), torch.no_grad():
-        torch.testing.assert_close(responder(kept).values, responder(alone).values)
-    assert len(seen) == 1  # in the pass that had to read all
+        found = responder(kept).values
+        assert not seen
+        expected = responder(alone).values
+        assert seen
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def test_no_pass_is_made_in_vain(base):
@@ -159,7 +162,7 @@ def test_no_pass_is_made_in_vain(base):
     queries = torch.arange(3, 9).view(2, 3)
     rollout = sample(policy, queries, max_new_tokens=4)
     assert rollout.values is None
-    trainer = trainer_of(policy, batch_size=2)
+    trainer = trainer_of(policy, batch_size=2, minibatch_size=2)
 
     def before():
         return trainer.before_update(with_values(trainer.updater, rollout, trainer.config))
@@ -171,20 +174,24 @@ def test_no_pass_is_made_in_vain(base):
     reference = partial(trainer.reference_logprobs, rollout, old)
     assert passes_of(policy.critic, reference) == 0
     assert "critic" not in {name.partition(".")[0] for name, _ in trainer.ref_model.named_modules()}
-    adapted = trainer_of(policy_of(base, critic="copy", **HOW["LoRA"]), batch_size=2)
+    sizes = {"batch_size": 2, "minibatch_size": 2}
+    adapted = trainer_of(policy_of(base, critic="copy", **HOW["LoRA"]), **sizes)
     reference = partial(adapted.reference_logprobs, rollout, old)
     assert passes_of(adapted.model.critic, reference) == 0
     assert passes_of(adapted.model, reference) == 1
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("how", "precision"), [("full", "bf16"), ("LoRA", "fp32"), ("the top", "bf16")]
+)
 def test_a_warm_up_trains_all_of_it_and_nothing_else(base, how, precision):
     """As with many processes, whose gradients autograd makes."""
     after = []
     for quick in (True, False):
         policy = policy_of(base, critic="copy", value_head="mlp", **HOW[how])
-        trainer = trainer_of(policy, precision=precision, value_warmup_steps=1, max_grad_norm=None)
+        optimizer = torch.optim.SGD([w for w in policy.parameters() if w.requires_grad], lr=0.1)
+        settings = {"value_warmup_steps": 1, "max_grad_norm": None, "optimizer": optimizer}
+        trainer = trainer_of(policy, precision=precision, **settings)
         if not quick:
             leave_to_autograd(trainer)
         start = {name: w.detach().clone() for name, w in policy.named_parameters()}
@@ -286,7 +293,7 @@ def test_the_head_of_a_reward_model_becomes_the_value_head(base, reward_model, h
 def test_what_is_no_critic_is_refused(base, reward_model, tmp_path):
     load = partial(CausalLMWithValueHead.from_pretrained, base)
     config = tiny_config("llama")
-    config.vocab_size = 70
+    config.vocab_size = 50
     other = AutoModelForCausalLM.from_config(config)
     plain = tiny_model("llama")
     config = tiny_config("llama")
@@ -294,7 +301,7 @@ def test_what_is_no_critic_is_refused(base, reward_model, tmp_path):
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "three")
     tiny_bert(tmp_path / "bert")
     for critic, message in (
-        (other, "`critic` must have the vocabulary of the policy, got 70 tokens"),
+        (other, "`critic` must know the tokens of the policy, got 50 tokens"),
         ("nowhere/at/all", "nowhere"),
         (tmp_path / "three", "`critic` must have one output if it is a classifier, got 3"),
         (tmp_path / "bert", "must hold the weights of a BertLMHeadModel"),
@@ -305,6 +312,15 @@ def test_what_is_no_critic_is_refused(base, reward_model, tmp_path):
         CausalLMWithValueHead(plain, critic=plain)
     with pytest.raises(ValueError, match="`value_range` must be None without value_head='bins'"):
         load(value_range=(0, 1))
+    saved = load(value_head="bins", value_range=[-0.1, 0.3])
+    saved.save_pretrained(tmp_path / "bins")
+    CausalLMWithValueHead.from_pretrained(
+        tmp_path / "bins", value_head="bins", value_range=(-0.1, 0.3)
+    )
+    with pytest.raises(ValueError, match="`value_range` must be that of the saved bins"):
+        CausalLMWithValueHead.from_pretrained(
+            tmp_path / "bins", value_head="bins", value_range=(0, 1)
+        )
     with pytest.raises(ValueError, match=r"`value_range` .*two numbers, \[lowest, highest\]"):
         load(value_head="bins", value_range=(1, 1))
     with pytest.raises(ValueError, match="`value_head` .*one of linear, mlp, bins"):

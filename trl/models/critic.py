@@ -45,10 +45,10 @@ def fit(critic: nn.Module, policy: nn.Module) -> None:
     if plain is theirs:
         refuse("critic", "be another model than the policy", fix="load it twice, or set 'copy'")
     sizes = [vocabulary_size(model) for model in (plain, theirs)]
-    if sizes[0] != sizes[1]:
+    if sizes[0] < sizes[1]:
         got = f"{sizes[0]} tokens, and the policy {sizes[1]}"
         fix = "take a model with the policy's tokenizer, since it reads the policy's token ids"
-        refuse("critic", "have the vocabulary of the policy", got, fix)
+        refuse("critic", "know the tokens of the policy", got, fix)
     heads = [model.get_output_embeddings() for model in (plain, theirs)]
     if not _is_tied(plain) and heads[0] is not heads[1]:  # nobody asks for logits
         heads[0].requires_grad_(False)

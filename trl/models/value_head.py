@@ -165,7 +165,7 @@ def make_value_head(
     if centres is None:
         return BinsValueHead(config, hidden_size, value_range or RANGE)
     ends = float(centres[0]), float(centres[-1])
-    if value_range not in (None, ends):
+    if value_range is not None and centres[[0, -1]].tolist() != torch.tensor(value_range).tolist():
         refuse(
             "value_range", f"be that of the saved bins, {ends}", str(value_range), "leave it out"
         )
