@@ -77,10 +77,11 @@ def test_a_head_starts_at_zero_and_learns(base, kind):
     torch.manual_seed(0)
     policy = CausalLMWithValueHead.from_pretrained(base, value_head=kind)
     assert policy(torch.arange(5)[None]).value.abs().max() < 1e-6
-    settings = {"value_warmup_steps": 20, "gae_lambda": 1.0, "init_kl_coef": 0.0}
-    trainer = trainer_of(policy, value_learning_rate=0.05, **settings)
-    errors = [step(trainer)["ppo/val/error"] for _ in range(20)]
-    assert errors[-1] < 0.1 * errors[0]
+    settings = {"value_warmup_steps": 8, "gae_lambda": 1.0, "init_kl_coef": 0.0}
+    settings |= {"value_learning_rate": 0.05, "cliprange_value": 10.0}
+    trainer = trainer_of(policy, **settings)
+    errors = [step(trainer)["ppo/val/error"] for _ in range(8)]
+    assert errors[-1] < 0.3 * errors[0]
 
 
 def test_bins_are_those_of_the_range(base):

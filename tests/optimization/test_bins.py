@@ -41,8 +41,8 @@ def naive(logits: list[float], value: float, centres: list[float]) -> float:
 def test_two_hot_loss_against_a_loop(table: tuple[Tensor, ...], low: float, step: int) -> None:
     *columns, returns, _ = table
     logits = torch.stack(columns, -1)
-    centres = low + step * torch.arange(3)
-    found = two_hot_loss(logits, returns, centres.float())
+    centres = low + step * torch.arange(3).double()
+    found = two_hot_loss(logits, returns, centres)
     expected = [
         [naive(z, r, centres.tolist()) for z, r in zip(*row, strict=True)]
         for row in zip(logits.tolist(), returns.tolist(), strict=True)

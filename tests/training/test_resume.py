@@ -165,6 +165,8 @@ def test_ctrl_c_finishes_the_step_and_the_run_goes_on_bit_for_bit(
     assert not result.interrupted
     assert result.steps == 6
     assert_same_run(whole(variant), parts / "stopped")
+    assert not (parts / "stopped" / "policy" / "critic").exists()
+    assert (parts / "stopped" / "critic").is_dir() == ("a critic" in variant)
 
 
 @pytest.mark.parametrize(("load", "told"), [(0.3, False), (3.0, True)])
