@@ -24,7 +24,6 @@ from trl.batch import Rollout
 from trl.compute import peers, precision
 from trl.compute.precision import exit_after_gloo
 from trl.config.recipe import PretrainingConfig
-from trl.models.critic import value_head_of
 from trl.models.with_value_head import load_policy
 from trl.ppo import PPOTrainer
 from trl.training import loop, run
@@ -90,7 +89,7 @@ def trained(kind, way):
     policy = load_policy(make_model(kind), **how)
     if kind == "computed again":
         policy.gradient_checkpointing_enable()
-    torch.nn.init.normal_(value_head_of(policy).summary.weight, std=0.1)
+    torch.nn.init.normal_((policy.critic or policy).v_head.summary.weight, std=0.1)
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
     before = torch.cat([weight.detach().flatten() for weight in weights])
     trainer = PPOTrainer(

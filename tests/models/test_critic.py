@@ -15,10 +15,12 @@ from tests.training.test_classifier_training import tiny_bert
 from trl.anatomy import decoder, language_model
 from trl.batch import Rollout
 from trl.compute.passes import with_trunk_states, with_values
+from trl.evaluation.reward_model import OFFSET
 from trl.models.critic import shares_trunk, value_head_of, value_weights
 from trl.models.response import ResponseModel
 from trl.models.with_value_head import CausalLMWithValueHead, load_policy
 from trl.rollout.sampling import sample
+from trl.saved import SCORE_OFFSET
 
 HOW = {
     "full": {},
@@ -41,6 +43,7 @@ def reward_model(base):
     """A reward model on another trunk, with an offset for its head, which has no bias."""
     config = tiny_config("llama")
     config.num_labels, config.score_offset = 1, 0.5
+    assert SCORE_OFFSET == OFFSET == "score_offset"
     torch.manual_seed(1)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(base.parent / "rm")
     return base.parent / "rm"

@@ -14,10 +14,12 @@ from trl.batch import Rollout
 from trl.config.errors import refuse, shown
 from trl.evaluation.scores import pairs_of, texts_of
 from trl.evaluation.sequence_model import SequenceModel, tokenize
-from trl.saved import SCORE_OFFSET as OFFSET
 from trl.scored import Scored
 
 __all__ = ["OFFSET", "RewardModelScorer"]
+
+OFFSET = "score_offset"
+"""What config.json calls a number that is added to the output of a head without a bias."""
 
 Chat = Sequence[Mapping[str, Any]]
 

@@ -260,11 +260,11 @@ class Parts:
             "sampling": fingerprints.fingerprint(self._sampling),
             "precision": self.trainer.precision,
         }
-        if isinstance(sampler := self.loop.sampler, Episodes):
-            known["environment"] = fingerprints.of_scorer([sampler.world.made_of, *sampler.limits])
         if (critic := critic_of(self.model)) is not None:
             theirs = language_model(critic)
             known["critic"] = fingerprints.of_model(theirs, base_weights(theirs))
+        if isinstance(sampler := self.loop.sampler, Episodes):
+            known["environment"] = fingerprints.of_scorer([sampler.world.made_of, *sampler.limits])
         scorers = {name: scorer for name, (scorer, _) in self.judge.parts.items()}
         return known | {f"`{k}`": fingerprints.of_scorer(v) for k, v in scorers.items()}
 
