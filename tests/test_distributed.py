@@ -51,6 +51,8 @@ MORE = {
     "images": ({}, {}),  # no text uses the tower
     "no say": ({}, {"whiten_rewards": True, "scale_scores": True, "kl_horizon": 50}),
     "no say, groups": ({}, {"algorithm": "grpo", "policy_loss": "gspo"}),
+    "a critic of its own": ({"critic": "copy", "value_head": "bins"}, {"value_warmup_steps": 1}),
+    "a critic, LoRA": ({"critic": "copy", "peft_config": lora_config()}, {}),
     "a silent process": ({}, {"algorithm": "rloo", "scale_scores": True}),
 }
 SILENT = {
@@ -88,7 +90,7 @@ def trained(kind, way):
     policy = load_policy(make_model(kind), **how)
     if kind == "computed again":
         policy.gradient_checkpointing_enable()
-    torch.nn.init.normal_(policy.v_head.summary.weight, std=0.1)
+    torch.nn.init.normal_((policy.critic or policy).v_head.summary.weight, std=0.1)
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
     before = torch.cat([weight.detach().flatten() for weight in weights])
     trainer = PPOTrainer(
@@ -132,6 +134,7 @@ def share(trainer, rows):
 
 TABLE = [(kind, way) for kind in KINDS for way in WAYS] + [(kind, "SGD") for kind in MORE]
 QUICK = [(kind, "SGD") for kind in [*KINDS, "penalties", "warm-up", "pretraining", "experts"]]
+QUICK += [("a critic of its own", "SGD")]
 QUICK += [(kind, "SGD") for kind in SILENT]
 QUICK += [("routers", "SGD"), ("LoRA", "Adam"), ("ppo", "bf16")]
 

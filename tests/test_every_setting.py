@@ -154,6 +154,12 @@ def first_step(settings: dict[str, Any], folder: Path) -> Any:
     return row, parts.loop.rollout.query_lists(), parts.loop.rollout.response_lists()
 
 
+def two_steps_of_a_run(settings: dict[str, Any], folder: Path) -> Any:
+    """The figures of two steps, for what only the second one shows."""
+    parts = parts_of(settings, folder)
+    return [untimed(parts.loop.step()) for _ in range(2)]
+
+
 def rows_written(settings: dict[str, Any], folder: Path) -> Any:
     """How many rows each pass of the sampler has."""
     parts, seen = parts_of(settings, folder), []
@@ -308,6 +314,9 @@ CASES = {
     "model.lora.dropout": Case(0.5, adapter, LORA),
     "model.lora.target_modules": Case("q_proj", first_step, LORA),
     "model.reference": Case("none", first_step, {"ppo.init_kl_coef": 0.0}),
+    "model.critic": Case("copy", two_steps_of_a_run),
+    "model.value_head": Case("bins", two_steps_of_a_run),
+    "model.value_range": Case([-1.0, 1.0], two_steps_of_a_run, {"model.value_head": "bins"}),
     "data.prompts": Case("{folder}/table.jsonl", prompts),
     "data.shuffle_buffer": Case(8, first_step),
     "data.subset": Case("b", prompts, {"data.prompts": "{folder}/set", "data.subset": "a"}),

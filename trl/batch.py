@@ -90,6 +90,15 @@ ONE_FOR_ALL = Axes((), lambda values: values[0])
 IF_ALIKE = Axes((), None)  # one value for all, or none for all where parts differ in it
 
 
+class ValueBins(NamedTuple):
+    """What a value head of bins says: a distribution for each token, whose mean is the value."""
+
+    logits: Tensor
+    """[B, R, K] float32, 0 outside the response mask."""
+    centres: Tensor
+    """[K] the values that the bins stand for."""
+
+
 class ResponseOutput(NamedTuple):
     """What a model says of a rollout: all [B, R], float32, 0 outside the response mask."""
 
@@ -102,6 +111,8 @@ class ResponseOutput(NamedTuple):
     router: Tensor | None = None
     """What the routers of a mixture of experts add to the loss, for all tokens of a pass the same;
     None: nothing."""
+    bins: ValueBins | None = None
+    """What the loss of a value head of bins needs, in passes with a gradient; None: it has none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

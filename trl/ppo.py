@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from trl.anatomy import is_encoder_decoder, language_model, response_start, without_dropout
 from trl.batch import ResponseOutput, Rollout, TokenLists
-from trl.compute.passes import micro_batches, response_output, with_trunk_states
+from trl.compute.passes import micro_batches, response_output, with_trunk_states, with_values
 from trl.compute.precision import check_first_ratio
 from trl.compute.processes import (
     checked_everywhere,
@@ -46,6 +46,7 @@ from trl.config.errors import refuse
 from trl.fit import out_of_memory_told
 from trl.models.adapters import check_enabled
 from trl.models.checks import are_finite, check_device, check_finite, check_fits, check_models
+from trl.models.critic import critic_of, value_weights
 from trl.models.reference import ReferenceKind
 from trl.optimization.adam import set_rate
 from trl.optimization.algorithms import Counts, compose, kl_kind
@@ -226,6 +227,7 @@ class PPOTrainer:
         ):
             with clock.part("policy"):
                 rollout = with_trunk_states(self.updater, rollout, self.config)
+                rollout = with_values(self.updater, rollout, self.config)
                 old = self.before_update(rollout)
             with clock.part("reference"):
                 ref_logprobs = self.reference_logprobs(rollout, old)
@@ -422,7 +424,8 @@ class PPOTrainer:
 
     def _approxkl(self, rollout: Rollout, targets: Targets) -> float:
         """Return ½·mean((log π − log π_old)²) over the tokens of all processes."""
-        new, mask = self.forward_pass(self.policy, rollout), targets.mask
+        with self.updater.responder.without_critic():
+            new, mask = self.forward_pass(self.policy, rollout), targets.mask
         squares = torch.where(mask, (new.logprobs - targets.old_logprobs).square(), 0.0)
         total, tokens = self.accelerator.reduce(torch.stack([squares.sum(), mask.sum()]))
         return float(0.5 * total / tokens)
@@ -482,7 +485,7 @@ class PPOTrainer:
         shares = []
         for chosen in micro_batches(text, self.config):
             part = text.select(chosen)
-            with self.updater.one_pass(last=False):
+            with self.updater.one_pass(last=False), self.updater.responder.without_critic():
                 with self.clock.part("forward"):
                     output = self.policy(part, temperature=1.0)
                     share = token_mean(-output.logprobs, part.response_mask, tokens)
@@ -564,10 +567,10 @@ class PPOTrainer:
 
     def _at_rest(self) -> list[nn.Parameter]:
         """Return the weights that the step at hand leaves alone."""
-        head = set(self.model.v_head.parameters())
+        of_values = value_weights(self.model)
         if self.warming_up:
-            return [weight for weight in self.model.parameters() if weight not in head]
-        return [] if self.algorithm.critic else list(head)
+            return [weight for weight in self.model.parameters() if weight not in of_values]
+        return [] if self.algorithm.critic else list(of_values)
 
     def _checked(self, *arguments: Any) -> tuple[Rollout, Tensor, Tensor | None, list[Rollout]]:
         """Return rollout and scores on the trainer's device, which rows count, and pretraining
@@ -580,7 +583,8 @@ class PPOTrainer:
         )
         device = self.accelerator.device
         rollout = rollout.to(device)  # its parts may lie on several, a query on the CPU say
-        for name, model in (("model", self.model), ("ref_model", self.ref_model)):
+        models = {"model": self.model, "ref_model": self.ref_model, "critic": critic_of(self.model)}
+        for name, model in models.items():
             if model is not None:
                 check_fits(model, rollout)
                 check_device(model, name, device)

@@ -24,6 +24,8 @@ CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 TOKENIZER_CONFIG, TOKENIZER = "tokenizer_config.json", "tokenizer.json"
 VOCABULARIES = (TOKENIZER, "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 """Files that hold the tokens of a tokenizer, any one of them."""
+SCORE_OFFSET = "score_offset"
+"""What config.json calls a number that is added to the output of a head without a bias."""
 GENERATION_CONFIG = "generation_config.json"
 READ = (CONFIG, ADAPTER_CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG)
 READ += ("vocab.json", "special_tokens_map.json", "added_tokens.json")

@@ -112,6 +112,14 @@ def variants(parts):
         "lengths drawn": {"sampling": SamplingConfig(max_new_tokens=6, shortest_limit=2)},
         "an adapter": {"model": replace(model, lora=LoRAConfig(rank=2))},
         "frozen layers": {"model": replace(model, unfrozen_layers=1)},
+        "a critic of its own": {
+            "model": replace(model, lora=LoRAConfig(rank=2), critic="copy", value_head="bins"),
+            "ppo": {"value_warmup_steps": 2},
+        },
+        "a critic above frozen layers": {
+            "model": replace(model, unfrozen_layers=1, critic="copy", value_head="mlp"),
+            "ppo": {"value_pretraining": 2, "learning_rate": "auto", "value_learning_rate": 1e-3},
+        },
         "pretraining": {
             "ppo": {"pretraining_coef": 0.5},
             "pretraining": PretrainingConfig(text=str(parts / "prompts.txt"), tokens=4),
@@ -157,6 +165,8 @@ def test_ctrl_c_finishes_the_step_and_the_run_goes_on_bit_for_bit(
     assert not result.interrupted
     assert result.steps == 6
     assert_same_run(whole(variant), parts / "stopped")
+    assert not (parts / "stopped" / "policy" / "critic").exists()
+    assert (parts / "stopped" / "critic").is_dir() == ("a critic" in variant)
 
 
 @pytest.mark.parametrize(("load", "told"), [(0.3, False), (3.0, True)])

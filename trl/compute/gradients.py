@@ -9,6 +9,7 @@ from torch import nn
 
 from trl.anatomy import decoder, language_model
 from trl.kernels.gradients import Gradients, has_hooks
+from trl.models.critic import critic_of
 
 _SPARSE_DEVICES = ("cpu", "cuda")
 
@@ -33,10 +34,12 @@ def kept_gradients(
     """
     trained = {id(weight) for weight in weights}
     plain = language_model(model)
-    text = plain if plain.config.is_encoder_decoder else decoder(plain)  # not what reads images
+    plains = [plain, *(language_model(critic) for critic in filter(None, [critic_of(model)]))]
+    texts = [p if p.config.is_encoder_decoder else decoder(p) for p in plains]  # no images' parts
     adapted = {id(getattr(module, "base_layer", None)) for module in model.modules()}
     embeddings = [
         module
+        for text in texts
         for module in text.modules()
         if isinstance(module, nn.Embedding)
         and id(module.weight) in trained

@@ -49,3 +49,12 @@ def with_trunk_states(updater: Updater, rollout: Rollout, config: PPOConfig) -> 
             first, last = rollout.window(rows)
             whole[rows, first : columns + last - 1] = part
     return replace(rollout, trunk_states=whole)
+
+
+def with_values(updater: Updater, rollout: Rollout, config: PPOConfig) -> Rollout:
+    """Return the rollout with the values of a critic of its own, if all else was recorded."""
+    recorded = rollout.behaviour_logprobs is not None and config.reuse_recorded
+    if updater.responder.critic is None or not recorded or rollout.values is not None:
+        return rollout
+    with updater.as_critic() as critic:
+        return replace(rollout, values=response_output(critic, rollout, config).values)

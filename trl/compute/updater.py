@@ -41,8 +41,10 @@ from trl.compute.precision import (
 )
 from trl.compute.working_weights import WorkingWeights
 from trl.config import PPOConfig
+from trl.config.algorithms import FACTS
 from trl.config.errors import refuse
 from trl.kernels.gradients import Gradients
+from trl.models.critic import critic_of, value_head_of
 from trl.models.head import constant_weights
 from trl.models.reference import Reference, ReferenceKind, make_reference
 from trl.models.response import ResponseModel
@@ -71,14 +73,19 @@ def make_updater(
     watch_peers(accelerator)
     if config.keep_freed_memory and accelerator.device.type == "cpu":
         keep_freed_memory()
+    if critic_of(model) is not None and not FACTS[config.algorithm].critic:
+        rule = f"be 'same' with algorithm={config.algorithm!r}, which trains no values"
+        refuse("critic", rule, "one of its own")
     responder = ResponseModel(model, config.temperature)
-    if accelerator.num_processes > 1 and _may_leave_out(responder.plain):
+    if accelerator.num_processes > 1 and any(
+        _may_leave_out(each.plain) for each in responder.readers
+    ):
         handler = accelerator.ddp_handler or DistributedDataParallelKwargs()
         handler.find_unused_parameters, accelerator.ddp_handler = True, handler
     policy = accelerator.prepare_model(responder)
     trainable = trainable_weights(model, optimizer)
     optimizer = accelerator.prepare_optimizer(
-        optimizer or make_adam(trainable, config, model.v_head.parameters())
+        optimizer or make_adam(trainable, config, value_head_of(model).parameters())
     )
     kind = OneProcess if policy is responder else ManyProcesses
     return kind(responder, policy, optimizer, accelerator, trainable)
@@ -144,6 +151,12 @@ class Updater:
         finally:
             self._sampling = outer
 
+    @contextmanager
+    def as_critic(self) -> Iterator[nn.Module]:
+        """Yield what gives the values alone inside: a critic of its own, in quick passes."""
+        with self._working.in_use(), self.autocast():
+            yield self.responder.critic
+
     def in_use(self) -> AbstractContextManager[None]:
         """Return a context in which several passes of the policy are quick."""
         return self._working.in_use()
@@ -158,7 +171,11 @@ class Updater:
                     self._working.refresh()
                 # A head that is trained is centred by a mean that changes from step to step.
                 apart = self.reference.kind == "shared-trunk"
-                with self._working_reference.in_use(), constant_weights(apart=apart):
+                with (
+                    self._working_reference.in_use(),
+                    constant_weights(apart=apart),
+                    self.responder.without_critic(),
+                ):
                     yield self.reference.module
         finally:
             if switches:
@@ -181,7 +198,8 @@ class Updater:
             fix = "resize it, add an adapter or a head before, and make a new trainer"
             got = others[0] if others else f"{len(weights)} in place of {len(self._known)}"
             refuse("model", "keep the weights that the trainer was made with", got, fix)
-        self._recomputed = _recomputed_layers(self.responder.plain)
+        readers = self.responder.readers
+        self._recomputed = [part for each in readers for part in _recomputed_layers(each.plain)]
         self._at_rest, rest = at_rest, set(at_rest)
         # Anew for every step: a user may have frozen some weights since, or watch a gradient.
         trainable = trainable_weights(self.model, self.optimizer)
@@ -200,8 +218,8 @@ class Updater:
         training mode only, which has dropout.
         """
         with ExitStack() as stack:
-            if self._recomputed:
-                stack.enter_context(self.responder.quick.in_use())
+            for reader in self.responder.readers if self._recomputed else ():
+                stack.enter_context(reader.quick.in_use())
             for layer in self._recomputed:
                 again = partial(checkpoint, layer.forward, **_NO_DROPOUT)
                 stack.enter_context(instead(layer, again))

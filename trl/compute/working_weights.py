@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from trl.anatomy import instead, language_model
 from trl.kernels.gradients import Gradients, has_hooks
 from trl.kernels.packed import can_pack, packed_product
+from trl.models.critic import critic_of
 from trl.models.head import CentredWeights, constant_weights
 
 
@@ -38,6 +39,8 @@ class WorkingWeights:
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
         self._dtype = dtype
         self._places = _matrices(model) if dtype is not None else []
+        of_critic = set((critic_of(model) or nn.Module()).modules())
+        self._of_sampling = [module for module in self._places if module not in of_critic]
         self.gradients: Gradients | None = None
         self.copies: dict[nn.Parameter, nn.Parameter] = {}
         self._centred: CentredWeights | None = None  # None: not in use
@@ -50,26 +53,31 @@ class WorkingWeights:
     @contextmanager
     def packed(self) -> Iterator[None]:
         """Multiply by packed copies inside, where the CPU has a use for them: for sampling."""
-        places = [] if self._centred is not None else self._places
+        places = [] if self._centred is not None else self._of_sampling
         with ExitStack() as stack:
             if places and can_pack(places[0].weight.device, self._dtype):
                 stack.enter_context(constant_weights(packed=True, apart=True))
                 for module in places:
                     stack.enter_context(instead(module, _packed_linear(module, self._dtype)))
             else:
-                stack.enter_context(self.in_use())
+                stack.enter_context(self.in_use(places))
             yield
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Let the copies stand in for the matrices; whoever changes a weight calls `refresh`."""
+    def in_use(self, only: Collection[nn.Module] | None = None) -> Iterator[None]:
+        """Let the copies stand in for the matrices; whoever changes a weight calls `refresh`.
+
+        Args:
+            only: The modules whose matrices they are; None: all.
+        """
         if self._centred is not None:
             yield
             return
-        places = [(m, m.weight) for m in self._places if not has_hooks(m.weight)]
+        places = self._places if only is None else only
+        places = [(m, m.weight) for m in places if not has_hooks(m.weight)]
         try:
             with constant_weights(apart=True) as self._centred:
-                self.copies = {weight: self._copy(weight) for weight in self.weights}
+                self.copies = {w: self._copy(w) for w in dict.fromkeys(w for _, w in places)}
                 for module, weight in places:
                     module.weight = self.copies[weight]
                 yield
@@ -119,12 +127,14 @@ def _packed_linear(module: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], 
 def _matrices(model: nn.Module) -> list[nn.Module]:
     """Return the modules that do nothing with their weight but multiply by it.
 
-    Left out are the two heads, which see to their precision themselves, and weights that another
+    Left out are the heads, which see to their precision themselves, and weights that another
     kind of module has too.
     """
-    plain = language_model(model)
-    head = plain.get_output_embeddings() if hasattr(plain, "get_output_embeddings") else None
-    apart = {head, *getattr(model, "v_head", nn.Module()).modules()}
+    apart: set[nn.Module | None] = set()
+    for part in filter(None, (model, critic_of(model))):
+        plain = language_model(part)
+        apart.add(getattr(plain, "get_output_embeddings", lambda: None)())
+        apart.update((getattr(part, "v_head", None) or nn.Module()).modules())
     for module in model.modules():
         if hasattr(module, "base_layer") and not _only_multiplies(module):
             apart.update(module.modules())

@@ -84,7 +84,7 @@ ARGUMENTS = {
     "num_shared_layers": "is unfrozen_layers=k of CausalLMWithValueHead.from_pretrained",
     "args": "is `config`, a PPOConfig",
     "reward_model": "is a scorer, RewardModelScorer(name), of trl.train; `step` gets its scores",
-    "value_model": "is the value head on the policy, CausalLMWithValueHead.from_pretrained(name)",
+    "value_model": "is `critic` of CausalLMWithValueHead.from_pretrained, or its value head",
     "peft_config": "is that of trl.train, or of CausalLMWithValueHead.from_pretrained",
 }
 """Of `PPOTrainer`."""

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
+from trl.config.algorithms import FACTS
 from trl.config.errors import hidden
 from trl.config.ppo import (
     PPOConfig,
@@ -31,6 +32,7 @@ from trl.config.section import Contradiction, section
 from trl.config.types import (
     Count,
     CountRange,
+    Interval,
     NotNegative,
     Positive,
     RangeOfEach,
@@ -106,6 +108,17 @@ class ModelConfig:
         Literal["copy", "adapters-off", "adapter-at-start", "shared-trunk", "none"] | None
     ) = None
     """What the KL is measured against. None: what suits the model."""
+    critic: Text = "same"
+    """What gives the values. same: the policy's own hidden states. copy: a copy of the policy, with
+    an adapter of its own if `lora` is set. Else a folder or hub name of a model with the policy's
+    vocabulary: a language model, the `critic` of another run, or a reward model, whose head becomes
+    the value head."""
+    value_head: Literal["linear", "mlp", "bins"] | None = None
+    """How values are made of hidden states. mlp: with a layer inside. bins: as the mean of a
+    distribution, which is trained by cross-entropy. None: as in the head saved with the model, or
+    else linear."""
+    value_range: Interval | None = None
+    """Lowest and highest value of bins, in units of returns; None: as saved, else [-10, 10]."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Yield what is wrong with settings that each are in order."""
@@ -120,6 +133,8 @@ class ModelConfig:
             yield "reference", f"not be {self.reference} without `lora`", "set `lora`"
         if self.reference == "shared-trunk" and self.unfrozen_layers is None:
             yield "reference", "not be shared-trunk without `unfrozen_layers`", "set it"
+        if self.value_range is not None and self.value_head != "bins":
+            yield "value_range", "be None without value_head: bins", "set that"
 
 
 @section
@@ -497,6 +512,8 @@ class Recipe:
             yield "stop.kl", "be None with model.reference 'none', which measures no KL"
         if self.model.reference == "none" and self.ppo.init_kl_coef != 0:
             yield "ppo.init_kl_coef", "be 0 with model.reference 'none'"
+        if self.model.critic != "same" and not FACTS[self.ppo.algorithm].critic:
+            yield "model.critic", f"be same with ppo.algorithm {self.ppo.algorithm!r}"
         if (self.pretraining.text is None) != (self.ppo.pretraining_coef == 0):
             rule = f"be set together with ppo.pretraining_coef ({self.ppo.pretraining_coef})"
             yield "pretraining.text", rule

@@ -50,6 +50,17 @@ RangeOfEach = Annotated[
 Values = Annotated[Mapping[Text, Any], "a mapping of name: value"]
 WeightOfEach = Annotated[Mapping[Text, Positive], "a mapping of prefix: number > 0"]
 
+
+def _apart(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] >= pair[1]:
+        raise ValueError(pair)
+    return pair
+
+
+Interval = Annotated[
+    tuple[float, float], AfterValidator(_apart), "two numbers, [lowest, highest], not the same"
+]
+
 WORDS = {bool: "True or False", int: "an integer", float: "a finite number", str: "a text"}
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
@@ -47,6 +48,17 @@ def add_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
         # What peft calls by its old name is no matter of the user's.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         return peft.get_peft_model(model, peft_config)
+
+
+def with_adapter_like(model: nn.Module, other: nn.Module) -> nn.Module:
+    """Return the model with a new adapter of the settings of another model's, if that has one and
+    this one does not.
+    """
+    if not hasattr(other, "get_base_model") or hasattr(model, "get_base_model"):
+        return model
+    settings = copy.deepcopy(other.peft_config[other.active_adapter])
+    settings.inference_mode, settings.base_model_name_or_path = False, None
+    return add_adapter(model, settings)
 
 
 def base_weights(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
 from trl.config.errors import refuse
@@ -32,11 +33,16 @@ from trl.saved import (
     MODEL_FILE,
     OLDER_HEAD_FILE,
     PICKLE_FILE,
+    SCORE_OFFSET,
     check_there,
 )
 
 VALUE_HEAD_FILE = "value_head/head.safetensors"
 PREFIX = "v_head."
+CRITIC = "critic"
+"""Folder of a critic of its own beside a saved model, and its attribute."""
+SCORE = "score."
+"""Prefix of the head of a reward model."""
 
 _SAVED_WITH = "language_model"  # the name of the fingerprint in the metadata
 _HUB_ARGUMENTS = "cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"
@@ -154,6 +160,25 @@ def load_value_head(
     return None
 
 
+def load_score_head(source: Source, config: PretrainedConfig) -> SavedHead | None:
+    """Return the head of a reward model as that of values, None if it is none.
+
+    Raises:
+        ValueError: if it is a classifier of several classes.
+    """
+    weights: dict[str, Tensor] = {}
+    for path in source.weight_files(MODEL_FILE, SCORE):
+        weights |= _read(path, SCORE)[0]
+    if (weight := weights.get(f"{SCORE}weight")) is None:
+        return None
+    if len(weight) != 1:
+        refuse("critic", "have one output if it is a classifier", f"{len(weight)} of {source.name}")
+    offset = torch.full((1,), getattr(config, SCORE_OFFSET, 0.0))
+    return SavedHead(
+        {"summary.weight": weight, "summary.bias": weights.get(f"{SCORE}bias", offset)}, source.name
+    )
+
+
 def _of_value_head(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of a state dict that are the value head's, by their names in it."""
     return {key.removeprefix(PREFIX): w for key, w in weights.items() if key.startswith(PREFIX)}
@@ -218,19 +243,22 @@ def save_policy(
         got = f"`{folder}` with {ADAPTER_CONFIG}, and loading it would load the adapter"
         fix = "save to another folder, or delete the adapter_* files first"
         refuse("save_directory", "not hold an adapter beside a whole model", got, fix)
-    head = policy.v_head.state_dict()
+    critic = getattr(policy, CRITIC, None)
+    head = {} if critic is not None else policy.v_head.state_dict()
     weights = kwargs.get("state_dict")
     if weights is not None:
         head = _of_value_head(weights) or head
         kwargs["state_dict"] = {
             key.removeprefix("pretrained_model."): weight
             for key, weight in weights.items()
-            if not key.startswith(PREFIX)
+            if not key.startswith((PREFIX, f"{CRITIC}."))
         }
     save(str(folder), **kwargs)
     if kwargs.get("is_main_process", True):
         _delete_older_layout(folder)
         _save_value_head(head, folder, None if kwargs.get("variant") else file)
+        if critic is not None:
+            critic.save_pretrained(folder / CRITIC)
         if policy.tokenizer is not None:
             policy.tokenizer.save_pretrained(folder)
         config = ADAPTER_CONFIG if file == ADAPTER_FILE else "config.json"
@@ -251,12 +279,18 @@ def _delete_older_layout(folder: Path) -> None:
 
 
 def _save_value_head(head: dict[str, Tensor], folder: Path, file: str | None) -> None:
-    """Write the value head, with the fingerprint of `file` saved beside it if it is given."""
+    """Write the value head, with the fingerprint of `file` saved beside it if it is given.
+
+    Without any weights, since a critic of its own has them, none stays there.
+    """
+    path = folder / VALUE_HEAD_FILE
+    if not head:
+        path.unlink(missing_ok=True)
+        return
     weights = {key: weight.detach().contiguous().cpu() for key, weight in head.items()}
     saved_with = _fingerprint(Source(str(folder), {}).weight_files(file)) if file else None
     # One entry at most: safetensors writes several in any order, and equal heads are equal bytes.
     metadata = {_SAVED_WITH: saved_with} if saved_with else None
-    path = folder / VALUE_HEAD_FILE
     path.parent.mkdir(exist_ok=True)
     save_file(weights, path, metadata=metadata)
     (folder / OLDER_HEAD_FILE).unlink(missing_ok=True)

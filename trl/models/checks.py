@@ -21,6 +21,7 @@ from trl.anatomy import (
 from trl.batch import Rollout
 from trl.config.errors import refuse
 from trl.fit import check_ids, check_positions
+from trl.models.critic import critic_of
 from trl.models.response import ResponseModel
 
 # How far the hidden states of a token may be, in relation to their size, from those of the same
@@ -100,7 +101,8 @@ def check_models(model: nn.Module, ref_model: Any) -> None:
         if sizes[0] != sizes[1]:
             got = f"{sizes[0]} and {sizes[1]} tokens"
             refuse("model` and `ref_model", "have the same vocabulary", got)
-    for each in (model, *([ref_model] if isinstance(ref_model, nn.Module) else [])):
+    others = [critic_of(model), ref_model if isinstance(ref_model, nn.Module) else None]
+    for each in (model, *filter(None, others)):
         check_one_pass(language_model(each))
         check_left_padding(language_model(each))
 

@@ -21,9 +21,12 @@ from trl.models.adapters import base_of, load_adapter
 from trl.models.checkpoint import SavedHead, Source
 from trl.saved import CONFIG, PICKLE_ADVICE, check_weights, damage_told, refuse_pickle
 
+OF_ONE_MODEL = ("revision", "subfolder", "gguf_file", "config", "variant", "code_revision")
+"""Arguments of `from_pretrained` that are not those of a second model."""
+
 
 def load_model(
-    name: str, *, is_trainable: bool, allow_pickle: bool, **kwargs: Any
+    name: str, *, is_trainable: bool, allow_pickle: bool, as_critic: bool = False, **kwargs: Any
 ) -> tuple[nn.Module, SavedHead | None]:
     """Return a language model, its adapter on it if it has one, and its value head.
 
@@ -31,6 +34,7 @@ def load_model(
         name: Hub name or folder.
         is_trainable: Whether an adapter goes on being trained.
         allow_pickle: Also load weights from pickles.
+        as_critic: It may be a reward model: the language head may be missing.
         **kwargs: What transformers' `from_pretrained` takes.
     """
     if older := [moved.told(k, moved.LOADING[k]) for k in kwargs if k in moved.LOADING]:
@@ -38,7 +42,8 @@ def load_model(
     name, kwargs = gguf_apart(name, kwargs)
     source = Source.of(name, kwargs)
     if source.find(saved.ADAPTER_CONFIG) is None:
-        return load_whole(None, source, allow_pickle=allow_pickle, **kwargs)[:2]
+        how = {"allow_pickle": allow_pickle, "as_critic": as_critic}
+        return load_whole(None, source, **how, **kwargs)[:2]
     with damage_told(source.folder, saved.ADAPTER_CONFIG, saved.ADAPTER_FILE):
         return _load_adapted(source, kwargs, is_trainable=is_trainable, allow_pickle=allow_pickle)
 
@@ -62,7 +67,12 @@ def _load_adapted(
 
 
 def load_whole(
-    load: Callable[..., Any] | None, source: Source, *args: Any, allow_pickle: bool, **kwargs: Any
+    load: Callable[..., Any] | None,
+    source: Source,
+    *args: Any,
+    allow_pickle: bool,
+    as_critic: bool = False,
+    **kwargs: Any,
 ) -> tuple[Any, SavedHead | None, dict[str, Any]]:
     """Return a language model, its value head, and what transformers says of the loading.
 
@@ -71,14 +81,21 @@ def load_whole(
         source: Where the model is.
         *args: What `load` takes after the name.
         allow_pickle: Also load weights from pickles.
+        as_critic: See `load_model`.
         **kwargs: What `load` takes.
     """
     with damage_told(source.folder, kwargs.get("gguf_file") or CONFIG):
-        return _load_whole(load, source, *args, allow_pickle=allow_pickle, **kwargs)
+        how = {"allow_pickle": allow_pickle, "as_critic": as_critic}
+        return _load_whole(load, source, *args, **how, **kwargs)
 
 
 def _load_whole(
-    load: Callable[..., Any] | None, source: Source, *args: Any, allow_pickle: bool, **kwargs: Any
+    load: Callable[..., Any] | None,
+    source: Source,
+    *args: Any,
+    allow_pickle: bool,
+    as_critic: bool,
+    **kwargs: Any,
 ) -> tuple[Any, SavedHead | None, dict[str, Any]]:
     in_gguf = kwargs.get("gguf_file")
     if in_gguf is None and source.folder is not None:
@@ -107,10 +124,14 @@ def _load_whole(
             "and the network, or pass the path of a local folder with config.json and "
             f"{saved.MODEL_FILE}. If it has {saved.PICKLE_FILE} only: {PICKLE_ADVICE}"
         ) from error
-    if info["missing_keys"]:
+    missing = set(info["missing_keys"])
+    if as_critic:
+        head = model.get_output_embeddings()
+        missing -= {key for key in missing if model.get_submodule(key.rpartition(".")[0]) is head}
+    if missing:
         raise ValueError(
             f"`{source.name}` must hold the weights of a {type(model).__name__}, but lacks "
-            f"{sorted(info['missing_keys'])[:3]} and so on: it is a model of another kind, or its "
+            f"{sorted(missing)[:3]} and so on: it is a model of another kind, or its "
             "config.json is that of another one."
         )
     _check_layers(model, source, info["unexpected_keys"])
@@ -124,6 +145,8 @@ def _load_whole(
         among_weights=any(key.startswith(saved.PREFIX) for key in info["unexpected_keys"]),
         allow_pickle=allow_pickle,
     )
+    if head is None and as_critic:
+        head = saved.load_score_head(source, model.config)
     return model, head, info
 
 

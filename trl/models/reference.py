@@ -26,6 +26,7 @@ from trl.anatomy import language_model, try_out, vocabulary_size
 from trl.config import check_values
 from trl.config.errors import refuse
 from trl.models.adapters import base_weights, check_enabled
+from trl.models.critic import shares_trunk, without_critic
 from trl.models.response import ResponseModel
 from trl.models.trunk import SharedTrunk
 
@@ -105,6 +106,8 @@ def make_reference(
     unfrozen_layers = getattr(policy, "unfrozen_layers", None)
     if unfrozen_layers is not None:
         responder.trunk = SharedTrunk(language_model(policy), unfrozen_layers)
+        if responder.critic is not None and shares_trunk(policy):
+            responder.critic.trunk = SharedTrunk(responder.critic.plain, unfrozen_layers)
     if asked is None and adapter:
         _check_base_frozen(policy)  # switched off, such a base gives PEFT's own warning
         asked = "adapter-at-start" if _adapter_gap(policy) > 0 else "adapters-off"
@@ -116,7 +119,8 @@ def make_reference(
     if asked == "none":
         return None
     if asked == "copy":
-        model = copy.deepcopy(policy).requires_grad_(False)
+        with without_critic(policy):
+            model = copy.deepcopy(policy).requires_grad_(False)
         return Reference("copy", ResponseModel(model, responder.temperature), model)
     shares = asked == "shared-trunk"
     fits = responder.trunk is not None if shares else adapter

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -22,100 +23,42 @@ from trl.anatomy import (
     without_dropout,
 )
 from trl.anatomy import last_hidden_state as hidden_of
-from trl.batch import ResponseOutput, Rollout, pad_rows
+from trl.batch import ResponseOutput, Rollout, ValueBins, pad_rows
 from trl.core import logprobs_and_entropy
+from trl.models.critic import critic_of, value_head_of
 from trl.models.head import LanguageHead, precise_head
 from trl.models.quick_kernels import QuickKernels
 from trl.models.shared_prompts import Packed, can_pack, pack, trial_of_groups
 from trl.models.side_by_side import fill_lines, line_up, places, trial_of_rows
 from trl.models.trunk import SharedTrunk
+from trl.models.value_head import BinsValueHead, ValueHead
 
 
-class ResponseModel(nn.Module):
-    """Wraps a language model to answer for response tokens only.
+class Reader(nn.Module):
+    """Reads the rows of a rollout for what predicts their response tokens.
 
-    The decoder runs over the whole sequence; heads and softmax only where a counted response token
-    is predicted, so no tensor of [B, T, V] exists. A model that makes its logits in a way that
-    `LanguageHead` does not know makes them itself, for all columns of the responses.
+    The decoder runs over the whole sequence, in fewer columns than padded rows have where that
+    can be.
 
     Args:
-        model: A causal or an encoder-decoder language model of transformers, with a `v_head` if
-            it is a policy.
-        temperature: The logits are divided by it, as they were while sampling.
+        model: A causal or an encoder-decoder language model of transformers.
 
     Attributes:
-        trunk: If the policy's lower layers are frozen, what makes a pass start above them for a
-            rollout with `trunk_states`.
+        trunk: If the lower layers are frozen, what makes a pass start above them for a rollout
+            with `trunk_states`.
     """
 
-    def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.temperature = temperature
         self.trunk: SharedTrunk | None = None
         self._plain = (language_model(model),)  # in a tuple: it is a part of `model` already
-        self.head = LanguageHead(self.plain)
         self.quick = QuickKernels(self.plain)
 
     @property
     def plain(self) -> PreTrainedModel:
         """The language model itself."""
         return self._plain[0]
-
-    def forward(self, rollout: Rollout, temperature: float | None = None) -> ResponseOutput:
-        """Return log-probs, values and entropies [B, R] of the response tokens.
-
-        Args:
-            rollout: B rows.
-            temperature: In place of the one that the responses were sampled with.
-        """
-        temperature = self.temperature if temperature is None else temperature
-        mask = rollout.response_mask
-        labels = rollout.responses[mask]  # [N], the counted tokens
-        states = rollout.trunk_states
-        routed = torch.is_grad_enabled() and bool(_router_weights(self.plain))
-        resumed = states is not None and self.trunk is not None and not routed
-        logits = router = None
-        above = self.trunk.from_kept(states) if resumed else nullcontext()
-        with above, self.quick.in_use():
-            if routed or not self.head.complete:
-                hidden, logits, router = self._of_the_model(rollout, routed)
-            else:
-                hidden = self._predicting(rollout, None if resumed else self._packed(rollout))
-            if self.head.complete:
-                logprobs, entropy = self.head.logprobs(hidden, labels, temperature)
-            else:
-                logprobs, entropy = logprobs_and_entropy(logits, labels, temperature=temperature)
-        value_head = getattr(self.model, "v_head", None)
-        values = torch.zeros_like(logprobs) if value_head is None else value_head(hidden)
-        columns = [logprobs, values, entropy]
-        if router is not None:
-            columns.append(router.expand_as(logprobs))
-        empty = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-        return ResponseOutput(*(empty.masked_scatter(mask, column.float()) for column in columns))
-
-    def _of_the_model(
-        self, rollout: Rollout, routed: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return hidden states [N, d], logits [N, V] (None: not asked for) and the routers' loss []
-        from one pass of the model itself.
-        """
-        plain, mask = self.plain, rollout.response_mask
-        # The last token of a row predicts nothing, but an expert gets it.
-        past = int(routed and not plain.config.is_encoder_decoder)
-        inputs = _model_inputs(plain, rollout, past)
-        if routed:
-            inputs["output_router_logits"] = True
-        if routed and "decoder_input_ids" in inputs:
-            inputs["labels"] = inputs["decoder_input_ids"]  # without any, NLLB balances nothing
-        if accepts(plain, "logits_to_keep"):
-            inputs["logits_to_keep"] = 1 if self.head.complete else mask.shape[1] + past
-        with keep_hidden_states(plain) as kept, precise_head(plain):
-            output = plain(**inputs)
-        predicting = slice(-mask.shape[1] - past, -past or None)
-        logits = None if self.head.complete else output.logits[:, predicting][mask]
-        router = _router_loss(plain, output) if routed else None
-        return kept.hidden[:, predicting][mask], logits, router
 
     def _predicting(self, rollout: Rollout, packed: Packed | None = None) -> Tensor:
         """Return the hidden states [N, d] that predict the counted response tokens."""
@@ -160,6 +103,138 @@ class ResponseModel(nn.Module):
     def trunk_states(self, rollout: Rollout) -> Tensor:
         """Return what the frozen layers make of a rollout, [B, T − 1, d], without gradient."""
         return self.trunk.states(self.plain, _decoder_inputs(self.plain, rollout))
+
+
+class CriticReader(Reader):
+    """Wraps a critic of its own to give the values of response tokens; it makes no logits."""
+
+    def values(self, rollout: Rollout) -> tuple[Tensor, Tensor | None]:
+        """Return the values [N] of the counted tokens, and logits of bins: see `_values`."""
+        resumed = rollout.trunk_states is not None and self.trunk is not None
+        above = self.trunk.from_kept(rollout.trunk_states) if resumed else nullcontext()
+        with above, self.quick.in_use():
+            hidden = self._predicting(rollout, None if resumed else self._packed(rollout))
+        return _values(self.model.v_head, hidden)
+
+    def forward(self, rollout: Rollout) -> ResponseOutput:
+        """Return the values [B, R] of the response tokens; log-probs and entropies are zeros."""
+        values, _ = self.values(rollout)
+        mask = rollout.response_mask
+        zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+        return ResponseOutput(zeros, zeros.masked_scatter(mask, values.float()), zeros)
+
+
+class ResponseModel(Reader):
+    """Wraps a language model to answer for response tokens only.
+
+    Heads and softmax run only where a counted response token is predicted, so no tensor of
+    [B, T, V] exists. A model that makes its logits in a way that `LanguageHead` does not know makes
+    them itself, for all columns of the responses.
+
+    Args:
+        model: A causal or an encoder-decoder language model of transformers, with a `v_head`, or a
+            `critic` of its own, if it is a policy.
+        temperature: The logits are divided by it, as they were while sampling.
+
+    Attributes:
+        critic: What answers for the values, if the policy has a critic of its own.
+    """
+
+    def __init__(self, model: nn.Module, temperature: float = 1.0) -> None:
+        super().__init__(model)
+        self.temperature = temperature
+        self.head = LanguageHead(self.plain)
+        critic = critic_of(model)
+        self.critic = None if critic is None else CriticReader(critic)
+        self._asks_critic = True
+
+    @property
+    def readers(self) -> list[Reader]:
+        """The policy's, and that of a critic of its own."""
+        return [self] if self.critic is None else [self, self.critic]
+
+    @contextmanager
+    def without_critic(self) -> Iterator[None]:
+        """Ask no critic of its own in the passes inside: the values are zeros."""
+        before, self._asks_critic = self._asks_critic, False
+        try:
+            yield
+        finally:
+            self._asks_critic = before
+
+    def forward(self, rollout: Rollout, temperature: float | None = None) -> ResponseOutput:
+        """Return log-probs, values and entropies [B, R] of the response tokens.
+
+        Args:
+            rollout: B rows.
+            temperature: In place of the one that the responses were sampled with.
+        """
+        temperature = self.temperature if temperature is None else temperature
+        mask = rollout.response_mask
+        labels = rollout.responses[mask]  # [N], the counted tokens
+        states = rollout.trunk_states
+        routed = torch.is_grad_enabled() and bool(_router_weights(self.plain))
+        resumed = states is not None and self.trunk is not None and not routed
+        logits = router = None
+        above = self.trunk.from_kept(states) if resumed else nullcontext()
+        with above, self.quick.in_use():
+            if routed or not self.head.complete:
+                hidden, logits, router = self._of_the_model(rollout, routed)
+            else:
+                hidden = self._predicting(rollout, None if resumed else self._packed(rollout))
+            if self.head.complete:
+                logprobs, entropy = self.head.logprobs(hidden, labels, temperature)
+            else:
+                logprobs, entropy = logprobs_and_entropy(logits, labels, temperature=temperature)
+        if self.critic is not None and self._asks_critic:
+            values, logits = self.critic.values(rollout)
+        else:
+            values, logits = _values(getattr(self.model, "v_head", None), hidden)
+        columns = [logprobs, values, entropy]
+        if router is not None:
+            columns.append(router.expand_as(logprobs))
+        empty = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+        output = ResponseOutput(*(empty.masked_scatter(mask, x.float()) for x in columns))
+        if logits is None:
+            return output
+        bins = logits.new_zeros(*mask.shape, logits.shape[-1])
+        bins = bins.masked_scatter(mask[..., None], logits)
+        return output._replace(bins=ValueBins(bins, value_head_of(self.model).centres))
+
+    def _of_the_model(
+        self, rollout: Rollout, routed: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return hidden states [N, d], logits [N, V] (None: not asked for) and the routers' loss []
+        from one pass of the model itself.
+        """
+        plain, mask = self.plain, rollout.response_mask
+        # The last token of a row predicts nothing, but an expert gets it.
+        past = int(routed and not plain.config.is_encoder_decoder)
+        inputs = _model_inputs(plain, rollout, past)
+        if routed:
+            inputs["output_router_logits"] = True
+        if routed and "decoder_input_ids" in inputs:
+            inputs["labels"] = inputs["decoder_input_ids"]  # without any, NLLB balances nothing
+        if accepts(plain, "logits_to_keep"):
+            inputs["logits_to_keep"] = 1 if self.head.complete else mask.shape[1] + past
+        with keep_hidden_states(plain) as kept, precise_head(plain):
+            output = plain(**inputs)
+        predicting = slice(-mask.shape[1] - past, -past or None)
+        logits = None if self.head.complete else output.logits[:, predicting][mask]
+        router = _router_loss(plain, output) if routed else None
+        return kept.hidden[:, predicting][mask], logits, router
+
+
+def _values(head: ValueHead | None, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the values [N] of hidden states [N, d], zeros without a head; and what the loss of a
+    head of bins needs, its logits [N, K], or None.
+    """
+    if head is None:
+        return torch.zeros(len(hidden), device=hidden.device), None
+    if not isinstance(head, BinsValueHead):
+        return head(hidden), None
+    logits = head.computed(hidden)
+    return head.values(logits), logits if torch.is_grad_enabled() else None
 
 
 def _decoder_inputs(plain: nn.Module, rollout: Rollout) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from trl.anatomy import decoder, keep_hidden_states, language_model
-from trl.config.errors import refuse
-from trl.models.adapters import add_adapter, save_adapter
-from trl.models.checkpoint import ADAPTER_FILE, MODEL_FILE, fill_value_head, save_policy
+from trl.config.errors import refuse, shown
+from trl.models.adapters import add_adapter, save_adapter, with_adapter_like
+from trl.models.checkpoint import ADAPTER_FILE, MODEL_FILE, SavedHead, fill_value_head, save_policy
+from trl.models.critic import copied, fit, value_head_of
 from trl.models.head import precise_head
-from trl.models.loading import load_model
+from trl.models.loading import OF_ONE_MODEL, load_model
 from trl.models.trunk import freeze_lower_layers
-from trl.models.value_head import ValueHead
+from trl.models.value_head import ValueHeadKind, make_value_head
 
 __all__ = ["CausalLMWithValueHead", "OutputWithValue", "Seq2SeqLMWithValueHead", "load_policy"]
 
@@ -56,12 +57,13 @@ class OutputWithValue(ModelOutput):
         return iter(self.to_tuple())
 
     @classmethod
-    def of(cls, output: ModelOutput, value: Tensor) -> OutputWithValue:
-        """Add the values [B, T] to the output of a language model."""
+    def of(cls, output: ModelOutput, value: Tensor | None) -> OutputWithValue:
+        """Add the values [B, T], if there are any, to the output of a language model."""
         known, result = cls.__dataclass_fields__, cls()
         for name, entry in sorted(output.items(), key=lambda item: item[0] not in known):
             result[name] = entry
-        result["value"] = value
+        if value is not None:
+            result["value"] = value
         return result
 
 
@@ -71,7 +73,16 @@ class _LMWithValueHead(nn.Module):
     tokenizer: Any = None
     """Saved beside the model, if there is one; `trl.train` puts it here."""
 
-    def __init__(self, pretrained_model: nn.Module, *, unfrozen_layers: int | None = None) -> None:
+    def __init__(
+        self,
+        pretrained_model: nn.Module,
+        *,
+        unfrozen_layers: int | None = None,
+        value_head: ValueHeadKind | None = None,
+        value_range: tuple[float, float] | None = None,
+        critic: nn.Module | Literal["same", "copy"] = "same",
+        saved_head: SavedHead | None = None,
+    ) -> None:
         super().__init__()
         if hasattr(pretrained_model, "v_head"):
             got = type(pretrained_model).__name__
@@ -88,15 +99,49 @@ class _LMWithValueHead(nn.Module):
             refuse("peft_config", "change the model's layers", got, fix)
         decoder(plain)  # or an error that says what is missing
         self.pretrained_model = pretrained_model
-        weight = plain.get_output_embeddings().weight
-        self.v_head = ValueHead(plain.config, hidden_size=weight.shape[1]).to(weight.device)
-        self.train(plain.training)
         self.unfrozen_layers = unfrozen_layers
         if unfrozen_layers is not None:
             if hasattr(pretrained_model, "get_base_model"):
                 fix = "an adapter already decides what is trained"
                 refuse("unfrozen_layers", "be None beside an adapter", str(unfrozen_layers), fix)
             freeze_lower_layers(plain, unfrozen_layers)
+        of_values = {"value_head": value_head, "value_range": value_range}
+        self.v_head, self.critic = None, None
+        if critic == "same":
+            self._add_value_head(saved_head, **of_values)
+        else:
+            self.critic = self._own_critic(critic, saved_head, **of_values)
+        self.train(plain.training)
+
+    def _add_value_head(self, saved: SavedHead | None, value_head: Any, value_range: Any) -> None:
+        weight = self.language_model.get_output_embeddings().weight
+        weights = None if saved is None else saved.weights
+        how = {"value_range": value_range, "saved": weights}
+        head = make_value_head(value_head, self.config, weight.shape[1], **how)
+        fill_value_head(head, saved)
+        self.v_head = head.to(weight.device)
+
+    def _own_critic(self, given: Any, saved: SavedHead | None, **of_values: Any) -> nn.Module:
+        """Return the critic of its own: a copy, or what is given, with a value head."""
+        if isinstance(given, type(self)):
+            if given.v_head is None or of_values != dict.fromkeys(of_values):
+                rule = (
+                    "have a value head, and `value_head` be None beside it, if it is such a model"
+                )
+                refuse("critic", rule, fix="pass the language model without a head")
+            fit(given, self)
+            return given
+        if given == "copy":
+            inner, unfrozen = copied(self.pretrained_model), None  # what is frozen is so already
+        elif isinstance(given, nn.Module):
+            inner = with_adapter_like(given, self.pretrained_model)
+            unfrozen = self.unfrozen_layers
+        else:
+            rule = "be 'same', 'copy' or a model"
+            refuse("critic", rule, shown(given), "from_pretrained takes a name too")
+        critic = type(self)(inner, unfrozen_layers=unfrozen, saved_head=saved, **of_values)
+        fit(critic, self)
+        return critic
 
     @property
     def language_model(self) -> nn.Module:
@@ -129,13 +174,14 @@ class _LMWithValueHead(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> OutputWithValue:
         """Return the language model's own output and the values [B, T] of its (decoder's) tokens.
 
-        Takes what the language model takes.
+        Takes what the language model takes. There are no values if a critic of its own gives them:
+        `model.critic(...)` is asked for those.
         """
         kwargs.pop("return_dict", None)
         plain = self.language_model
         with keep_hidden_states(plain) as kept, precise_head(plain):
             output = self.pretrained_model(*args, return_dict=True, **kwargs)
-        return OutputWithValue.of(output, self.v_head(kept.hidden))
+        return OutputWithValue.of(output, None if self.v_head is None else self.v_head(kept.hidden))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with the language model's own method."""
@@ -144,14 +190,18 @@ class _LMWithValueHead(nn.Module):
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
         """Let training compute the layers again going backward, rather than keep all of them."""
         self.language_model.activation_checkpointing_enable(**kwargs)
+        if self.critic is not None:
+            self.critic.gradient_checkpointing_enable(**kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
         """Let training keep what the layers computed."""
         self.language_model.activation_checkpointing_disable()
+        if self.critic is not None:
+            self.critic.gradient_checkpointing_disable()
 
     def detach_value_head(self) -> None:
-        """Stop the value loss from reaching the language model."""
-        self.v_head.detach_head = True
+        """Stop the value loss from reaching the language model, or that of the critic."""
+        value_head_of(self).detach_head = True
 
     # -- load and save ---------------------------------------------------------------------------
 
@@ -163,6 +213,9 @@ class _LMWithValueHead(nn.Module):
         peft_config: Any = None,
         is_trainable: bool = True,
         unfrozen_layers: int | None = None,
+        value_head: ValueHeadKind | None = None,
+        value_range: tuple[float, float] | None = None,
+        critic: str | os.PathLike[str] | nn.Module = "same",
         allow_pickle: bool = False,
         **kwargs: Any,
     ) -> Self:
@@ -180,6 +233,14 @@ class _LMWithValueHead(nn.Module):
                 loaded model.
             unfrozen_layers: Train the top k layers and what comes after them (a final norm, a
                 head that is not tied); the reference shares what is below.
+            value_head: linear; mlp: a layer inside; bins: a distribution, trained by cross-entropy
+                (see `trl.models.value_head`). None: the kind that was saved, else linear.
+            value_range: Of bins, in units of returns; None: that which was saved, else -10 to 10.
+            critic: What gives the values. same: the policy's own hidden states. copy: a copy of the
+                policy, which shares what is frozen. Else a hub name, a folder or a loaded model: a
+                language model, one with a value head, a saved `critic/`, or a reward model, whose
+                head becomes the value head. It is trained as the policy is: as a whole, by an
+                adapter of the same settings, or its top layers.
             allow_pickle: Also load weights from pickles (pytorch_model.bin).
             **kwargs: What transformers' `from_pretrained` takes: dtype, device_map,
                 attn_implementation, quantization_config, revision, ….
@@ -207,9 +268,13 @@ class _LMWithValueHead(nn.Module):
         if peft_config is not None:
             inner = add_adapter(inner, peft_config)
         kind = cls if cls is not _LMWithValueHead else _kind_for(language_model(inner))
-        model = kind(inner, unfrozen_layers=unfrozen_layers)
-        fill_value_head(model.v_head, head)
-        return model.eval()
+        if isinstance(critic, (str, os.PathLike)) and critic not in ("same", "copy"):
+            loading = {k: v for k, v in kwargs.items() if k not in OF_ONE_MODEL}
+            loading |= {"is_trainable": is_trainable, "allow_pickle": allow_pickle}
+            critic, head = load_model(os.fspath(critic), as_critic=True, **loading)
+        how: Any = {"unfrozen_layers": unfrozen_layers, "value_head": value_head}
+        how |= {"value_range": value_range, "critic": critic, "saved_head": head}
+        return kind(inner, **how).eval()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save a folder that plain transformers (or PEFT) loads, with the value head beside it.
@@ -217,7 +282,8 @@ class _LMWithValueHead(nn.Module):
         Takes whatever the language model's `save_pretrained` takes (max_shard_size, …), but for
         `push_to_hub`: call `push_to_hub` afterwards. Older weights of the model in the folder are
         replaced, in one file or in several. A folder that holds an adapter does not take a whole
-        model: choose another, or delete the adapter first.
+        model: choose another, or delete the adapter first. A critic of its own is saved likewise in
+        its folder `critic`, for critic="…/critic".
 
         Raises:
             FileExistsError: if `save_directory` is a file.
@@ -259,6 +325,10 @@ class CausalLMWithValueHead(_LMWithValueHead):
         unfrozen_layers: Train the top k layers and what comes after them (a final norm, a head
             that is not tied); the reference shares what is below. None: train what requires a
             gradient.
+        value_head: linear, mlp or bins; None: linear. See `from_pretrained`, as for the next two.
+        value_range: Of bins.
+        critic: "same", "copy" or a model.
+        saved_head: Weights for the value head.
     """
 
 
@@ -270,28 +340,34 @@ class Seq2SeqLMWithValueHead(_LMWithValueHead):
     Args:
         pretrained_model: A loaded model of transformers, or a `PeftModel` around one.
         unfrozen_layers: Must be None: encoder and decoder are not split.
+        value_head: See `CausalLMWithValueHead`, as for the next three.
+        value_range: Likewise.
+        critic: Likewise.
+        saved_head: Likewise.
     """
 
 
-def load_policy(
-    model: str | os.PathLike[str] | nn.Module,
-    *,
-    peft_config: Any = None,
-    unfrozen_layers: int | None = None,
-    **kwargs: Any,
-) -> nn.Module:
+def load_policy(model: str | os.PathLike[str] | nn.Module, **kwargs: Any) -> nn.Module:
     """Return a policy for a hub name, a folder, or a loaded model, of whichever kind it is.
 
     A model that has a value head already is returned as it is.
+
+    Args:
+        model: Name, folder or model.
+        **kwargs: What `from_pretrained` takes.
     """
     if isinstance(model, nn.Module) and hasattr(model, "v_head"):
-        if peft_config is not None or unfrozen_layers is not None:
-            rule, fix = "be None for a model with a value head", "pass them to its from_pretrained"
-            refuse("peft_config` and `unfrozen_layers", rule, fix=fix)
+        of_head = ("peft_config", "unfrozen_layers", "value_head", "value_range")
+        given = [name for name in of_head if kwargs.get(name) is not None]
+        given += ["critic"] if kwargs.get("critic", "same") != "same" else []
+        if given:
+            rule, fix = (
+                "be left out for a model with a value head",
+                "pass it to its from_pretrained",
+            )
+            refuse("` and `".join(given), rule, fix=fix)
         return model
-    return _LMWithValueHead.from_pretrained(
-        model, peft_config=peft_config, unfrozen_layers=unfrozen_layers, **kwargs
-    )
+    return _LMWithValueHead.from_pretrained(model, **kwargs)
 
 
 def _kind_for(plain: nn.Module) -> type[_LMWithValueHead]:

@@ -6,6 +6,7 @@ rewards.py     scores [B] and KL penalties to rewards [B, R]
 advantages.py  rewards to advantages and returns
 corrections.py weights for what another engine, or an older policy, has written
 losses.py      per-token losses, and how to average them
+bins.py        the loss of a critic that predicts a distribution
 algorithms.py  which of these make PPO, RLOO, GRPO, …
 objective.py   the loss of an update, put together
 adam.py        what is trained, and Adam as torch or TensorFlow computes it

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from trl.batch import ResponseOutput
 from trl.config import PPOConfig
 from trl.core import kl_estimate
+from trl.optimization import bins
 from trl.optimization.algorithms import Algorithm, Counts, kl_kind
 from trl.optimization.corrections import corrected
 from trl.optimization.losses import clipped_value_loss, token_mean
@@ -81,6 +83,10 @@ def objective(
         losses["loss/value"], value_clipped = clipped_value_loss(
             new.values, targets.old_values, targets.returns, cliprange_value=config.cliprange_value
         )
+        if new.bins is not None:  # of which no clipping is known
+            said = new.bins
+            losses["loss/value"] = bins.two_hot_loss(said.logits, targets.returns, said.centres)
+            value_clipped = torch.zeros_like(value_clipped)
         weights["loss/value"] = config.vf_coef
         columns |= {
             "val/vpred": new.values,

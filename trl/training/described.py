@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from trl import evaluation, starter
+from trl.anatomy import language_model
 from trl.config import SettingsError
 from trl.config.errors import hidden
 from trl.config.recipe import (
@@ -20,6 +22,8 @@ from trl.config.recipe import (
     RewardConfig,
 )
 from trl.environments import EnvironmentReward, Episodes
+from trl.models.critic import critic_of, value_head_of
+from trl.models.value_head import BinsValueHead, MLPValueHead
 from trl.rollout.sampler import Sampler
 
 MORE_THAN_LORA = "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"
@@ -109,3 +113,24 @@ def lora_config(policy: nn.Module) -> LoRAConfig | None:
                 target_modules=layers if isinstance(layers, str) else ",".join(sorted(layers)),
             )
     return None
+
+
+def values_config(policy: nn.Module, critic: Any) -> dict[str, Any]:
+    """Return what a recipe would say of the critic, and of its head.
+
+    Args:
+        policy: The policy.
+        critic: What was given as its critic.
+    """
+    head = value_head_of(policy)
+    named = {"critic": "same"}
+    if (own := critic_of(policy)) is not None:
+        inner = language_model(own)
+        by_name = isinstance(critic, (str, os.PathLike)) and critic != "same"
+        named["critic"] = (
+            os.fspath(critic) if by_name else inner.name_or_path or type(inner).__name__
+        )
+    if isinstance(head, BinsValueHead):
+        ends = float(head.centres[0]), float(head.centres[-1])
+        return named | {"value_head": "bins", "value_range": ends}
+    return named | ({"value_head": "mlp"} if isinstance(head, MLPValueHead) else {})

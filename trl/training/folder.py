@@ -8,6 +8,7 @@ warnings.jsonl   what looked wrong, in words
 summary.json     before and after
 checkpoints/     what is gone on from
 best/  policy/   the best and the last policy, which plain transformers loads
+critic/          the last critic, if it is one of its own
 report.html      all of it to look at
 """
 
@@ -27,6 +28,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from trl.config.places import check_plain
+from trl.models.checkpoint import CRITIC
 from trl.training.checkpoints import disk_full_told, sync
 
 FIRST_ROW = {"step": 0, "episodes": 0}
@@ -38,7 +40,7 @@ LINES = ("metrics", "scores", "samples", "warnings")
 
 WRITTEN = re.compile(
     r"\.?((metrics|scores|samples|warnings)\.jsonl|(summary|trackers)\.json|recipe\.yaml|step-\d+"
-    r"|report|report\.html|checkpoints|policy|best|lock|tensorboard|wandb)(\.partial|\.old)?"
+    r"|report|report\.html|checkpoints|policy|critic|best|lock|tensorboard|wandb)(\.partial|\.old)?"
 )
 """What a run writes to in its folder, and in that of its checkpoints."""
 
@@ -54,6 +56,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.policy = path / "policy"
+        self.critic = path / CRITIC
         self.best = path / "best"
         self.recipe = path / "recipe.yaml"
         self.changes = False

@@ -34,11 +34,12 @@ from trl.evaluation.function import as_scorer
 from trl.evaluation.scores import Scorer, words_of
 from trl.evaluation.weighted_sum import Part, WeightedSum, check_columns
 from trl.models.reference import ReferenceKind
+from trl.models.value_head import ValueHeadKind
 from trl.optimization.settings import resolve_config
 from trl.rollout.queries import SENT_AS_CHATS, Chat, ChatForm, prompts_apart
 from trl.rollout.sampler import Sampler
 from trl.training.checkpoints import step_of
-from trl.training.described import environment_config, lora_config, reward_config
+from trl.training.described import environment_config, lora_config, reward_config, values_config
 from trl.training.folder import RunFolder
 from trl.training.loop import Row, checked_prompts
 from trl.training.parts import Parts
@@ -74,6 +75,8 @@ def train(
     ref_model: nn.Module | ReferenceKind | None = None,
     peft_config: Any = None,
     unfrozen_layers: int | None = None,
+    critic: str | os.PathLike[str] | nn.Module = "same",
+    value_head: ValueHeadKind | None = None,
     on_step: Callable[[int, Row], Any] | None = None,
     max_new_tokens: int | tuple[int, int] = 24,
     chat: bool | None = None,
@@ -122,6 +125,10 @@ def train(
         ref_model: See `PPOTrainer`.
         peft_config: Train an adapter (`peft.LoraConfig` and others) rather than the model.
         unfrozen_layers: Train the top k layers only.
+        critic: What gives the values: "same", the policy's own hidden states; "copy", a copy of the
+            policy; or another model, such as a reward model: see
+            `CausalLMWithValueHead.from_pretrained`.
+        value_head: linear, mlp or bins; see there, also for model_kwargs={"value_range": …}.
         on_step: Called as on_step(step, row) after each step, step counting from 1; stops the
             training if it returns what counts as true.
         max_new_tokens: Most tokens of a response, or (shortest, longest) for a random limit.
@@ -191,6 +198,7 @@ def train(
     often = {"steps": steps, "eval_every": eval_every, "seed": config.seed}
     recipe = _plan(often, decay_learning_rate, checkpoint_every, keep_optimizer)
     loading = {"peft_config": peft_config, "unfrozen_layers": unfrozen_layers}
+    loading |= {"critic": critic, "value_head": value_head}
     told = {"chat_template_kwargs": chat_template_kwargs}
     chats = {"chat": chat, "system": system} | told
     sampling = {"max_new_tokens": max_new_tokens, "group_size": group_size(config.algorithm)} | told
@@ -203,7 +211,7 @@ def train(
     with opened(folder, resume, accelerator) as (checkpoint, _):
         sent = partial(_sent, split, chats, tells=accelerator.is_main_process)
         made = Parts(model, config, accelerator, recipe, prompts=sent, **given)
-        recipe = _described(recipe, made, folder, model, sampling, loading.get("gguf_file"))
+        recipe = _described(recipe, made, folder, model, sampling, loading)
         run = Run(recipe, made, folder, on_finding=_warn_of)
         return _trained(run, checkpoint, on_step, quiet)
 
@@ -347,7 +355,7 @@ def _described(
     folder: RunFolder | None,
     model: Any,
     given: Mapping[str, Any],
-    gguf_file: str | None,
+    loading: Mapping[str, Any],
 ) -> settings.Recipe:
     """Return the recipe with what can be said of objects, for `trl report` and `trl compare`."""
     if folder is None:  # nobody reads it
@@ -363,10 +371,11 @@ def _described(
         recipe,
         model=settings.ModelConfig(
             name=os.fspath(model),
-            gguf_file=gguf_file,
+            gguf_file=loading.get("gguf_file"),
             unfrozen_layers=frozen,
             lora=lora_config(policy),
             reference=None if reference else "none",
+            **values_config(policy, loading["critic"]),
         ),
         data=settings.DataConfig(
             prompts=f"{len(parts.prompts.train)} prompts given in Python"

@@ -51,6 +51,7 @@ from trl.evaluation.weighted_sum import Columns, check_columns
 from trl.gguf import gguf_apart
 from trl.models.adapters import base_weights, import_peft
 from trl.models.checkpoint import ADAPTER_CONFIG, hub_arguments
+from trl.models.critic import critic_of
 from trl.models.loading import quiet_transformers
 from trl.models.reference import ReferenceKind
 from trl.models.with_value_head import load_policy
@@ -74,6 +75,7 @@ OTHER = {
     "model": "that began with another model: its weights or its config.json",
     "tokenizer": "with another tokenizer: its vocabulary, its template or how it cuts texts up",
     "adapter": "with an adapter of other settings",
+    "critic": "with a critic that began with another model: its weights or its config.json",
     "sampling": "with other settings of the sampler",
     "environment": "with another environment: its code, its tools or its limits",
     "precision": "at another precision",
@@ -203,6 +205,9 @@ class Parts:
                 "unfrozen_layers": model.unfrozen_layers,
                 "gguf_file": model.gguf_file,
                 "dtype": model.dtype,
+                "critic": critic_name(model.critic),
+                "value_head": model.value_head,
+                "value_range": model.value_range,
                 **{name: value for name, value in where.items() if value},
             },
             episodes=episodes,
@@ -255,6 +260,9 @@ class Parts:
             "sampling": fingerprints.fingerprint(self._sampling),
             "precision": self.trainer.precision,
         }
+        if (critic := critic_of(self.model)) is not None:
+            theirs = language_model(critic)
+            known["critic"] = fingerprints.of_model(theirs, base_weights(theirs))
         if isinstance(sampler := self.loop.sampler, Episodes):
             known["environment"] = fingerprints.of_scorer([sampler.world.made_of, *sampler.limits])
         scorers = {name: scorer for name, (scorer, _) in self.judge.parts.items()}
@@ -377,6 +385,11 @@ def _refuse(name: str, rule: str, got: str = "", fix: str = "", *, hint: str = "
 def model_name(name: str) -> str:
     """Return the folder or hub name of a language model."""
     return str(starter.LANGUAGE_MODEL) if name == STARTER else os.path.expanduser(name)
+
+
+def critic_name(name: str) -> str:
+    """Return the folder or hub name of a critic, or the word that says what it is."""
+    return name if name in ("same", "copy") else model_name(name)
 
 
 def peft_config(lora: LoRAConfig) -> Any:

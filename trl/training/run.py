@@ -16,6 +16,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -355,6 +356,11 @@ class Run:
         if self.main:
             with checkpoints.replaced_folder(self.path / name) as partial, quiet_transformers():
                 self.parts.model.save_pretrained(partial)
+                beside = partial / self.folder.critic.name
+                if name == "policy" and beside.is_dir():
+                    with checkpoints.replaced_folder(self.folder.critic) as moved:
+                        shutil.copytree(beside, moved, dirs_exist_ok=True)
+                    shutil.rmtree(beside)
                 if name != "policy":
                     (partial / BEST_STEP).write_text(f"{self.loop.steps_done}\n")
         if self.folder is not None:
