@@ -47,12 +47,14 @@ STARTER = "starter"
 """Names the models and prompts that ship with trl."""
 ENVIRONMENT = "environment"
 """Names prompts that an environment makes up, and its rewards."""
+HUMAN = "human"
+"""Names the reward that people give, on a page."""
 
 Check = Literal["math", "code", "json", "regex", "format", "repetition", "length"]
 CHECKS = get_args(Check)
 """Rewards that no model gives."""
 Kind = Literal[
-    "classifier", "reward_model", "function", "endpoint", "control", "environment", Check
+    "classifier", "reward_model", "function", "endpoint", "control", "environment", "human", Check
 ]
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 TRACKERS = get_args(Tracker)
@@ -231,11 +233,13 @@ class RewardConfig:
     function: a Python function from texts to numbers. endpoint: a server. control: a classifier,
     and for each control prefix the range that its probability is to be in. math: whether the final
     answer is right. code: whether its tests are passed. json, regex, format: whether a response is
-    as it must be. repetition, length: penalties. environment: what the environment gave."""
+    as it must be. repetition, length: penalties. environment: what the environment gave. human:
+    people judge, and the training waits for them."""
     name: Text = STARTER
     """A folder or hub name; starter: the sentiment classifier that ships with trl. Of a function:
     file.py:function, beside the recipe, or package.module:function, which runs after --trust. Of an
-    endpoint: its URL, with secrets as ${NAME} of the environment."""
+    endpoint: its URL, with secrets as ${NAME} of the environment. Of human: the file of items and
+    answers; starter: human.votes.sqlite in the folder of the run."""
     label: Text = "POSITIVE"
     """Class of the classifier that counts, by name or index."""
     output: Literal["logit", "probability", "log_odds"] = "logit"
@@ -250,7 +254,8 @@ class RewardConfig:
     """Of a control: factors on the reward of some prefixes, for targets that are harder to hit."""
     arguments: Values = field(default_factory=dict)
     """Of math, code, json, regex, format, repetition and length: those of their scorer, MathScorer
-    and so on, as {key: answer}."""
+    and so on, as {key: answer}. Of human: those of HumanScorer, as {question: rating, timeout:
+    600}; its fallback is the title of another reward."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Yield what is wrong with settings that each are in order."""
@@ -269,7 +274,7 @@ class RewardConfig:
             yield "label", f"be left out {of_kind}"
         if self.kind in (*CHECKS, ENVIRONMENT) and self.name != STARTER:
             yield "name", f"be left out {of_kind}", "what it needs stands in `arguments`"
-        if self.kind not in CHECKS and self.arguments:
+        if self.kind not in (HUMAN, *CHECKS) and self.arguments:
             yield "arguments", f"be left out {of_kind}"
         if self.kind == "endpoint" and hidden(self.name) != self.name:
             fix = "write ${NAME} in their place, and set NAME in the environment"
@@ -502,6 +507,9 @@ class Recipe:
         if all(reward.weight == 0 for reward in self.reward):
             yield "reward", "have a scorer with a weight other than 0"
         for index, reward in enumerate(self.reward):
+            most = {"pair": 2, "best": 4}.get(str(reward.arguments.get("question")))
+            if reward.kind == HUMAN and most and not 2 <= sampling.group_size <= most:
+                yield "sampling.group_size", f"be 2 to {most} for people who compare responses"
             if reward.kind == "control" and set(reward.targets) != set(prefixes):
                 yield f"reward[{index}].targets", f"be for each of data.prefixes {prefixes} alone"
         if prefixes and "control" not in kinds and self.data.prompts == STARTER:

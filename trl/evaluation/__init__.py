@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from trl.evaluation.final_answer import MathScorer
     from trl.evaluation.function import FunctionScorer, as_scorer
     from trl.evaluation.penalties import LengthPenalty, RepetitionPenalty
+    from trl.evaluation.people.scorer import HumanScorer
     from trl.evaluation.reward_model import RewardModelScorer
     from trl.evaluation.scores import Scorer, ScoringError, score
     from trl.evaluation.weighted_sum import WeightedSum
@@ -47,6 +48,7 @@ __all__ = [
     "EndpointScorer",
     "FormatScorer",
     "FunctionScorer",
+    "HumanScorer",
     "JsonScorer",
     "LengthPenalty",
     "MathScorer",
@@ -78,6 +80,7 @@ _HOME = {
     "EndpointScorer": "endpoint",
     "FormatScorer": "checks",
     "FunctionScorer": "function",
+    "HumanScorer": "people.scorer",
     "JsonScorer": "checks",
     "LengthPenalty": "penalties",
     "MathScorer": "final_answer",

@@ -13,6 +13,7 @@ from trl.config import SettingsError
 from trl.config.errors import hidden
 from trl.config.recipe import (
     ENVIRONMENT,
+    HUMAN,
     STARTER,
     EnvironmentConfig,
     LoRAConfig,
@@ -46,6 +47,9 @@ def _known(scorer: Any) -> dict[str, Any]:
                 if has.get(each.name) not in (None, each.default, {})
             }
             return {"kind": kind, "arguments": own}
+    if type(scorer) is evaluation.HumanScorer:
+        has = {"question": scorer.question, "per_item": scorer.per_item, "timeout": scorer.timeout}
+        return {"kind": HUMAN, "name": str(scorer.path), "arguments": has}
     if type(scorer) is EnvironmentReward:
         return {"kind": ENVIRONMENT}
     if type(scorer) is evaluation.RewardModelScorer:

@@ -96,7 +96,7 @@ def ask(store: Store, items: Sequence[Item], *, again: bool = False) -> Asking:
         before = taken(asking)
         if before is not None and (all(before) or not again):
             return asking
-        _open(asking, True)
+        _open(store, asking.items, True)
         db.execute(
             "INSERT INTO askings VALUES (?, ?, ?, NULL, NULL) ON CONFLICT (key) DO UPDATE SET "
             "seen = excluded.seen, answers = NULL, enough = iif(answers IS NULL, enough, NULL)",
@@ -118,7 +118,8 @@ def look(asking: Asking) -> Look:
         ):
             of_item[vote["item"]].append(json.loads(vote["answer"]))
             last = max(last, vote["at"])
-    left = sum(len(said) < asking.per_item for said in of_item.values())  # skips are answers here
+    # A skip is as good as an answer here: who skipped it will not say more.
+    left = sum(len(said) < asking.per_item for said in of_item.values())
     answers = [[each for each in of_item[item] if each != SKIP] for item in asking.items]
     return Look(answers, left, last, bool(row and row["enough"]))
 
@@ -184,14 +185,16 @@ def waits(store: Store) -> Look | None:
         ).fetchone()
     if row is None:
         return None
-    items = tuple(json.loads(row["items"]))
+    items = tuple(dict.fromkeys(json.loads(row["items"])))
     return look(Asking(store, row["key"], items, store.fact("per_item")))
 
 
 def enough(store: Store) -> None:
     """Say that it is enough for now: what is waited for goes on with the answers that there are."""
     with store._write() as db:
-        db.execute("UPDATE askings SET enough = ? WHERE answers IS NULL", [store.clock()])
+        for row in db.execute("SELECT * FROM askings WHERE answers IS NULL").fetchall():
+            db.execute("UPDATE askings SET enough = ? WHERE key = ?", [store.clock(), row["key"]])
+            _open(store, json.loads(row["items"]), False)
 
 
 def wait_for_other(asking: Asking, stop: Callable[[], bool] = lambda: False) -> list[list[Answer]]:
@@ -227,12 +230,12 @@ def _take(asking: Asking, answers: list[list[Answer]]) -> None:
     with asking.store._write() as db:
         said = "UPDATE askings SET answers = ? WHERE key = ? AND answers IS NULL"
         db.execute(said, [json.dumps(answers), asking.key])
-        _open(asking, False)
+        _open(asking.store, asking.items, False)
 
 
-def _open(asking: Asking, asked: bool) -> None:
+def _open(store: Store, items: Sequence[int], asked: bool) -> None:
     """Show items to people, or no more."""
-    db, own = asking.store.db, json.dumps(asking.items)
+    db, own = store.db, json.dumps(items)
     these = "(SELECT value FROM json_each(?))"
     if asked:
         db.execute(f"DELETE FROM withdrawn WHERE item IN {these}", [own])
