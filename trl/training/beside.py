@@ -64,6 +64,7 @@ class Beside:
             fix = "HumanScorer(store, page=False) alone, or in a list with others"
             refuse("reward", "have one HumanScorer", str(len(people)), fix)
         self.scorer = people[0]
+        self.scorer.tells = False  # the panel does
         self.training = {"model": model, "prompts": prompts, "reward": reward, "out": out}
         self.training |= {"quiet": True, "resume": "auto"} | training
         self.also = self.training.pop("on_step", None)

@@ -35,6 +35,8 @@ ALIVE = 15.0
 """Seconds after its last look in which somebody still waits."""
 GONE = 120.0
 """Seconds after which the process that asks for others has died."""
+OVER = threading.Event()
+"""Set by who ends a program in which another thread than the main one waits."""
 SIGNALS = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
 
 
@@ -164,7 +166,7 @@ def wait(
             if found != before:
                 seen(found)
             before = found
-            if stop():
+            if stop() or OVER.is_set():
                 raise Stopped("It was stopped while it waited for people.")
             over = timeout is not None and time.monotonic() - began >= timeout
             quiet = store.clock() - found.last >= grace

@@ -110,7 +110,7 @@ class HumanScorer:
         self.host, self.port, self.guidelines = host, port, guidelines
         self.held_out, self.name = held_out, name
         self.stopping = threading.Event()
-        self._asks = True
+        self._asks = self.tells = True
         self._live: dict[str, Any] = {}  # the store and the page, once they are needed
 
     @by_hand
@@ -235,7 +235,7 @@ class HumanScorer:
 
         def tell(found: Look) -> None:
             nonlocal told
-            if told or not found.left:
+            if told or not found.left or not self.tells:
                 return
             told = True
             until = f" until {strftime('%H:%M:%S', localtime(time() + self.timeout))}" \
