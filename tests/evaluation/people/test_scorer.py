@@ -21,6 +21,7 @@ from trl.evaluation.people import asking
 from trl.evaluation.people.asking import Stopped, enough
 from trl.evaluation.people.scorer import for_held_out
 from trl.evaluation.people.store import Store
+from trl.training import run
 from trl.training.parts import load_scorer
 
 
@@ -192,12 +193,13 @@ SMALL = {
 def opinion(shown):
     """Of some responses this person says nothing."""
     text = shown.responses[0]
-    return None if text.endswith(("w3", "w5")) else len(text) % 2 == 0
+    return None if len(text) % 5 == 1 else len(text) % 2 == 0
 
 
 def run_with_people(folder, end=0):
     """Tune a policy with a person beside it, who ends the program after so many answers."""
     asking.GRACE, asking.EVERY = 0.0, 0.02
+    run.write_report = lambda runs, out: out / "report.html"
     path, count = Path(folder) / "votes", []
 
     def answer(shown):
@@ -230,7 +232,7 @@ def test_a_run_that_is_killed_while_it_waits_asks_nothing_twice_and_ends_the_sam
     codes, told = launch(run_with_people, 1, whole, str(whole))
     assert codes == [0], told[0]
     ends = []
-    for end in (3, 12, 0):
+    for end in (3, 9, 0):
         codes, told = launch(run_with_people, 1, broken, str(broken), end)
         ends += codes
     assert ends[-1] == 0, told[0]
