@@ -98,8 +98,8 @@ class Beside:
 
     def stop(self) -> None:
         """End it: at once if it waits for people, else after this step; all is kept."""
-        self.scorer.stop()
         self._told = "It ends after this step."
+        self.scorer.stop()
 
     def result(self) -> Trained:
         """Return what `trl.train` returned.

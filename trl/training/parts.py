@@ -480,14 +480,9 @@ def load_scorer(
         if columns and settings.kind == "function":
             check_columns(scorer, columns)
     parts = [made[index] for index in range(len(rewards))]
-    for index, settings in enumerate(rewards):
-        if fallback := settings.kind == HUMAN and settings.arguments.get("fallback"):
-            found = [each for each, _ in parts if each.name == fallback != parts[index][0].name]
-            if not found:
-                rule = "be the title of another reward, of weight 0 if it has no say else"
-                known = [each.name for each, _ in parts]
-                _refuse(f"reward[{index}].arguments.fallback", rule, repr(fallback), f"of {known}")
-            parts[index][0].fallback = found[0]
+    for settings, (scorer, _) in zip(rewards, parts, strict=True):
+        if settings.kind == HUMAN:
+            scorer.fall_back_on(settings.arguments.get("fallback"), [each for each, _ in parts])
     return WeightedSum([part for part in parts if part[1] != 0]), WeightedSum(parts)
 
 

@@ -109,6 +109,7 @@ def test_a_training_beside_the_panel_is_stopped_and_goes_on(tmp_path, monkeypatc
         run.result()
     press([run.button], "Stop")
     until(lambda: not run.running, panel)
+    panel.refresh()
     assert run.status.value == "It was stopped."
     with pytest.raises(Stopped):
         run.result()

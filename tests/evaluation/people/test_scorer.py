@@ -23,6 +23,7 @@ from trl.evaluation.people.scorer import for_held_out
 from trl.evaluation.people.store import Store
 from trl.training import run
 from trl.training.parts import load_scorer
+from trl.training.tools import score_texts
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +155,7 @@ def test_what_cannot_be_asked_is_refused(tmp_path, monkeypatch):
     with pytest.raises(SettingsError, match=r"`sampling.group_size` must be 2 to 4"):
         Recipe(reward=(RewardConfig(kind="human", arguments={"question": "best"}),))
     human = RewardConfig(kind="human", arguments={"page": False, "fallback": "nobody"})
-    with pytest.raises(SettingsError, match=r"fallback` must be the title of another reward"):
+    with pytest.raises(ValueError, match=r"`fallback` must be the title of another reward"):
         load_scorer([human])
     with pytest.raises(SettingsError, match=r"missing|unexpected"):
         load_scorer([RewardConfig(kind="human", arguments={"stars": 5})])
@@ -172,6 +173,15 @@ def test_a_recipe_names_people_and_who_judges_in_their_place(tmp_path):
     assert people.path == tmp_path / "human.votes.sqlite"
     assert people.fallback is length
     assert list(scorer.parts) == ["human"]
+
+
+def test_the_command_that_scores_asks_people_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    human = RewardConfig(kind="human", arguments={"page": False, "question": "rating"})
+    with Voter(tmp_path / "human.votes.sqlite", lambda shown: 5):
+        rows = score_texts(["A film.", "A play."], [human])
+    again = score_texts(["A film.", "A play."], [human])
+    assert [row["score"] for row in rows] == [row["score"] for row in again] == [1.0, 1.0]
 
 
 # -- whole runs ------------------------------------------------------------------------------------

@@ -140,6 +140,18 @@ class HumanScorer:
             found = [None if each != each else each for each in found]
         return Scored(found, figures={f"{self.name}/judged": judged})  # type: ignore[arg-type]
 
+    def fall_back_on(self, name: str | None, scorers: Sequence[Any]) -> None:
+        """Take the scorer of that name, if there is to be one, as the fallback.
+
+        Raises:
+            ValueError: if it is not among the others.
+        """
+        others = {each.name: each for each in scorers if each is not self}
+        if name is not None and name not in others:
+            rule = f"be the title of another reward, one of {list(others)}"
+            refuse("fallback", rule, repr(name), "add it with weight 0")
+        self.fallback = others.get(name, self.fallback)
+
     def stop(self) -> None:
         """End the waiting, from another thread; `stopping.clear()` lets it wait again."""
         self.stopping.set()
