@@ -22,7 +22,7 @@ PROBE = "The Film's 3rd act,\n\twas  GREAT … naïve?"
 
 FREE = {"url", "headers", "_secrets", "timeout", "retries", "backoff"}
 FREE |= {"batch_size", "concurrency", "device", "annotators", "page", "host", "port"}
-FREE |= {"tells", "stopping"}
+FREE |= {"tells", "stopping", "_live"}
 """Settings of scorers that change no score but by rounding, and what holds their secrets: of a URL
 it is what was given for it that counts."""
 

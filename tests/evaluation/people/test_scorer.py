@@ -24,6 +24,7 @@ from trl.evaluation.people.scorer import for_held_out
 from trl.evaluation.people.store import Store
 from trl.training import run
 from trl.training.checkpoints import step_of
+from trl.training.fingerprints import of_scorer
 from trl.training.parts import load_scorer
 from trl.training.tools import score_texts
 
@@ -131,6 +132,17 @@ def test_a_stop_from_another_thread_ends_the_waiting(tmp_path):
     with pytest.raises(Stopped):
         scorer([("", "one")])
     scorer.close()
+
+
+def test_what_a_scorer_is_does_not_depend_on_who_judges_where(tmp_path):
+    one, other = (
+        HumanScorer(tmp_path / name, annotators=names, page=False, timeout=0.1)
+        for name, names in (("s", ["ann"]), ("t", ["ben", "cleo"]))
+    )
+    one([("", "text")])  # its store is open
+    assert of_scorer(one) == of_scorer(other)
+    assert of_scorer(one) != of_scorer(HumanScorer(tmp_path / "s", question="rating"))
+    one.close()
 
 
 def test_people_are_not_asked_of_held_out_prompts_unless_they_are_to_be(tmp_path):
