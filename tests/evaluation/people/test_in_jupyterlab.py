@@ -30,7 +30,7 @@ settings = SMALL | {"steps": 3}
 run = Beside(tiny_model("llama"), reward=HumanScorer("votes", page=False), out="run",
              tokenizer=tokenizer(), **settings)
 run"""
-WAIT = 300_000
+WAIT = 900_000
 """Milliseconds; a kernel that imports torch takes its time."""
 
 

@@ -22,6 +22,7 @@ from trl.training import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 STEPS = 10
+SHOWN = "#answers button, #done:not([hidden])"
 UNSEEN, ENOUGH, RELOAD = 4, 6, 8
 """Steps at which nobody answers, somebody says it is enough, the page is loaded again."""
 
@@ -69,7 +70,7 @@ def judge(page, folder, training):
             clicked[step] += 1
         elif step == RELOAD and clicked[step] == 3 and not reloaded:
             page.reload()
-            page.wait_for_function("state && !busy")
+            page.wait_for_selector(SHOWN)
             reloaded = True
         else:
             page.keyboard.press("2" if "w7" in text else "1")
@@ -82,13 +83,16 @@ def judge(page, folder, training):
 def test_ten_steps_judged_on_the_page(world, browser, tmp_path):  # noqa: F811
     ended = []
     training = threading.Thread(
-        target=lambda: ended.append(launch(train_with_a_page, world, tmp_path, str(tmp_path)))
+        target=lambda: ended.append(
+            launch(train_with_a_page, world, tmp_path, str(tmp_path), timeout=1500)
+        )
     )
+    training.daemon = True  # it waits for long if this fails
     training.start()
     page = browser.new_page()
     page.set_default_timeout(120_000)
     page.goto(link_of(tmp_path, training))
-    page.wait_for_function("state && !busy")
+    page.wait_for_selector(SHOWN)
     judge(page, tmp_path, training)
     page.close()
     ((codes, told),) = ended

@@ -138,7 +138,8 @@ class HumanScorer:
             pairs = zip(found, instead, strict=True)
             found = [other if each is None else each for each, other in pairs]
             found = [None if each != each else each for each in found]
-        return Scored(found, figures={f"{self.name}/judged": judged})  # type: ignore[arg-type]
+        scored: Any = Scored(found, figures={f"{self.name}/judged": judged})  # type: ignore[arg-type]
+        return Scored.of(scored, rollout)
 
     def fall_back_on(self, name: str | None, scorers: Sequence[Any]) -> None:
         """Take the scorer of that name, if there is to be one, as the fallback.
