@@ -230,7 +230,7 @@ def run_with_people(folder, end=0):
         found = opinion(shown)
         if found is None:
             enough(store)
-        elif end and len(count) == end - 1:
+        elif end and len(count) >= end - 1:
             signal.raise_signal(signal.SIGKILL)
         count.append(found)
         return found
