@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -98,9 +99,9 @@ def test_rows_that_nobody_judged_have_the_score_of_the_fallback_or_none(tmp_path
     assert mixed.scores.tolist() == [2.5, 0.5, 2.5]
     assert instead.scores.tolist() == [1.0, -3.0, 1.0]
     told = capsys.readouterr().err
-    assert "2 responses wait until" in told
-    assert f"for me: trl label --store {scorer.path}" in told
-    assert told.count("trl: ") == 3
+    # How many wait depends on how quick the person was.
+    assert len(re.findall(r"trl: \d responses? waits? until", told)) == 3
+    assert told.count(f"for me: trl label --store {scorer.path}") == 3
     scorer.close()
 
 
