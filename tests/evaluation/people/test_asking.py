@@ -68,28 +68,37 @@ def test_enough_for_now_ends_the_waiting_that_there_is(store):
     said.join()
     assert wait(ask(store, items("a", "b", "c")), timeout=0) == [[], [], []]
     assert not look(ask(store, items("d"))).enough
+    assert not look(ask(store, items("a", "b"), again=True)).enough
 
 
-def test_an_answer_may_be_undone_while_others_are_waited_for_and_a_little_after(store):
+def test_an_answer_may_be_undone_while_others_are_waited_for_and_a_little_after(tmp_path):
+    now, done = [1000.0], []
+    path = tmp_path / "s"
+    store = Store(path, make=True, clock=lambda: now[0])
+    store.ask("thumbs")
     ann = store.join(store.link("ann"))
-    asking = ask(store, items("a"))
-    vote = store.vote(ann, store.next(ann).id, "1", True)
-    done = []
-    other = Store(store.path)
-    waiting = threading.Thread(
-        target=lambda: done.append(wait(Asking_of(other, asking), grace=0.6))
-    )
+
+    def waited():
+        other = Store(path, clock=lambda: now[0])
+        done.append(wait(ask(other, items("a"))))
+        other.close()
+
+    waiting = threading.Thread(target=waited)
     waiting.start()
+    while (shown := store.next(ann)) is None:
+        time.sleep(0.05)
+    vote = store.vote(ann, shown.id, "1", True)
+    time.sleep(0.6)
+    assert not done  # as long as the clock stands
     store.undo(ann, vote)
-    time.sleep(1)
-    assert not done
+    now[0] = 2000.0
+    time.sleep(0.6)
+    assert not done  # nothing is answered
     store.vote(ann, store.next(ann).id, "2", False)
+    now[0] = 3000.0
     waiting.join()
     assert done == [[[False]]]
-
-
-def Asking_of(store, asking):
-    return type(asking)(store, asking.key, asking.items, asking.per_item)
+    store.close()
 
 
 def test_several_people_judge_an_item_and_a_skip_is_no_answer(store):
