@@ -106,6 +106,7 @@ def test_declared_dependencies_are_the_imported_ones():
     # Imported where they are asked for; requests comes with wandb.
     extras = {"gguf", "peft", "mlflow", "pandas", "trackio", "datasets", "requests", "wandb"}
     extras |= {"jsonschema", "markupsafe", "math_verify"}  # markupsafe comes with Jinja2
+    extras |= {"IPython", "ipywidgets"}  # which brings IPython along
     extras |= {"krippendorff", "markdown_it", "nh3", "starlette", "uvicorn"}
     imported = {IMPORTED_AS.get(name, name) for name in imported}
     assert declared == imported - set(sys.stdlib_module_names) - {"trl"} - extras

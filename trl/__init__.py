@@ -19,6 +19,7 @@ _HOME = {
     "FixedKLController": "trl.ppo",
     "FunctionScorer": "trl.evaluation",
     "GPT2HeadWithValueModel": "trl.gpt2",
+    "HumanScorer": "trl.evaluation",
     "Loop": "trl.training.loop",
     "PPOConfig": "trl.config",
     "PPOTrainer": "trl.ppo",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
     from trl.evaluation import ControlScorer as ControlScorer
     from trl.evaluation import EndpointScorer as EndpointScorer
     from trl.evaluation import FunctionScorer as FunctionScorer
+    from trl.evaluation import HumanScorer as HumanScorer
     from trl.evaluation import RewardModelScorer as RewardModelScorer
     from trl.evaluation import ScoringError as ScoringError
     from trl.evaluation import StepScorer as StepScorer

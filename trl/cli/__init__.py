@@ -64,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
-    except KeyboardInterrupt:
-        complain("\ntrl: interrupted.")
+    except KeyboardInterrupt as error:
+        complain("\n".join(["\ntrl: interrupted.", *getattr(error, "__notes__", [])]))
         return INTERRUPTED
     except SettingsError as error:
         complain(told(error))

@@ -49,6 +49,8 @@ STARTER = "starter"
 """Names the models and prompts that ship with trl."""
 ENVIRONMENT = "environment"
 """Names prompts that an environment makes up, and its rewards."""
+HUMAN = "human"
+"""Names the reward that people give, on a page."""
 
 Check = Literal["math", "code", "json", "regex", "format", "repetition", "length"]
 CHECKS = get_args(Check)
@@ -61,7 +63,15 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 """What a recipe may say of other rewards: nothing that opens a file or moves a model."""
 Kind = Literal[
-    "classifier", "reward_model", "steps", "function", "endpoint", "control", "environment", Check
+    "classifier",
+    "reward_model",
+    "steps",
+    "function",
+    "endpoint",
+    "control",
+    "environment",
+    "human",
+    Check,
 ]
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 TRACKERS = get_args(Tracker)
@@ -254,11 +264,12 @@ class RewardConfig:
     server. control: a classifier, and for each control prefix the range that its probability is to
     be in. math: whether the final answer is right. code: whether its tests are passed. json, regex,
     format: whether a response is as it must be. repetition, length: penalties. environment: what
-    the environment gave."""
+    the environment gave. human: people judge, and the training waits for them."""
     name: Text = STARTER
     """A folder or hub name; starter: the sentiment classifier that ships with trl. Of a function:
     file.py:function, beside the recipe, or package.module:function, which runs after --trust. Of an
-    endpoint: its URL, with secrets as ${NAME} of the environment."""
+    endpoint: its URL, with secrets as ${NAME} of the environment. Of human: the file of items and
+    answers; starter: human.votes.sqlite in the folder of the run."""
     label: Text = "POSITIVE"
     """Class of the classifier that counts, by name or index."""
     output: Literal["logit", "probability", "log_odds"] = "logit"
@@ -275,7 +286,8 @@ class RewardConfig:
     """Of math, code, json, regex, format, repetition and length: those of their scorer, MathScorer
     and so on, as {key: answer}. Of steps: separator, marker, label, label_tokens, output,
     chat_template, batch_size, max_length. Of a reward_model: by_token, gamma, and the last three.
-    Of a function with a parameter `response_steps`: separator."""
+    Of a function with a parameter `response_steps`: separator. Of human: those of HumanScorer, as
+    {question: rating, timeout: 600}; its fallback is the title of another reward."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Yield what is wrong with settings that each are in order."""
@@ -294,7 +306,7 @@ class RewardConfig:
             yield "label", f"be left out {of_kind}"
         if self.kind in (*CHECKS, ENVIRONMENT) and self.name != STARTER:
             yield "name", f"be left out {of_kind}", "what it needs stands in `arguments`"
-        if self.kind not in CHECKS and set(self.arguments) - set(
+        if self.kind not in (HUMAN, *CHECKS) and set(self.arguments) - set(
             allowed := ARGUMENTS.get(self.kind, ())
         ):
             yield "arguments", f"be {', '.join(allowed) or 'left out'} {of_kind}"
@@ -531,6 +543,9 @@ class Recipe:
         if all(reward.weight == 0 for reward in self.reward):
             yield "reward", "have a scorer with a weight other than 0"
         for index, reward in enumerate(self.reward):
+            most = {"pair": 2, "best": 4}.get(str(reward.arguments.get("question")))
+            if reward.kind == HUMAN and most and not 2 <= sampling.group_size <= most:
+                yield "sampling.group_size", f"be 2 to {most} for people who compare responses"
             if reward.kind == "control" and set(reward.targets) != set(prefixes):
                 yield f"reward[{index}].targets", f"be for each of data.prefixes {prefixes} alone"
         if prefixes and "control" not in kinds and self.data.prompts == STARTER:

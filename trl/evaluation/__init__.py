@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from trl.evaluation.final_answer import MathScorer
     from trl.evaluation.function import FunctionScorer, as_scorer
     from trl.evaluation.penalties import LengthPenalty, RepetitionPenalty
+    from trl.evaluation.people.scorer import HumanScorer
     from trl.evaluation.reward_model import RewardModelScorer
     from trl.evaluation.scores import Scorer, ScoringError, score
     from trl.evaluation.step_model import StepScorer
@@ -50,6 +51,7 @@ __all__ = [
     "EndpointScorer",
     "FormatScorer",
     "FunctionScorer",
+    "HumanScorer",
     "JsonScorer",
     "LengthPenalty",
     "MathScorer",
@@ -82,6 +84,7 @@ _HOME = {
     "EndpointScorer": "endpoint",
     "FormatScorer": "checks",
     "FunctionScorer": "function",
+    "HumanScorer": "people.scorer",
     "JsonScorer": "checks",
     "LengthPenalty": "penalties",
     "MathScorer": "final_answer",

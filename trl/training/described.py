@@ -16,6 +16,7 @@ from trl.config.errors import hidden
 from trl.config.recipe import (
     ARGUMENTS,
     ENVIRONMENT,
+    HUMAN,
     STARTER,
     EnvironmentConfig,
     LoRAConfig,
@@ -44,6 +45,9 @@ def _known(scorer: Any) -> dict[str, Any]:
     for kind, name in evaluation.CHECKS.items():
         if type(scorer) is getattr(evaluation, name):
             return {"kind": kind, "arguments": _arguments(scorer)}
+    if type(scorer) is evaluation.HumanScorer:
+        has = {"question": scorer.question, "per_item": scorer.per_item, "timeout": scorer.timeout}
+        return {"kind": HUMAN, "name": str(scorer.path), "arguments": has}
     if type(scorer) is EnvironmentReward:
         return {"kind": ENVIRONMENT}
     models = {"reward_model": evaluation.RewardModelScorer, "steps": evaluation.StepScorer}

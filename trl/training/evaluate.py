@@ -29,6 +29,7 @@ from trl.config.recipe import Recipe
 from trl.config.types import Count
 from trl.data.prompts import load_prompts
 from trl.evaluation.metrics import bootstrap, checks_of, majority_at_k, pass_at_k
+from trl.evaluation.people.scorer import for_held_out
 from trl.evaluation.scores import Scorer, score
 from trl.report.figures import figure_name, shown
 from trl.report.run import COUNTS
@@ -136,7 +137,7 @@ def evaluate(
         data = replace(data, prompts=prompts, shuffle=False, shuffle_buffer=None, **whole)
     elif data.held_out == 0:
         refuse("data.held_out", "be above 0", 0, "set it, or give `prompts`")
-    _, judge = load_scorer(recipe.reward, trust)
+    judge = for_held_out(load_scorer(recipe.reward, trust, out=recipe.out)[1])
     settings = sampling_of(recipe) | {"temperature": recipe.ppo.temperature, "group_size": samples}
     settings["seed"] = recipe.seed + 1  # as in a run
     where = {"trust_remote_code": True} if recipe.model.trust_remote_code else {}

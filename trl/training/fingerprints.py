@@ -21,7 +21,8 @@ PROBE = "The Film's 3rd act,\n\twas  GREAT … naïve?"
 """Of what a tokenizer makes of it: its vocabulary does not say how it cuts texts up."""
 
 FREE = {"url", "headers", "_secrets", "timeout", "retries", "backoff"}
-FREE |= {"batch_size", "concurrency", "device"}
+FREE |= {"batch_size", "concurrency", "device", "annotators", "page", "host", "port"}
+FREE |= {"tells", "stopping", "_live"}
 """Settings of scorers that change no score but by rounding, and what holds their secrets: of a URL
 it is what was given for it that counts."""
 

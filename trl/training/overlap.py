@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from trl.batch import Rollout
+from trl.evaluation.people.asking import OVER
 from trl.evaluation.scores import Scorer, ScoringError, score
 from trl.scored import Scored
 
@@ -30,9 +31,12 @@ class Overlap:
         self._thread = ThreadPoolExecutor(1, "scorer")
 
     def __enter__(self) -> Overlap:
+        OVER.clear()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is not None:  # who waits for people there sees no Ctrl-C
+            OVER.set()
         self._thread.shutdown(cancel_futures=True)
 
     def add(self, part: Rollout) -> None:

@@ -36,6 +36,7 @@ from trl.config.errors import problem
 from trl.config.folder import recipe_folder
 from trl.config.recipe import (
     ENVIRONMENT,
+    HUMAN,
     STARTER,
     EnvironmentConfig,
     LoRAConfig,
@@ -47,6 +48,7 @@ from trl.data.prompts import PromptSplit, columns_for_rewards, load_prompts
 from trl.data.sources import MODEL
 from trl.environments import EnvironmentReward, Episodes, episodes_of
 from trl.evaluation import Scorer, WeightedSum
+from trl.evaluation.people.scorer import for_held_out
 from trl.evaluation.weighted_sum import Columns, check_columns
 from trl.gguf import gguf_apart
 from trl.models.adapters import base_weights, import_peft
@@ -64,6 +66,8 @@ from trl.training import fingerprints
 from trl.training.held_out import FIGURES, HeldOut
 from trl.training.loop import Loop
 
+VOTES = "human.votes.sqlite"
+"""What people answered a run, in its folder."""
 TAKEN = ("mean", "median", "std")
 """Names under `reward/` that no scorer may have."""
 
@@ -168,7 +172,8 @@ class Parts:
             sampler = samples(Sampler(self.tokenizer, **settings))
             held_out = self.prompts.held_out_rows
             sampler.check(self.model, held_out, name="held-out prompts")
-            self.held_out = HeldOut(self.trainer, sampler, self.judge, held_out)
+            judge = for_held_out(self.judge)
+            self.held_out = HeldOut(self.trainer, sampler, judge, held_out)
         self.parameters = sum(weight.numel() for weight in self.model.parameters())
 
     @classmethod
@@ -184,7 +189,7 @@ class Parts:
             SettingsError, OSError, ValueError: for what is not there, or does not fit.
         """
         columns = partial(columns_for_rewards, recipe.data)
-        scorer, judge = load_scorer(recipe.reward, trust, columns)
+        scorer, judge = load_scorer(recipe.reward, trust, columns, out=recipe.out)
         episodes = recipe.environment and load_environment(recipe.environment, trust)
         _check_best(recipe.checkpoints.best, judge)
         model, seed = recipe.model, recipe.seed
@@ -456,7 +461,11 @@ def find_tokenizer(
 
 
 def load_scorer(
-    rewards: Sequence[RewardConfig], trust: Trust = (), columns: Columns | None = None
+    rewards: Sequence[RewardConfig],
+    trust: Trust = (),
+    columns: Columns | None = None,
+    *,
+    out: str = "",
 ) -> tuple[WeightedSum, WeightedSum]:
     """Return the scorer to train with, and that of the evaluation, which measures more.
 
@@ -464,6 +473,7 @@ def load_scorer(
         rewards: The scorers.
         trust: Modules and packages whose functions may run.
         columns: See `check_columns`.
+        out: The folder of what people answer, if no file of it is named.
 
     Raises:
         SettingsError: for a function that is not there, naming its place in the recipe.
@@ -474,7 +484,7 @@ def load_scorer(
     # Functions first: what one of them lacks is told before a model is loaded.
     for index in sorted(range(len(rewards)), key=lambda index: rewards[index].kind != "function"):
         settings = rewards[index]
-        scorer, name = _scorer(settings, f"reward[{index}].name", loaded, trust)
+        scorer, name = _scorer(settings, f"reward[{index}].name", loaded, trust, out)
         scorer.name = settings.title or name
         if scorer.name in TAKEN:
             rule = f"not be one of {list(TAKEN)}, which are figures of the whole reward"
@@ -483,11 +493,14 @@ def load_scorer(
         if columns and settings.kind == "function":
             check_columns(scorer, columns)
     parts = [made[index] for index in range(len(rewards))]
+    for settings, (scorer, _) in zip(rewards, parts, strict=True):
+        if settings.kind == HUMAN:
+            scorer.fall_back_on(settings.arguments.get("fallback"), [each for each, _ in parts])
     return WeightedSum([part for part in parts if part[1] != 0]), WeightedSum(parts)
 
 
 def _scorer(
-    settings: RewardConfig, path: str, loaded: dict[str, Any], trust: Trust
+    settings: RewardConfig, path: str, loaded: dict[str, Any], trust: Trust, out: str
 ) -> tuple[Any, str]:
     """Return a scorer, and its name unless it has a title; `loaded` is what others have loaded."""
     if settings.kind == "function":
@@ -498,8 +511,8 @@ def _scorer(
         return evaluation.EndpointScorer(settings.name), settings.kind
     if settings.kind == ENVIRONMENT:
         return EnvironmentReward(), settings.kind
-    if settings.kind in evaluation.CHECKS:
-        return _check(settings, path.replace("name", "arguments"), trust), settings.kind
+    if settings.kind in (HUMAN, *evaluation.CHECKS):
+        return _check(settings, path.replace("name", "arguments"), trust, out), settings.kind
     name = os.path.expanduser(settings.name)
     if settings.kind == "reward_model":
         return evaluation.RewardModelScorer(name, **settings.arguments), settings.kind
@@ -537,16 +550,21 @@ def load_environment(
     return episodes_of(found, tools, **given)
 
 
-def _check(settings: RewardConfig, path: str, trust: Trust) -> Any:
+def _check(settings: RewardConfig, path: str, trust: Trust, out: str) -> Any:
     """Return the scorer of one of the kinds that need no model."""
-    cls: Any = getattr(evaluation, evaluation.CHECKS[settings.kind])
+    cls: Any = getattr(evaluation, evaluation.CHECKS.get(settings.kind, "HumanScorer"))
+    given = dict(settings.arguments)
+    if settings.kind == HUMAN:
+        given.pop("fallback", None)  # a scorer, which is looked for among the others
+        given["store"] = VOTES if settings.name == STARTER else settings.name
+        given["store"] = os.path.join(out * (settings.name == STARTER), given["store"])
     if "allow_unisolated" in settings.arguments:
         rule = "hold no allow_unisolated, a word of who reads the recipe"
         _refuse(path, rule, fix=f"add {UNISOLATED} to the command")
     allowed = {"allow_unisolated": True} if settings.kind == "code" and UNISOLATED in trust else {}
     try:
-        inspect.signature(cls).bind(**settings.arguments)
-        return cls(**settings.arguments, **allowed)
+        inspect.signature(cls).bind(**given)
+        return cls(**given, **allowed)
     except TypeError as error:
         _refuse(path, f"be arguments of {cls.__name__}", fix=str(error))
     except ValueError as error:

@@ -36,6 +36,7 @@ from trl.compute.precision import make_accelerator
 from trl.config import SettingsError
 from trl.config.code import Trust, flags_to_go_on
 from trl.config.recipe import Recipe
+from trl.evaluation.people.asking import Stopped
 from trl.evaluation.scores import pairs_of
 from trl.models.loading import quiet_transformers
 from trl.report import before_after_tables, read_runs, write_report
@@ -244,7 +245,7 @@ class Run:
         undo = undoing.copied(self.trainer, wholly=self._can_undo)
         try:
             return step()
-        except Exception as error:  # a second Ctrl-C is to end at once
+        except (Exception, Stopped) as error:  # a second Ctrl-C is to end at once
             made = self.loop.steps_done
             whole = made > done or undo()
             if made and whole and made not in map(checkpoints.step_of, self.checkpoints.all()):

@@ -5,6 +5,7 @@
     GET  /api/state    what is to be judged now
     POST /api/vote     {item, client, answer, seconds, flag, comment} → the next state
     POST /api/undo     {vote} → the state with its item
+    POST /api/enough   {}: what is waited for goes on with the answers that there are → the state
     GET  /api/history  one's own answers
 
 Whoever has the cookie is somebody of the store, also after a restart: it is signed with the secret
@@ -22,9 +23,11 @@ import ipaddress
 import json
 import re
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -35,9 +38,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trl.config.errors import refuse
+from trl.evaluation.people.asking import enough, waits
 from trl.evaluation.people.store import Refused, Store, StoreError
 
-__all__ = ["make_app", "markdown", "serve"]
+__all__ = ["Page", "make_app", "markdown", "serve"]
 
 MOST_BYTES = 64 * 1024
 """Of a request."""
@@ -79,6 +83,7 @@ def make_app(store: Store, *, hosts: Iterable[str] = ()) -> ASGIApp:
         Route("/api/join", server.join, methods=["POST"]),
         Route("/api/vote", server.vote, methods=["POST"]),
         Route("/api/undo", server.undo, methods=["POST"]),
+        Route("/api/enough", server.enough, methods=["POST"]),
     ]
     handlers = {Refused: _refused, StoreError: _failed, HTTPException: _failed}
     return _Guard(Starlette(routes=routes, exception_handlers=handlers), hosts)  # type: ignore[arg-type]
@@ -104,25 +109,70 @@ def serve(
         port: 0: any that is free.
         started: Called with the address of the page, once it may be opened.
     """
+    server, listener, address = _listening(store, host, port)
+    with listener:
+        started(address)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+
+
+class Page:
+    """The page beside a program that goes on; in a thread, until it is closed or the program ends.
+
+    Args:
+        path: Of a store that is there, whose question is set.
+        names: Who judges.
+        host: The address to listen on.
+        port: If it is taken, any that is free.
+
+    Attributes:
+        address: Of the page.
+        links: What each of the names is to open, once.
+    """
+
+    def __init__(
+        self, path: str | Path, names: Iterable[str], *, host: str = "127.0.0.1", port: int = 8321
+    ) -> None:
+        store = Store(path)  # of this thread alone
+        try:
+            self._server, listener, self.address = _listening(store, host, port)
+        except ValueError:
+            self._server, listener, self.address = _listening(store, host, 0)
+        self.links = {name: f"{self.address}#join={store.link(name)}" for name in names}
+
+        def run() -> None:
+            with listener, contextlib.closing(store):
+                self._server.run(sockets=[listener])
+
+        self._thread = threading.Thread(target=run, name="page", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answer no more."""
+        self._server.should_exit = True
+        self._thread.join()
+
+
+def _listening(store: Store, host: str, port: int) -> tuple[Any, socket.socket, str]:
+    """Return a server that may be run, what it listens at already, and the address of its page."""
     import uvicorn
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # By its name, else asyncio does not see that it is TCP and each answer waits 40 ms (Nagle).
-    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except (OSError, OverflowError) as error:
-            rule = "be an address of this machine, with --port one that is free"
-            refuse("--host", rule, f"{host}:{port} ({error})", "take another --port, or 0 for any")
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
         listener.listen()  # who is told the address may ask at once, and waits for an answer
-        name = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
-        app = make_app(store, hosts=(name,))
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-        shown = f"[{name}]" if ":" in name else name
-        started(f"http://{shown}:{listener.getsockname()[1]}/")
-        with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
+    except (OSError, OverflowError) as error:
+        listener.close()
+        rule = "be an address of this machine, with --port one that is free"
+        refuse("--host", rule, f"{host}:{port} ({error})", "take another --port, or 0 for any")
+    name = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
+    app = make_app(store, hosts=(name,))
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+    shown = f"[{name}]" if ":" in name else name
+    return uvicorn.Server(config), listener, f"http://{shown}:{listener.getsockname()[1]}/"
 
 
 class _Server:
@@ -160,7 +210,7 @@ class _Server:
         return me, await _body(request)
 
     def _state(self, me: int, **more: Any) -> JSONResponse:
-        store, item = self.store, self.store.next(me)
+        store, item, waiting = self.store, self.store.next(me), waits(self.store)
         state = {
             "name": store.name(me),
             "store": store.fact("name"),
@@ -169,6 +219,7 @@ class _Server:
             "item": item and asdict(item),
             "progress": store.progress(me),
             "last": store.last(me),
+            "waiting": waiting and {"left": waiting.left, "of": len(waiting.answers)},
         }
         return JSONResponse(state | more)
 
@@ -210,6 +261,11 @@ class _Server:
         me, body = await self._written(request)
         _need(type(body.get("vote")) is int and 0 <= body["vote"] < 2**63, "vote")
         return self._state(me, undone=self.store.undo(me, body["vote"]))
+
+    async def enough(self, request: Request) -> Response:
+        me, _ = await self._written(request)
+        enough(self.store)
+        return self._state(me)
 
 
 class _Guard:

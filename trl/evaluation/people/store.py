@@ -61,9 +61,18 @@ CREATE TABLE leases (
     item INTEGER NOT NULL REFERENCES items, annotator INTEGER NOT NULL REFERENCES annotators,
     until REAL NOT NULL, PRIMARY KEY (item, annotator)) WITHOUT ROWID;
 """
+LATER_TABLES = """
+CREATE TABLE IF NOT EXISTS withdrawn (item INTEGER PRIMARY KEY REFERENCES items);
+CREATE TABLE IF NOT EXISTS askings (
+    key TEXT PRIMARY KEY, items TEXT NOT NULL, seen REAL NOT NULL, enough REAL, answers TEXT)
+    WITHOUT ROWID;
+"""
+# Of `asking`; an older trl does not look at them.
 # `place` of annotators: where the search for what they have not seen goes on. `answered` of items
 # does not count skips; items with a known answer stay open for everybody.
 
+OPEN = """(id NOT IN (SELECT item FROM withdrawn) AND (gold IS NOT NULL OR
+    answered < (SELECT value FROM facts WHERE name = 'per_item')))"""
 FREE = """(gold IS NOT NULL OR answered + (SELECT count(*) FROM leases WHERE item = items.id
     AND annotator <> :me AND until > :now) < :per_item)"""
 UNSEEN = """NOT EXISTS (SELECT 1 FROM votes WHERE item = items.id AND annotator = :me
@@ -140,11 +149,14 @@ class Store:
         self.db.execute("PRAGMA journal_mode = WAL")
         self.db.execute("PRAGMA foreign_keys = ON")
         self.db.execute(f"PRAGMA wal_autocheckpoint = {PAGES}")
-        if version == SCHEMA:
+        known = "SELECT 1 FROM sqlite_master WHERE name = 'askings'"
+        if version == SCHEMA and self.db.execute(known).fetchone():
             return
         with self._write():
+            for statement in LATER_TABLES.split(";"):
+                self.db.execute(statement)
             if self.db.execute("PRAGMA user_version").fetchone()[0]:
-                return  # another process was quicker
+                return  # another process was quicker, or it is there since an older trl
             for statement in TABLES.split(";"):
                 self.db.execute(statement)
             facts = {"secret": secrets.token_hex(32), "name": secrets.token_hex(4), "per_item": 1}
@@ -219,10 +231,7 @@ class Store:
             for name, value in given.items():
                 if value is not None:
                     db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", [name, value])
-            free = (
-                "(gold IS NOT NULL OR answered < (SELECT value FROM facts WHERE name = 'per_item'))"
-            )
-            db.execute(f"UPDATE items SET open = {free} WHERE open <> {free}")
+            db.execute(f"UPDATE items SET open = {OPEN} WHERE open <> {OPEN}")
 
     def add(self, items: Iterable[Item], *, votes: bool = False) -> int:
         """Add what is not there yet, and return how many that were.
@@ -436,10 +445,9 @@ class Store:
         if answer == SKIP:
             return
         changed = db.execute(
-            "UPDATE items SET answered = answered + :more, open = gold IS NOT NULL OR "
-            "answered + :more < :per_item WHERE id = :item RETURNING gold",
-            self._known(me) | {"more": more, "item": item},
+            "UPDATE items SET answered = answered + ? WHERE id = ? RETURNING gold", [more, item]
         ).fetchone()
+        db.execute(f"UPDATE items SET open = {OPEN} WHERE id = ?", [item])
         if changed["gold"] is None:
             db.execute("UPDATE facts SET value = value + ? WHERE name = 'votes'", [more])
 

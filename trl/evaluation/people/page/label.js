@@ -117,13 +117,7 @@ function showItem() {
   $("name").textContent = state.name;
   $("guidelines").hidden = !$("guidelines-text").textContent.trim();
   $("join").hidden = true;
-  $("undo").disabled = state.last === null;
-  const {own, items, votes, asked} = state.progress;
-  for (const [id, value, most] of [["own", own, items], ["all", votes, asked]]) {
-    $(id).max = Math.max(most, 1);
-    $(id).value = value;
-    $(`${id}-words`).textContent = `${value} of ${most}`;
-  }
+  showProgress();
   $("question").textContent = item ? QUESTION[state.question] : "";
   if (!item) return $("done").querySelector("h2").focus();
   showPrompt(item.prompt);
@@ -139,6 +133,19 @@ function showItem() {
   showButtons();
 }
 
+function showProgress() {
+  $("undo").disabled = state.last === null;
+  const {own, items, votes, asked} = state.progress;
+  for (const [id, value, most] of [["own", own, items], ["all", votes, asked]]) {
+    $(id).max = Math.max(most, 1);
+    $(id).value = value;
+    $(`${id}-words`).textContent = `${value} of ${most}`;
+  }
+  const waiting = state.waiting;
+  $("enough").hidden = $("waiting").hidden = !waiting;
+  if (waiting) $("waiting").textContent = `The training waits for ${waiting.left} of ${waiting.of}`;
+}
+
 function showButtons() {
   const help = [];
   $("answers").replaceChildren(...choices().map((choice) => {
@@ -152,7 +159,7 @@ function showButtons() {
     return button;
   }));
   help.push(["U", "Undo the last answer"], ["S", "Skip: not for me"], ["F", "Flag: something is wrong with it"],
-    ["C", "Write a comment; Esc leaves it"], ["H", "Your answers, to undo any"], ["G", "Guidelines"], ["?", "These keys"]);
+    ["C", "Write a comment; Esc leaves it"], ["H", "Your answers, to undo any"], ["E", "Enough for now: a training that waits goes on without the rest"], ["G", "Guidelines"], ["?", "These keys"]);
   $("help-keys").replaceChildren(...help.map(([keys, text]) => {
     const row = element("tr");
     const head = element("th", undefined, {scope: "row"});
@@ -268,6 +275,34 @@ function answer(value, label) {
     flag: flagged(), comment: $("comment").value}, label);
 }
 
+async function enough() {
+  if (busy || !state || !state.waiting) return;
+  keepDraft();
+  busy = true;
+  try {
+    take(await insist("/api/enough", {}));
+    say("Enough for now: the training goes on without the rest.");
+  } catch (error) {
+    busy = false;
+    trouble(error.message);
+  }
+}
+
+// A training asks again and again: what it asks next comes up by itself.
+async function lookAgain() {
+  if (busy || !state || state.item || document.hidden || document.querySelector("dialog[open]")) return;
+  const found = await ask("/api/state").catch(() => null);
+  if (!found || busy || state.item) return;
+  if (found.item) {
+    take(found);
+    focusItem();
+  } else {
+    state = found;
+    showProgress();
+  }
+}
+setInterval(lookAgain, 1500);
+
 async function undo(vote) {
   if (busy || !state || vote === null) return;
   keepDraft();
@@ -338,7 +373,7 @@ function theme(turn) {
 const TOOLS = {
   u: () => undo(state.last), s: () => answer("skip", "Skipped"), f: toggleFlag, h: showHistory,
   g: () => { $("guidelines").open = !$("guidelines").open; }, c: () => $("comment").focus(),
-  "?": () => $("help").showModal(),
+  e: enough, "?": () => $("help").showModal(),
 };
 
 document.addEventListener("keydown", (event) => {
@@ -359,6 +394,7 @@ document.addEventListener("keydown", (event) => {
 $("undo").addEventListener("click", () => undo(state.last));
 $("skip").addEventListener("click", TOOLS.s);
 $("flag").addEventListener("click", toggleFlag);
+$("enough").addEventListener("click", enough);
 $("again").addEventListener("click", refresh);
 $("show-history").addEventListener("click", showHistory);
 $("show-help").addEventListener("click", TOOLS["?"]);
