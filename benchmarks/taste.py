@@ -30,6 +30,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -52,7 +53,7 @@ def cells() -> Iterator[tuple[str, int]]:
 
 
 def recipe_of(arm: str, seed: int, out: Path, **people: Any) -> Any:
-    """The recipe human-preferences with the arm's settings; `hidden`: what its PPO is without it."""
+    """The recipe human-preferences with the arm's settings; `hidden`: its PPO on that reward."""
     from trl import config as settings
     from trl.cli.recipes import find_recipe
     from trl.config.recipe import PeopleConfig, Recipe, RewardConfig, SimulatedConfig
@@ -110,7 +111,7 @@ def results() -> dict[str, dict[str, Any]]:
 
 def at_kl(curve: list[dict[str, float]], kl: float) -> float:
     """P(POSITIVE) of a training at a KL; beyond its last one the best of all."""
-    for before, after in zip(curve, curve[1:], strict=False):
+    for before, after in pairwise(curve):
         if before[KL] <= kl <= after[KL]:
             share = (kl - before[KL]) / max(after[KL] - before[KL], 1e-9)
             return before[P] + share * (after[P] - before[P])

@@ -1,13 +1,19 @@
 """The loop of choices, reward models and PPO, with a simulated annotator and tiny models."""
 
+import json
+import runpy
 import shutil
+import threading
 from dataclasses import replace
+from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
 from tests.training.kills import session
 from tests.training.runs import assert_same_run, lines, make_parts, tiny_recipe
+from trl import cli
 from trl import config as settings
 from trl.config import SettingsError
 from trl.config.recipe import (
@@ -203,3 +209,147 @@ def test_a_loop_that_is_killed_goes_on(kills, whole, parts, tmp_path):
                 break
         assert tune_to_taste(loop_of(parts, out), resume=True)
         check_same(whole_out, out)
+
+
+def test_an_ensemble_asks_what_it_disagrees_about(parts, tmp_path, monkeypatch):
+    """With known answers among it."""
+    seen, found = [], taste.Taste._disagreements
+
+    def record(self, number, groups):
+        seen.append((groups, found(self, number, groups)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(taste.Taste, "_disagreements", record)
+    out, gold = tmp_path / "loop", tmp_path / "gold.jsonl"
+    rows = [{"prompt": f"w{i} ", "responses": ["w1", "w7 w7", "w2"], "gold": 1} for i in range(20)]
+    gold.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    who = {"annotators": ("ann", "ben"), "per_item": 2, "gold": str(gold), "candidates": 2}
+    who |= {"ensemble": 2, "pick": "disagreement", "choices": 32, "first": 16}
+    recipe = loop_of(parts, out, **who, simulated=hidden(parts, noise=0.0))
+    summary = tune_to_taste(recipe)
+    assert [each["choices"] for each in summary["rounds"]] == [16, 32]
+    assert [len(each["accuracy"]) for each in summary["rounds"]] == [2, 2]
+    assert summary["at_chance"] == {}
+    rewards = settings.read_yaml(out / "run" / "recipe.yaml")["reward"]
+    assert [each["weight"] for each in rewards] == [0.5, 0.5]
+    order = json.loads((out / "prompts.json").read_text())
+    first, second = (
+        [row["prompt"] for row in lines(out / f"round-{number}" / "items.jsonl")]
+        for number in (1, 2)
+    )
+    assert first == order[:8]
+    store = Store(out / "votes.sqlite")
+    items = list(store.items())
+    store.close()
+    assert sum(item.gold is not None for item in items) == 20
+    assert {len(item.votes) for item in items} == {2}
+    told = lines(out / "round-2" / "preferences.jsonl")
+    assert len(told) == 16  # the known answers are not learnt from
+    ((groups, worth),) = seen
+    assert [prompt for prompt, _ in groups] == order[8:24]
+    assert max(worth) > 0
+    best = sorted(range(16), key=lambda place: -worth[place])[:8]
+    assert second == [order[8 + place] for place in sorted(best)]
+
+
+# -- people ----------------------------------------------------------------------------------------
+
+
+def sign_in(link):
+    address, token = link.split("#join=")
+    client = httpx.Client(base_url=address, headers={"Origin": address.rstrip("/")})
+    client.post("/api/join", json={"token": token}).raise_for_status()
+    state = client.get("/api/state").raise_for_status().json()
+    client.headers["X-CSRF-Token"] = state["csrf"]
+    return client
+
+
+def answer(client, count):
+    """Take the first of the responses so many times."""
+    for _ in range(count):
+        item = client.get("/api/state").raise_for_status().json()["item"]
+        body = {"item": item["id"], "client": f"c{item['id']}", "answer": 0}
+        client.post("/api/vote", json=body).raise_for_status()
+
+
+def test_people_choose_on_a_page_until_their_time_is_over(parts, tmp_path, monkeypatch):
+    """All of the first round while it waits, and three of the second."""
+    out, people = tmp_path / "loop", []
+
+    def say(self, text):
+        if not text.startswith("ann: "):
+            return
+        if not people:
+            people.append(sign_in(text[5:]))
+            threading.Thread(target=answer, args=(people[0], 12)).start()
+        else:
+            answer(people[0], 3)
+            assert 0 < json.loads((out / "waited.json").read_text()) < 600
+            (out / "waited.json").write_text("599.9")
+
+    monkeypatch.setattr(taste.Taste, "_say", say)
+    monkeypatch.setattr(taste, "POLL", 0.05)
+    who = {"simulated": None, "annotators": ("ann",), "port": 0, "minutes": 10.0}
+    summary = tune_to_taste(loop_of(parts, out, **who))
+    assert [each["choices"] for each in summary["rounds"]] == [12, 15]
+    assert len(lines(out / "round-2" / "items.jsonl")) == 12
+
+
+def test_the_command_takes_a_model_and_prompts(parts, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(taste, "tune_to_taste", lambda recipe, **how: made.append((recipe, how)))
+    command = ["taste", str(parts / "model"), str(parts / "prompts.txt")]
+    code = f"{parts / 'reward.py'}:count_w7"
+    simulated = f"{{reward: [{{kind: function, name: '{code}'}}]}}"
+    more = ["--people.simulated", simulated, "--out", str(tmp_path / "a")]
+    assert cli.main([*command, *more, "--trust", str(parts / "reward.py"), "--resume"]) == 130
+    ((recipe, how),) = made
+    assert (recipe.model.name, recipe.data.prompts) == (command[1], command[2])
+    assert recipe.people.simulated.reward[0].name == code
+    assert how["resume"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"choices": 3, "rounds": 4, "first": None}, "people.rounds|`rounds` must be <= the items"),
+        ({"first": 30}, "`first` must be <= choices"),
+        ({"pick": "disagreement"}, "`ensemble` must be >= 2"),
+        ({"annotators": ()}, "`annotators` must name somebody"),
+        ({"rounds": 5}, "`people.rounds` must be <= the steps"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(parts, tmp_path, changes, told):
+    with pytest.raises(SettingsError, match=told):
+        loop_of(parts, tmp_path, **changes)
+
+
+def test_the_reward_model_has_settings_of_its_own(parts, tmp_path):
+    recipe = loop_of(parts, tmp_path / "a")
+    with pytest.raises(SettingsError, match="`reward_model` must not have train"):
+        replace(recipe, reward_model={"train": "mine.jsonl"})
+    with pytest.raises(SettingsError, match="epochs"):
+        tune_to_taste(replace(recipe, reward_model={"epochs": 0}))
+    with pytest.raises(SettingsError, match="epoch"):
+        tune_to_taste(replace(recipe, reward_model={"epoch": 2}))
+    assert not (tmp_path / "a" / "votes.sqlite").exists()
+
+
+def test_the_measuring_script_compares_at_the_same_kl():
+    path = Path(__file__).parents[2] / "benchmarks" / "taste.py"
+    measuring = runpy.run_path(str(path))
+    p, kl = measuring["P"], measuring["KL"]
+    curve = [{p: 0.5, kl: 0.0}, {p: 0.7, kl: 4.0}, {p: 0.9, kl: 6.0}]
+    assert measuring["at_kl"](curve, 2.0) == pytest.approx(0.6)
+    assert measuring["at_kl"](curve, 9.0) == 0.9
+    found = {"hidden-0": {"curve": curve}, "online-0": {"curve": [curve[0], {p: 0.68, kl: 5.0}]}}
+    assert measuring["share"](found, "online", 0) == pytest.approx(0.6)
+    for arm in measuring["ARMS"]:
+        recipe = measuring["recipe_of"](arm, 1, Path("a"))
+        assert recipe.total_steps == measuring["STEPS"]
+        loop = isinstance(recipe, PreferencesRecipe)
+        assert loop == (arm != "hidden")
+        # The reward model never begins as the hidden one, which chooses.
+        name = taste.reward_recipe(recipe, Path("a"), 1, 1).model if loop else ""
+        assert "bert" not in name
+        assert name != "starter"

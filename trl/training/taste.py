@@ -385,10 +385,10 @@ class Taste:
 
     def _wait(self) -> None:
         """Wait until all that was asked is chosen or skipped, or the time for it is over."""
+        self._say(self.told)
         file = self.folder.path / "waited.json"  # seconds, of all sessions
         waited = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else 0.0
         most = math.inf if self.people.minutes is None else 60 * self.people.minutes
-        self._say(self.told)
         while waited < most and not self._all_there():
             time.sleep(POLL)
             waited += POLL
