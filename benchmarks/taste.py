@@ -7,7 +7,9 @@
 
 The starter model and its openings of film reviews. The hidden reward is the starter's classifier
 (logit of POSITIVE); the simulated annotator takes the best of four by it, one time in ten blindly.
-Reward models start from the policy, never from the hidden one, and get 2,000 choices at most.
+Reward models start from the policy, never from the hidden one, and get 2,000 choices at most. Their
+learning rate is chosen once for all cells, by the accuracy on held-out choices of a seed that no
+cell has: results/taste-fit.json.
 
     hidden         PPO on the hidden reward itself, evaluated every few steps: P(POSITIVE) by KL
     online         choices before the first step and on the way, of what the policy writes then
@@ -40,7 +42,10 @@ RESULTS = HERE / "results" / "taste.jsonl"
 MINILM = Path("~/.cache/trl/models/minilm").expanduser()
 ARMS = ("hidden", "online", "offline", "disagreement", "minilm")
 SEEDS = 3
-STEPS, EVERY = 60, 5
+FITS = RESULTS.with_name("taste-fit.json")
+RATES = (1e-4, 3e-4, 1e-3)
+FIT_SEED, FIT_CHOICES, FIT_HELD_OUT = 99, 1200, 0.25
+STEPS, EVERY = 100, 10
 P, KL = "held_out/reward/positive_probability", "held_out/kl"
 BAR = 0.85
 
@@ -52,7 +57,9 @@ def cells() -> Iterator[tuple[str, int]]:
     yield from (("minilm", seed) for seed in range(SEEDS))
 
 
-def recipe_of(arm: str, seed: int, out: Path, **people: Any) -> Any:
+def recipe_of(
+    arm: str, seed: int, out: Path, fit: dict[str, Any] | None = None, **people: Any
+) -> Any:
     """The recipe human-preferences with the arm's settings; `hidden`: its PPO on that reward."""
     from trl import config as settings
     from trl.cli.recipes import find_recipe
@@ -71,9 +78,45 @@ def recipe_of(arm: str, seed: int, out: Path, **people: Any) -> Any:
         arm, {}
     )
     who["simulated"] = SimulatedConfig(reward=(judge,), noise=0.1)
+    more["reward_model"] = dict(loop.reward_model) | (fit or {})
     if arm == "minilm":
-        more["reward_model"] = dict(loop.reward_model) | {"model": str(MINILM)}
+        more["reward_model"] |= {"model": str(MINILM)}
     return replace(loop, people=PeopleConfig(**who | people), reward=(measured,), **more)
+
+
+def fit_of(arm: str, runs: Path) -> dict[str, Any]:
+    """Choose the learning rate of an arm's reward models, unless it is chosen already."""
+    from contextlib import closing
+
+    from trl.evaluation.people.store import Store
+    from trl.training.folder import RunFolder
+    from trl.training.reward import train_reward
+    from trl.training.taste import Taste, reward_recipe
+
+    kind = "minilm" if arm == "minilm" else "starter"
+    found = json.loads(FITS.read_text()) if FITS.exists() else {}
+    if kind not in found:
+        folder = RunFolder(runs / "fit")
+        recipe = recipe_of(
+            kind if kind == "minilm" else "offline",
+            FIT_SEED, folder.path, choices=FIT_CHOICES, first=FIT_CHOICES, rounds=1,
+        )  # fmt: skip
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with closing(Store(folder.path / "votes.sqlite", make=True)) as store:
+            Taste(recipe, folder, store, ()).choices(1)
+        found[kind] = {}
+        for rate in RATES:
+            one = reward_recipe(recipe, folder.path, 1, 1)
+            out = folder.path / f"{kind}-{rate:g}"
+            one = replace(one, learning_rate=rate, held_out=FIT_HELD_OUT, out=str(out))
+            done = out / "summary.json"
+            told = json.loads(done.read_text()) if done.exists() else train_reward(one, resume=True)
+            found[kind][f"{rate:g}"] = {k: told[k] for k in ("accuracy", "interval")}
+            print(kind, rate, found[kind][f"{rate:g}"], flush=True)
+        RESULTS.parent.mkdir(exist_ok=True)
+        FITS.write_text(json.dumps(found, indent=2) + "\n")
+    best = max(found[kind], key=lambda rate: found[kind][rate]["accuracy"])
+    return {"learning_rate": float(best)}
 
 
 def run(arm: str, seed: int, runs: Path) -> dict[str, Any]:
@@ -82,10 +125,11 @@ def run(arm: str, seed: int, runs: Path) -> dict[str, Any]:
     from trl.training.taste import tune_to_taste
 
     started, out = time.process_time(), runs / f"{arm}-{seed}"
-    recipe, rounds = recipe_of(arm, seed, out), []
+    rounds: list[dict[str, Any]] = []
     if arm == "hidden":
-        run_recipe(recipe, "auto")
+        run_recipe(recipe_of(arm, seed, out), "auto")
     else:
+        recipe = recipe_of(arm, seed, out, fit_of(arm, runs))
         summary = tune_to_taste(recipe, resume=True)
         if summary is None:
             raise KeyboardInterrupt

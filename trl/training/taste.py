@@ -31,7 +31,7 @@ import sys
 import threading
 import time
 import webbrowser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
@@ -238,31 +238,30 @@ class Taste:
 
     def run(self) -> dict[str, Any]:
         """Make what is left of the rounds."""
-        simulated = self.people.simulated
-        if simulated is not None:
-            hidden = Simulated(simulated, trust=self.trust, seed=self.recipe.seed)
-            page, wait = nullcontext(), lambda: self._simulate(hidden)
-        else:
-            page, wait = self._page(), self._wait
-        with page:
-            rounds = [self._round(number, wait) for number in range(1, len(self.plan) + 1)]
+        with self._page() if self.people.simulated is None else nullcontext():
+            rounds = [self._round(number) for number in range(1, len(self.plan) + 1)]
         summary = {"rounds": rounds, "at_chance": at_chance(list(self.store.items()))}
         self.folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
         self._say(f"finished. The tuned model is in {self.folder.path / 'run' / 'policy'}/.")
         return summary
 
-    def _round(self, number: int, wait: Callable[[], None]) -> dict[str, Any]:
+    def choices(self, number: int) -> Path:
+        """Return the file of all choices up to a round, once they are made."""
         place = self.folder.path / f"round-{number}"
         place.mkdir(exist_ok=True)
-        if (place / "result.json").is_file():
-            return dict(json.loads((place / "result.json").read_text(encoding="utf-8")))
         if not (place / "items.jsonl").is_file():
             self._sample(number)
         if not (place / "preferences.jsonl").is_file():
-            self._ask(number, wait)
+            self._ask(number)
+        return place / "preferences.jsonl"
+
+    def _round(self, number: int) -> dict[str, Any]:
+        place = self.folder.path / f"round-{number}"
+        if (place / "result.json").is_file():
+            return dict(json.loads((place / "result.json").read_text(encoding="utf-8")))
+        choices = sum(len(row["votes"]) for row in _rows(self.choices(number)))
         fits = [self._fit(number, model) for model in range(1, self.people.ensemble + 1)]
         figures = self._steps(number)
-        choices = sum(len(row["votes"]) for row in _rows(place / "preferences.jsonl"))
         result = {
             "round": number,
             "choices": choices,
@@ -358,14 +357,14 @@ class Taste:
         sizes = [len(responses) for _, responses in groups]
         return [disagreement(part) for part in torch.stack(told).split(sizes, 1)]
 
-    def _ask(self, number: int, wait: Callable[[], None]) -> None:
+    def _ask(self, number: int) -> None:
         """Have the choices of a round made, and write all that there are so far."""
         place = self.folder.path / f"round-{number}"
         asked = [Item(row["prompt"], tuple(row["responses"]), tuple(row["sources"]))
                  for row in _rows(place / "items.jsonl")]  # fmt: skip
         self.store.add([*asked, *self.gold[number - 1 :: len(self.plan)]])
         self._say(f"round {number} of {len(self.plan)}: {len(asked)} items to choose from.")
-        wait()
+        self._wait() if self.people.simulated is None else self._simulate(self.people.simulated)
         items = list(self.store.items())
         for name, told in at_chance(items).items():
             share, chance = f"{told['share']:.2f} of {told['of']}", f"{told['chance']:.2f}"
@@ -379,7 +378,8 @@ class Taste:
 
     # -- who answers -----------------------------------------------------------------------------
 
-    def _simulate(self, hidden: Simulated) -> None:
+    def _simulate(self, how: SimulatedConfig) -> None:
+        hidden = Simulated(how, trust=self.trust, seed=self.recipe.seed)
         for name in self.people.annotators:
             hidden.answer_all(self.store, name)
 
