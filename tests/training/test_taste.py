@@ -231,7 +231,7 @@ def test_an_ensemble_asks_what_it_disagrees_about(parts, tmp_path, monkeypatch):
     assert [len(each["accuracy"]) for each in summary["rounds"]] == [2, 2]
     assert summary["at_chance"] == {}
     rewards = settings.read_yaml(out / "run" / "recipe.yaml")["reward"]
-    assert [each["weight"] for each in rewards] == [0.5, 0.5]
+    assert [float(each["weight"]) for each in rewards] == [0.5, 0.5]
     order = json.loads((out / "prompts.json").read_text())
     first, second = (
         [row["prompt"] for row in lines(out / f"round-{number}" / "items.jsonl")]

@@ -71,7 +71,8 @@ def read_recipe(
     check_models(recipe, path)
     if not isinstance(recipe, settings.Recipe):
         return recipe  # type: ignore[no-any-return]
-    if "out" not in dict(flags) and (path.parent / "metrics.jsonl").is_file():
+    begun = any((path.parent / name).is_file() for name in ("metrics.jsonl", "votes.sqlite"))
+    if "out" not in dict(flags) and begun:
         recipe = replace(recipe, out=str(path.parent))  # a run goes on where it is now
     files = {
         name: beside_recipe(getattr(recipe.data, name), path.parent)
@@ -80,10 +81,13 @@ def read_recipe(
     check_model_code(recipe, path, list(flags))
     rewards = with_code(recipe.reward, path, list(flags), trust)
     recipe = replace(recipe, data=replace(recipe.data, **files), reward=rewards)
-    if isinstance(recipe, settings.PreferencesRecipe) and (hidden := recipe.people.simulated):
-        code = with_code(hidden.reward, path, list(flags), trust)
-        people = replace(recipe.people, simulated=replace(hidden, reward=code))
-        recipe = replace(recipe, people=people)
+    if isinstance(recipe, settings.PreferencesRecipe):
+        people, hidden = recipe.people, recipe.people.simulated
+        names = ("gold", "guidelines")
+        files = {name: beside_recipe(getattr(people, name), path.parent) for name in names}
+        if hidden is not None:
+            hidden = replace(hidden, reward=with_code(hidden.reward, path, list(flags), trust))
+        recipe = replace(recipe, people=replace(people, **files, simulated=hidden))
     return with_environment(recipe, path, list(flags), trust)  # type: ignore[no-any-return]
 
 

@@ -30,6 +30,7 @@ import random
 import sys
 import threading
 import time
+import warnings
 import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -75,6 +76,8 @@ MAY_CHANGE = (
 )
 """Settings that may differ when a loop is gone on with."""
 HOST = "127.0.0.1"
+DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
+"""Without one of them a browser would take the terminal."""
 POLL = 0.5
 """Seconds between two looks whether all choices are there."""
 AT_ONCE = 64
@@ -421,7 +424,8 @@ class Taste:
         if isinstance(address, BaseException):
             raise address
         self.told = "; ".join(f"{name}: {address}#join={token}" for name, token in links.items())
-        if sys.stdout.isatty() and not self.recipe.quiet:
+        seen = any(map(os.environ.get, DISPLAYS)) or sys.platform in ("darwin", "win32")
+        if seen and sys.stdout.isatty() and not self.recipe.quiet:
             webbrowser.open(f"{address}#join={next(iter(links.values()))}")
         yield
 
@@ -455,7 +459,10 @@ class Taste:
         # Rewards of two rounds do not compare.
         given["checkpoints"] = replace(recipe.checkpoints, best=None)
         until = self.plan[number - 1][1]
-        result = run_recipe(Recipe(**given), "changed", trust=self.trust, until=until)
+        with warnings.catch_warnings():
+            # Of another reward model than in the round before.
+            warnings.filterwarnings("ignore", message=".*Gone on with all the same")
+            result = run_recipe(Recipe(**given), "changed", trust=self.trust, until=until)
         if result.interrupted:
             raise KeyboardInterrupt
         return dict(result.summary["after"])
