@@ -117,12 +117,12 @@ def test_the_simulated_annotator_chooses_by_its_reward_whatever_the_order(parts)
     shown = Shown(1, "w3 ", texts)
     exact = Simulated(hidden(parts, noise=0.0))
     assert exact.choose("me", shown) == 1
-    many = [Shown(i, f"w3 w{i} ", texts) for i in range(400)]
+    many = [Shown(i, f"w3 w{i} ", texts) for i in range(120)]
     noisy = Simulated(hidden(parts, noise=0.2))
-    assert 0.8 < sum(noisy.choose("me", each) == 1 for each in many) / 400 < 0.9  # 0.8 + 0.2/4
+    assert 0.75 < sum(noisy.choose("me", each) == 1 for each in many) / 120 < 0.95  # 0.8 + 0.2/4
     warm = Simulated(hidden(parts, noise=0.0, temperature=1.0))
     chosen = [warm.choose("me", each) for each in many]
-    assert 0.53 < chosen.count(1) / 400 < 0.68  # e²/(e² + e + 2) = 0.61
+    assert 0.48 < chosen.count(1) / 120 < 0.74  # e²/(e² + e + 2) = 0.61
     turned = [replace(each, responses=texts[::-1]) for each in many]
     assert [3 - warm.choose("me", each) for each in turned] == chosen
     assert [warm.choose("you", each) for each in many] != chosen

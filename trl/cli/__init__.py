@@ -110,10 +110,10 @@ def _train(options: argparse.Namespace, flags: Flags) -> int:
     if isinstance(recipe, settings.SupervisedRecipe):
         return _fit(recipe, options.resume)
     code = (*recipe.reward, *(recipe.environment.code if recipe.environment else ()))
-    loop = isinstance(recipe, settings.PreferencesRecipe)
-    code += recipe.people.simulated.reward if loop and recipe.people.simulated else ()
+    hidden = recipe.people.simulated if isinstance(recipe, settings.PreferencesRecipe) else None
+    code += hidden.reward if hidden else ()
     list_code(code, recipe.model.name if recipe.model.trust_remote_code else None)
-    if loop:
+    if isinstance(recipe, settings.PreferencesRecipe):
         from trl.training.taste import tune_to_taste
 
         done = tune_to_taste(recipe, resume=resume is not None, trust=options.trust)

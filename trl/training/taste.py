@@ -314,7 +314,7 @@ class Taste:
             device = "cuda" if torch.cuda.is_available() else "cpu"
             policy = load_policy(name, **where).to(device).eval()
             own = model.tokenizer and model_name(model.tokenizer)
-            tokenizer = find_tokenizer(own, name, policy, where)
+            tokenizer: Any = find_tokenizer(own, name, policy, where)
             prompts = self._prompts(tokenizer, policy)
             before = self._used(number)
             asked = [prompts[i % len(prompts)] for i in range(before, before + count)]
@@ -324,7 +324,7 @@ class Taste:
             sampler = Sampler(
                 tokenizer, **how, temperature=recipe.seeded_ppo.temperature, seed=seed
             )
-            texts = sampler(policy, asked).response_texts if asked else []
+            texts = (sampler(policy, asked).response_texts if asked else None) or []
         size = self.people.responses
         told = [list(dict.fromkeys(texts[size * i : size * (i + 1)])) for i in range(len(asked))]
         return [(p, r) for p, r in zip(asked, told, strict=True) if len(r) > 1]
