@@ -8,8 +8,8 @@
 The starter model and its openings of film reviews. The hidden reward is the starter's classifier
 (logit of POSITIVE); the simulated annotator takes the best of four by it, one time in ten blindly.
 Reward models start from the policy, never from the hidden one, and get 2,000 choices at most. Their
-learning rate is chosen once for all cells, by the accuracy on held-out choices of a seed that no
-cell has: results/taste-fit.json.
+learning rate and epochs are chosen once for all cells, by the accuracy on held-out choices of a
+seed that no cell has: results/taste-fit.json.
 
     hidden         PPO on the hidden reward itself, evaluated every few steps: P(POSITIVE) by KL
     online         choices before the first step and on the way, of what the policy writes then
@@ -43,8 +43,10 @@ MINILM = Path("~/.cache/trl/models/minilm").expanduser()
 ARMS = ("hidden", "online", "offline", "disagreement", "minilm")
 SEEDS = 3
 FITS = RESULTS.with_name("taste-fit.json")
-RATES = (1e-4, 3e-4, 1e-3)
+TRIED = ((1e-4, 2), (3e-4, 2), (1e-3, 2), (3e-4, 4))
+"""Learning rates and epochs."""
 FIT_SEED, FIT_CHOICES, FIT_HELD_OUT = 99, 1200, 0.25
+CHOICES, FIRST = 2000, 800
 STEPS, EVERY = 100, 10
 P, KL = "held_out/reward/positive_probability", "held_out/kl"
 BAR = 0.85
@@ -73,7 +75,7 @@ def recipe_of(
     if arm == "hidden":
         given = {name: getattr(loop, name) for name in Recipe.__dataclass_fields__}
         return Recipe(**given | {"reward": (judge, measured)} | more)
-    who: dict[str, Any] = {"choices": 2000, "first": 800, "rounds": 4}
+    who: dict[str, Any] = {"choices": CHOICES, "first": FIRST, "rounds": 4}
     who |= {"offline": {"rounds": 1}, "disagreement": {"pick": "disagreement", "ensemble": 3}}.get(
         arm, {}
     )
@@ -85,7 +87,7 @@ def recipe_of(
 
 
 def fit_of(arm: str, runs: Path) -> dict[str, Any]:
-    """Choose the learning rate of an arm's reward models, unless it is chosen already."""
+    """Choose learning rate and epochs of an arm's reward models, unless they are chosen already."""
     from contextlib import closing
 
     from trl.evaluation.people.store import Store
@@ -104,19 +106,21 @@ def fit_of(arm: str, runs: Path) -> dict[str, Any]:
         folder.path.mkdir(parents=True, exist_ok=True)
         with closing(Store(folder.path / "votes.sqlite", make=True)) as store:
             Taste(recipe, folder, store, ()).choices(1)
-        found[kind] = {}
-        for rate in RATES:
+        found[kind] = []
+        for rate, epochs in TRIED:
             one = reward_recipe(recipe, folder.path, 1, 1)
-            out = folder.path / f"{kind}-{rate:g}"
-            one = replace(one, learning_rate=rate, held_out=FIT_HELD_OUT, out=str(out))
+            out = folder.path / f"{kind}-{rate:g}-{epochs}"
+            how = {"learning_rate": rate, "epochs": epochs, "held_out": FIT_HELD_OUT}
+            one = replace(one, **how, out=str(out))
             done = out / "summary.json"
             told = json.loads(done.read_text()) if done.exists() else train_reward(one, resume=True)
-            found[kind][f"{rate:g}"] = {k: told[k] for k in ("accuracy", "interval")}
-            print(kind, rate, found[kind][f"{rate:g}"], flush=True)
+            figures = {k: told[k] for k in ("accuracy", "interval")}
+            found[kind].append({"learning_rate": rate, "epochs": epochs} | figures)
+            print(kind, found[kind][-1], flush=True)
         RESULTS.parent.mkdir(exist_ok=True)
         FITS.write_text(json.dumps(found, indent=2) + "\n")
-    best = max(found[kind], key=lambda rate: found[kind][rate]["accuracy"])
-    return {"learning_rate": float(best)}
+    best = max(found[kind], key=lambda each: each["accuracy"])
+    return {name: best[name] for name in ("learning_rate", "epochs")}
 
 
 def run(arm: str, seed: int, runs: Path) -> dict[str, Any]:

@@ -117,15 +117,15 @@ def test_the_simulated_annotator_chooses_by_its_reward_whatever_the_order(parts)
     shown = Shown(1, "w3 ", texts)
     exact = Simulated(hidden(parts, noise=0.0))
     assert exact.choose("me", shown) == 1
-    many = [Shown(i, f"w3 w{i} ", texts) for i in range(120)]
+    many = [Shown(i, f"w3 w{i} ", texts) for i in range(60)]
     noisy = Simulated(hidden(parts, noise=0.2))
-    assert 0.75 < sum(noisy.choose("me", each) == 1 for each in many) / 120 < 0.95  # 0.8 + 0.2/4
+    assert 0.7 < sum(noisy.choose("me", each) == 1 for each in many) / 60 < 0.97  # 0.8 + 0.2/4
     warm = Simulated(hidden(parts, noise=0.0, temperature=1.0))
     chosen = [warm.choose("me", each) for each in many]
-    assert 0.48 < chosen.count(1) / 120 < 0.74  # e²/(e² + e + 2) = 0.61
-    turned = [replace(each, responses=texts[::-1]) for each in many]
-    assert [3 - warm.choose("me", each) for each in turned] == chosen
-    assert [warm.choose("you", each) for each in many] != chosen
+    assert 0.45 < chosen.count(1) / 60 < 0.77  # e²/(e² + e + 2) = 0.61
+    turned = [replace(each, responses=texts[::-1]) for each in many[:20]]
+    assert [3 - warm.choose("me", each) for each in turned] == chosen[:20]
+    assert [warm.choose("you", each) for each in many[:20]] != chosen[:20]
 
 
 # -- the loop --------------------------------------------------------------------------------------
