@@ -295,6 +295,24 @@ def test_people_choose_on_a_page_until_their_time_is_over(parts, tmp_path, monke
     assert len(lines(out / "round-2" / "items.jsonl")) == 12
 
 
+def test_what_everybody_skips_is_not_waited_for(parts, tmp_path):
+    store = Store(tmp_path / "votes.sqlite", make=True)
+    loop = taste.Taste(loop_of(parts, tmp_path), None, store, ())
+    loop.known = ann, ben = [store.join(store.link(name)) for name in ("ann", "ben")]
+    assert loop._all_there()
+    store.add([Item("a", ("b", "c")), Item("d", ("e", "f")), Item("g", ("h", "i"), gold=0)])
+    for me, answers in ((ann, (0, "skip")), (ben, ("skip",))):
+        for number, answer in enumerate(answers):
+            assert not loop._all_there()
+            shown = store.next(me)
+            while shown.prompt == "g":
+                store.vote(me, shown.id, "gold", 0)
+                shown = store.next(me)
+            store.vote(me, shown.id, f"c{number}", answer)
+    assert loop._all_there()
+    store.close()
+
+
 def test_the_command_takes_a_model_and_prompts(parts, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(taste, "tune_to_taste", lambda recipe, **how: made.append((recipe, how)))

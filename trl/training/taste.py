@@ -56,7 +56,7 @@ from trl.data.prompts import load_prompts
 from trl.evaluation.people.agreement import interval
 from trl.evaluation.people.formats import read_items
 from trl.evaluation.people.items import SKIP, Item, Prompt
-from trl.evaluation.people.store import Shown, Store
+from trl.evaluation.people.store import UNSEEN, Shown, Store
 from trl.evaluation.reward_model import RewardModelScorer
 from trl.evaluation.scores import rollout_of, score
 from trl.models.loading import quiet_transformers
@@ -398,9 +398,10 @@ class Taste:
             self.folder.write(file.name, json.dumps(waited))
 
     def _all_there(self) -> bool:
-        """Tell whether nobody has anything left to choose."""
-        told = [self.store.progress(me) for me in self.known]
-        return told[0]["votes"] >= told[0]["asked"] or all(p["own"] >= p["items"] for p in told)
+        """Tell whether nobody has anything left to choose, but for known answers."""
+        left = f"SELECT 1 FROM items WHERE open = 1 AND gold IS NULL AND {UNSEEN} LIMIT 1"
+        find = self.store.db.execute
+        return not any(find(left, {"me": me}).fetchone() for me in self.known)
 
     @contextmanager
     def _page(self) -> Iterator[None]:
