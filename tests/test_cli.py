@@ -21,6 +21,7 @@ from trl.config.recipe import (
     ClassifierRecipe,
     LoRAConfig,
     ModelConfig,
+    PreferencesRecipe,
     Recipe,
     RewardConfig,
     RewardRecipe,
@@ -433,6 +434,7 @@ def test_only_the_main_process_speaks(runs, monkeypatch, capsys):
         (["train", "sentiment", "--help"], Recipe),
         (["train", "reviews", "-h"], ClassifierRecipe),
         (["reward", "-h"], RewardRecipe),
+        (["taste", "-h"], PreferencesRecipe),
     ],
 )
 def test_help_has_every_setting_with_its_default_and_text(arguments, cls, folder, capsys):
@@ -443,7 +445,7 @@ def test_help_has_every_setting_with_its_default_and_text(arguments, cls, folder
     for setting in settings.paths(cls):
         assert f" --{setting.path.replace('_', '-')} " in text
         assert " ".join(setting.text.split()) in text
-    default = "auto" if cls is Recipe else "5e-05"
+    default = "auto" if issubclass(cls, Recipe) else "5e-05"
     assert f"default: {default})" in text
 
 

@@ -32,6 +32,7 @@ from trl.config.recipe import (
     DataConfig,
     LoRAConfig,
     ModelConfig,
+    PreferencesRecipe,
     Recipe,
     RewardConfig,
     RewardRecipe,
@@ -708,7 +709,7 @@ def test_differences():
 # -- what there is to set --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", [Recipe, ClassifierRecipe, RewardRecipe])
+@pytest.mark.parametrize("cls", [Recipe, ClassifierRecipe, RewardRecipe, PreferencesRecipe])
 def test_every_setting_has_a_text_and_a_kind(cls):
     for setting in paths(cls):
         assert setting.text, setting.path

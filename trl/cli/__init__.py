@@ -3,6 +3,7 @@
     trl train RECIPE         run a recipe: a YAML file, or the name of one that ships with trl
     trl demo                 tune a small GPT-2 to write positive film reviews
     trl reward PREFERENCES   train a reward model on what people preferred
+    trl taste MODEL PROMPTS  tune a model by what people choose, on a page of this machine
     trl sample MODEL         let a policy, or the policy of a run, write
     trl chat MODEL           talk to a model, or to a run's before and after, side by side
     trl score TEXTS          score texts as a recipe does
@@ -109,7 +110,14 @@ def _train(options: argparse.Namespace, flags: Flags) -> int:
     if isinstance(recipe, settings.SupervisedRecipe):
         return _fit(recipe, options.resume)
     code = (*recipe.reward, *(recipe.environment.code if recipe.environment else ()))
+    hidden = recipe.people.simulated if isinstance(recipe, settings.PreferencesRecipe) else None
+    code += hidden.reward if hidden else ()
     list_code(code, recipe.model.name if recipe.model.trust_remote_code else None)
+    if isinstance(recipe, settings.PreferencesRecipe):
+        from trl.training.taste import tune_to_taste
+
+        done = tune_to_taste(recipe, resume=resume is not None, trust=options.trust)
+        return INTERRUPTED if done is None else 0
     from trl.training.run import run_recipe
 
     result = run_recipe(recipe, resume=resume, trust=options.trust)
@@ -143,6 +151,12 @@ def _reward(options: argparse.Namespace, flags: Flags) -> int:
 def _demo(options: argparse.Namespace, flags: Flags) -> int:
     options.recipe = "sentiment"
     return _train(options, [("out", "runs/demo"), *flags])
+
+
+def _taste(options: argparse.Namespace, flags: Flags) -> int:
+    given = [("model.name", options.model), ("data.prompts", options.prompts)]
+    options.recipe = "human-preferences"
+    return _train(options, [*given, *flags])
 
 
 def _sample(options: argparse.Namespace, flags: Flags) -> int:
@@ -233,6 +247,7 @@ def _label(options: argparse.Namespace, flags: Flags) -> int:
 RUN: dict[str, Callable[[argparse.Namespace, Flags], int]] = {
     "train": _train,
     "reward": _reward,
+    "taste": _taste,
     "demo": _demo,
     "sample": _sample,
     "chat": _chat,

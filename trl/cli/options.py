@@ -105,6 +105,16 @@ COMMANDS = {
         | {name: RUN_OPTIONS[name] for name in ("--print-config", "--resume")},
         lambda arguments: settings.RewardRecipe,
     ),
+    "taste": Command(
+        "Tune a model to what people choose among its responses, on a page of this machine: "
+        "choices, a reward model of them, PPO by it, and again (`trl train human-preferences`).",
+        {
+            "model": _word("MODEL", "a folder, a hub name, or starter"),
+            "prompts": _word("PROMPTS", "one prompt a line, a table with a column, or starter"),
+        }
+        | RUN_OPTIONS,
+        lambda arguments: settings.PreferencesRecipe,
+    ),
     "sample": Command(
         "Let a policy write: a model's folder or hub name, or the folder of a run.",
         {

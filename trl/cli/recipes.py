@@ -69,9 +69,10 @@ def read_recipe(
     cls = _kind(task)
     recipe = settings.build(cls, values, flags=flags, owner=str(path))
     check_models(recipe, path)
-    if task is not None:
+    if not isinstance(recipe, settings.Recipe):
         return recipe  # type: ignore[no-any-return]
-    if "out" not in dict(flags) and (path.parent / "metrics.jsonl").is_file():
+    begun = any((path.parent / name).is_file() for name in ("metrics.jsonl", "votes.sqlite"))
+    if "out" not in dict(flags) and begun:
         recipe = replace(recipe, out=str(path.parent))  # a run goes on where it is now
     files = {
         name: beside_recipe(getattr(recipe.data, name), path.parent)
@@ -80,6 +81,13 @@ def read_recipe(
     check_model_code(recipe, path, list(flags))
     rewards = with_code(recipe.reward, path, list(flags), trust)
     recipe = replace(recipe, data=replace(recipe.data, **files), reward=rewards)
+    if isinstance(recipe, settings.PreferencesRecipe):
+        people, hidden = recipe.people, recipe.people.simulated
+        names = ("gold", "guidelines")
+        files = {name: beside_recipe(getattr(people, name), path.parent) for name in names}
+        if hidden is not None:
+            hidden = replace(hidden, reward=with_code(hidden.reward, path, list(flags), trust))
+        recipe = replace(recipe, people=replace(people, **files, simulated=hidden))
     return with_environment(recipe, path, list(flags), trust)  # type: ignore[no-any-return]
 
 
@@ -168,7 +176,7 @@ def check_resume(recipe: Recipe | SupervisedRecipe, resume: str | None) -> None:
     """Raise if the run cannot be gone on with, as far as that is seen in a moment."""
     if resume is None:
         return
-    if isinstance(recipe, settings.SupervisedRecipe) and resume != "auto":
+    if hasattr(recipe, "task") and resume != "auto":
         raise ValueError(f"--resume must stand alone for a {recipe.task}, got {resume!r}.")
     if resume != "auto" and not Path(resume).expanduser().is_dir():
         hint = closest(resume, map(str, Path(recipe.out).expanduser().glob("checkpoints/*")))

@@ -36,7 +36,11 @@ from trl.config.errors import closest as closest
 _HOME = {
     "PPOConfig": "ppo",
     **dict.fromkeys(
-        ("ClassifierRecipe", "Recipe", "RewardRecipe", "Scoring", "SupervisedRecipe"), "recipe"
+        (
+            *("ClassifierRecipe", "PreferencesRecipe", "Recipe", "RewardRecipe"),
+            *("Scoring", "SupervisedRecipe"),
+        ),
+        "recipe",
     ),
     "paths": "listing",
     **dict.fromkeys(("as_mapping", "differences", "dump"), "writing"),
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
     from trl.config.reading import build as build
     from trl.config.reading import read_yaml as read_yaml
     from trl.config.recipe import ClassifierRecipe as ClassifierRecipe
+    from trl.config.recipe import PreferencesRecipe as PreferencesRecipe
     from trl.config.recipe import Recipe as Recipe
     from trl.config.recipe import RewardRecipe as RewardRecipe
     from trl.config.recipe import Scoring as Scoring

@@ -687,5 +687,100 @@ class RewardRecipe(SupervisedRecipe):
     """Folder of the run."""
 
 
-TASKS: dict[str, type[SupervisedRecipe]] = {"classifier": ClassifierRecipe, "reward": RewardRecipe}
-"""The recipes of other tasks than reinforcement learning."""
+@section
+class SimulatedConfig:
+    """Choices in place of people's, to try a loop out, by a reward that the loop does not see."""
+
+    reward: Scorers = (RewardConfig(),)
+    """The hidden reward."""
+    noise: Share = 0.1
+    """Share of the choices that are made blindly."""
+    temperature: NotNegative = 0.0
+    """The others are drawn by the softmax of the reward over this; 0: the best response."""
+
+
+@section
+class PeopleConfig:
+    """Who chooses, how often and among what."""
+
+    choices: Count = 1000
+    """Choices in all, each of the best of some responses to a prompt."""
+    first: Count | None = None
+    """Of them before the first step; None: a quarter."""
+    rounds: Count = 4
+    """Reward models, each trained anew on all choices so far; 1: all are made before the first
+    step, of what the model wrote untuned."""
+    responses: Annotated[int, Field(ge=2, le=4)] = 4
+    """Responses to choose among."""
+    per_item: Count = 1
+    """People who choose among the same responses; each counts as a choice."""
+    minutes: Positive | None = None
+    """Most minutes that it waits for choices, in all; then it goes on with those that there are."""
+    pick: Literal["random", "disagreement"] = "random"
+    """What is asked: prompts as they come; or those of `candidates` times as many on which the
+    reward models of the ensemble disagree most about the choice."""
+    candidates: Count = 4
+    """Prompts that are answered for each that is asked, by disagreement."""
+    ensemble: Count = 1
+    """Reward models of a round, whose mean is the reward; each takes its time to train and to
+    score."""
+    gold: Text | None = None
+    """A file of items with the right answer, `gold`, which are strewn among the others; who is no
+    better at them than chance is named."""
+    guidelines: Text | None = None
+    """A file in Markdown on how to choose, shown on the page."""
+    annotators: Texts = ("me",)
+    """Who chooses; each gets a link."""
+    port: Whole = 8321
+    """Of the page, on this machine; 0: any that is free."""
+    simulated: SimulatedConfig | None = None
+    """Let a hidden reward choose in place of people."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yield what is wrong with settings that each are in order."""
+        if self.pick == "disagreement" and self.ensemble < 2:
+            yield "ensemble", "be >= 2 for pick 'disagreement'", "set ensemble: 3"
+        if (self.first or 0) > self.choices:
+            yield "first", f"be <= choices ({self.choices})", "lower it"
+        if self.choices // self.per_item < self.rounds:
+            yield "rounds", f"be <= the items asked, {self.choices // self.per_item}", "lower it"
+        if not self.annotators:
+            yield "annotators", "name somebody"
+
+
+@section
+class PreferencesRecipe(Recipe):
+    """Settings of a loop of choices, reward models and PPO, as Ziegler et al. have it
+    (arXiv:1909.08593).
+    """
+
+    task: Annotated[Literal["preferences"], "preferences"] = "preferences"
+    """What tells this recipe from one of a reward that is there already."""
+    people: PeopleConfig = field(default_factory=PeopleConfig)
+    reward_model: Values = field(default_factory=dict)
+    """Settings of `trl reward`, as {epochs: 2}; its model is by default the one that is tuned."""
+    reward: Scorers = ()
+    """Scorers besides, whose rewards are added; with weight 0 they are measured only."""
+    out: Text = "runs/preferences"
+    """Folder of the loop."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yield what is wrong with settings that each are in order."""
+        yield from (told for told in Recipe.contradictions(self) if told[0] != "reward")
+        if self.environment is not None:
+            yield "environment", "be None where people choose among responses"
+        if self.data.shuffle_buffer is not None:
+            yield "data.shuffle_buffer", "be None where people choose among responses"
+        if self.people.rounds > self.total_steps:
+            yield "people.rounds", f"be <= the steps ({self.total_steps})", "lower it"
+        own = {"train", "test", "out", "seed", "quiet", "task"} & set(self.reward_model)
+        if own:
+            yield "reward_model", f"not have {', '.join(sorted(own))}, which follow from the loop"
+
+
+TASKS: dict[str, type[Any]] = {
+    "classifier": ClassifierRecipe,
+    "reward": RewardRecipe,
+    "preferences": PreferencesRecipe,
+}
+"""The recipes of other tasks than reinforcement learning by a reward that is there."""

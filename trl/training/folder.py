@@ -194,7 +194,7 @@ class RunFolder:
         """Write a small file, whole or not at all."""
         self.check_there()
         target = self.path / name
-        partial = target.with_name(f".{name}.partial")
+        partial = target.with_name(f".{target.name}.partial")
         with disk_full_told(self.path):
             partial.write_text(text, encoding="utf-8")
             os.replace(partial, target)

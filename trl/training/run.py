@@ -90,7 +90,13 @@ class Result:
     """Whether it was stopped by Ctrl-C and can be gone on with."""
 
 
-def run_recipe(recipe: Recipe, resume: str | Path | None = None, *, trust: Trust = ()) -> Result:
+def run_recipe(
+    recipe: Recipe,
+    resume: str | Path | None = None,
+    *,
+    trust: Trust = (),
+    until: int | None = None,
+) -> Result:
     """Run a recipe in its folder.
 
     Args:
@@ -100,6 +106,7 @@ def run_recipe(recipe: Recipe, resume: str | Path | None = None, *, trust: Trust
             "changed", or "changed:FOLDER": likewise, though settings, prompts, model or scorers
             are others than before; what differs is told.
         trust: Modules and packages whose functions may run, besides those of files.
+        until: End after so many steps in all, as if no more were wanted, to go on one day.
 
     Raises:
         SettingsError, OSError, ValueError: before anything is trained: for settings that do not
@@ -115,6 +122,7 @@ def run_recipe(recipe: Recipe, resume: str | Path | None = None, *, trust: Trust
         check_trackers(recipe.tracking.to)  # cheap, so it comes first
         with quiet_transformers():
             run = Run(recipe, Parts.of_recipe(recipe, accelerator, trust), folder)
+        run.last_step = min(until or run.last_step, run.last_step)
         return run.train(checkpoint, notes)
 
 
@@ -146,6 +154,8 @@ class Run:
         self.recipe, self.parts, self.folder = recipe, parts, folder
         self.path = Path(recipe.out).expanduser()
         self.on_step, self.on_finding = on_step, on_finding
+        self.last_step = recipe.total_steps
+        """After which it ends in any case."""
         self.by_call = False
         """Whether objects made it, which no recipe can name."""
         self.trainer, self.loop = parts.trainer, parts.loop
@@ -206,11 +216,11 @@ class Run:
             if self.resumed_at is None:
                 self._begin()
             reason = self.stopped
-            while reason is None and loop.steps_done < total:
+            while reason is None and loop.steps_done < self.last_step:
                 enough = self._saved_if_it_fails(self._step)
                 asked = self._any(interrupt.asked)
                 reason = self.stopped or ("`on_step` ended it" if enough else None)
-                last = reason is not None or loop.steps_done == total
+                last = reason is not None or loop.steps_done == self.last_step
                 if last or asked or loop.steps_done % recipe.checkpoints.every == 0:
                     self._write_checkpoint(last=loop.steps_done == total)
                 if asked and not last:
@@ -271,7 +281,7 @@ class Run:
         row = {"step": step, "episodes": step * self.trainer.config.batch_size} | row
         if stop.kl is not None and row.get("objective/kl", 0.0) > stop.kl:
             self.stopped = f"the KL, {row['objective/kl']:.1f} nats, is above stop.kl, {stop.kl}"
-        due = step % recipe.eval_every == 0 or step == recipe.total_steps or bool(self.stopped)
+        due = step % recipe.eval_every == 0 or step == self.last_step or bool(self.stopped)
         try:
             if measures and due:
                 row |= self._evaluate()
