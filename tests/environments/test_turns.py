@@ -318,6 +318,11 @@ def test_a_template_without_end_tokens_goes_on_behind_what_the_policy_ended_with
             {"template": "</think>{{ messages[2].x.y }}"},
             "`tokenizer.chat_template` must go",
         ),
+        (
+            "qwen",
+            {"template": "{% for m in messages %}{{ m.role }}{% endfor %}Hello."},
+            "`tokenizer.chat_template` must show tools, or what a user says",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_before_the_first_token(family, given, message):

@@ -28,8 +28,10 @@ PROBE = {"name": MARK, "description": MARK, "parameters": {"type": "object", "pr
 TOOLS = [{"type": "function", "function": PROBE}]
 REPLY = {"role": "tool", "name": MARK, "content": ANSWER, "tool_call_id": "call00000"}
 WITHOUT_PLACE = "python"
-"""The call format where a template knows of no tools: such models were not trained on JSON. Shown one
-call, SmolLM2-135M-Instruct writes that of another sum in 6 of 32 answers so, in none as Hermes."""
+"""The call format where a template knows of no tools: such models have not been trained on JSON.
+
+Shown one call, SmolLM2-135M-Instruct writes that of another sum in 6 of 32 answers so, in none as
+Hermes has it."""
 
 
 class ChatTurns:
@@ -73,6 +75,10 @@ class ChatTurns:
         self._thinks = "</think>" in self._template
         self._in_system = self._shows(MARK, [{"role": "system", "content": MARK}, *HELLO])
         self._in_template = tools and self._shows(MARK, HELLO, tools=TOOLS)
+        if tools and not self._in_template and not self._in_system:
+            if not self._shows(MARK, [{"role": "user", "content": MARK}]):
+                rule, fix = "show tools, or what a user says", "give a template that writes it"
+                refuse("tokenizer.chat_template", rule, self._template, fix)
         self._has_answers = self._in_template and self._writes_answers()
         self._form = self._format(call_format) if tools else None
         self._named = call_format is not None
@@ -227,9 +233,7 @@ class ChatTurns:
         if self._form and not self._form.write:
             how = f"they are listed in {place}, how they are called is for the prompts to show"
         asked = "" if self._named else f" (call_format: {WITHOUT_PLACE})"
-        return (
-            f"the chat template has no place for tools: {how}, and their answers are user turns{asked}"
-        )
+        return f"the chat template has no place for tools: {how}, and their answers are user turns{asked}"
 
     def _forgotten(self, reply: Mapping[str, Any]) -> str:
         """Return what to say of a template that writes earlier turns otherwise than they were."""
