@@ -75,13 +75,13 @@ class ChatTurns:
         self._thinks = "</think>" in self._template
         self._in_system = self._shows(MARK, [{"role": "system", "content": MARK}, *HELLO])
         self._in_template = tools and self._shows(MARK, HELLO, tools=TOOLS)
-        if tools and not self._in_template and not self._in_system:
-            if not self._shows(MARK, [{"role": "user", "content": MARK}]):
-                rule, fix = "show tools, or what a user says", "give a template that writes it"
-                refuse("tokenizer.chat_template", rule, self._template, fix)
+        user = {"role": "user", "content": MARK}
+        if tools and not (self._in_template or self._in_system or self._shows(MARK, [user])):
+            rule, fix = "show tools, or what a user says", "give a template that writes it"
+            refuse("tokenizer.chat_template", rule, self._template, fix)
         self._has_answers = self._in_template and self._writes_answers()
         self._form = self._format(call_format) if tools else None
-        self._named = call_format is not None
+        self._chosen = "" if call_format else f" (call_format: {WITHOUT_PLACE})"
         reply = REPLY if self._has_answers else {"role": "user", "content": ANSWER}
         self._after([], [reply])  # raises where nothing can follow
         self._begins_thinking = self._thinks and self._render(HELLO).rstrip().endswith("<think>")
@@ -232,8 +232,8 @@ class ChatTurns:
         how = f"they and how they are called are described in {place}"
         if self._form and not self._form.write:
             how = f"they are listed in {place}, how they are called is for the prompts to show"
-        asked = "" if self._named else f" (call_format: {WITHOUT_PLACE})"
-        return f"the chat template has no place for tools: {how}, and their answers are user turns{asked}"
+        how += f", and their answers are user turns{self._chosen}"
+        return f"the chat template has no place for tools: {how}"
 
     def _forgotten(self, reply: Mapping[str, Any]) -> str:
         """Return what to say of a template that writes earlier turns otherwise than they were."""
