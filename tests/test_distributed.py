@@ -151,7 +151,7 @@ class Game:
         self.left -= 1
         self.drawn = self.random.random()
         said = " w5" * self.random.randrange(1, 4)
-        return Turn(said, reward=self.drawn - 0.3, done=self.left == 0)
+        return Turn(said, reward=4 * self.drawn - 1, done=self.left == 0)
 
 
 def played(policy, mine):

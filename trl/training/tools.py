@@ -14,7 +14,6 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,8 @@ from trl.config.recipe import STARTER, DataConfig, Recipe, RewardConfig
 from trl.data.prompts import checked_messages, load_prompts
 from trl.data.sources import Table as Columns
 from trl.data.sources import checked_texts, chosen_column, read_table
+from trl.data.stream import PromptStream
+from trl.environments import Episodes
 from trl.evaluation.scores import PARAGRAPH, rollout_of, score, texts_of, words_of
 from trl.models.loading import quiet_transformers
 from trl.models.with_value_head import load_policy
@@ -116,10 +117,12 @@ def sample(
     asked = [_sent(form, prompt) for prompt in prompts or ()]
     if prompts is None and recipe is not None:
         split = load_prompts(recipe.data, sampler.tokenizer, seed=recipe.seed)  # type: ignore[arg-type]
-        asked = list(islice(iter(split.held_out_rows or split.train_rows), SHOWN_PROMPTS))  # type: ignore[arg-type]
-    sampler.check(policy, asked, name="prompts")
-    if told_of_tools := getattr(sampler, "told", ""):
-        print(f"trl: {told_of_tools}.", file=sys.stderr)
+        rows: Any = split.held_out_rows or split.train_rows
+        asked = list(rows.look() if isinstance(rows, PromptStream) else rows)[:SHOWN_PROMPTS]
+    if isinstance(sampler, Episodes):
+        sampler.check(policy, asked, name="prompts")
+        if sampler.told:
+            print(f"trl: {sampler.told}.", file=sys.stderr)
     with torch.no_grad():
         return _rows(sampler(policy, asked), asked, n)
 
