@@ -265,6 +265,7 @@ class World:
         if lost := own and isinstance(answer, Hangs):
             for key, kept in self._kept.items():
                 self._kept[key] = [each for each in kept if each is not slot.environment]
+                self._used[key] -= len(kept) - len(self._kept[key])
         return lost
 
     def _asks(self, slot: Slot) -> Job | None:
