@@ -37,7 +37,11 @@ def look_up(word: str) -> str:
 
 
 def the(word: str) -> str:
-    """Say what is behind it."""
+    """Say what is behind it.
+
+    Args:
+        word: Behind it.
+    """
     return f" <{word}> "
 
 

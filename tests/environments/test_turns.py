@@ -320,7 +320,10 @@ def test_a_template_without_end_tokens_goes_on_behind_what_the_policy_ended_with
         ),
         (
             "qwen",
-            {"template": "{% for m in messages %}{{ m.role }}{% endfor %}Hello."},
+            {
+                "template": "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}"
+                "{% endif %}<|im_end|>{% endfor %}"
+            },
             "`tokenizer.chat_template` must show tools, or what a user says",
         ),
     ],

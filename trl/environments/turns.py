@@ -75,15 +75,15 @@ class ChatTurns:
         self._thinks = "</think>" in self._template
         self._in_system = self._shows(MARK, [{"role": "system", "content": MARK}, *HELLO])
         self._in_template = tools and self._shows(MARK, HELLO, tools=TOOLS)
-        user = {"role": "user", "content": MARK}
-        if tools and not (self._in_template or self._in_system or self._shows(MARK, [user])):
-            rule, fix = "show tools, or what a user says", "give a template that writes it"
-            refuse("tokenizer.chat_template", rule, self._template, fix)
         self._has_answers = self._in_template and self._writes_answers()
         self._form = self._format(call_format) if tools else None
         self._chosen = "" if call_format else f" (call_format: {WITHOUT_PLACE})"
         reply = REPLY if self._has_answers else {"role": "user", "content": ANSWER}
         self._after([], [reply])  # raises where nothing can follow
+        user = {"role": "user", "content": MARK}
+        if tools and not (self._in_template or self._in_system or self._shows(MARK, [user])):
+            rule, fix = "show tools, or what a user says", "give a template that writes it"
+            refuse("tokenizer.chat_template", rule, self._template, fix)
         self._begins_thinking = self._thinks and self._render(HELLO).rstrip().endswith("<think>")
         told = [self._where() if tools else "", self._forgotten(reply)]
         self.told = "; ".join(filter(None, told))
