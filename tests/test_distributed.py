@@ -126,9 +126,9 @@ def trained(kind, way):
         with pytest.warns(UserWarning, match="this step makes no update"):
             assert trainer.step(rollout, [None] * len(scores))["ppo/updates"] == 0
     figures = {}
-    if kind == "episodes":
-        rollout, scores, figures = played(policy, mine)
     for _ in range(2):
+        if kind == "episodes":
+            rollout, scores, figures = played(policy, mine)
         stats = trainer.step(rollout, scores)
     after = torch.cat([weight.detach().flatten() for weight in weights])
     kept = {k: v for k, v in stats.items() if isinstance(v, float) and not k.startswith("time")}

@@ -1,5 +1,6 @@
 """Environments in recipes and runs: trusted, saved, gone on with."""
 
+import io
 import json
 from pathlib import Path
 
@@ -182,7 +183,7 @@ def test_a_model_is_sampled_with_the_environment_of_a_recipe_or_its_run(tmp_path
 def test_a_person_talks_with_a_model_that_has_tools(tmp_path, capsys, monkeypatch):
     form = {"call_format": r"(?P<name>the) (?P<word>\w+)", "max_turns": 2}
     recipe = written(tmp_path / "a", environment={"tools": ["game.py:the"]} | form)
-    monkeypatch.setattr("sys.stdin", ["I liked the film since\n"])
+    monkeypatch.setattr("sys.stdin", io.StringIO("I liked the film since\n"))
     how = ["--max-new-tokens", "30", "--out", "-"]
     assert cli.main(["chat", "starter", "--recipe", str(recipe), *how]) == 0
     (row,) = map(json.loads, capsys.readouterr().out.splitlines())
