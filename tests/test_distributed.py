@@ -2,9 +2,11 @@
 
 import json
 import os
+import random
 import re
 import signal
 import time
+import zlib
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache, partial
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 
 from tests.conftest import ragged, tiny_gpt2
 from tests.families import VOCABULARY, tiny_model
@@ -20,13 +23,17 @@ from tests.models.policies import lora_config
 from tests.models.test_families import of_text_and_images
 from tests.ranks import launch
 from tests.training.runs import assert_same_run, lines, make_parts, tiny_recipe
+from tests.training.test_loop import tokenizer
 from trl.batch import Rollout
 from trl.compute import peers, precision
 from trl.compute.precision import exit_after_gloo
 from trl.config.recipe import PretrainingConfig
+from trl.environments import EnvironmentReward, Episodes, Turn, episode_figures
 from trl.models.with_value_head import load_policy
 from trl.ppo import PPOTrainer
+from trl.rollout import Sampler
 from trl.training import loop, run
+from trl.training.loop import mean_of_each
 
 ROWS = 12
 KINDS = {
@@ -54,6 +61,7 @@ MORE = {
     "a critic of its own": ({"critic": "copy", "value_head": "bins"}, {"value_warmup_steps": 1}),
     "a critic, LoRA": ({"critic": "copy", "peft_config": lora_config()}, {}),
     "a silent process": ({}, {"algorithm": "rloo", "scale_scores": True}),
+    "episodes": ({}, {"gamma": 0.9}),
 }
 SILENT = {
     "no say": (1, 7, 8, 9),
@@ -120,11 +128,51 @@ def trained(kind, way):
         ]
         with pytest.warns(UserWarning, match="this step makes no update"):
             assert trainer.step(rollout, [None] * len(scores))["ppo/updates"] == 0
+    figures = {}
     for _ in range(2):
+        if kind == "episodes":
+            rollout, scores, figures = played(policy, mine)
         stats = trainer.step(rollout, scores)
     after = torch.cat([weight.detach().flatten() for weight in weights])
     kept = {k: v for k, v in stats.items() if isinstance(v, float) and not k.startswith("time")}
+    kept |= figures
     return after, float((after - before).abs().max()), kept
+
+
+TURNS = [3, 1, 2, 1, 1, 4]
+"""Of each of the groups: of three processes, the second has but one turn to write."""
+
+
+class Game:
+    """Lasts as many turns as its row says; what it says and gives is drawn by the group's seed."""
+
+    def reset(self, turns, seed=None):
+        self.left, self.random = turns, random.Random(seed)
+        return f" w{self.random.randrange(40)}"
+
+    def step(self, text: str) -> Turn:
+        self.left -= 1
+        self.drawn = self.random.random()
+        said = " w5" * self.random.randrange(1, 4)
+        return Turn(said, reward=4 * self.drawn - 1, done=self.left == 0)
+
+
+def played(policy, mine):
+    """Episodes of this process's rows, their rewards turn by turn, and figures of all processes."""
+    rows = [{"prompt": f"w{n} w7", "turns": turns} for n, turns in enumerate(TURNS)]
+    sampler = Sampler(tokenizer(), max_new_tokens=(1, 4), eos_token_id=None, group_size=2)
+    episodes = Episodes(sampler, Game, max_tokens=24)
+    rows = rows[mine.start // 2 : mine.stop // 2]
+    rollout = episodes(policy, rows, seeds=range(*mine.indices(ROWS)))
+    one, other = ([e.drawn for e in rollout.environments[first::2]] for first in (0, 1))
+    assert one == other  # the two of a group have had the same game
+    told = [
+        [{"left": e.left, **record}]
+        for e, record in zip(rollout.environments, rollout.episodes, strict=True)
+    ]
+    figures = mean_of_each(gather_object([episode_figures(rollout.episodes)]))
+    figures["all that was said"] = float(zlib.crc32(json.dumps(gather_object(told)).encode()))
+    return rollout, EnvironmentReward()(rollout), figures
 
 
 def share(trainer, rows):
@@ -136,7 +184,7 @@ TABLE = [(kind, way) for kind in KINDS for way in WAYS] + [(kind, "SGD") for kin
 QUICK = [(kind, "SGD") for kind in [*KINDS, "penalties", "warm-up", "pretraining", "experts"]]
 QUICK += [("a critic of its own", "SGD")]
 QUICK += [(kind, "SGD") for kind in SILENT]
-QUICK += [("routers", "SGD"), ("LoRA", "Adam"), ("ppo", "bf16")]
+QUICK += [("routers", "SGD"), ("episodes", "SGD"), ("LoRA", "Adam"), ("ppo", "bf16")]
 
 
 def train_all(out, table=TABLE):

@@ -19,18 +19,39 @@ values = st.recursive(
 )
 names = st.from_regex(r"[A-Za-z_][\w.-]{0,20}", fullmatch=True)
 calls = st.builds(Call, names, st.dictionaries(texts, values, max_size=4))
+in_python = st.builds(
+    Call,
+    st.from_regex(r"[A-Za-z]\w{0,9}_", fullmatch=True),
+    st.dictionaries(st.from_regex(r"[a-z]{1,9}_", fullmatch=True), values, max_size=4),
+)
+CALLS = {name: in_python if name == "python" else calls for name in CALL_FORMATS}
+
+
+def tools_of(*made):
+    """Schemas of tools that take what they are called with."""
+    taken = {}
+    for each in made:
+        taken[each.name] = taken.get(each.name, {}) | {key: {} for key in each.arguments}
+    return [{"name": name, "parameters": {"properties": given}} for name, given in taken.items()]
+
+
 GOOD = Call("add", {"a": 1, "b": 2})
+TOOLS = [
+    {"name": "add", "parameters": {"properties": {"a": {}, "b": {}}}},
+    {"type": "function", "function": {"name": "calc", "parameters": {"properties": {"sum": {}}}}},
+    {"name": "now"},
+]
 JSON = '{"name": "add", "arguments": {"a": 1, "b": 2}}'
 
 
 @pytest.mark.parametrize("name", CALL_FORMATS)
 @properties
-@given(wanted=st.lists(calls, min_size=1, max_size=3))
-def test_what_is_written_is_read(name, wanted):
-    form = CALL_FORMATS[name]
+@given(data=st.data())
+def test_what_is_written_is_read(name, data):
+    form, wanted = CALL_FORMATS[name], data.draw(st.lists(CALLS[name], min_size=1, max_size=3))
     text = "Let me see.\n" + "\n".join(form.write(each.name, each.arguments) for each in wanted)
-    assert form.read(text) == wanted
-    assert form.read(text + "\nSo be it.") == wanted
+    assert form.read(text, tools_of(*wanted)) == wanted
+    assert form.read(text + "\nSo be it.", tools_of(*wanted)) == wanted
 
 
 @pytest.mark.parametrize("name", CALL_FORMATS)
@@ -40,7 +61,7 @@ def test_nothing_that_is_written_raises(name, text, whole):
     form = CALL_FORMATS[name]
     marked = [text, form.mark + text, form.mark + JSON[:-2] + text, text.join([JSON] * 2)]
     for each in [*marked, form.write(whole.name, whole.arguments)[:-3] + text]:
-        found = form.read(each)
+        found = form.read(each, tools_of(whole, GOOD))
         assert all(isinstance(call, Call) or (call.problem and call.text in each) for call in found)
 
 
@@ -148,12 +169,19 @@ def test_long_turns_take_no_long_time(name):
         " ",
         "\n",
         "1",
+        "add(",
+        "add(\n",
+        "add('",
+        "add(1, a=b(",
+        "add(((1) + [",
+        "add)",
     ]
     for text in [*hostile, *(form.mark + each for each in hostile), JSON + "\n", form.mark + JSON]:
-        form.read(text * 1000)
-        form.read(f"{form.mark}a{text * 1000}")
-        form.read(form.mark + text * 1000)
-    assert len(form.read((form.mark + JSON) * 2000)) == 2000
+        form.read(text * 1000, TOOLS)
+        form.read(f"{form.mark}a{text * 1000}", TOOLS)
+        form.read(form.mark + text * 1000, TOOLS)
+    one = form.mark + form.write("add", {"a": 1}) + "\n"
+    assert len(form.read(one * 2000, TOOLS)) == 2000
     assert time.process_time() - begun < 30  # a second here; minutes if it were quadratic
 
 
@@ -168,6 +196,35 @@ def test_a_regular_expression_of_ones_own_reads_calls():
     assert single.read(f"ACTION: {JSON}") == [GOOD]
     assert isinstance(single.read("ACTION: 3")[0], BadCall)
     assert isinstance(single.read("ACTION:")[0], BadCall)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("add(1, 2)", [GOOD]),
+        ("I use add(b=2, a=1).", [GOOD]),
+        ("add(1, b=2) and add(1, 2", [GOOD, None]),  # the second is cut
+        ("calc(35 + 148)", [Call("calc", {"sum": "35 + 148"})]),  # no literal: as it is written
+        ("calc(sum=(3 + 4) * 2)", [Call("calc", {"sum": "(3 + 4) * 2"})]),
+        ('calc("3 + 4") = 7 (sure)', [Call("calc", {"sum": "3 + 4"})]),
+        ("calc(':)') calc(-3)", [Call("calc", {"sum": ":)"}), Call("calc", {"sum": -3})]),
+        ("calc(3 apples)", [Call("calc", {"sum": "3 apples"})]),
+        ("calc(35 + 148", [Call("calc", {"sum": "35 + 148"})]),
+        ("calc(1, 2)\nSo.", [Call("calc", {"sum": "1, 2"})]),
+        ("now()", [Call("now", {})]),
+        ("add(a b)", [None]),
+        ("add(**x)", [None]),
+        ("add(1, 2, 3)", [None]),
+        ("recalc(3), other(3), add (3)", []),
+        ("calc(\x00)", [Call("calc", {"sum": "\x00"})]),
+        (f"calc({'(' * 500}{')' * 500})", [Call("calc", {"sum": "(" * 500})]),
+    ],
+)
+def test_calls_as_in_python(text, wanted):
+    found = CALL_FORMATS["python"].read(text, TOOLS)
+    assert [None if isinstance(each, BadCall) else each for each in found] == wanted
+    for each in found:
+        assert isinstance(each, Call) or ("Write add(a, b)." in each.problem and each.text in text)
 
 
 @pytest.mark.parametrize(
@@ -196,5 +253,6 @@ def test_tools_are_described_with_an_example_that_can_be_read():
     for form in CALL_FORMATS.values():
         text = described([schema, schema], form)
         assert text.count(json.dumps(function)) == 2
-        assert Call("add", {"a": 1, "unit": "km", "text": "..."}) in form.read(text)
+        called = form.read(text, [schema])
+        assert Call("add", {"a": 1, "unit": "km", "text": "..."}) in called
     assert "example" not in described([schema], call_format("(a)"))

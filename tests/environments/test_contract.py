@@ -436,6 +436,17 @@ class Greedy:
         """Play."""
 
 
+class Yields(IncrementEnv):
+    def more(self) -> str:
+        """Say more, bit by bit."""
+        yield "more"
+
+
+class Away(IncrementEnv):
+    def __init__(self):
+        raise ConnectionError("nobody answers")
+
+
 class Needs(IncrementEnv):
     def __init__(self, size):
         pass
@@ -458,6 +469,8 @@ class Needs(IncrementEnv):
         ({"environment": Lost}, r"`Lost.move` must have types that are there, got name 'Nowhere'"),
         ({"environment": Greedy}, r"`Greedy.step` must take the text of the policy and no more"),
         ({"environment": Needs}, r"without arguments, got Needs.*functools.partial.Needs"),
+        ({"environment": Yields}, r"`Yields.more` must return what .* got a function that yields"),
+        ({"environment": Away}, r"make Away.., got ConnectionError: nobody answers"),
         ({"environment": IncrementEnv, "tools": [3]}, r"`tools` must be functions, got 3"),
         ({"tools": multiply}, r"`tools` must be a list of functions.*write \[...\] around it"),
         ({"environment": Guess, "tools": [multiply]}, r"`tools` must be empty beside Guess.step"),
@@ -471,7 +484,7 @@ class Needs(IncrementEnv):
     ],
 )
 def test_what_is_not_of_the_contract_is_told(given, match):
-    with pytest.raises((TypeError, ValueError), match=match):
+    with pytest.raises((TypeError, ValueError, EpisodeError), match=match):
         World(**given)
 
 
@@ -480,7 +493,10 @@ def make_world(**methods):
     return World(type("Maze", (), methods))
 
 
-@pytest.mark.parametrize("value", [3, {"role": "user"}, [{"role": "user"}], [1]])
+NO_PROMPTS = [3, {"role": "user"}, [{"role": "user"}], [1], [{"role": "user", "content": None}]]
+
+
+@pytest.mark.parametrize("value", NO_PROMPTS)
 def test_reset_returns_a_prompt_or_nothing(value):
     def step(self, text: str) -> Turn:
         return Turn()
@@ -490,6 +506,21 @@ def test_reset_returns_a_prompt_or_nothing(value):
         world.reset([{}], seeds=[0])
     messages = [{"role": "user", "content": "Go."}]
     assert make_world(reset=lambda self: messages, step=step).reset([{}], [0]) == [messages]
+    half = [{"role": "user", "content": "half \ud83d"}]
+    (said,) = make_world(reset=lambda self: half, step=step).reset([{}], [0])
+    assert said[0]["content"] == "half ?"  # it would have no tokens
+
+
+def test_what_an_environment_changes_is_its_own():
+    def reset(self, board):
+        self.board = board
+        board.append(len(board))
+
+    world = make_world(reset=reset, step=Guess.step)
+    row = {"board": [0]}
+    world.reset([row, row], seeds=[0, 0])
+    assert row == {"board": [0]}
+    assert [each.board for each in world.instances([0, 1])] == [[0, 1]] * 2
 
 
 def test_a_reset_that_raises_is_named_with_its_row():

@@ -373,6 +373,30 @@ def test_token_ids_and_samplers_without_tokenizer_are_refused():
         episodes(llama_of(len(tokenizer)), [torch.tensor([2, 3])])
 
 
+def test_the_environments_of_a_part_are_as_they_were_left_while_the_next_is_written():
+    tokenizer = words()
+    episodes = Episodes(Sampler(tokenizer, max_new_tokens=2), Chatty, max_turns=2)
+    policy = llama_of(len(tokenizer))
+    for _ in range(2):  # the next batch begins the same environments anew
+        parts = list(episodes.in_parts(policy, ["go", "up", "down"], 3))
+        every = [environment for part in parts for environment in part.environments]
+        assert len(set(map(id, every))) == 3
+        assert [each.steps for each in every] == [e["turns"] for p in parts for e in p.episodes]
+    assert set(map(id, every)) == set(map(id, episodes(policy, ["go"] * 3).environments))
+
+
+def test_an_environment_that_a_person_talks_with_goes_on():
+    tokenizer = words()
+    episodes = Episodes(Sampler(tokenizer, max_new_tokens=2), Chatty, max_turns=2)
+    policy = llama_of(len(tokenizer))
+    (first,) = episodes(policy, ["go"]).environments
+    assert first.steps == 2
+    episodes.goes_on = True
+    (again,) = episodes(policy, ["go"]).environments
+    assert again is first
+    assert first.steps == 3
+
+
 def test_a_world_can_be_shared():
     world = World(Chatty)
     one, other = (Episodes(Sampler(words(), seed=n), world) for n in (0, 1))

@@ -140,6 +140,8 @@ def test_a_thread_that_hangs_is_counted_and_its_environment_replaced():
     assert world.rewards([0]) == [None]  # what hangs may hold what get_reward needs
     with pytest.raises(EpisodeError, match="get_reward"):
         world.rewards([1])
+    world.reset([{}, {}], seeds=[0, 1], beside=True)  # while a reward may still read the others
+    assert not {hung, other} & set(world.instances([0, 1]))
     world.reset([{}, {}], seeds=[0, 1])
     assert hung not in world.instances([0, 1])
     assert other in world.instances([0, 1])

@@ -1,12 +1,13 @@
 """Environments in recipes and runs: trusted, saved, gone on with."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import yaml
 
-from trl import cli
+from trl import cli, starter
 from trl.training import run
 
 GAME = '''
@@ -34,6 +35,19 @@ def look_up(word: str) -> str:
         word: Of a film.
     """
     return word.upper()
+
+
+def the(word: str) -> str:
+    """Say what is behind it.
+
+    Args:
+        word: Behind it.
+    """
+    return f" <{word}> "
+
+
+def turns(completions):
+    return [float(len(messages)) for messages in completions]
 '''
 SMALL = {
     "environment": {"class": "game.py:Game", "max_turns": 3, "max_tokens": 40},
@@ -128,4 +142,70 @@ def test_code_elsewhere_is_refused_until_it_is_trusted(tmp_path, capsys):
 def test_what_cannot_be_is_told(changes, told, tmp_path, capsys):
     recipe = written(tmp_path / "a", **changes)
     assert cli.main(["train", str(recipe)]) != 0
+    assert told in capsys.readouterr().err
+
+
+def sampled(out, *arguments):
+    assert cli.main(["sample", *arguments, "--out", str(out)]) == 0
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_a_model_is_sampled_with_the_environment_of_a_recipe_or_its_run(tmp_path, capsys):
+    """And what was sampled can be scored: functions see the whole conversation."""
+    reward = {"kind": "function", "name": "game.py:turns"}
+    recipe, out = written(tmp_path / "a", reward=[reward]), tmp_path / "s.jsonl"
+    rows = sampled(out, "starter", "--recipe", str(recipe), "--n", "2")
+    assert len(rows) == 2 * SMALL["data"]["held_out"]
+    for row in rows:
+        messages = row["episode"]["messages"]
+        assert [m["role"] for m in messages] == ["assistant", "user"] * 2
+        assert row["prompt"].startswith("The film number")
+        assert row["reward"] == sum(m.get("reward", 0) for m in messages)
+        assert row["tokens"] <= 8  # those of the recipe in each turn
+        assert row["response"].split() == " ".join(m["content"] for m in messages[::2]).split()
+    assert rows[0]["prompt"] == rows[1]["prompt"] != rows[2]["prompt"]  # a group has one task
+    assert "game.py" in capsys.readouterr().err
+
+    assert cli.main(["score", str(out), "--recipe", str(recipe), "--out", "-"]) == 0
+    scored = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["score"] for row in scored] == [4] * len(rows)
+
+    (tmp_path / "a" / "policy").symlink_to(starter.LANGUAGE_MODEL)
+    assert sampled(tmp_path / "t.jsonl", str(tmp_path / "a"), "--n", "2") == rows
+    alone = ["--no-environment", "--prompt", "This"]
+    assert "episode" not in sampled(out, str(tmp_path / "a"), *alone)[0]
+    capsys.readouterr()
+    given = ["--prompt", "This", "--max-new-tokens", "2"]
+    assert cli.main(["sample", str(tmp_path / "a"), *given]) == 0
+    assert "[user] and" in capsys.readouterr().out  # people see who said what
+
+
+def test_a_person_talks_with_a_model_that_has_tools(tmp_path, capsys, monkeypatch):
+    form = {"call_format": r"(?P<name>the) (?P<word>\w+)", "max_turns": 2}
+    recipe = written(tmp_path / "a", environment={"tools": ["game.py:the"]} | form)
+    monkeypatch.setattr("sys.stdin", io.StringIO("I liked the film since\n"))
+    how = ["--max-new-tokens", "30", "--out", "-"]
+    assert cli.main(["chat", "starter", "--recipe", str(recipe), *how]) == 0
+    (row,) = map(json.loads, capsys.readouterr().out.splitlines())
+    said, told, _ = row["answer"].partition("\n[the]  <")
+    assert "the " in said
+    assert told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["chat", "starter", "--recipe", "RECIPE"], "between it and the model"),
+        (["chat", "starter", "--recipe", "toy-token"], "name a recipe with an environment"),
+        (["sample", "starter", "--recipe", "RECIPE", "--no-environment"], "--no-environment"),
+        (["sample", "FOLDER"], "there is no"),
+    ],
+)
+def test_what_cannot_be_talked_with_is_told(arguments, told, tmp_path, capsys):
+    recipe = written(tmp_path / "a")
+    if "FOLDER" in arguments:
+        (tmp_path / "a" / "game.py").unlink()
+        (tmp_path / "a" / "policy").symlink_to(starter.LANGUAGE_MODEL)
+    names = {"RECIPE": str(recipe), "FOLDER": str(tmp_path / "a")}
+    assert cli.main([names.get(each, each) for each in arguments]) == 2
     assert told in capsys.readouterr().err

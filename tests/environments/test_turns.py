@@ -146,9 +146,9 @@ def test_what_is_said_brings_no_control_tokens(way, content, ended):
 @pytest.mark.parametrize(
     ("family", "form", "told"),
     [
-        ("smollm2", "hermes", "described in the system message, and their answers are user turns"),
-        ("phi3", "hermes", "described in the system message, and their answers are user turns"),
-        ("gemma", "hermes", "described in the first user message, and their answers are user"),
+        ("smollm2", "python", "described in the system message, and their answers are user turns"),
+        ("phi3", "python", "described in the system message, and their answers are user turns"),
+        ("gemma", "python", "described in the first user message, and their answers are user"),
         ("llama3", "llama3", ""),
         ("mistral", "mistral", ""),
         ("qwen", "hermes", ""),
@@ -161,14 +161,15 @@ def test_tools_stand_where_the_template_has_a_place_for_them(family, form, told)
     assert bool(turns.told) == bool(told)
     function = FUNCTION["name"]
     text = turns.tokenizer.decode(turns.prompt(ASKED, [SCHEMA]))
-    assert text.count(f'"{function}"') == 1 + bool(told)  # with the example of a call
+    assert text.count(f'"{function}"') == 1
+    assert text.count(f"{function}(") == bool(told)  # the example of a call
+    assert turns.told.endswith("(call_format: python)") == bool(told)
     assert ASKED[0]["content"] in text
-    assert turns.calls(CALL_FORMATS[form].write("look_up", {"a": "b"})) == [
-        Call("look_up", {"a": "b"})
-    ]
+    call = CALL_FORMATS[form].write("look_up", {"a": "b"})
+    assert turns.calls(call, [SCHEMA]) == [Call("look_up", {"a": "b"})]
     assert turns.prompt(ASKED) == rendered(turns, ASKED)
     if told:
-        assert [Call("look_up", {"a": "..."})] == turns.calls(text)
+        assert [Call("look_up", {"a": "..."})] == turns.calls(text, [SCHEMA])
     if family != "gemma":
         text = turns.tokenizer.decode(
             turns.prompt([{"role": "system", "content": "Be brief."}, *ASKED], [SCHEMA])
@@ -188,6 +189,19 @@ def test_tools_stand_beside_the_parts_of_a_message():
     text = turns.tokenizer.decode(turns.prompt([{"role": "user", "content": parts}], [SCHEMA]))
     assert text.startswith("[You can call")
     assert text.endswith("][Look!][What?]<|im_end|>")
+
+
+def test_answers_of_tools_in_a_prompt_are_user_turns_where_a_template_has_no_place_for_them():
+    said = [{"role": "assistant", "content": "look_up(1)"}]
+    told = [{"role": "tool", "name": "look_up", "content": n} for n in "12"]
+    turns, after = turns_of("smollm2"), [{"role": "user", "content": "And?"}]
+    both = "".join(f"<tool_response>\n{n}\n</tool_response>\n" for n in "12").strip()
+    as_users = [{"role": "user", "content": both}]
+    found = turns.prompt([*ASKED, *said, *told, *said, *after], [SCHEMA])
+    assert found == turns.prompt([*ASKED, *said, *as_users, *said, *after], [SCHEMA])
+    own = turns_of("qwen")
+    text = own.tokenizer.decode(own.prompt([*ASKED, *said, *told, *after], [SCHEMA]))
+    assert "tool_response>\n1" in text  # by the template
 
 
 def test_a_prompt_in_which_tools_have_no_place_is_refused():
@@ -303,6 +317,14 @@ def test_a_template_without_end_tokens_goes_on_behind_what_the_policy_ended_with
             "qwen",
             {"template": "</think>{{ messages[2].x.y }}"},
             "`tokenizer.chat_template` must go",
+        ),
+        (
+            "qwen",
+            {
+                "template": "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}"
+                "{% endif %}<|im_end|>{% endfor %}"
+            },
+            "`tokenizer.chat_template` must show tools, or what a user says",
         ),
     ],
 )

@@ -40,6 +40,7 @@ from trl.cli.recipes import (
     find_recipe,
     folder,
     list_code,
+    read_environment,
     read_recipe,
     recipe_names,
     with_code,
@@ -163,10 +164,10 @@ def _sample(options: argparse.Namespace, flags: Flags) -> int:
     check_beside_runs(options.model)
     from trl.training import tools
 
-    given = vars(options)
+    given = _conversing(options, 48)
     source, prompts, out = given.pop("prompts"), given.pop("prompt"), given.pop("out")
-    prompts = tools.read_prompts(source) if source else prompts
-    tools.show(tools.sample(prompts=prompts, **given), out)
+    read = tools.read_prompts if given["recipe"] is None else tools.read_rows
+    tools.show(tools.sample(prompts=read(source) if source else prompts, **given), out)
     return 0
 
 
@@ -175,8 +176,26 @@ def _chat(options: argparse.Namespace, flags: Flags) -> int:
         check_beside_runs(name)
     from trl.training.chat import talk
 
-    talk(**vars(options))
+    talk(**_conversing(options, 256))
     return 0
+
+
+def _conversing(options: argparse.Namespace, most: int) -> dict[str, Any]:
+    """Return options with the recipe whose environment a model talks with, if there is one.
+
+    Args:
+        options: Of `sample` or `chat`.
+        most: Tokens, if neither they nor a recipe say how many.
+    """
+    given = vars(options)
+    name, wanted = given.pop("recipe"), given.pop("environment")
+    if not wanted and name is not None:
+        refuse("--recipe", "be left out with --no-environment", name)
+    recipe = read_environment(name, options.model, options.trust) if wanted else None
+    if given["max_new_tokens"] is None:
+        del given["max_new_tokens"]
+        given |= {} if recipe else {"max_new_tokens": most}
+    return given | {"recipe": recipe}
 
 
 def _score(options: argparse.Namespace, flags: Flags) -> int:
@@ -208,7 +227,8 @@ def _eval(options: argparse.Namespace, flags: Flags) -> int:
     if task := settings.read_yaml(find_recipe(name)).get("task"):
         refuse("RECIPE", "be one that trains a policy", f"{name}, whose task is {task}")
     recipe: Any = read_recipe(name, [("model.name", options.model), *flags], options.trust)
-    list_code(recipe.reward, options.model if recipe.model.trust_remote_code else None)
+    code = (*recipe.reward, *(recipe.environment.code if recipe.environment else ()))
+    list_code(code, options.model if recipe.model.trust_remote_code else None)
     from rich.console import Console
 
     from trl.training.evaluate import evaluate

@@ -39,6 +39,11 @@ def _number(default: float, text: str, shown: str = "%(default)s") -> dict[str, 
     return _word("N", f"{text} (default: {shown})", type=type(default), default=default)
 
 
+def _most_tokens(default: str) -> dict[str, Any]:
+    text = f"most tokens of a response (default: {default}; with an environment, of its recipe)"
+    return _word("N", text, type=int)
+
+
 def _numbers(text: str) -> list[int]:
     return list(map(int, text.split(",")))
 
@@ -87,6 +92,16 @@ DRAWN = {
     "--top-p": _number(1.0, "among those of this share", "all"),
     "--seed": _number(0, "of the random numbers"),
 }
+ENVIRONMENT = {
+    "--recipe": RECIPE
+    | {"help": f"{RECIPE['help']}, with an environment to talk with; default: that of the run"},
+    "--environment": {
+        "action": argparse.BooleanOptionalAction,
+        "default": True,
+        "help": "talk with the environment of the recipe, or let the model write alone",
+    },
+    "--trust": TRUST["--trust"],
+}
 COMMANDS = {
     "train": Command(
         "Run a recipe. Those that ship with trl: {recipes}.",
@@ -128,8 +143,9 @@ COMMANDS = {
             },
             **SENT,
             "--n": _number(1, "responses to each prompt"),
-            "--max-new-tokens": _number(48, "most tokens"),
+            "--max-new-tokens": _most_tokens("48"),
             **DRAWN,
+            **ENVIRONMENT,
             **LINES,
         },
     ),
@@ -140,8 +156,9 @@ COMMANDS = {
             "model": _word("MODEL", "a folder, a hub name, starter, or the folder of a run"),
             "--before": _word("BASE", "a model that gets the same messages"),
             **SENT,
-            "--max-new-tokens": _number(256, "most tokens of an answer"),
+            "--max-new-tokens": _most_tokens("256"),
             **DRAWN,
+            **ENVIRONMENT,
             **LINES,
         },
     ),

@@ -11,7 +11,7 @@ from trl import config as settings
 from trl.cli.words import complain
 from trl.config import SettingsError, closest
 from trl.config.code import Reader, listing
-from trl.config.errors import problem
+from trl.config.errors import problem, refuse
 from trl.config.folder import recipe_folder
 from trl.config.places import not_a_model
 
@@ -113,6 +113,38 @@ def with_environment(recipe: Recipe, path: Path, flags: Flags, trust: Sequence[s
     if problems:
         raise SettingsError(str(path), problems)
     return replace(recipe, environment=written)
+
+
+def read_environment(name: str | None, model: str, trust: Sequence[str]) -> Recipe | None:
+    """Return the recipe with whose environment a model is to talk.
+
+    Args:
+        name: Of the recipe; None: that of the run whose folder, or policy, the model is.
+        model: A folder or hub name.
+        trust: See `read_recipe`.
+
+    Returns:
+        None, if nothing is named and the model is of no run with an environment.
+
+    Raises:
+        FileNotFoundError, SettingsError: see `read_recipe`.
+        ValueError: if the recipe that is named has no environment.
+    """
+    folder = Path(model).expanduser()
+    files = (
+        [folder / "recipe.yaml", folder.parent / "recipe.yaml"]
+        if name is None
+        else [find_recipe(name)]
+    )
+    for file in filter(Path.is_file, files):
+        values = settings.read_yaml(file)
+        if values.get("environment") and "task" not in values:
+            recipe: Any = read_recipe(str(file), [("model.name", model)], trust)
+            list_code((*recipe.reward, *recipe.environment.code))
+            return recipe  # type: ignore[no-any-return]
+    if name is not None:
+        refuse("--recipe", "name a recipe with an environment", name, "leave it out")
+    return None
 
 
 def _reader(recipe: Path | None, flags: Flags, trust: Sequence[str]) -> Reader:

@@ -6,6 +6,7 @@ calls.py     how models write calls of tools
 turns.py     how turns follow one another in the tokens of a chat template
 episodes.py  a sampler whose responses are whole conversations
 scorer.py    what environments gave, as scores
+openenv.py   environments behind a server of OpenEnv
 jobs.py      calls of code that may take too long: threads, an event loop, children
 
 The names below load their module on first use.
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trl.environments.contract import EpisodeError, Reply, Turn, tool
     from trl.environments.episodes import Episodes, episode_figures, episodes_of
+    from trl.environments.openenv import OpenEnv
     from trl.environments.running import World
     from trl.environments.scorer import EnvironmentReward
 
@@ -24,6 +26,7 @@ _HOME = {
     "EnvironmentReward": "scorer",
     "EpisodeError": "contract",
     "Episodes": "episodes",
+    "OpenEnv": "openenv",
     "Reply": "contract",
     "Turn": "contract",
     "World": "running",
@@ -36,6 +39,7 @@ __all__ = [
     "EnvironmentReward",
     "EpisodeError",
     "Episodes",
+    "OpenEnv",
     "Reply",
     "Turn",
     "World",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from trl.config.errors import closest, refuse, shown
@@ -17,6 +20,8 @@ ARGUMENTS = ("arguments", "parameters")
 """What the arguments may be called."""
 FORM = 'Write {"name": "...", "arguments": {...}}.'
 PYTHON_TAG = "<|python_tag|>"
+CLOSERS = 20
+"""Closing parentheses that are tried as the end of arguments."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +45,17 @@ class BadCall:
 
 
 Calls = list[Call | BadCall]
+Schemas = Sequence[Mapping[str, Any]]
+"""{"type": "function", "function": {"name": …, "description": …, "parameters": …}} of each tool."""
 
 
 @dataclass(frozen=True)
 class CallFormat:
     """A way to write tool calls."""
 
-    read: Callable[[str], Calls]
-    """The calls of a turn's text, in their order; none for a text without any."""
+    read: Callable[[str, Schemas], Calls]
+    """The calls of a turn's text, in their order; none for a text without any. The tools that there
+    are come second, for a format whose calls are known by their names alone."""
     write: Callable[[str, Mapping[str, Any]], str] | None = None
     """A call, of a name and arguments; None: only its user knows how."""
     mark: str = ""
@@ -80,13 +88,8 @@ def call_format(name: str) -> CallFormat:
     return CallFormat(partial(_read_pattern, pattern))
 
 
-def described(schemas: Sequence[Mapping[str, Any]], form: CallFormat) -> str:
-    """Return what a model is told of its tools, and of how they are called, by an example.
-
-    Args:
-        schemas: {"type": "function", "function": {"name": …, "description": …, "parameters": …}}.
-        form: How calls are written.
-    """
+def described(schemas: Schemas, form: CallFormat) -> str:
+    """Return what a model is told of its tools, and of how they are called, by an example."""
     functions = [schema.get("function", schema) for schema in schemas]
     lines = ["You can call these tools:", *(_json(function) for function in functions)]
     if form.write is not None:
@@ -169,7 +172,9 @@ def _read_at(text: str, start: int, ends: re.Pattern[str], **named: str) -> tupl
     return [_as_call(each, text[start:stop]) for each in found], stop
 
 
-def _read_marked(begins: re.Pattern[str], ends: re.Pattern[str], text: str) -> Calls:
+def _read_marked(
+    begins: re.Pattern[str], ends: re.Pattern[str], text: str, tools: Schemas = ()
+) -> Calls:
     """Read the calls that stand behind a mark, also where what ends them is missing."""
     calls, stop = Calls(), 0
     while begin := begins.search(text, stop):
@@ -186,7 +191,7 @@ _GIVEN = re.compile(r"""["'](?:arguments|parameters)["']\s*:""")
 _ALONE = {"name", "function", "type", "id"}
 
 
-def _read_json(text: str) -> Calls:
+def _read_json(text: str, tools: Schemas = ()) -> Calls:
     """Read JSON objects that are calls, wherever they stand: in a fence, among words.
 
     An object is one if it has a name, and arguments or nothing else.
@@ -202,7 +207,7 @@ def _read_json(text: str) -> Calls:
     return calls
 
 
-def _read_llama(text: str) -> Calls:
+def _read_llama(text: str, tools: Schemas = ()) -> Calls:
     """Read {"name": …, "parameters": {…}}, and know what stands behind <|python_tag|> for one."""
     calls = _read_json(text)
     if not calls and PYTHON_TAG in text:
@@ -210,7 +215,7 @@ def _read_llama(text: str) -> Calls:
     return calls
 
 
-def _read_pattern(pattern: re.Pattern[str], text: str) -> Calls:
+def _read_pattern(pattern: re.Pattern[str], text: str, tools: Schemas = ()) -> Calls:
     calls = Calls()
     for match in pattern.finditer(text):
         groups = match.groupdict()
@@ -224,6 +229,78 @@ def _read_pattern(pattern: re.Pattern[str], text: str) -> Calls:
         except ValueError as error:
             calls.append(BadCall(match[0], str(error)))
     return calls
+
+
+def _read_python(text: str, tools: Schemas = ()) -> Calls:
+    """Read name(arguments) of the tools that there are, wherever they stand.
+
+    The arguments are Python's, by name or in order; what is no literal is the text itself, so that
+    `calculator(3 + 4)` gives "3 + 4".
+    """
+    functions = [tool.get("function", tool) for tool in tools]
+    names = {f["name"]: [*f.get("parameters", {}).get("properties", {})] for f in functions}
+    begins = re.compile(rf"\b({'|'.join(map(re.escape, names)) or '(?!)'})\(")
+    calls, stop = Calls(), 0
+    while begin := begins.search(text, stop):
+        found, stop = _python_call(text, begin, names[begin[1]])
+        calls.append(found)
+    return calls
+
+
+_CLOSER = re.compile(r"\)")
+
+
+def _python_call(text: str, begin: re.Match[str], names: list[str]) -> tuple[Call | BadCall, int]:
+    """Return the call whose arguments begin behind a match, and where it ends."""
+    name, start = begin[1], begin.end()
+    ends = [end.start() for end in islice(_CLOSER.finditer(text, start), CLOSERS)]
+    for end in ends:
+        given = _python_arguments(text[start:end], names)
+        if given is not None:
+            return Call(name, given), end + 1
+    line = text.find("\n", start)
+    stop = ends[0] if ends else len(text) if line < 0 else line
+    written = text[start:stop].strip()
+    if len(names) == 1 and written:  # whatever it is, it can only be that
+        return Call(name, {names[0]: written}), stop
+    told = f"The arguments of {name} cannot be read. Write {name}({', '.join(names)})."
+    return BadCall(text[begin.start() : stop], told), stop
+
+
+def _python_arguments(written: str, names: list[str]) -> dict[str, Any] | None:
+    """Return the arguments of a call by their names; None: it is none, or there are too many."""
+    whole = f"_({written})"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what might be meant otherwise
+            call: Any = ast.parse(whole, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    if not isinstance(call, ast.Call) or len(call.args) > len(names):
+        return None
+    given = [
+        *zip(names, call.args, strict=False),
+        *((each.arg, each.value) for each in call.keywords),
+    ]
+    if None in dict(given):  # **more
+        return None
+    return {name: _literal(value, whole) for name, value in given}
+
+
+def _literal(node: ast.expr, whole: str) -> Any:
+    """Return what a node of Python is as a value, or its text."""
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, RecursionError, MemoryError):
+        return ast.get_source_segment(whole, node)
+
+
+def _python(name: str, arguments: Mapping[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={_as_python(x)}' for key, x in arguments.items())})"
+
+
+def _as_python(value: Any) -> str:
+    return _json(value) if isinstance(value, str) else repr(value)
 
 
 def _written(before: str, key: str, after: str) -> Callable[[str, Mapping[str, Any]], str]:
@@ -250,6 +327,7 @@ CALL_FORMATS: dict[str, CallFormat] = {
     ),
     "llama3": CallFormat(_read_llama, _written("", "parameters", ""), PYTHON_TAG),
     "json": CallFormat(_read_json, _written("", "arguments", "")),
+    "python": CallFormat(_read_python, _python),
 }
-"""Hermes and Qwen; Mistral; Llama 3; JSON as it is or in a fence, as small models write it. What is
-more special comes first."""
+"""Hermes and Qwen; Mistral; Llama 3; JSON as it is or in a fence; name(arguments), the shortest,
+which small models learn first. What is more special comes first."""

@@ -17,6 +17,7 @@ for games and simulators, has no tools but a method that is annotated with `Turn
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
@@ -35,6 +36,7 @@ from transformers.utils.chat_template_utils import (
 )
 
 from trl.config.errors import refuse, shown
+from trl.evaluation.scores import described
 
 __all__ = ["EpisodeError", "Reply", "Turn", "tool"]
 
@@ -139,6 +141,8 @@ class Tool:
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         if not inspect.isroutine(function):
             refuse("tools", "be functions", shown(function), error=TypeError)
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            refuse(name, "return what it has to say, at once", "a function that yields")
         self.name, self.function = function.__name__, function
         signature = inspect.signature(function)
         parameters = list(signature.parameters.values())
@@ -267,6 +271,8 @@ class Kind:
             fix = f"give them beforehand: functools.partial({self.name}, ...)"
             rule = "be made by a call without arguments"
             refuse(name, rule, f"{self.name}() ({error})", fix, error=TypeError)
+        except Exception as error:
+            broken(name, f"make {self.name}()", described(error))
         self.name = type(first).__name__
         if not callable(getattr(first, "reset", None)):
             fix = "write def reset(self, **row): ..., which begins an episode"
@@ -301,9 +307,17 @@ class Kind:
         return getattr(environment, name) if name in self.own else self.tools[name].function
 
     def given(self, row: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """Return what of a row `reset` accepts, and the seed if it takes one."""
-        taken = {key: row[key] for key in row if self._takes_all or key in self._takes}
+        """Return what of a row `reset` accepts, and the seed if it takes one.
+
+        Lists are copies: an environment may change what is its own, and the rows of a group have
+        the same.
+        """
+        taken = {key: _own(row[key]) for key in row if self._takes_all or key in self._takes}
         return {"seed": seed, **taken} if "seed" in self._takes else taken
+
+
+def _own(value: Any) -> Any:
+    return copy.deepcopy(value) if isinstance(value, list | dict | set) else value
 
 
 def _says_turn(step: Callable[..., Any]) -> bool:
@@ -362,12 +376,23 @@ def prompt_of(value: Any, what: str) -> str | list[dict[str, Any]] | None:
     """
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, list | tuple) and all(
-        isinstance(each, Mapping) and {"role", "content"} <= each.keys() for each in value
-    ):
-        return [dict(each) for each in value]
+    if isinstance(value, list | tuple) and all(map(_is_message, value)):
+        return [
+            {**each, "content": text_of(said, len(said))}
+            if isinstance(said := each["content"], str)
+            else dict(each)
+            for each in value
+        ]
     fix = "return what the policy is to see, or nothing"
     broken(what, "return a text, messages ({'role': …, 'content': …}) or None", shown(value), fix)
+
+
+def _is_message(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and isinstance(value.get("role"), str)
+        and isinstance(value.get("content"), str | list)
+    )
 
 
 def broken(what: str, rule: str, got: object = "", fix: str = "") -> NoReturn:

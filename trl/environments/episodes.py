@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean
@@ -22,8 +22,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from trl.anatomy import is_encoder_decoder, position_limits
 from trl.batch import Rollout
-from trl.config import check_values, closest
+from trl.config import closest
 from trl.config.errors import refuse, shown
+from trl.config.section import section
 from trl.config.types import Count
 from trl.environments.contract import Reply
 from trl.environments.running import World
@@ -42,6 +43,16 @@ STOPS = ("done", "answered", "turns", "tokens", "tool_calls")
 """What ends an episode: the environment; a turn that calls no tool; a limit."""
 
 
+@section
+class Limits:
+    """What bounds an episode, and how calls are written in it: see `Episodes`."""
+
+    max_turns: Count = 8
+    max_tokens: Count = 1024
+    max_tool_calls: Count | None = None
+    call_format: str | None = None
+
+
 @dataclass
 class _Episode:
     """One row, while it is written."""
@@ -51,6 +62,8 @@ class _Episode:
     stream: np.random.Generator
     most: int
     """Tokens that its response may have."""
+    tools: Sequence[Mapping[str, Any]]
+    """Schemas of those that it has."""
     tokens: list[int] = field(default_factory=list)
     """Of the response: what the policy wrote, and what it was told in between."""
     written: list[bool] = field(default_factory=list)
@@ -120,6 +133,8 @@ class Episodes(Sampler):
 
     Attributes:
         told: What a user should know of how tools are shown to the model; empty: nothing.
+        goes_on: Let the environments of the last call go on, rather than begin them anew: for one
+            that a person talks with.
 
     Raises:
         TypeError, ValueError: if a setting is out of range, or something is no environment.
@@ -144,16 +159,19 @@ class Episodes(Sampler):
             rule, fix = "have a tokenizer: an environment reads texts", "Sampler(tokenizer)"
             refuse("sampler", rule, "none", f"make it with {fix}")
         self.__dict__.update(vars(sampler))
-        limits = {"max_turns": (Count, max_turns), "max_tokens": (Count, max_tokens)}
-        limits["max_tool_calls"] = Count | None, max_tool_calls
-        check_values("Episodes", limits)
-        self.max_turns, self.max_tokens = max_turns, max_tokens
-        self.max_tool_calls, self.call_format = max_tool_calls, call_format
-        self.limits = max_turns, max_tokens, max_tool_calls, call_format
+        self.limits = Limits(max_turns, max_tokens, max_tool_calls, call_format)
         shared = isinstance(environment, World)
         self.world = environment if shared else World(environment, tools, **of_world)
         self._turns: dict[tuple[bool, bool], ChatTurns | PlainTurns] = {}
-        self.told = ""
+        self._beside = False
+        self.told, self.goes_on = "", False
+
+    def in_parts(self, *args: Any, **named: Any) -> Iterator[Rollout]:
+        """See `Sampler.in_parts`; the environments of a part stay as they are in the next ones."""
+        self._beside = False
+        for part in super().in_parts(*args, **named):
+            yield part
+            self._beside = True
 
     def check(self, policy: nn.Module, queries: Queries, *, name: str = "queries") -> None:
         """See `Sampler.check`; no environment is begun."""
@@ -190,7 +208,7 @@ class Episodes(Sampler):
         """Return how turns follow one another, for texts or chats, with tools or without."""
         chats = encoded.messages is not None
         if (chats, tools) not in self._turns:
-            settings: dict[str, Any] = {"call_format": self.call_format, "tools": tools}
+            settings: dict[str, Any] = {"call_format": self.limits.call_format, "tools": tools}
             if chats:
                 settings["end_ids"] = stop.token_ids
                 settings["chat_template_kwargs"] = self.chat_template_kwargs
@@ -213,19 +231,22 @@ class Episodes(Sampler):
         turns = self._turns_for(stop, encoded, any(schemas))
         # The task of a group is one: so are the random numbers that it is made with.
         drawn = [int(stream.integers(2**31)) for stream in streams[::size]]
-        said = self.world.reset(rows, [seed for seed in drawn for _ in range(size)])
+        seeds = [seed for seed in drawn for _ in range(size)]
+        nothing: list[Any] = [None] * len(rows)
+        said = nothing if self.goes_on else self.world.reset(rows, seeds, beside=self._beside)
         begun = [_begun(row["prompt"], each) for row, each in zip(rows, said, strict=True)]
         queries = self._query_tokens(turns, begun, schemas)
         most = self._most_tokens(policy, queries)
         episodes = [
-            _Episode(slot, query, stream, room)
-            for slot, (query, stream, room) in enumerate(zip(queries, streams, most, strict=True))
+            _Episode(slot, *each)
+            for slot, each in enumerate(zip(queries, streams, most, schemas, strict=True))
         ]
         for turn in itertools.count(1):
             if not (going := [episode for episode in episodes if not episode.stop]):
                 break
-            valued = self._write_turn(policy, going, stop, progress, shared=turn == 1)
-            self._reply(going, turns, stop, last=turn == self.max_turns)
+            last = turn == self.limits.max_turns
+            valued = self._write_turn(policy, going, stop, progress, shared=turn == 1, last=last)
+            self._reply(going, turns, stop, last=last)
         slots = [episode.slot for episode in episodes]
         for episode, reward in zip(episodes, self.world.rewards(slots), strict=True):
             if reward is not None:
@@ -260,7 +281,8 @@ class Episodes(Sampler):
         # LongRoPE's other frequencies would be those of all rows of a pass.
         ends = [end for end in (positions, border) if end is not None and end > max(lengths)]
         end = min(ends, default=None)
-        return [self.max_tokens if end is None else min(self.max_tokens, end - n) for n in lengths]
+        most = self.limits.max_tokens
+        return [most if end is None else min(most, end - n) for n in lengths]
 
     def _write_turn(
         self,
@@ -270,6 +292,7 @@ class Episodes(Sampler):
         progress: Progress | None,
         *,
         shared: bool,
+        last: bool,
     ) -> bool:
         """Let the policy write a turn in each of the episodes.
 
@@ -279,12 +302,15 @@ class Episodes(Sampler):
             stop: When a turn ends by itself.
             progress: See `__call__`.
             shared: Whether the rows of a group may have read the same, which is read once then.
+            last: Whether no turn can follow, for which what was read would be kept.
 
         Returns:
             Whether the policy gives values.
         """
         tokens = [episode.query + episode.tokens for episode in going]
         before = [episode.state for episode in going if episode.state is not None]
+        for episode in going:
+            episode.state = None
         if shared and _alike(tokens, self.group_size):
             tokens = tokens[:: self.group_size]
         writing = self._written(
@@ -295,7 +321,7 @@ class Episodes(Sampler):
             stop,
             progress,
             before=before if len(before) == len(going) else None,  # what need not be read again
-            keeps=self.max_turns > 1,
+            keeps=not last,
         )
         turn = writing.rollout().to("cpu")
         for row, episode in enumerate(going):
@@ -318,10 +344,10 @@ class Episodes(Sampler):
     ) -> None:
         """Let the environments read what was written, and add what they say."""
         texts = [self._last_turn(episode, stop) for episode in going]
-        calls = [turns.calls(text) for text in texts]
+        calls = [turns.calls(t, e.tools) for t, e in zip(texts, going, strict=True)]
         for episode, text, called in zip(going, texts, calls, strict=True):
             episode.messages.append({"role": "assistant", "content": text})
-            limit = self.max_tool_calls
+            limit = self.limits.max_tool_calls
             if limit is not None and episode.tool_calls + len(called) > limit:
                 episode.stop = "tool_calls"
         heard = [row for row, episode in enumerate(going) if not episode.stop]

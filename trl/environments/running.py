@@ -97,6 +97,7 @@ class World:
         self._routes = isinstance(environment, Mapping)
         self._jobs = Jobs(most_hung)
         self._slots: list[Slot] = []
+        self._used = Counter[str]()
         routes = environment if isinstance(environment, Mapping) else {"": environment}
         if not routes:
             refuse("environment", "name at least one environment", "{}")
@@ -120,6 +121,10 @@ class World:
     def schemas(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the JSON schemas of the tools that a row has; none in the plain form."""
         return self._kinds[self._key(row)].schemas
+
+    def needs(self, row: Mapping[str, Any]) -> set[str]:
+        """Return the columns that the `reset` of a row cannot do without."""
+        return self._kinds[self._key(row)].needs
 
     def instances(self, slots: Sequence[int]) -> list[Any]:
         """Return the environments in some slots, for rewards that ask for what they know."""
@@ -150,7 +155,7 @@ class World:
         return name
 
     def reset(
-        self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+        self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int], *, beside: bool = False
     ) -> list[str | list[dict[str, Any]] | None]:
         """Begin an episode for each row, one after the other.
 
@@ -158,6 +163,8 @@ class World:
             rows: Of the data; `reset` gets the columns that it accepts.
             seeds: Of each row: for `reset(seed=...)`, and for Python's and NumPy's global random
                 states, which are left as they were.
+            beside: Leave the environments of the last `reset` alone, which a reward may still
+                read, and take others.
         Returns:
             What each `reset` returned.
         Raises:
@@ -165,7 +172,8 @@ class World:
             EpisodeError: if a `reset` raises, or returns something else.
         """
         self.check(rows)
-        self._slots, used, prompts = [], Counter[str](), []
+        self._slots, prompts = [], []
+        used = self._used = self._used if beside else Counter()
         for index, (row, seed) in enumerate(zip(rows, seeds, strict=True)):
             key, chance = self._key(row), Chance(seed)
             kind, kept = self._kinds[key], self._kept[key]
@@ -257,6 +265,7 @@ class World:
         if lost := own and isinstance(answer, Hangs):
             for key, kept in self._kept.items():
                 self._kept[key] = [each for each in kept if each is not slot.environment]
+                self._used[key] -= len(kept) - len(self._kept[key])
         return lost
 
     def _asks(self, slot: Slot) -> Job | None:

@@ -7,6 +7,7 @@ padding and positions, recurrent states, an encoder in front.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -34,7 +35,7 @@ class Decoder:
         queries: [B, Q] token ids, left-padded.
         query_mask: [B, Q] bool, True on real tokens.
         room: Most tokens that will be written.
-        past: What the model has read of each row before its query; see `state`. None: nothing.
+        past: What the model has read of each row before its query; see `states`. None: nothing.
 
     Attributes:
         logits: [B, V] of the next token.
@@ -113,14 +114,24 @@ class Decoder:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether `state` keeps all that the model knows of a row."""
+        """Whether `states` keep all that the model knows of a row."""
         return keeps_all(self._cache)
 
-    def state(self, row: int, written: int) -> State:
-        """Return what the model has read of a row: its query, and so many tokens that it wrote."""
-        columns = self._mask[row, : self._asked + written].nonzero()[:, 0]
+    def states(self, rows: Sequence[int], written: Sequence[int]) -> list[State]:
+        """Return what the model has read of some rows: the query, and so many tokens of each.
+
+        They are views of the cache: copy those that are to outlive it.
+        """
+        asked = self._mask[:, : self._asked].sum(1).tolist()  # the last ones: padding is left
+        columns = [
+            slice(self._asked - asked[row], self._asked + n)
+            for row, n in zip(rows, written, strict=True)
+        ]
         layers = self._cache.layers
-        return [(each.keys[row][:, columns], each.values[row][:, columns]) for each in layers]
+        return [
+            [(each.keys[row][:, own], each.values[row][:, own]) for each in layers]
+            for row, own in zip(rows, columns, strict=True)
+        ]
 
     def advance(self, tokens: Tensor) -> None:
         """Read the token [B] that each row has written."""

@@ -96,8 +96,9 @@ class Writing:
         uniforms: From a step to the random numbers [B] in [0, 1) of all rows.
         distribution: What tokens are drawn from.
         stop: When a row ends by itself.
-        before: What the model has read of the first tokens of each query, see `Decoder.state`;
-            None: nothing.
+        before: What the model has read of the first tokens of each query, see `Decoder.states`;
+            None: nothing. They are taken out of the list, so that their memory is free when they
+            have been copied.
         keeps: Keep what the model has read of each row, where it can be gone on from.
 
     Attributes:
@@ -120,7 +121,7 @@ class Writing:
         distribution: Distribution,
         stop: StopRule,
         *,
-        before: Sequence[State] | None = None,
+        before: list[State] | None = None,
         keeps: bool = False,
     ) -> None:
         shape, device = (len(limits), max(limits)), queries.device
@@ -149,8 +150,11 @@ class Writing:
         chosen, query_of_row = self.query_of_row[rows].unique_consecutive(return_inverse=True)
         mask = self.query_mask[chosen.to(device)]
         columns = int(mask.sum(1).max())
-        before = None if self.before is None else [self.before[query] for query in chosen]
-        past, columns = (None, columns) if before is None else go_on(before, mask.sum(1).tolist())
+        past = None
+        if self.before is not None:
+            past, columns = go_on([self.before[each] for each in chosen], mask.sum(1).tolist())
+            for each in chosen:  # they are copied
+                self.before[each] = []
         queries, mask = self.queries[chosen.to(device), -columns:], mask[:, -columns:]
         rows, query_of_row = rows.to(device), query_of_row.to(device)
         limits = self.lengths[rows]
@@ -201,12 +205,18 @@ class Writing:
                 decoder.advance(tokens)
 
     def _keep(self, decoder: Decoder, rows: Tensor, chosen: Tensor | None = None) -> None:
-        """Keep what the model has read of the rows [b], of those chosen [b] by a mask."""
+        """Keep what the model has read of the rows [b], of those chosen [b] by a mask.
+
+        What is chosen is copied, as the cache goes on without it; at the end, the cache is kept.
+        """
         if not self.keeps or not decoder.can_go_on:
             return
-        for place, row in enumerate(rows.tolist()):
-            if chosen is None or chosen[place]:
-                self.states[row] = decoder.state(place, int(self.lengths[row]) - 1)
+        places = torch.arange(len(rows)) if chosen is None else chosen.nonzero()[:, 0].cpu()
+        kept, written = rows[places.to(rows.device)].tolist(), (self.lengths[rows] - 1).tolist()
+        states = decoder.states(places.tolist(), [written[place] for place in places.tolist()])
+        for row, state in zip(kept, states, strict=True):
+            copied = [(keys.clone(), values.clone()) for keys, values in state]
+            self.states[row] = state if chosen is None else copied
 
     def rollout(self, **more: Any) -> Rollout:
         """Return what was written, without the columns that no row needed.

@@ -7,7 +7,7 @@ talk("gpt2", lines=["Hello."])    # one model, and what is said to it
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trl.training.tools import loaded, recipe_of, sent_as, show
+from trl.config.code import Trust
+from trl.config.errors import refuse
+from trl.config.recipe import Recipe
+from trl.environments import Episodes
+from trl.rollout.sampler import Sampler
+from trl.training.parts import load_environment, sampling_of
+from trl.training.tools import conversation, loaded, recipe_of, sent_as, show
 from trl.watch.markdown import visible
 
 CLEAR = "/clear"
@@ -31,7 +37,11 @@ class Speaker:
         model: A model's folder or hub name, starter, or the folder of a run.
         how: See `sent_as`; its model need not have a chat template: it goes on from each text then.
         where: Passed to `load_policy`.
+        episodes: Gives the model tools, see `load_environment`; None: there are none.
         **sampling: Settings of `Sampler`.
+
+    Raises:
+        ValueError: if the environment is a game, which leaves nothing for a person to say.
     """
 
     def __init__(
@@ -39,22 +49,46 @@ class Speaker:
         model: str | Path,
         how: Mapping[str, Any],
         where: Mapping[str, Any] | None = None,
+        episodes: Callable[[Sampler], Episodes] | None = None,
         **sampling: Any,
     ) -> None:
         self.policy, self.sampler, self.form = loaded(model, (), how, where, **sampling)
-        self.history: list[dict[str, str]] = []
+        self.sampler = self.sampler if episodes is None else episodes(self.sampler)
+        self.history: list[dict[str, Any]] = []
+        if isinstance(self.sampler, Episodes) and not self.sampler.world.schemas({}):
+            rule, fix = "have tools", "trl sample shows how it is played"
+            refuse("environment", rule, "a game, which is between it and the model", fix)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.history = []
+        if isinstance(self.sampler, Episodes):
+            self.sampler.goes_on = False
 
     def answer(self, text: str) -> str:
         """Return what the model says to a message, and remember both.
+
+        With tools, also what it called on the way, and what the tools said.
 
         Raises:
             ValueError: if the conversation is too long for the model, which has then not heard it.
         """
         asked = [*self.history, {"role": "user", "content": text}]
+        row: Any = self.form(asked) if self.form.chat else text
+        if isinstance(self.sampler, Episodes):  # what is typed is all that there is of a row
+            row = {"prompt": row} | dict.fromkeys(self.sampler.world.needs({}) - {"prompt"}, text)
         with torch.no_grad():
-            prompt = self.form(asked) if self.form.chat else text
-            (answer,) = self.sampler(self.policy, [prompt]).response_texts or ("",)
-        self.history = [*asked, {"role": "assistant", "content": answer}]
+            rollout = self.sampler(self.policy, [row])
+        (answer,) = rollout.response_texts or ("",)
+        said = [{"role": "assistant", "content": answer}]
+        if rollout.episodes is not None and isinstance(self.sampler, Episodes):
+            self.sampler.goes_on = True
+            said, answer = (
+                rollout.episodes[0]["messages"],
+                conversation(rollout.episodes[0]["messages"]),
+            )
+            asked = list((rollout.query_messages or [asked])[0])
+        self.history = [*asked, *said]
         return answer
 
 
@@ -66,6 +100,8 @@ def talk(
     out: str | None = None,
     system: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    recipe: Recipe | None = None,
+    trust: Trust = (),
     **sampling: Any,
 ) -> list[dict[str, str]]:
     """Let a person talk to a model, or to two at once.
@@ -78,6 +114,8 @@ def talk(
         out: See `show`; None: the answers are printed as they come.
         system: The system message; None: that of the run.
         chat_template_kwargs: What the chat template is told besides; None: as in the run.
+        recipe: Of whose `environment` the models have the tools; None: they have none.
+        trust: Modules and files whose code may run.
         **sampling: Settings of `Sampler`: max_new_tokens, temperature, top_p, seed.
 
     Returns:
@@ -85,6 +123,10 @@ def talk(
     """
     how = sent_as(model, {"system": system, "chat_template_kwargs": chat_template_kwargs})
     how["chat"] = None  # a prompt of the run may be no chat, but this is
+    if recipe is not None:
+        sampling = sampling_of(recipe) | {"group_size": 1} | sampling
+        if (environment := recipe.environment) is not None:  # one for each, that goes on
+            sampling["episodes"] = lambda sampler: load_environment(environment, trust)(sampler)
     speakers, start = dict[str, Speaker](), recipe_of(model)
     if before is not None:
         speakers["before"] = Speaker(before, how, **sampling)
@@ -100,14 +142,14 @@ def talk(
     if not all(speaker.form.chat for speaker in speakers.values()):
         print("trl: no chat template: each line is gone on with as plain text.", file=sys.stderr)
     limit = sampling.get("max_new_tokens")
-    if start is not None and limit and limit > start.sampling.max_new_tokens:
+    if start is not None and isinstance(limit, int) and limit > start.sampling.max_new_tokens:
         told = f"the run's answers had at most {start.sampling.max_new_tokens} tokens, here {limit}"
         print(f"trl: {told} (--max-new-tokens).", file=sys.stderr)
     console, rows = Console(), list[dict[str, str]]()
     for text in filter(str.strip, _typed() if lines is None else lines):
         if text.strip() == CLEAR:
             for speaker in speakers.values():
-                speaker.history = []
+                speaker.forget()
             continue
         try:
             with console.status("…") if console.is_terminal and not out else nullcontext():

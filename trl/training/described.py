@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
@@ -87,12 +88,11 @@ def environment_config(sampler: Sampler) -> EnvironmentConfig | None:
     environment, tools, seconds, *_ = sampler.world.made_of
     several = environment.values() if isinstance(environment, Mapping) else [environment]
     names = [_place(each)["name"] for each in several if each is not None]
-    limits = ("max_turns", "max_tokens", "max_tool_calls", "call_format")
     return EnvironmentConfig(
         name=", ".join(names) or None,
         tools=tuple(_place(tool)["name"] for tool in tools),
         seconds=seconds,
-        **{name: getattr(sampler, name) for name in limits},
+        **asdict(sampler.limits),
     )
 
 

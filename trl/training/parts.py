@@ -10,7 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +47,7 @@ from trl.data.pretraining import PretrainingText
 from trl.data.prompts import PromptSplit, columns_for_rewards, load_prompts
 from trl.data.sources import MODEL
 from trl.environments import EnvironmentReward, Episodes, episodes_of
+from trl.environments.episodes import Limits
 from trl.evaluation import Scorer, WeightedSum
 from trl.evaluation.people.scorer import for_held_out
 from trl.evaluation.weighted_sum import Columns, check_columns
@@ -269,7 +270,8 @@ class Parts:
             theirs = language_model(critic)
             known["critic"] = fingerprints.of_model(theirs, base_weights(theirs))
         if isinstance(sampler := self.loop.sampler, Episodes):
-            known["environment"] = fingerprints.of_scorer([sampler.world.made_of, *sampler.limits])
+            limits = asdict(sampler.limits).values()
+            known["environment"] = fingerprints.of_scorer([sampler.world.made_of, *limits])
         scorers = {name: scorer for name, (scorer, _) in self.judge.parts.items()}
         return known | {f"`{k}`": fingerprints.of_scorer(v) for k, v in scorers.items()}
 
@@ -545,9 +547,8 @@ def load_environment(
         load_function(name, f"environment.tools[{index}]", loaded, trust)
         for index, name in enumerate(settings.tools)
     ]
-    limits = ("max_turns", "max_tokens", "max_tool_calls", "call_format", "seconds")
-    given = {name: getattr(settings, name) for name in limits}
-    return episodes_of(found, tools, **given)
+    given = {field.name: getattr(settings, field.name) for field in fields(Limits)}
+    return episodes_of(found, tools, seconds=settings.seconds, **given)
 
 
 def _check(settings: RewardConfig, path: str, trust: Trust, out: str) -> Any:

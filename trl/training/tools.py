@@ -13,6 +13,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,28 @@ from rich.text import Text
 from torch import nn
 
 from trl import starter
+from trl.batch import Rollout
 from trl.config import build, read_yaml
 from trl.config.code import Trust
 from trl.config.errors import refuse, shown
 from trl.config.recipe import STARTER, DataConfig, Recipe, RewardConfig
-from trl.data.prompts import checked_messages
+from trl.data.prompts import checked_messages, load_prompts
 from trl.data.sources import Table as Columns
 from trl.data.sources import checked_texts, chosen_column, read_table
+from trl.data.stream import PromptStream
+from trl.environments import Episodes
 from trl.evaluation.scores import PARAGRAPH, rollout_of, score, texts_of, words_of
 from trl.models.loading import quiet_transformers
 from trl.models.with_value_head import load_policy
 from trl.rollout.queries import SENT_AS_CHATS, Chat, ChatForm
 from trl.rollout.sampler import Sampler
-from trl.training.parts import find_tokenizer, load_scorer, model_name
+from trl.training.parts import (
+    find_tokenizer,
+    load_environment,
+    load_scorer,
+    model_name,
+    sampling_of,
+)
 from trl.watch.markdown import UNSEEN, visible
 
 Row = dict[str, Any]
@@ -63,41 +73,83 @@ def sample(
     chat: bool | None = None,
     system: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    recipe: Recipe | None = None,
+    trust: Trust = (),
     **sampling: Any,
 ) -> list[Row]:
     """Let a policy go on from prompts, or answer them.
 
     Args:
         model: A model's folder or hub name, starter, or the folder of a run.
-        prompts: Texts, or chats. None: the first that the run was measured on, else openings of
-            film reviews.
+        prompts: Texts, or chats; or rows of a data set with one as "prompt". None: the first that
+            the run was measured on, else openings of film reviews; with a `recipe`, its held-out
+            rows.
         n: Responses to each.
         chat: See `trl.train`, as the next two. None: as in the run.
         system: None: as in the run.
         chat_template_kwargs: None: as in the run.
+        recipe: Whose sampling this is; with an `environment`, the responses are conversations
+            with it. None: there is none, also for a run that has one.
+        trust: Modules and files whose code may run.
         **sampling: Settings of `Sampler`: max_new_tokens, temperature, top_k, top_p, seed.
 
     Returns:
         n rows for each prompt, side by side: prompt (a chat as its messages), response, tokens,
-        ended.
+        ended; with an environment also episode, see `Rollout.episodes`, and the reward that it
+        gave, if it gives any.
     """
+    if recipe is not None:
+        sampling = sampling_of(recipe) | sampling
     given = {"chat": chat, "system": system, "chat_template_kwargs": chat_template_kwargs}
     how = sent_as(model, given)
-    if prompts is None:
+    if prompts is None and recipe is not None:
+        how |= {"chat": False}  # they are sent as the recipe says
+    elif prompts is None:
         prompts = _prompts_of_run(model, how.get("system"))
         how |= {} if prompts or chat else {"chat": False}
         prompts = prompts or starter.prompts("held-out")[:SHOWN_PROMPTS]
-    policy, sampler, form = loaded(model, prompts, how, group_size=n, max_rows=AT_ONCE, **sampling)
+    told = sampling | {"group_size": n, "max_rows": AT_ONCE}
+    policy, sampler, form = loaded(model, prompts or (), how, **told)
     if form.decided:
         print("trl:", SENT_AS_CHATS.format("--no-chat"), file=sys.stderr)
-    asked = list(map(form, prompts))
+    if recipe is not None and recipe.environment is not None:
+        sampler = load_environment(recipe.environment, trust)(sampler)
+    asked = [_sent(form, prompt) for prompt in prompts or ()]
+    if prompts is None and recipe is not None:
+        split = load_prompts(recipe.data, sampler.tokenizer, seed=recipe.seed)  # type: ignore[arg-type]
+        rows: Any = split.held_out_rows or split.train_rows
+        asked = list(rows.look() if isinstance(rows, PromptStream) else rows)[:SHOWN_PROMPTS]
+    if isinstance(sampler, Episodes):
+        sampler.check(policy, asked, name="prompts")
+        if sampler.told:
+            print(f"trl: {sampler.told}.", file=sys.stderr)
     with torch.no_grad():
-        rollout = sampler(policy, asked)
+        return _rows(sampler(policy, asked), asked, n)
+
+
+def _sent(form: ChatForm, prompt: Any) -> Any:
+    """Return a prompt, or a row with one, as it is sent."""
+    if isinstance(prompt, dict):
+        return {**prompt, "prompt": form(prompt["prompt"])}
+    return form(prompt)
+
+
+def _rows(rollout: Rollout, asked: Sequence[Any], n: int) -> list[Row]:
+    """Return what `sample` returns of a rollout."""
+    assert rollout.ended is not None
     lengths, ended = rollout.response_mask.sum(1).tolist(), rollout.ended.tolist()
-    return [
+    rows: list[Row] = [
         {"prompt": asked[row // n], "response": text, "tokens": lengths[row], "ended": ended[row]}
-        for row, text in enumerate(rollout.response_texts)
+        for row, text in enumerate(rollout.response_texts or ())
     ]
+    if rollout.episodes is not None:
+        begun: Any = rollout.query_messages or rollout.query_texts  # with what environments added
+        for row, prompt, episode in zip(rows, begun, rollout.episodes, strict=True):
+            row |= {"prompt": prompt, "episode": episode}
+        if rollout.turn_rewards is not None and rollout.turn_rewards.any():
+            for row, reward in zip(rows, rollout.turn_rewards.sum(1).tolist(), strict=True):
+                row["reward"] = reward
+    return rows
 
 
 def loaded(
@@ -219,6 +271,8 @@ def score_texts(
     for start in range(0, len(pairs), AT_ONCE):
         more = {k: v[start : start + AT_ONCE] for k, v in (columns or {}).items()}
         rollout = rollout_of(pairs[start : start + AT_ONCE], more)
+        if "episode" in more:
+            rollout = replace(rollout, episodes=tuple(more["episode"]))
         scored = score(scorer, rollout)
         totals = scored.totals.tolist()
         for row, text in enumerate(texts_of(rollout)):
@@ -258,6 +312,17 @@ def form_of(values: Mapping[str, Any], path: Path) -> ChatForm | None:
 # -- texts in, rows out --------------------------------------------------------------------------
 
 
+def read_rows(source: str) -> list[Row]:
+    """Return the rows of a file or dataset, each with its prompt: see `read_prompts`."""
+    table = read_table(source, name="--prompts")
+    column = chosen_column(table, None, "--prompts")
+    others = {name: table.column(name) for name in table.names if name != column}
+    return [
+        {"prompt": prompt} | {name: values[row] for name, values in others.items()}
+        for row, prompt in enumerate(read_prompts(source))
+    ]
+
+
 def read_prompts(source: str) -> list[Prompt]:
     """Return the prompts of a file or dataset; chats up to where the assistant is to speak."""
     table = read_table(source, name="--prompts")
@@ -290,7 +355,8 @@ def read_texts(
         )
     table = read_table(source, name="TEXTS")
     own = [(column, answer) for answer in ("response", "completion") if column]
-    found = [each for each in (("messages",), *own, *PAIRS) if set(each) <= set(table.names)]
+    kinds = (("messages", "response"), ("messages",), *own, *PAIRS)  # the first: samples of a run
+    found = [each for each in kinds if set(each) <= set(table.names)]
     if found:
         names = found[0]
         entries = zip(*(table.column(name) for name in names), strict=True)
@@ -345,8 +411,19 @@ def show(rows: Sequence[Row], out: str | None) -> None:
         console.print(table)
 
 
+def conversation(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return what was said, turn by turn: what the policy did not say has its source before it."""
+    texts = [(each["role"], each.get("name"), words_of(each)) for each in messages]
+    return "\n".join(
+        text if role == "assistant" else f"[{name or role}] {text}" for role, name, text in texts
+    )
+
+
 def _flat(row: Row) -> Row:
     """Return a row with its parts as columns; one part with a weight of 1 is the score itself."""
+    if "episode" in row:
+        row = row | {"response": conversation(row["episode"]["messages"])}
+        row = {name: value for name, value in row.items() if name != "episode"}
     parts = row.get("parts", {})
     shown = parts if len(parts) > 1 or row.get("score") not in parts.values() else {}
     return {name: value for name, value in row.items() if name != "parts"} | shown
