@@ -1,4 +1,4 @@
-"""The calculator of gsm8k.yaml."""
+"""The environment of gsm8k.yaml: a word problem, a worked example and a calculator."""
 
 import ast
 import operator
@@ -10,16 +10,28 @@ OPERATORS = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
+EXAMPLE = "Tom has 3 bags with 25 nuts each and eats 8. How many nuts are left?"
 
 
-def calculator(expression: str) -> str:
-    """Work out a sum.
+class Solver:
+    """Works one problem out before it asks for that of the data."""
 
-    Args:
-        expression: Numbers with +, -, *, / and brackets.
-    """
-    value = _value(ast.parse(expression.strip(), mode="eval").body)
-    return str(value.numerator) if value.denominator == 1 else f"{float(value):g}"
+    def reset(self, prompt: list[dict[str, str]]) -> list[dict[str, str]]:
+        """Go on from the problem with an example, and ask for it again."""
+        answer = "<tool_response>\n67\n</tool_response>"
+        again = f"Right. Now the first one: {prompt[-1]['content']}"
+        turns = ["Show me one.", EXAMPLE, "calculator(3 * 25 - 8)", answer, "#### 67", again]
+        roles = ["assistant", "user"] * 3
+        return [{"role": r, "content": text} for r, text in zip(roles, turns, strict=True)]
+
+    def calculator(self, expression: str) -> str:
+        """Work out a sum.
+
+        Args:
+            expression: Numbers with +, -, *, / and brackets.
+        """
+        value = _value(ast.parse(expression.strip(), mode="eval").body)
+        return str(value.numerator) if value.denominator == 1 else f"{float(value):g}"
 
 
 def _value(node: ast.AST) -> Fraction:
