@@ -77,7 +77,7 @@ def test_it_learns():
 
 
 ENVIRONMENTS = ROOT / "examples/environments"
-STEPS = {"functions": 12, "game": 12, "own_loop": 12, "tools_class": 12}
+STEPS = {"functions": 25, "game": 25, "own_loop": 4, "tools_class": 25}
 
 
 def test_there_is_a_short_program_for_each_way_into_environments():
@@ -91,7 +91,10 @@ def test_there_is_a_short_program_for_each_way_into_environments():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # what a run of few steps is told
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n != "own_loop" else []) for n in STEPS],
+)
 def test_a_program_of_environments_checks_its_own_result(name, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ENVIRONMENTS)  # as Python does for a program
     monkeypatch.setattr(sys, "argv", [name, "--steps", str(STEPS[name])])
