@@ -10,7 +10,8 @@ OPERATORS = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-EXAMPLE = "Tom has 3 bags with 25 nuts each and eats 8. How many nuts are left?"
+ASK = "Write a call of the calculator for: "
+EXAMPLE = ASK + "Tom has 3 bags with 25 nuts each and eats 8. How many nuts are left?"
 
 
 class Solver:
@@ -19,7 +20,7 @@ class Solver:
     def reset(self, prompt: list[dict[str, str]]) -> list[dict[str, str]]:
         """Go on from the problem with an example, and ask for it again."""
         answer = "<tool_response>\n67\n</tool_response>"
-        again = f"Right. Now the first one: {prompt[-1]['content']}"
+        again = ASK + prompt[-1]["content"]
         turns = ["Show me one.", EXAMPLE, "calculator(3 * 25 - 8)", answer, "#### 67", again]
         roles = ["assistant", "user"] * 3
         return [{"role": r, "content": text} for r, text in zip(roles, turns, strict=True)]

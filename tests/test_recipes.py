@@ -170,7 +170,7 @@ def test_word_problems_are_made_for_a_recipe_that_runs_on_them(tmp_path, chat_mo
     with (tmp_path / "run" / "samples.jsonl").open(encoding="utf-8") as samples:
         row = json.loads(next(samples))
     first, *_, last = (each["content"] for each in row["messages"])
-    assert last == f"Right. Now the first one: {first}"
+    assert last == f"Write a call of the calculator for: {first}"
     assert "math" in row["parts"]
 
 
