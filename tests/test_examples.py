@@ -1,4 +1,7 @@
-"""The page that teaches PPO runs and learns. (The other examples: test_docs_site.py.)"""
+"""The page that teaches PPO runs and learns; so do the programs of environments.
+
+The other examples: test_docs_site.py.
+"""
 
 import os
 import re
@@ -79,3 +82,29 @@ def test_it_learns():
     assert after > 0.8
     assert 6 < steps[-1]["kl"] < 14  # about the target, 10
     assert {step["ratio"] for step in steps} == {1}
+
+
+ENVIRONMENTS = ROOT / "examples/environments"
+STEPS = {"functions": 25, "game": 25, "own_loop": 4, "tools_class": 25}
+
+
+def test_there_is_a_short_program_for_each_way_into_environments():
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in ENVIRONMENTS.glob("*.py")}
+    assert texts.keys() == {*STEPS, "tiny"}
+    for name, text in texts.items():
+        assert len(text.splitlines()) < 80
+        assert name == "tiny" or re.search(r"^ +assert ", text, re.MULTILINE)
+    page = (ROOT / "docs/howto/environments.md").read_text(encoding="utf-8")
+    assert all(f"`{name}.py`" in page for name in STEPS)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # what a run of few steps is told
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n != "own_loop" else []) for n in STEPS],
+)
+def test_a_program_of_environments_checks_its_own_result(name, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ENVIRONMENTS)  # as Python does for a program
+    monkeypatch.setattr(sys, "argv", [name, "--steps", str(STEPS[name])])
+    runpy.run_path(str(ENVIRONMENTS / f"{name}.py"), run_name="__main__")
+    assert f"step {STEPS[name]}: " in capsys.readouterr().out

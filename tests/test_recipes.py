@@ -1,6 +1,8 @@
 """The recipes that ship: all of them load, and those that need no network run, shortened."""
 
+import json
 import re
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +50,8 @@ def shortened(recipe, out):
 def test_there_are_those_that_the_documentation_names():
     assert set(NAMES) >= {
         "chat-reward",
+        "gsm8k",
+        "guess-number",
         "json-object",
         "reviews-real",
         "reward-chat",
@@ -136,6 +140,81 @@ def test_the_recipes_of_chat_models_run_on_one(name, tmp_path, chat_model):
     assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["ppo/auto_rate/target"] > 0
 
 
+def test_the_game_of_recipes_runs_on_a_chat_model(tmp_path, chat_model):
+    recipe = load("guess-number")
+    recipe = replace(recipe, model=replace(recipe.model, name=str(chat_model)))
+    recipe = replace(recipe, data=replace(recipe.data, limit=16))
+    assert run_recipe(shortened(recipe, tmp_path / "run")).steps == 2
+    figures = lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert figures["stop/done"] + figures["stop/turns"] == 1
+    assert 1 <= figures["episode/turns"] <= 4
+
+
+def test_word_problems_are_made_for_a_recipe_that_runs_on_them(tmp_path, chat_model):
+    pytest.importorskip("math_verify")
+    made = runpy.run_path(str(recipe_folder() / "word_problems.py"))
+    made["main"](tmp_path, 20, 8)
+    train, test = (lines(tmp_path / f"{name}.jsonl") for name in ("train", "test"))
+    assert (len(train), len(test)) == (20, 8)
+    assert not {row["question"] for row in train} & {row["question"] for row in test}
+    calculator = runpy.run_path(str(recipe_folder() / "gsm8k.py"))["Solver"]().calculator
+    for row in train + test:
+        steps = re.findall(r"= <<(.+?)=(\d+)>>(\d+)", row["answer"])
+        assert len(steps) == 2
+        assert all(calculator(term) == told == number for term, told, number in steps)
+        assert row["answer"].endswith(f"\n#### {steps[-1][1]}")
+
+    recipe = load("gsm8k")
+    files = {"prompts": tmp_path / "train.jsonl", "held_out_prompts": tmp_path / "test.jsonl"}
+    data = replace(recipe.data, **{key: str(path) for key, path in files.items()})
+    recipe = replace(recipe, data=data, model=replace(recipe.model, name=str(chat_model)))
+    recipe = replace(recipe, sampling=replace(recipe.sampling, group_size=2))
+    assert run_recipe(shortened(recipe, tmp_path / "run")).steps == 2
+    with (tmp_path / "run" / "samples.jsonl").open(encoding="utf-8") as samples:
+        row = json.loads(next(samples))
+    first, *_, last = (each["content"] for each in row["messages"])
+    assert last == f"Write a call of the calculator for: {first}"
+    assert "math" in row["parts"]
+
+
+def test_the_game_of_recipes_is_won_in_four_guesses_and_says_what_is_possible():
+    kind = runpy.run_path(str(recipe_folder() / "guess.py"))["Guess"]
+    for number in range(1, 16):
+        game = kind()
+        first = game.reset(seed=0)
+        assert [each["role"] for each in first] == ["user", "assistant"] * 3 + ["user"]
+        game.number = number
+        for _ in range(4):
+            turn = game.step(str((game.low + game.high) // 2))
+            if turn.done:
+                break
+            assert (turn.reward, f"from {game.low} to {game.high}." in turn.observation) == (
+                0,
+                True,
+            )
+        assert (turn.done, turn.reward) == (True, 1.0), number
+    game.reset(seed=0)
+    game.number = 9
+    assert game.step("8").reward == 0
+    for text in ("8", "no idea", "7 or 12", "16"):  # ruled out, none, two, beyond
+        assert game.step(text).reward == -0.2
+    assert (game.low, game.high) == (9, 15)
+    numbers = set()
+    for seed in range(20):
+        game.reset(seed=seed)
+        numbers.add(game.number)
+    assert len(numbers) > 5
+
+
+def test_the_calculator_of_word_problems_works_out_numbers_alone():
+    calculator = runpy.run_path(str(recipe_folder() / "gsm8k.py"))["Solver"]().calculator
+    told = {"3 * 25 - 8": "67", "7/2": "3.5", "(1 + 2) * 0.1": "0.3", "-4": "-4"}
+    assert {term: calculator(term) for term in told} == told
+    for term in ("2**9", "abs(-1)", "True", "'a' * 9", "1e99 + 1"):
+        with pytest.raises(ValueError, match="only numbers"):
+            calculator(term)
+
+
 @pytest.fixture
 def chat_model(tmp_path):
     """The tiny Llama with the starter's tokenizer and a chat template."""
@@ -150,7 +229,7 @@ def chat_model(tmp_path):
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     config = tiny_config("llama")
-    config.update({"vocab_size": len(tokenizer), "max_position_embeddings": 128})
+    config.update({"vocab_size": len(tokenizer), "max_position_embeddings": 512})
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "chat")
     tokenizer.save_pretrained(tmp_path / "chat")
     return tmp_path / "chat"
