@@ -291,6 +291,7 @@ def test_people_choose_on_a_page_until_their_time_is_over(parts, tmp_path, monke
     monkeypatch.setattr(taste, "POLL", 0.05)
     who = {"simulated": None, "annotators": ("ann",), "port": 0, "minutes": 10.0}
     summary = tune_to_taste(loop_of(parts, out, **who))
+    people[0].close()
     assert [each["choices"] for each in summary["rounds"]] == [12, 15]
     assert len(lines(out / "round-2" / "items.jsonl")) == 12
 
