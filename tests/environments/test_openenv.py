@@ -84,7 +84,9 @@ def test_a_game_of_a_server_is_played_by_its_address(address, package):
     whole = World(partial(OpenEnv, address, action="guess"))
     assert json.loads(*whole.reset([{}], seeds=[0])) == {"text": "Guess.", "round": 0}
     whole.close()
-    with pytest.raises(EpisodeError, match=r"`told` must be a field .* got txt: one of \['text', 'r"):
+    with pytest.raises(
+        EpisodeError, match=r"`told` must be a field .* got txt: one of \['text', 'r"
+    ):
         World(partial(OpenEnv, address, told="txt")).reset([{}], seeds=[0])
 
 
