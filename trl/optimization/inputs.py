@@ -123,13 +123,12 @@ def recorded_output(rollout: Rollout) -> ResponseOutput:
     logprobs, values = rollout.behaviour_logprobs, rollout.values
     assert logprobs is not None
     nothing = torch.zeros_like(logprobs)
-    columns, mask = (
-        (logprobs, nothing if values is None else values, nothing),
-        rollout.response_mask,
-    )
+    columns = logprobs, nothing if values is None else values, nothing
     # Without the graph that a user's own forward pass may have left: the ratio would go back
     # through both of its sides, and its gradient be 0.
-    return ResponseOutput(*(torch.where(mask, x.detach().float(), 0.0) for x in columns))
+    mask = rollout.response_mask
+    logprobs, values, entropy = (torch.where(mask, x.detach().float(), 0.0) for x in columns)
+    return ResponseOutput(logprobs, values, entropy)
 
 
 def draw_texts(
