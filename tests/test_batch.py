@@ -12,18 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.conftest import ragged
-from trl.batch import (
-    ONE_FOR_ALL,
-    QUERY_TOKENS,
-    RESPONSE_TOKENS,
-    ROWS,
-    TUPLE,
-    TUPLES,
-    Axes,
-    Rollout,
-    axes_of,
-    pad_rows,
-)
+from trl.axes import ONE_FOR_ALL, QUERY_TOKENS, RESPONSE_TOKENS, ROWS, TUPLE, TUPLES, Axes
+from trl.batch import Rollout, axes_of, pad_rows
 
 DATA = Path(__file__).parent / "data"
 

@@ -362,7 +362,8 @@ def test_a_package_that_is_missing_is_one_line(monkeypatch, capsys):
 
 
 def test_what_a_part_of_a_recipe_lacks_is_named_as_it_was_given(monkeypatch):
-    from trl.training.parts import load_function, peft_config
+    from trl.training.named import load_function
+    from trl.training.parts import peft_config
 
     with pytest.raises(SettingsError, match=r"is there, got 'nofile\.py', looked for in"):
         load_function("nofile.py:f", "reward[0].name")

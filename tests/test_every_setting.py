@@ -34,7 +34,8 @@ from trl.config.recipe import Recipe
 from trl.data.pretraining import PretrainingText
 from trl.ppo import PPOTrainer
 from trl.training import run as running
-from trl.training.parts import Parts, load_scorer, seeded
+from trl.training.named import load_scorer
+from trl.training.parts import Parts, seeded
 
 # -- what a setting may act on: each takes settings by their paths, and returns what to compare ----
 

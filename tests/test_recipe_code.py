@@ -10,7 +10,7 @@ from trl import cli
 from trl.config import SettingsError
 from trl.config.code import flags_to_go_on
 from trl.config.recipe import ModelConfig, Recipe, RewardConfig
-from trl.training.parts import load_function
+from trl.training.named import load_function
 
 CODE = "open({mark!r}, 'w').close()\ndef one(texts): return [1.0] * len(texts)\n"
 

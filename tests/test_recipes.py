@@ -236,7 +236,7 @@ def chat_model(tmp_path):
 
 
 def test_the_reward_functions_of_recipes():
-    from trl.training.parts import load_function
+    from trl.training.named import load_function
 
     the = load_function("rewards.py:word_the", "reward[0].name")
     assert the(["The cat and the dog", "Other"]) == [2.0, 0.0]

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trl.batch import Rollout, odd_kind, pad_and_cat
+from trl.axes import pad_and_cat
+from trl.batch import Rollout, odd_kind
 from trl.config.errors import shown
 
 MOST_SCORE = 1e15

@@ -22,7 +22,7 @@ from trl import RewardModelScorer, ScoringError, StepScorer
 from trl.config.recipe import RewardConfig
 from trl.evaluation.reward_model import _begin
 from trl.training.described import reward_config
-from trl.training.parts import load_scorer
+from trl.training.named import load_scorer
 
 PAIRS = [("what is two ?", " four yes ? no ? maybe"), ("is four ?", " no"), ("what ?", " yes ? ")]
 READ = [  # with "?" as what ends a step, also behind the last one

@@ -21,7 +21,7 @@ from trl.evaluation import (
 )
 from trl.report import read_runs
 from trl.training.described import reward_config
-from trl.training.parts import load_scorer
+from trl.training.named import load_scorer
 
 SCHEMA = {"type": "object", "required": ("name",)}
 

@@ -17,7 +17,8 @@ from trl.evaluation import as_scorer, score
 from trl.models.with_value_head import load_policy
 from trl.ppo import PPOTrainer
 from trl.rollout import Sampler
-from trl.training.parts import Parts, load_function
+from trl.training.named import load_function
+from trl.training.parts import Parts
 
 FORMS = """
 from trl.batch import Rollout

@@ -47,7 +47,7 @@ from trl.ppo import AdaptiveKLController, PPOTrainer
 from trl.report import read_runs
 from trl.training import run, undo
 from trl.training.checkpoints import MANIFEST, CheckpointError, write_manifest
-from trl.training.folder import RunFolder
+from trl.training.folder import RunFolder, best_step
 from trl.training.held_out import HeldOut
 from trl.training.resume import problem_of
 from trl.training.run import run_recipe
@@ -803,7 +803,7 @@ def test_lines_and_steps_that_are_none_are_left_out(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\n'
     for text, step in (("7\n", 7), ("", -1), ("seven", -1), ("9" * 5000, -1), ("٣", -1)):
         (tmp_path / "step.txt").write_text(text)
-        assert run._best_step(tmp_path) == step
+        assert best_step(tmp_path) == step
 
 
 @pytest.mark.parametrize("made_again", [False, True])

@@ -6,7 +6,7 @@ from trl.cli import main
 from trl.config import SettingsError
 from trl.config.recipe import RewardConfig
 from trl.evaluation import cells
-from trl.training.parts import load_scorer
+from trl.training.named import load_scorer
 from trl.training.validation import problems_of
 
 ROWS = [

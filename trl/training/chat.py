@@ -22,7 +22,8 @@ from trl.config.errors import refuse
 from trl.config.recipe import Recipe
 from trl.environments import Episodes
 from trl.rollout.sampler import Sampler
-from trl.training.parts import load_environment, sampling_of
+from trl.training.named import load_environment
+from trl.training.parts import sampling_of
 from trl.training.tools import conversation, loaded, recipe_of, sent_as, show
 from trl.watch.markdown import visible
 

@@ -36,7 +36,8 @@ from trl.report.run import COUNTS
 from trl.rollout.sampler import Sampler
 from trl.training.held_out import Sample, is_right, samples_of
 from trl.training.loop import mean_of_each
-from trl.training.parts import load_environment, load_scorer, sampling_of
+from trl.training.named import load_environment, load_scorer
+from trl.training.parts import sampling_of
 from trl.training.tools import AT_ONCE, loaded
 
 ANSWER = "answer"

@@ -31,6 +31,9 @@ from trl.config.places import check_plain
 from trl.models.checkpoint import CRITIC
 from trl.training.checkpoints import disk_full_told, sync
 
+BEST_STEP = "step.txt"
+"""After which step the best policy was saved, beside it."""
+
 FIRST_ROW = {"step": 0, "episodes": 0}
 """The row before the first step; the figures of the held-out prompts follow, if there are any."""
 
@@ -210,3 +213,10 @@ def _step_of(line: bytes) -> int | None:
         return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
     except (KeyError, OverflowError, RecursionError, TypeError, ValueError):
         return None
+
+
+def best_step(folder: Path) -> int:
+    """Return the step of a best policy; -1: there is none, or that is not known."""
+    file = folder / BEST_STEP
+    text = file.read_text(errors="replace").strip() if file.is_file() else ""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else -1

@@ -14,7 +14,6 @@ import copy
 import json
 import math
 import os
-import re
 import shlex
 import shutil
 import time
@@ -44,7 +43,7 @@ from trl.report.figures import duration
 from trl.training import checkpoints
 from trl.training import undo as undoing
 from trl.training.checkpoints import CheckpointError
-from trl.training.folder import FIRST_ROW, RunFolder
+from trl.training.folder import BEST_STEP, FIRST_ROW, RunFolder, best_step
 from trl.training.interrupt import GracefulStop
 from trl.training.loop import Row
 from trl.training.parts import Parts
@@ -66,8 +65,6 @@ from trl.watch.tracking import Trackers, check_trackers
 
 NEXT_BEST = ".best"
 """The folder of the best policy until a checkpoint knows of it: a killed run goes back to that."""
-BEST_STEP = "step.txt"
-"""After which step the best policy was saved, beside it."""
 TRACKED_SAMPLES = 16
 """Samples of an evaluation that trackers get."""
 
@@ -486,7 +483,7 @@ class Run:
         """Let the best policy that the checkpoint knows of, and no later one, be in its place."""
         later, best = self.path / NEXT_BEST, self.folder.best
         checkpoints.put_back(best.with_name(".best.old"))
-        if _best_step(later) == self.best_step:
+        if best_step(later) == self.best_step:
             checkpoints.remove(best)
             later.rename(best)
         checkpoints.remove(later)
@@ -539,7 +536,7 @@ class Run:
                     checkpoints.remove(path)
             self._settle_best()
         self.accelerator.wait_for_everyone()
-        if self._any(self.main and _best_step(self.folder.best) > state["step"]):
+        if self._any(self.main and best_step(self.folder.best) > state["step"]):
             if self.best_step == state["step"]:
                 self._save_policy("best")
             else:
@@ -572,10 +569,3 @@ class Run:
 
     def _best_figure(self) -> tuple[str | None, str]:
         return self.recipe.checkpoints.best, self.recipe.checkpoints.mode
-
-
-def _best_step(folder: Path) -> int:
-    """Return the step of a best policy; -1: there is none, or that is not known."""
-    file = folder / BEST_STEP
-    text = file.read_text(errors="replace").strip() if file.is_file() else ""
-    return int(text) if re.fullmatch("[0-9]{1,18}", text) else -1

@@ -63,7 +63,8 @@ from trl.models.loading import quiet_transformers
 from trl.models.with_value_head import load_policy
 from trl.rollout.sampler import Sampler
 from trl.training.folder import RunFolder
-from trl.training.parts import find_tokenizer, load_scorer, model_name, sampling_of
+from trl.training.named import load_scorer
+from trl.training.parts import find_tokenizer, model_name, sampling_of
 from trl.training.resume import check_same
 from trl.training.reward import train_reward
 from trl.training.run import run_recipe

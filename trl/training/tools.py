@@ -39,13 +39,8 @@ from trl.models.loading import quiet_transformers
 from trl.models.with_value_head import load_policy
 from trl.rollout.queries import SENT_AS_CHATS, Chat, ChatForm
 from trl.rollout.sampler import Sampler
-from trl.training.parts import (
-    find_tokenizer,
-    load_environment,
-    load_scorer,
-    model_name,
-    sampling_of,
-)
+from trl.training.named import load_environment, load_scorer
+from trl.training.parts import find_tokenizer, model_name, sampling_of
 from trl.watch.markdown import UNSEEN, visible
 
 Row = dict[str, Any]

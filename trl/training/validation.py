@@ -17,7 +17,7 @@ from trl.config.errors import closest, refuse, shown
 from trl.config.recipe import RewardConfig
 from trl.data.sources import read_table
 from trl.evaluation.scores import name_of, score
-from trl.training.parts import load_scorer
+from trl.training.named import load_scorer
 
 WRONG = 4
 """Other rows whose answer is tried as a wrong one, at most: some have the same answer, written in

@@ -26,7 +26,7 @@ from trl.evaluation.people.store import Store
 from trl.training import run
 from trl.training.checkpoints import step_of
 from trl.training.fingerprints import of_scorer
-from trl.training.parts import load_scorer
+from trl.training.named import load_scorer
 from trl.training.tools import score_texts
 
 
