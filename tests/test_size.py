@@ -32,10 +32,10 @@ MOST = {
     "saved.py": 108,
     "scored.py": 169,
     "starter": 16,
-    "training": 4419,
+    "training": 4428,
     "watch": 1198,
 }
-IN_ALL = 22718
+IN_ALL = 22727
 MOST_IN_A_FILE, MOST_IN_A_FUNCTION = 450, 60
 
 

@@ -101,10 +101,10 @@ def check_models(model: nn.Module, ref_model: Any) -> None:
         if sizes[0] != sizes[1]:
             got = f"{sizes[0]} and {sizes[1]} tokens"
             refuse("model` and `ref_model", "have the same vocabulary", got)
-    others = [critic_of(model), ref_model if isinstance(ref_model, nn.Module) else None]
-    for each in (model, *filter(None, others)):
-        check_one_pass(language_model(each))
-        check_left_padding(language_model(each))
+    for each in (model, critic_of(model), ref_model):
+        if isinstance(each, nn.Module):
+            check_one_pass(language_model(each))
+            check_left_padding(language_model(each))
 
 
 def check_finite(name: str, logprobs: Tensor) -> None:

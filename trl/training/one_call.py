@@ -189,20 +189,17 @@ def train(
     """
     _check_arguments(on_step, ppo_params, sampler_kwargs, out, resume)
     config = _configured(config, ppo_params, ref_model)
-    episodes, world = _episodes(environment, tools, environment_kwargs)
-    scorer = _scorer(reward, gives=world is not None and world.gives_rewards)
-    if world is not None and isinstance(prompts, int | None):
-        prompts = [""] * (256 if prompts is None else prompts)
+    scorer, prompts, episodes = _task(reward, prompts, environment, tools, environment_kwargs)
     split = _split(prompts, held_out, shuffle_buffer, saved=out is not None)
     _look_before_loading(scorer, split, model, peft_config, unfrozen_layers)
     often = {"steps": steps, "eval_every": eval_every, "seed": config.seed}
     recipe = _plan(often, decay_learning_rate, checkpoint_every, keep_optimizer)
-    loading = {"peft_config": peft_config, "unfrozen_layers": unfrozen_layers}
-    loading |= {"critic": critic, "value_head": value_head}
     told = {"chat_template_kwargs": chat_template_kwargs}
     chats = {"chat": chat, "system": system} | told
     sampling = {"max_new_tokens": max_new_tokens, "group_size": group_size(config.algorithm)} | told
-    loading, sampling = loading | (model_kwargs or {}), sampling | (sampler_kwargs or {})
+    sampling |= sampler_kwargs or {}
+    loading = {"critic": critic, "value_head": value_head, "peft_config": peft_config}
+    loading |= {"unfrozen_layers": unfrozen_layers} | (model_kwargs or {})
     given = {"scorer": scorer, "sampling": sampling, "model_kwargs": loading, "parts": parts}
     given |= {"ref_model": ref_model, "tokenizer": tokenizer, "profile": profile}
     given |= {"only_tokens": _only_tokens(split), "episodes": episodes}
@@ -214,6 +211,24 @@ def train(
         recipe = _described(recipe, made, folder, model, sampling, loading)
         run = Run(recipe, made, folder, on_finding=_warn_of)
         return _trained(run, checkpoint, on_step, quiet)
+
+
+def _task(
+    reward: Any,
+    prompts: Any,
+    environment: Any,
+    tools: Sequence[Any],
+    more: Mapping[str, Any] | None,
+) -> tuple[Scorer, Any, partial[Episodes] | None]:
+    """Return the scorer, the prompts, and what makes episodes of them, if there is an environment.
+
+    One that makes up its own tasks needs no prompts, or a number of them.
+    """
+    episodes, world = _episodes(environment, tools, more)
+    scorer = _scorer(reward, gives=world is not None and world.gives_rewards)
+    if world is not None and isinstance(prompts, int | None):
+        prompts = [""] * (256 if prompts is None else prompts)
+    return scorer, prompts, episodes
 
 
 def _episodes(
