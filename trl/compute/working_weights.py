@@ -39,7 +39,8 @@ class WorkingWeights:
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
         self._dtype = dtype
         self._places = _matrices(model) if dtype is not None else []
-        of_critic = set((critic_of(model) or nn.Module()).modules())
+        critic = critic_of(model)
+        of_critic = set() if critic is None else set(critic.modules())
         self._of_sampling = [module for module in self._places if module not in of_critic]
         self.gradients: Gradients | None = None
         self.copies: dict[nn.Parameter, nn.Parameter] = {}

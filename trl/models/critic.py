@@ -79,7 +79,8 @@ def critic_of(model: nn.Module) -> nn.Module | None:
 
 def value_head_of(model: nn.Module) -> ValueHead:
     """Return the value head of a policy, or that of its critic."""
-    return (critic_of(model) or model).v_head
+    critic = critic_of(model)
+    return (model if critic is None else critic).v_head
 
 
 def value_weights(model: nn.Module) -> set[nn.Parameter]:
