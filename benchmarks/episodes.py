@@ -2,11 +2,17 @@
 
     python benchmarks/episodes.py [--model smollm2] [--episodes 64] [--turns 3] [--tokens 16]
 
-Samples episodes of a game that answers each turn with a few words, one-turn responses of as many
-tokens as such an episode has in all, its replies included, and of as many as the policy wrote in
-it; and trains on the first two. They take turns, round by round, and the median of the rounds'
-ratios is told, in seconds of the CPU: on a machine that does other things too, those of the clock
-say little. Writes results/episodes-<model>.json.
+Samples episodes of a game that answers each turn with a few words, and one-turn responses:
+
+read and written   as many tokens as the policy wrote in such an episode, to prompts with as many
+                   tokens more as it was told in between: the same work, without the turns
+written            as many as the policy wrote, and nothing is read
+in all             as many as such an episode has, replies included: these are written one by one
+
+The first is the fair one: what a tool says has to be read by the model, but at once. With `--train`
+there are steps of PPO on episodes and on "in all". The ways take turns, round by round, and the
+median of the rounds' ratios is told, in seconds of the CPU: on a machine that does other things
+too, those of the clock say little. Writes results/episodes-<model>.json.
 """
 
 import argparse
@@ -30,6 +36,9 @@ MODELS = {
 }
 
 
+REPLY = " It said: go on, please."
+
+
 class Game:
     """Answers each turn, and is over after the last."""
 
@@ -40,7 +49,7 @@ class Game:
 
     def step(self, text: str) -> Turn:
         self.left -= 1
-        return Turn(" It said: go on, please.", reward=1.0, done=self.left == 0)
+        return Turn(REPLY, reward=1.0, done=self.left == 0)
 
 
 def timed(function):
@@ -71,19 +80,21 @@ def main():
     episodes = Episodes(sampler(options.tokens), Game, max_turns=options.turns)
     in_all = int(episodes(policy, prompts[:2]).responses.shape[1])
     written = options.tokens * options.turns
+    longer = [prompt + REPLY * (options.turns - 1) for prompt in prompts]
     ways = {
-        "episodes": episodes,
-        "as many tokens in all": sampler(in_all),
-        "as many tokens written": sampler(written),
+        "episodes": (episodes, prompts),
+        "read and written": (sampler(written), longer),
+        "written": (sampler(written), prompts),
+        "in all": (sampler(in_all), prompts),
     }
     trainer = trl.PPOTrainer(policy, batch_size=rows) if options.train else None
     seconds = {name: [] for name in ways}
     for round_ in range(options.rounds + 1):  # the first warms up
-        for name, way in ways.items():
-            rollout, taken = timed(lambda way=way: way(policy, prompts))
+        for name, (way, asked) in ways.items():
+            rollout, taken = timed(lambda way=way, asked=asked: way(policy, asked))
             own = rollout.response_mask.sum(1)
-            assert (own == (in_all if "in all" in name else written)).all()
-            if trainer is not None and "written" not in name:
+            assert (own == (in_all if name == "in all" else written)).all()
+            if trainer is not None and name in ("episodes", "in all"):
                 once = EnvironmentReward() if name == "episodes" else lambda rollout: [1.0] * rows
                 key = f"step, {name}"
                 _, trained = timed(lambda r=rollout, s=once: trainer.step(r, s(r)))

@@ -164,23 +164,28 @@ def test_what_was_sampled_is_what_is_trained(family, monkeypatch):
     assert len(set(rollout.query_texts)) > 3
 
 
+def says(episodes, *turns):
+    """Let all rows say what is asked for, turn by turn, in place of what such a model says."""
+    said = iter(turns)
+
+    def speak(*args, **named):
+        writing = Episodes._written(episodes, *args, **named)
+        ids = torch.tensor(episodes.tokenizer(next(said))["input_ids"])
+        writing.responses[:, : len(ids)] = ids
+        writing.lengths[:] = len(ids)
+        writing.ended[:] = bool(ids[-1] == episodes.tokenizer.eos_token_id)
+        writing.states = [None] * len(writing.states)
+        return writing
+
+    episodes._written = speak
+
+
 def test_a_conversation_is_told_and_counted():
     tokenizer = words()
     policy = llama_of(len(tokenizer))
     sampler = Sampler(tokenizer, max_new_tokens=3, seed=1)
     episodes = Episodes(sampler, Counter, max_turns=3, max_tokens=64, call_format=CALLS)
-    policy.lm_head.weight.data[tokenizer.eos_token_id] = 0.0
-    always = torch.tensor(tokenizer("increment 2 <s>")["input_ids"])
-
-    def speak(*args, **named):  # what is asked for, in place of what such a model says
-        writing = Episodes._written(episodes, *args, **named)
-        writing.responses[:, : len(always)] = always
-        writing.lengths[:] = len(always)
-        writing.ended[:] = True
-        writing.states = [None] * len(writing.states)
-        return writing
-
-    episodes._written = speak
+    says(episodes, *["increment 2 <s>"] * 3)
     rollout = episodes(policy, ["go", "up down"])
     reply = {"role": "tool", "name": "increment", "content": "2"}
     (episode, _) = rollout.episodes
@@ -222,23 +227,112 @@ def test_limits_end_an_episode(limits, stop):
     assert rollout.response_mask[torch.arange(8), rollout.attention_mask.sum(1) * 0 - 1].any()
 
 
-def test_a_limit_of_calls_ends_an_episode():
+@pytest.mark.parametrize(
+    ("turns", "limits", "stop", "tokens", "calls"),
+    [
+        (["go <s>"], {}, "answered", 2, 0),
+        (["go up down"], {}, "tokens", 3, 0),  # it was cut off
+        (["increment <s>", "go <s>"], {}, "answered", 5, 1),
+        (["increment increment <s>", "increment <s>"], {"max_tool_calls": 2}, "tool_calls", 6, 2),
+        (["increment <s>", "increment"], {"max_tool_calls": 2, "max_turns": 2}, "turns", 4, 2),
+        (["increment <s>"], {"max_tokens": 3}, "tokens", 2, 1),  # with the answer it would be full
+        (["increment <s>", "go"], {"max_tokens": 4}, "tokens", 4, 1),
+    ],
+)
+def test_what_ended_an_episode_is_told(turns, limits, stop, tokens, calls):
     tokenizer = words()
-    sampler = Sampler(tokenizer, max_new_tokens=8, eos_token_id=None, seed=1)
-    given = {"call_format": r"(?P<name>increment)", "max_turns": 5}
+    sampler = Sampler(tokenizer, max_new_tokens=3, eos_token_id=None)
+    episodes = Episodes(sampler, Counter, call_format=CALLS, **limits)
+    says(episodes, *turns)
+    rollout = episodes(llama_of(len(tokenizer)), ["go"])
+    rollout.check()
+    (episode,) = rollout.episodes
+    assert (episode["stop"], episode["turns"], episode["tool_calls"]) == (stop, len(turns), calls)
+    assert rollout.responses.shape[1] == tokens  # nothing is told behind the last turn
+    assert rollout.ended.tolist() == [stop == "answered"]
+    assert EnvironmentReward()(rollout).scores.tolist() == [calls]
 
-    def increment() -> str:
-        """Add one."""
-        return "total"
 
-    def counts(most):
-        episodes = Episodes(sampler, tools=[increment], max_tool_calls=most, **given)
-        return episodes(llama_of(len(tokenizer)), ["go"] * 16).episodes
+def test_the_settings_of_the_sampler_are_those_of_its_episodes():
+    tokenizer = words()
+    settings = {"temperature": 0.5, "add_bos": True, "keep_special_tokens": True}
+    sampler = Sampler(tokenizer, max_new_tokens=3, **settings)
+    episodes = Episodes(sampler, Counter, call_format=r"(?P<name>total)")
+    says(episodes, "<unk> total <s>", "<unk> go <s>")
+    rollout = episodes(llama_of(len(tokenizer)), ["go"])
+    assert rollout.temperature == 0.5
+    assert rollout.query_lists() == [tokenizer("<s> go")["input_ids"]]
+    assert rollout.query_texts == ("go",)
+    assert rollout.response_texts == ("<unk> total\n\n<unk> go",)
+    assert rollout.episodes[0]["tool_errors"] == 1  # there is no such tool
 
-    free = counts(None)
-    assert max(each["tool_calls"] for each in free) > 1
-    for each in counts(1):
-        assert each["tool_calls"] <= 1
+
+class Opens:
+    """Begins with what its row says."""
+
+    def reset(self, says):
+        return says
+
+    def step(self, text: str) -> Turn:
+        return Turn()
+
+
+def test_what_an_environment_says_at_the_start_is_added_to_a_chat():
+    tokenizer = tokenizer_of("qwen")
+    hello, bye = ({"role": "user", "content": text} for text in ("Hello.", "Bye."))
+    blank, system = {"role": "user", "content": ""}, {"role": "system", "content": "Be brief."}
+    answer = {"role": "assistant", "content": "Yes?"}
+    cases = [
+        ([hello], None, [hello]),
+        ([hello, answer], "Go \ud83d", [{"role": "user", "content": "Hello.\n\nGo ?"}, answer]),
+        ([hello], [answer, bye], [hello, answer, bye]),
+        ([hello, answer, bye], "", [hello, answer, bye]),
+        ([bye, answer, hello], "Go.", [bye, answer, {"role": "user", "content": "Hello.\n\nGo."}]),
+        ([system], "Bye.", [system, bye]),
+        ([blank], "Bye.", [bye]),
+        ([system, blank], [hello], [system, hello]),
+        ([blank], None, [blank]),
+    ]
+    rows = [{"prompt": prompt, "says": said} for prompt, said, _ in cases]
+    episodes = Episodes(Sampler(tokenizer, max_new_tokens=1), Opens)
+    rollout = episodes(llama_of(len(tokenizer)), rows)
+    assert list(rollout.query_messages) == [expected for *_, expected in cases]
+    assert rollout.columns == {"says": tuple(row["says"] for row in rows)}
+    with pytest.raises(TypeError, match="`reset` must return a text or None for prompts that are"):
+        Episodes(Sampler(words()), Opens)(llama_of(11), [{"prompt": "go", "says": [hello]}])
+
+
+def test_rows_of_a_group_whose_tasks_differ_are_read_apart():
+    class Differs(Opens):
+        def reset(self):
+            made.append(self)
+            return " up" * len(made)
+
+    made, tokenizer = [], words()
+    policy = llama_of(len(tokenizer))
+    sampler = Sampler(tokenizer, max_new_tokens=2, eos_token_id=None, group_size=2)
+    rollout = Episodes(sampler, Differs)(policy, ["go"])
+    assert rollout.query_texts == ("go up", "go up up")
+    for row in (0, 1):
+        ids = torch.tensor([rollout.query_lists()[row] + rollout.response_lists()[row]])
+        with torch.no_grad():
+            logprobs = policy(ids).logits.log_softmax(-1)[:, -3:-1]
+        fresh = logprobs.gather(-1, ids[:, -2:, None])[0, :, 0]
+        torch.testing.assert_close(rollout.behaviour_logprobs[row], fresh, atol=1e-5, rtol=0)
+
+
+def test_an_episode_ends_where_longrope_would_change_what_was_read():
+    tokenizer = words()
+    policy = llama_of(len(tokenizer))
+    policy.config.rope_parameters |= {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 16,
+    }
+    episodes = Episodes(Sampler(tokenizer, max_new_tokens=5, eos_token_id=None), Brief)
+    rollout = episodes(policy, ["go up", "down"])
+    # The first has no room for two more words and a turn.
+    assert rollout.attention_mask.sum(1).tolist() == [14, 16]
+    assert {each["stop"] for each in rollout.episodes} == {"tokens"}
 
 
 @given(

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from trl.batch import pad_rows
-from trl.rollout.room import RoomyLayer
+from trl.rollout.room import RoomyLayer, memory_for
 
 State = list[tuple[Tensor, Tensor]]
 """Keys and values [H, n, d] of each layer, of the n tokens of one row, without padding."""
@@ -34,17 +34,21 @@ class Past:
     Args:
         states: Of B rows.
         lengths: How many of their first tokens are taken; at least one is not 0.
+        more: How many tokens follow at once: there is room for them, nothing is copied again.
 
     Attributes:
         cache: For a model of transformers; its keys know their positions.
         mask: [B, P] bool, True on real tokens.
     """
 
-    def __init__(self, states: Sequence[State], lengths: Sequence[int]) -> None:
+    def __init__(self, states: Sequence[State], lengths: Sequence[int], more: int) -> None:
         device = states[0][0][0].device
         self.mask = pad_rows([torch.ones(n, device=device) for n in lengths], left=True)[1]
         layers = [zip(*layer, strict=True) for layer in zip(*states, strict=True)]
-        self.cache = DynamicCache([tuple(_padded(x, lengths) for x in pair) for pair in layers])
+        self.cache = DynamicCache()
+        self.cache.layers = [
+            RoomyLayer(*(_padded(x, lengths, more) for x in pair), max(lengths)) for pair in layers
+        ]
 
 
 def go_on(states: Sequence[State], lengths: Sequence[int]) -> tuple[Past | None, int]:
@@ -59,14 +63,13 @@ def go_on(states: Sequence[State], lengths: Sequence[int]) -> tuple[Past | None,
     """
     columns = max(n - state[0][0].shape[1] for state, n in zip(states, lengths, strict=True))
     kept = [max(0, length - columns) for length in lengths]
-    return (Past(states, kept) if any(kept) else None), columns
+    return (Past(states, kept, columns) if any(kept) else None), columns
 
 
-def _padded(rows: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
-    """Return the first n_i columns of tensors [H, ·, d] as [B, H, P, d], padded on the left."""
-    heads, _, width = rows[0].shape
+def _padded(rows: Sequence[Tensor], lengths: Sequence[int], more: int) -> Tensor:
+    """Return the first n_i columns of tensors [H, ·, d], padded on the left, and room behind."""
     longest = max(lengths)
-    padded = rows[0].new_zeros(len(rows), heads, longest, width)
+    padded = memory_for(rows[0], len(rows), longest + more)
     for into, row, length in zip(padded, rows, lengths, strict=True):
-        into[:, longest - length :] = row[:, :length]
+        into[:, longest - length : longest] = row[:, :length]
     return padded

@@ -16,30 +16,28 @@ from trl.kernels.attention import ATTENTION_GRAIN
 
 
 def make_room(cache: Any) -> None:
-    """Let the layers of a cache grow in steps, where they grow by copying.
-
-    Rotary positions make keys float32, and with them the cache of both. Under autocast attention
-    casts all of them for every token; here they are cast once.
-    """
+    """Let the layers of a cache grow in steps, where they grow by copying."""
     layers = getattr(cache, "layers", [])
     for number, layer in enumerate(layers):
         if type(layer) is DynamicLayer and layer.is_initialized and layer.get_seq_length() > 0:
-            keys, values = layer.keys, layer.values
-            device = keys.device.type
-            if torch.is_autocast_enabled(device):
-                dtype = torch.get_autocast_dtype(device)
-                keys, values = keys.to(dtype), values.to(dtype)
-            layers[number] = RoomyLayer(keys, values)
+            length = layer.get_seq_length()
+            memory = (_with_room(states, length) for states in (layer.keys, layer.values))
+            layers[number] = RoomyLayer(*memory, length)
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values [B, H, T, d], in memory for the next multiple of `ATTENTION_GRAIN` tokens."""
+    """Keys and values [B, H, T, d], in memory for the next multiple of `ATTENTION_GRAIN` tokens.
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
+    Args:
+        keys: The memory, see `memory_for`.
+        values: The same.
+        length: T, how many of its columns are taken.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, length: int) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
-        length = keys.shape[-2]
-        self._all_keys, self._all_values = (_with_room(x, length) for x in (keys, values))
+        self._all_keys, self._all_values = keys, values
         self._show(length)
 
     def update(
@@ -66,9 +64,22 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self._all_keys[:, :, :length], self._all_values[:, :, :length]
 
 
+def memory_for(states: Tensor, rows: int, length: int) -> Tensor:
+    """Return memory [rows, H, ·, d] for states […, H, ·, d] of whole grains of so many tokens.
+
+    Rotary positions make keys float32, and with them the cache of both. Under autocast attention
+    casts all of them for every token; here they are cast once.
+    """
+    heads, _, width = states.shape[-3:]
+    device = states.device.type
+    cast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if cast else states.dtype
+    columns = length + -length % ATTENTION_GRAIN
+    return states.new_zeros(rows, heads, columns, width, dtype=dtype)
+
+
 def _with_room(states: Tensor, length: int) -> Tensor:
     """Return the states [B, H, T, d], and room behind them for whole grains of so many tokens."""
-    rows, heads, before, width = states.shape
-    roomy = states.new_zeros(rows, heads, length + -length % ATTENTION_GRAIN, width)
-    roomy[:, :, :before] = states
+    roomy = memory_for(states, len(states), length)
+    roomy[:, :, : states.shape[2]] = states
     return roomy
