@@ -520,6 +520,9 @@ def test_another_encoding(tmp_path):
     (tmp_path / "a.txt").write_bytes("ok\ncafé".encode("latin-1"))
     with pytest.raises(ValueError, match=r"its text in UTF-8, got .*a.txt.*0xe9.*iconv"):
         load(tmp_path / "a.txt")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n{"prompt"\n')
+    with pytest.raises(ValueError, match=r"line 2, .*: mend it\.$"):
+        load(tmp_path / "a.jsonl")
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -169,13 +169,17 @@ def test_ctrl_c_finishes_the_step_and_the_run_goes_on_bit_for_bit(
     assert (parts / "stopped" / "critic").is_dir() == ("a critic" in variant)
 
 
-@pytest.mark.parametrize(("load", "told"), [(0.3, False), (3.0, True)])
-def test_a_busy_machine_is_told(parts, tmp_path, monkeypatch, capsys, load, told):
+@pytest.mark.parametrize(
+    ("load", "told", "threads"), [(0.3, False, 2), (3.0, True, 2), (3.0, True, 1)]
+)
+def test_a_busy_machine_is_told(parts, tmp_path, monkeypatch, capsys, load, told, threads):
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     run_recipe(tiny_recipe(parts, tmp_path / "run", steps=1, quiet=False))
     shown = " ".join("".join(capsys.readouterr()).split())
     assert ("busy: a load of 3.0 on 2 cores" in shown) is told
+    assert ("OMP_NUM_THREADS=1" in shown) is (told and threads > 1)
 
 
 def test_what_was_not_measured_since_the_start_is_no_after(parts, monkeypatch):

@@ -431,9 +431,13 @@ class Run:
         load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
         if self.accelerator.device.type == "cpu" and load > cores:
             yield (
-                f"This machine is busy: a load of {load:.1f} on {cores} cores. Two processes of "
-                "several threads each slow one another many times over: set OMP_NUM_THREADS=1, or "
-                "wait for the other work to end."
+                f"This machine is busy: a load of {load:.1f} on {cores} cores"
+                + (
+                    "; wait for the other work to end, if you can."
+                    if torch.get_num_threads() == 1
+                    else ". Two processes of several threads each slow one another many times over:"
+                    " set OMP_NUM_THREADS=1, or wait for the other work to end."
+                )
             )
         trained = sum(weight.numel() for weight in self.trainer.trainable)
         yield (
