@@ -126,9 +126,10 @@ def schedule(people: PeopleConfig, steps: int) -> list[tuple[int, int]]:
         l(n) = N₀ + (N − N₀)·(1 − (1 − n/T)²)
 
     are the choices that are there before step n of T, where N₀ (`first`) are there before the first
-    and N in all (Ziegler et al., section 2.3); reward models are trained at evenly spaced values of
-    it. Other than there, the choices of a round are made all at once, at its start, and the last
-    reward model has all of them.
+    and N in all (Ziegler et al., section 2.3). They train a reward model before the first step and
+    19 more at evenly spaced values of it, each from the untuned model, with a new head, on all
+    choices so far. So it is here, for as many rounds as there are; but the choices of a round are
+    made all at once, at its start, and the last reward model has all of them.
     """
     total, count = people.choices // people.per_item, people.rounds
     first = math.ceil((people.first or people.choices / 4) / people.per_item)
