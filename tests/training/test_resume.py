@@ -169,6 +169,15 @@ def test_ctrl_c_finishes_the_step_and_the_run_goes_on_bit_for_bit(
     assert (parts / "stopped" / "critic").is_dir() == ("a critic" in variant)
 
 
+def test_ctrl_c_in_the_last_step_of_a_part_ends_what_would_follow(parts, tmp_path, monkeypatch):
+    recipe = tiny_recipe(parts, tmp_path / "run", steps=3)
+    with monkeypatch.context() as patch:
+        stopped_in(2, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+        result = run_recipe(recipe, until=2)
+    assert (result.steps, result.interrupted) == (2, True)
+    assert not run_recipe(recipe, resume="auto", until=2).interrupted
+
+
 @pytest.mark.parametrize(
     ("load", "told", "threads"), [(0.3, False, 2), (3.0, True, 2), (3.0, True, 1)]
 )

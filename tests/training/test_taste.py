@@ -6,6 +6,7 @@ import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -267,12 +268,25 @@ def answer(client, count):
         client.post("/api/vote", json=body).raise_for_status()
 
 
+@pytest.mark.parametrize(
+    ("low", "told"), [((0.2, 0.3), False), ((0.2, 0.25), True), ((0.1, 0.2), True)]
+)
+def test_reward_models_that_are_no_better_than_chance_are_told(low, told):
+    """If one of them is, they are of some use."""
+    said = []
+    loop = SimpleNamespace(people=PeopleConfig(responses=4), _say=said.append)
+    fits = [{"accuracy": 0.3, "interval": [each, 0.5]} for each in low]
+    taste.Taste._say_if_it_learnt_nothing(loop, fits)
+    assert bool(said) is told
+    assert not told or "right in 0.30, 0.30 of the cases, and chance gives 0.25" in said[0]
+
+
 def test_people_choose_on_a_page_until_their_time_is_over(parts, tmp_path, monkeypatch):
     """All of the first round while it waits, and three of the second."""
     out, people = tmp_path / "loop", []
 
     def say(self, text):
-        if not text.startswith("ann: "):
+        if not text.startswith(("ann: ", "the page at http://")):
             return
         if not people:
             people.append(sign_in(text[5:]))

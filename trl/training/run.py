@@ -220,7 +220,7 @@ class Run:
                 last = reason is not None or loop.steps_done == self.last_step
                 if last or asked or loop.steps_done % recipe.checkpoints.every == 0:
                     self._write_checkpoint(last=loop.steps_done == total)
-                if asked and not last:
+                if asked and reason is None and loop.steps_done < total:
                     return self._end("interrupted", finished=False)
             return self._end(reason or f"all {loop.steps_done} steps are made")
 
