@@ -314,7 +314,7 @@ def test_neither_what_is_skipped_nor_a_known_answer_is_waited_for(parts, tmp_pat
     store = Store(tmp_path / "votes.sqlite", make=True)
     recipe = loop_of(parts, tmp_path, simulated=None, minutes=1e-6)
     loop = taste.Taste(recipe, RunFolder(tmp_path), store, ())
-    loop.told, me = "", store.join(store.link("ann"))
+    loop.told, loop.address, me = "", "", store.join(store.link("ann"))
     loop.gold = [Item("g", ("h", "i"), gold=0)]
     with pytest.raises(ValueError, match="`choices` must be there"):
         loop._ask(1)
