@@ -21,6 +21,7 @@ from trl.anatomy import (
 from trl.batch import Rollout
 from trl.config.errors import refuse
 from trl.fit import check_ids, check_positions
+from trl.kernels.sharded import agreed, own_part
 from trl.models.critic import critic_of
 from trl.models.response import ResponseModel
 
@@ -117,9 +118,11 @@ def check_finite(name: str, logprobs: Tensor) -> None:
 
 
 def are_finite(weights: Sequence[Tensor]) -> bool:
-    """Return whether all weights are numbers; no copy of them is made."""
-    ends = [torch.stack(torch.aminmax(w.detach())).isfinite().all() for w in weights if w.numel()]
-    return not ends or bool(torch.stack([end.to(ends[0].device) for end in ends]).all())
+    """Return whether all weights are numbers, on every process; no copy of them is made."""
+    parts = [own_part(weight.detach()) for weight in weights]
+    ends = [torch.stack(torch.aminmax(part)).isfinite().all() for part in parts if part.numel()]
+    sound = not ends or bool(torch.stack([end.to(ends[0].device) for end in ends]).all())
+    return agreed(sound, weights)
 
 
 def check_device(model: nn.Module, name: str, device: torch.device) -> None:
