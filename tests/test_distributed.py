@@ -27,7 +27,7 @@ from tests.training.test_loop import tokenizer
 from trl.batch import Rollout
 from trl.compute import peers, precision
 from trl.compute.precision import exit_after_gloo
-from trl.config.recipe import PretrainingConfig
+from trl.config.recipe import ModelConfig, PretrainingConfig
 from trl.environments import EnvironmentReward, Episodes, Turn, episode_figures
 from trl.kernels.sharded import whole
 from trl.models.with_value_head import load_policy
@@ -53,6 +53,10 @@ MORE = {
     "penalties": ({}, {"algorithm": "rloo", "scale_scores": True, "missing_eos_penalty": 1.0}),
     "warm-up": ({}, {"value_warmup_steps": 1, "vf_coef": 1.0}),  # what is at rest does not decay
     "pretraining": ({}, {"pretraining_coef": 0.5, "pretraining_rows": 6}),
+    "short passes": (  # as many tokens in each, so not as many passes on every process
+        {},
+        {"token_budget": 14, "pretraining_coef": 0.5, "pretraining_rows": 6},
+    ),
     "computed again": ({}, {}),
     "experts": ({}, {}),  # some get no token on one process
     "routers": ({}, {"forward_batch_size": 1}),  # balanced within each pass: the same passes
@@ -356,7 +360,7 @@ def test_a_process_that_fails_ends_the_others_with_its_reason(kind, reason, tmp_
 # -- runs ------------------------------------------------------------------------------------------
 
 
-def run_stop_and_go_on(folder):
+def run_stop_and_go_on(folder, shard=False):
     """A run, and another that is stopped in its third step and goes on."""
     out, rank = Path(folder), int(os.environ.get("RANK", 0))
     if "RANK" in os.environ:
@@ -367,6 +371,7 @@ def run_stop_and_go_on(folder):
         torch.distributed.barrier()
     changes = {"ppo": {"pretraining_coef": 0.5}}
     changes["pretraining"] = PretrainingConfig(text=str(out / "prompts.txt"), tokens=4)
+    changes["model"] = ModelConfig(name=str(out / "model"), shard=shard)
     run.write_report = lambda runs, out: out
     run.run_recipe(tiny_recipe(out, out / "whole", **changes))
     calls, score = 0, loop.score

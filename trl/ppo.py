@@ -59,7 +59,7 @@ from trl.optimization.losses import positive_weights, token_mean
 from trl.optimization.objective import Targets, objective
 from trl.optimization.rewards import RunningMoments, adjusted_scores, token_rewards
 from trl.optimization.settings import resolve_config
-from trl.optimization.state import check_state, optimizer_state
+from trl.optimization.state import check_state, fitting_state, optimizer_state
 from trl.optimization.statistics import step_statistics, totals
 from trl.optimization.update import PassStats, Update
 from trl.optimization.value_pretraining import ValuePretraining
@@ -525,7 +525,8 @@ class PPOTrainer:
         Plain values and tensors on the CPU, copied: `torch.load(..., weights_only=True)` reads
         what `torch.save` makes of them. To resume: build the trainer on the model that the run
         began with, so that the reference is the same; load the policy's weights into that model;
-        then call `load_state_dict`. A learning-rate schedule has a state of its own.
+        then call `load_state_dict`. A learning-rate schedule has a state of its own. Of sharded
+        weights each process gets its parts, for `torch.distributed.checkpoint`.
         """
         scaler = self.accelerator.scaler
         large = {"optimizer": optimizer_state(self.optimizer)}
@@ -540,7 +541,7 @@ class PPOTrainer:
         scaler = self.accelerator.scaler
         scaled, auto = scaler is not None, self.auto_rate is not None
         check_state(state, self.optimizer, scaled=scaled, auto=auto)
-        kept = copy.deepcopy(state["optimizer"]["state"])  # the state stays the caller's own
+        kept = fitting_state(self.optimizer, state["optimizer"]["state"])  # a copy
         self.optimizer.load_state_dict(kept)
         self.load_small_state(state)
         if scaler is not None:

@@ -10,7 +10,7 @@ import torch.distributed
 from torch import Tensor
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Any) -> bool:
     """Return whether this process holds but a part of a tensor."""
     return hasattr(tensor, "full_tensor")
 
@@ -27,15 +27,16 @@ def whole(tensor: Any) -> Tensor:
     return of_all
 
 
-def part_like(tensor: Tensor, like: Any) -> Tensor:
-    """Return a whole tensor, which all processes have, sharded as another of its shape is."""
-    if not is_sharded(like) or is_sharded(tensor) or tensor.shape != like.shape:
+def part_like(tensor: Any, like: Any) -> Any:
+    """Return a whole tensor, which all processes have, sharded as another of its shape is; what has
+    another shape, or is no tensor, stays.
+    """
+    if not is_sharded(like) or is_sharded(tensor) or getattr(tensor, "shape", ()) != like.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor  # takes a second to import
 
     where = like.device_mesh, like.placements
-    part: Tensor = distribute_tensor(tensor.to(like.device), *where, src_data_rank=None)
-    return part
+    return distribute_tensor(tensor.to(like.device), *where, src_data_rank=None)
 
 
 def agreed(flag: bool, weights: Sequence[Tensor]) -> bool:
