@@ -34,7 +34,8 @@ _INSTEAD += "model.shard), which shards by torch's FSDP2"
 
 def check_plain_processes(accelerator: Accelerator) -> None:
     """Raise a ValueError for an accelerator that shards models in ways of its own."""
-    kind, parallel = accelerator.distributed_type, accelerator.parallelism_config
+    kind = accelerator.distributed_type
+    parallel = getattr(accelerator, "parallelism_config", None)
     found = {
         "FSDP": kind == DistributedType.FSDP,
         "DeepSpeed": kind == DistributedType.DEEPSPEED,
@@ -62,16 +63,15 @@ def check_can_shard(model: nn.Module, accelerator: Accelerator) -> None:
         w.dtype.itemsize < 2 for w in model.parameters()
     ):
         refuse("model", "not be quantised with `shard`", fix="load it in bfloat16 or float32")
-    if any(map(is_sharded, model.parameters())):
-        fix = "load it anew, and without tp_plan"
-        refuse("model", "hold whole weights, which the trainer shards", "some sharded already", fix)
 
 
 @torch.no_grad()
-def take_from_first(module: nn.Module) -> None:
+def take_from_first(module: nn.Module, device: torch.device) -> None:
     """Let each process begin with the weights of the first, as DDP does."""
     for tensor in (*module.parameters(), *module.buffers()):
-        torch.distributed.broadcast(tensor.data, src=0)
+        sent = tensor.data.to(device)
+        torch.distributed.broadcast(sent, src=0)
+        tensor.data.copy_(sent)
 
 
 def shard(responder: ResponseModel, accelerator: Accelerator, low: torch.dtype | None) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -97,7 +98,9 @@ def make_updater(
     ):
         handler = accelerator.ddp_handler or DistributedDataParallelKwargs()
         handler.find_unused_parameters, accelerator.ddp_handler = True, handler
-    policy = accelerator.prepare_model(responder, evaluation_mode=sharded)  # no DDP around it
+    # No DDP around it then, and no device that would hold all of it.
+    apart = {"device_placement": False, "evaluation_mode": True} if sharded else {}
+    policy = accelerator.prepare_model(responder, **apart)
     trainable = trainable_weights(model, optimizer)
     optimizer = accelerator.prepare_optimizer(
         optimizer or make_adam(trainable, config, value_head_of(model).parameters())
@@ -126,6 +129,8 @@ class Updater:
     """Owns device, precision and processes."""
     trainable: list[nn.Parameter]
     """The weights that the step at hand trains, or the next."""
+    places: ClassVar[bool | None] = None
+    """Whether a model is brought to the device as a whole; None: if the accelerator does so."""
 
     def __post_init__(self) -> None:
         self.model = self.responder.model
@@ -148,8 +153,8 @@ class Updater:
             self._working_reference = WorkingWeights(reference.model, self._low)
             if reference.kind == "copy":
                 self._working_reference.replace()
-            module = self.accelerator.prepare_model(reference.module, evaluation_mode=True)
-            reference.module = module
+            how = {"device_placement": self.places, "evaluation_mode": True}
+            reference.module = self.accelerator.prepare_model(reference.module, **how)
         return reference
 
     # -- passes without gradient -----------------------------------------------------------------
@@ -311,16 +316,21 @@ class Sharded(ManyProcesses):
     Gradients are exchanged after every pass: to keep them for the last would take a whole one.
     """
 
+    places = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        take_from_first(self.model)
+        if self.optimizer.state:
+            fix = "make it anew, and load its state by `load_state_dict` of the trainer"
+            refuse("optimizer", "have made no step yet with `shard`", "one that has", fix)
+        take_from_first(self.model, self.accelerator.device)
         self._working = WorkingWeights(self.model, None)
 
     def make_reference(self, ref_model: nn.Module | ReferenceKind | None) -> Reference | None:
         """Make the reference while the weights are whole, then shard both."""
         if isinstance(ref_model, nn.Module):
             check_can_shard(ref_model, self.accelerator)
-            take_from_first(ref_model)
+            take_from_first(ref_model, self.accelerator.device)
         reference = super().make_reference(ref_model)
         responders = [self.responder]
         if reference is not None and reference.model is not None:
@@ -344,8 +354,18 @@ class Sharded(ManyProcesses):
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """Inside, every process holds all weights; they must not change."""
-        with gathered(self.policy), super().sampling():
+        with nullcontext() if self._sampling else gathered(self.policy), super().sampling():
             yield
+
+    @contextmanager
+    def for_step(self, at_rest: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Train all but `at_rest` inside; a pass that fails leaves nothing gathered."""
+        try:
+            with super().for_step(at_rest):
+                yield
+        except BaseException:
+            self.policy.reset_iter_state()
+            raise
 
     def one_pass(self, last: bool) -> AbstractContextManager[None]:
         """Run a pass forward and backward inside, in which all processes take part."""

@@ -21,7 +21,7 @@ from trl.anatomy import (
 from trl.batch import Rollout
 from trl.config.errors import refuse
 from trl.fit import check_ids, check_positions
-from trl.kernels.sharded import agreed, own_part
+from trl.kernels.sharded import agreed, is_sharded, own_part
 from trl.models.critic import critic_of
 from trl.models.response import ResponseModel
 
@@ -41,7 +41,7 @@ def check_policy(model: nn.Module, name: str) -> None:
 
     Raises:
         TypeError: if it is not a model of transformers with a language head.
-        ValueError: if its weights are not loaded, or are to be trained in low precision.
+        ValueError: if its weights are not loaded, or sharded, or to be trained in low precision.
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "get_output_embeddings"):
         fix = "load one with CausalLMWithValueHead.from_pretrained(...)"
@@ -51,6 +51,10 @@ def check_policy(model: nn.Module, name: str) -> None:
         if weight.is_meta:
             got = f"`{key}` on the meta device"
             refuse(name, "hold weights", got, "load the model with from_pretrained(...) first")
+        if is_sharded(weight):
+            got = f"`{key}`, of which each process has a part"
+            fix = "load it anew, without a tp_plan, and let PPOTrainer(..., shard=True) shard it"
+            refuse(name, "hold whole weights", got, fix)
         if name != "model" or not weight.requires_grad:
             continue
         if weight.dtype != torch.float32:
