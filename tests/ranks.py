@@ -124,6 +124,8 @@ if __name__ == "__main__":
         "tests.models.policies",
         "tests.training.runs",
         "trl.training.run",
+        "torch.distributed.checkpoint",
+        "torch.distributed.fsdp",
     ):
         importlib.import_module(name)
     job = _serve()

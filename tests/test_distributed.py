@@ -27,8 +27,9 @@ from tests.training.test_loop import tokenizer
 from trl.batch import Rollout
 from trl.compute import peers, precision
 from trl.compute.precision import exit_after_gloo
-from trl.config.recipe import PretrainingConfig
+from trl.config.recipe import ModelConfig, PretrainingConfig
 from trl.environments import EnvironmentReward, Episodes, Turn, episode_figures
+from trl.kernels.sharded import whole
 from trl.models.with_value_head import load_policy
 from trl.ppo import PPOTrainer
 from trl.rollout import Sampler
@@ -52,6 +53,10 @@ MORE = {
     "penalties": ({}, {"algorithm": "rloo", "scale_scores": True, "missing_eos_penalty": 1.0}),
     "warm-up": ({}, {"value_warmup_steps": 1, "vf_coef": 1.0}),  # what is at rest does not decay
     "pretraining": ({}, {"pretraining_coef": 0.5, "pretraining_rows": 6}),
+    "short passes": (  # as many tokens in each, so not as many passes on every process
+        {},
+        {"token_budget": 14, "pretraining_coef": 0.5, "pretraining_rows": 6},
+    ),
     "computed again": ({}, {}),
     "experts": ({}, {}),  # some get no token on one process
     "routers": ({}, {"forward_batch_size": 1}),  # balanced within each pass: the same passes
@@ -90,7 +95,7 @@ def make_model(kind):
     return tiny_model("switch_transformers" if kind == "experts" else "llama")
 
 
-def trained(kind, way):
+def trained(kind, way, shard=False):
     """What two steps make of a policy: its weights, by how much the most has moved, the stats."""
     how, settings = (KINDS | MORE)[kind]
     mixed_precision, make_optimizer = WAYS[way]
@@ -100,9 +105,11 @@ def trained(kind, way):
         policy.gradient_checkpointing_enable()
     torch.nn.init.normal_((policy.critic or policy).v_head.summary.weight, std=0.1)
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
+    names = [name for name, weight in policy.named_parameters() if weight.requires_grad]
     before = torch.cat([weight.detach().flatten() for weight in weights])
     trainer = PPOTrainer(
         policy,
+        shard=shard,
         optimizer=make_optimizer(weights, **{"lr": LOW_RATES[kind]} if way == "bf16" else {}),
         precision=mixed_precision,
         batch_size=ROWS,
@@ -131,9 +138,11 @@ def trained(kind, way):
     figures = {}
     for _ in range(2):
         if kind == "episodes":
-            rollout, scores, figures = played(policy, mine)
+            with trainer.sampling():
+                rollout, scores, figures = played(policy, mine)
         stats = trainer.step(rollout, scores)
-    after = torch.cat([weight.detach().flatten() for weight in weights])
+    now = dict(policy.named_parameters())  # sharded ones are others
+    after = torch.cat([whole(now[name].detach()).flatten() for name in names])
     kept = {k: v for k, v in stats.items() if isinstance(v, float) and not k.startswith("time")}
     kept |= figures
     return after, float((after - before).abs().max()), kept
@@ -202,6 +211,18 @@ def by_one(kind, way):
     return trained(kind, way)
 
 
+def check_equal(result, expected, way, named):
+    """Of several processes, and of one: the same weights, and the same figures."""
+    (weights, _, stats), (expected, moved, expected_stats) = result, expected
+    assert moved > 1e-2, named
+    gap = float((weights - expected).abs().max())
+    assert gap <= MOST[way], f"{named}: {gap:.1e}"
+    assert stats.keys() == expected_stats.keys()
+    if way != "bf16":
+        for name, value in expected_stats.items():
+            assert stats[name] == pytest.approx(value, rel=1e-4, abs=1e-5), (named, name)
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("processes", "table"),
@@ -216,17 +237,9 @@ def test_several_processes_equal_one(processes, table, tmp_path):
     codes, said = launch(train_all, processes, tmp_path, str(tmp_path / "out.pt"), table)
     assert codes == [0] * processes, said
     results = torch.load(tmp_path / "out.pt")
-    for (kind, way), (weights, _, stats) in results.items():
-        expected, moved, expected_stats = by_one(kind, way)
-        named = f"{kind}, {way}"
-        assert moved > 1e-2, named
-        gap = float((weights - expected).abs().max())
-        assert gap <= MOST[way], f"{named}: {gap:.1e}"
-        assert stats.keys() == expected_stats.keys()
-        assert ("ppo/loss/router" in stats) == (kind == "routers")
-        if way != "bf16":
-            for name, value in expected_stats.items():
-                assert stats[name] == pytest.approx(value, rel=1e-4, abs=1e-5), (named, name)
+    for (kind, way), result in results.items():
+        check_equal(result, by_one(kind, way), way, f"{kind}, {way}")
+        assert ("ppo/loss/router" in result[-1]) == (kind == "routers")
 
 
 @pytest.mark.parametrize("backend", ["gloo", "cpu:gloo,cuda:nccl", "nccl", None])
@@ -347,7 +360,7 @@ def test_a_process_that_fails_ends_the_others_with_its_reason(kind, reason, tmp_
 # -- runs ------------------------------------------------------------------------------------------
 
 
-def run_stop_and_go_on(folder):
+def run_stop_and_go_on(folder, shard=False):
     """A run, and another that is stopped in its third step and goes on."""
     out, rank = Path(folder), int(os.environ.get("RANK", 0))
     if "RANK" in os.environ:
@@ -358,6 +371,7 @@ def run_stop_and_go_on(folder):
         torch.distributed.barrier()
     changes = {"ppo": {"pretraining_coef": 0.5}}
     changes["pretraining"] = PretrainingConfig(text=str(out / "prompts.txt"), tokens=4)
+    changes["model"] = ModelConfig(name=str(out / "model"), shard=shard)
     run.write_report = lambda runs, out: out
     run.run_recipe(tiny_recipe(out, out / "whole", **changes))
     calls, score = 0, loop.score

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -214,6 +215,13 @@ def adapter(settings: dict[str, Any], folder: Path) -> Any:
     }
 
 
+def sharding(settings: dict[str, Any], folder: Path) -> Any:
+    """What the trainer is told of the weights' place; one process alone holds them all."""
+    with mock.patch("trl.ppo.make_updater", wraps=updater.make_updater) as made:
+        parts_of(settings, folder)
+    return made.call_args.kwargs
+
+
 def run(settings: dict[str, Any], folder: Path) -> Any:
     """A run: its figures, files and checkpoints, why it ended, and what it shows."""
     recipe = recipe_of(settings, folder)
@@ -318,6 +326,7 @@ CASES = {
     "model.critic": Case("copy", two_steps_of_a_run),
     "model.value_head": Case("bins", two_steps_of_a_run),
     "model.value_range": Case([-1.0, 1.0], two_steps_of_a_run, {"model.value_head": "bins"}),
+    "model.shard": Case(True, sharding),
     "data.prompts": Case("{folder}/table.jsonl", prompts),
     "data.shuffle_buffer": Case(8, first_step),
     "data.subset": Case("b", prompts, {"data.prompts": "{folder}/set", "data.subset": "a"}),

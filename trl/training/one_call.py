@@ -77,6 +77,7 @@ def train(
     unfrozen_layers: int | None = None,
     critic: str | os.PathLike[str] | nn.Module = "same",
     value_head: ValueHeadKind | None = None,
+    shard: bool = False,
     on_step: Callable[[int, Row], Any] | None = None,
     max_new_tokens: int | tuple[int, int] = 24,
     chat: bool | None = None,
@@ -129,6 +130,7 @@ def train(
             policy; or another model, such as a reward model: see
             `CausalLMWithValueHead.from_pretrained`.
         value_head: linear, mlp or bins; see there, also for model_kwargs={"value_range": …}.
+        shard: Let each process hold its part of the weights alone: see `PPOTrainer`.
         on_step: Called as on_step(step, row) after each step, step counting from 1; stops the
             training if it returns what counts as true.
         max_new_tokens: Most tokens of a response, or (shortest, longest) for a random limit.
@@ -201,7 +203,7 @@ def train(
     loading = {"critic": critic, "value_head": value_head, "peft_config": peft_config}
     loading |= {"unfrozen_layers": unfrozen_layers} | (model_kwargs or {})
     given = {"scorer": scorer, "sampling": sampling, "model_kwargs": loading, "parts": parts}
-    given |= {"ref_model": ref_model, "tokenizer": tokenizer, "profile": profile}
+    given |= {"ref_model": ref_model, "tokenizer": tokenizer, "profile": profile, "shard": shard}
     given |= {"only_tokens": _only_tokens(split), "episodes": episodes}
     accelerator = make_accelerator(config.precision)
     folder = None if out is None else RunFolder(Path(out).expanduser())
@@ -209,8 +211,7 @@ def train(
         sent = partial(_sent, split, chats, tells=accelerator.is_main_process)
         made = Parts(model, config, accelerator, recipe, prompts=sent, **given)
         recipe = _described(recipe, made, folder, model, sampling, loading)
-        run = Run(recipe, made, folder, on_finding=_warn_of)
-        return _trained(run, checkpoint, on_step, quiet)
+        return _trained(Run(recipe, made, folder, on_finding=_warn_of), checkpoint, on_step, quiet)
 
 
 def _task(
@@ -389,6 +390,7 @@ def _described(
             gguf_file=loading.get("gguf_file"),
             unfrozen_layers=frozen,
             lora=lora_config(policy),
+            shard=parts.sharded,
             reference=None if reference else "none",
             **values_config(policy, loading["critic"]),
         ),

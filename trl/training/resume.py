@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 
 import trl
 from trl import config as settings
@@ -44,6 +45,7 @@ ALL_THE_SAME = "go on all the same with --resume-changed (in Python resume='chan
 MAY_CHANGE = (
     *("out", "quiet", "profile", "tracking", "checkpoints", "steps", "episodes", "stop"),
     *("ppo.forward_batch_size", "ppo.token_budget", "ppo.keep_freed_memory", "sampling.max_rows"),
+    "model.shard",
 )
 """Settings that may differ when a run is gone on with: they do not change what a step computes but
 by rounding, unless the learning rate falls over the steps of the whole run."""
@@ -126,6 +128,22 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return dict(state)
 
 
+def own_of(state: Mapping[str, Any], accelerator: Accelerator) -> tuple[dict[str, Any], list[str]]:
+    """Return what a checkpoint holds of this process alone, and a sentence if it is of none.
+
+    With another number of processes than wrote it, that is what the first one's scorers knew; texts
+    of pretraining and random numbers begin anew then: both are None.
+    """
+    states, processes = state["of_each_process"], accelerator.num_processes
+    if len(states) == processes:
+        return states[accelerator.process_index], []
+    told = (
+        f"The checkpoint is of a run on {len(states)} processes, and these are {processes}: "
+        "responses are drawn by other random numbers."
+    )
+    return states[0] | {"pretraining": None, "random": None}, [told]
+
+
 def problem_of(checkpoint: Path) -> str | None:
     """Return why a checkpoint cannot be gone on from; None: it can."""
     if problem := damage(checkpoint):
@@ -193,8 +211,11 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Go on from `random_state()`."""
+def set_random_state(state: Mapping[str, Any] | None, seed: int) -> None:
+    """Go on from `random_state()`; None: begin with a seed."""
+    if state is None:
+        set_seed(seed % 2**32)
+        return
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     np.random.set_state(tuple(state["numpy"]))

@@ -25,7 +25,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import gather_object, set_seed
 from torch import nn
 
@@ -38,6 +37,7 @@ from trl.config.recipe import Recipe
 from trl.evaluation.people.asking import Stopped
 from trl.evaluation.scores import pairs_of
 from trl.models.loading import quiet_transformers
+from trl.models.whole import add_whole_weights
 from trl.report import before_after_tables, read_runs, write_report
 from trl.report.figures import duration
 from trl.training import checkpoints
@@ -49,16 +49,17 @@ from trl.training.loop import Row
 from trl.training.parts import Parts
 from trl.training.resume import (
     ALL_THE_SAME,
-    STATE,
     VERSIONS,
     check_same,
     opened,
     other_settings,
     other_versions,
+    own_of,
     random_state,
     read_state,
     set_random_state,
 )
+from trl.training.sharded import put_together, taken_apart, write_together
 from trl.watch.diagnosis import Diagnosis, Finding
 from trl.watch.display import Display
 from trl.watch.tracking import Trackers, check_trackers
@@ -361,9 +362,10 @@ class Run:
 
     def _save_policy(self, name: str) -> None:
         """Write the policy as plain transformers loads it, whole or not at all."""
-        if self.main:
+        told: dict[str, Any] = {}
+        if self.folder is not None and add_whole_weights(self.parts.model, told) and self.main:
             with checkpoints.replaced_folder(self.path / name) as partial, quiet_transformers():
-                self.parts.model.save_pretrained(partial)
+                self.parts.model.save_pretrained(partial, **told)
                 beside = partial / self.folder.critic.name
                 if name == "policy" and beside.is_dir():
                     with checkpoints.replaced_folder(self.folder.critic) as moved:
@@ -462,12 +464,16 @@ class Run:
         if self.folder is None:
             return
         own_states = gather_object([own or self._own_state()])
+        of_all = self.parts.state_dict() if self.main or self.parts.sharded else {}
+        if last and of_all and not self.recipe.checkpoints.keep_optimizer:
+            of_all["trainer"]["optimizer"], self.checkpoints.keep = None, 1
+        of_all, parts = taken_apart(of_all)
+        state: dict[str, Any] = {"step": self.loop.steps_done}
         if self.main:
-            state = {
+            state |= {
                 "format": FORMAT,
-                "step": self.loop.steps_done,
                 "recipe": settings.as_mapping(self.recipe),
-                **self.parts.state_dict(),
+                **of_all,
                 "of_each_process": own_states,
                 "diagnosis": self.diagnosis.state_dict(),
                 "figures": {"before": self.before, "after": self.after},
@@ -477,11 +483,9 @@ class Run:
                 "versions": VERSIONS,
                 "seconds": self._seconds(),
             }
-            if last and not self.recipe.checkpoints.keep_optimizer:
-                state["trainer"]["optimizer"], self.checkpoints.keep = None, 1
-            self.checkpoints.write(state["step"], lambda at: torch.save(state, at / STATE))
+        write_together(self.checkpoints, state, parts, self.accelerator)
+        if self.main:
             self._settle_best()
-        self.accelerator.wait_for_everyone()
 
     def _settle_best(self) -> None:
         """Let the best policy that the checkpoint knows of, and no later one, be in its place."""
@@ -497,8 +501,8 @@ class Run:
 
         Raises:
             SettingsError: if the settings are not those of the run so far.
-            CheckpointError: if it is of another model, or of another number of processes, or,
-                unless that is wanted, of a run of other parts.
+            CheckpointError: if it is of another model, or, unless that is wanted, of a run of other
+                parts.
         """
         check_same(self.folder, self.recipe)
         state = read_state(checkpoint)
@@ -518,8 +522,8 @@ class Run:
         told = self._changes(checkpoint, state)
         if self.folder.changes and "prompts" in self.parts.others(state):
             state["loop"] |= {"order": [], "stream": None}  # a new pass begins, over those of now
-        own = state["of_each_process"][self.accelerator.process_index]
-        self.parts.load_state_dict(state, own)
+        own, others = own_of(state, self.accelerator)
+        self.parts.load_state_dict(put_together(state, checkpoint, self.parts.model), own)
         self.diagnosis.load_state_dict(state["diagnosis"])
         self.before, self.after = state["figures"]["before"], state["figures"]["after"]
         *best, figure = state["best"]
@@ -548,7 +552,8 @@ class Run:
                 told.append(f"{self.folder.best} was of a later step: it is deleted.")
                 checkpoints.remove(self.folder.best) if self.main else None
         self._remember(*self.folder.rows("metrics"))
-        set_random_state(own["random"])
+        set_random_state(own["random"], self.parts.seed + state["step"])
+        told += others
         if told and self.recipe.quiet and self.main:
             warnings.warn(" ".join(told), stacklevel=4)
         return [*told, f"Going on after step {state['step']}, from {checkpoint}."]
