@@ -67,10 +67,10 @@ def make_updater(
         optimizer: None: Adam over the policy's trainable weights.
         accelerator: None: one made for the precision.
     """
-    accelerator = accelerator or make_accelerator(config.precision)
+    accelerator = accelerator or make_accelerator(config.precision, config.collective_timeout)
     check_accelerator(accelerator, config.precision)
     exit_after_gloo()
-    watch_peers(accelerator)
+    watch_peers(accelerator, config.collective_timeout)
     if config.keep_freed_memory and accelerator.device.type == "cpu":
         keep_freed_memory()
     if critic_of(model) is not None and not FACTS[config.algorithm].critic:
