@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ from trl.training import run, undo
 from trl.training.checkpoints import MANIFEST, CheckpointError, write_manifest
 from trl.training.folder import RunFolder, best_step
 from trl.training.held_out import HeldOut
-from trl.training.resume import problem_of
+from trl.training.resume import opened, problem_of
 from trl.training.run import run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -840,4 +841,16 @@ def test_a_lock_that_is_deleted_lets_no_other_run_in(tmp_path):
         with pytest.raises(BlockingIOError, match="must be a folder without another run"), other:
             pass
     with RunFolder(tmp_path / "run").in_use():
+        pass
+
+
+def test_a_folder_that_a_host_does_not_see_is_refused(tmp_path, monkeypatch):
+    """Else one process would begin a run that another goes on with."""
+    monkeypatch.setattr("trl.training.resume.gather_object", lambda mine: [*mine, "step-000004"])
+    processes = SimpleNamespace(num_processes=2, is_main_process=False)
+    message = "`out` must be a folder that every process sees: .* got the checkpoints none, step-0"
+    with (
+        pytest.raises(ValueError, match=message),
+        opened(RunFolder(tmp_path / "run"), "auto", processes),
+    ):
         pass

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trl.batch import Rollout
+from trl.compute.peers import meet
 from trl.config.errors import refuse
 from trl.core import masked_whiten
 
@@ -96,6 +97,7 @@ def checked_everywhere(
         TypeError, ValueError: what `check` raises; a ValueError where it raises elsewhere, or
             where the processes have different numbers of rows, or parts of a group.
     """
+    meet()  # scores may have come from people or servers
     checked, problem = None, None
     try:
         checked = check()

@@ -205,7 +205,7 @@ def train(
     given = {"scorer": scorer, "sampling": sampling, "model_kwargs": loading, "parts": parts}
     given |= {"ref_model": ref_model, "tokenizer": tokenizer, "profile": profile, "shard": shard}
     given |= {"only_tokens": _only_tokens(split), "episodes": episodes}
-    accelerator = make_accelerator(config.precision)
+    accelerator = make_accelerator(config.precision, config.collective_timeout)
     folder = None if out is None else RunFolder(Path(out).expanduser())
     with opened(folder, resume, accelerator) as (checkpoint, _):
         sent = partial(_sent, split, chats, tells=accelerator.is_main_process)

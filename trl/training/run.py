@@ -29,8 +29,9 @@ from accelerate.utils import gather_object, set_seed
 from torch import nn
 
 from trl import config as settings
-from trl.compute.peers import told_to_peers
+from trl.compute.peers import meet, told_to_peers
 from trl.compute.precision import make_accelerator
+from trl.compute.starting import processes_told
 from trl.config import SettingsError
 from trl.config.code import Trust, flags_to_go_on
 from trl.config.recipe import Recipe
@@ -113,7 +114,7 @@ def run_recipe(
         OSError: if the disk is full; the last checkpoint is good then.
     """
     folder = RunFolder(Path(recipe.out).expanduser())
-    accelerator = make_accelerator(recipe.ppo.precision)
+    accelerator = make_accelerator(recipe.ppo.precision, recipe.ppo.collective_timeout)
     with told_to_peers(), opened(folder, resume, accelerator) as (checkpoint, notes):
         if checkpoint is not None:
             check_same(folder, recipe)  # before anything is loaded
@@ -206,7 +207,8 @@ class Run:
                 resume_step=self.resumed_at,
             )
             self.trackers = stack.enter_context(closing(trackers))
-            for note in [*notes, *self._introduction(), *trackers.notes]:
+            first = processes_told(self.accelerator)
+            for note in [first, *notes, *self._introduction(), *trackers.notes]:
                 display.note(note)
             interrupt = GracefulStop()
             if self.folder is not None:
@@ -331,6 +333,7 @@ class Run:
 
     def _any(self, flag: bool) -> bool:
         """Return whether the flag is set on any process."""
+        meet()  # `on_step` may have taken its time on one
         if flag:
             self.accelerator.set_trigger()
         return self.accelerator.check_trigger()
@@ -374,7 +377,7 @@ class Run:
                 if name != "policy":
                     (partial / BEST_STEP).write_text(f"{self.loop.steps_done}\n")
         if self.folder is not None:
-            self.accelerator.wait_for_everyone()
+            meet()
 
     def _end(self, reason: str, *, finished: bool = True) -> Result:
         """Write how the run ended, and return it."""
@@ -486,6 +489,7 @@ class Run:
         write_together(self.checkpoints, state, parts, self.accelerator)
         if self.main:
             self._settle_best()
+        meet()
 
     def _settle_best(self) -> None:
         """Let the best policy that the checkpoint knows of, and no later one, be in its place."""
@@ -543,7 +547,7 @@ class Run:
                 if checkpoints.step_of(path) > state["step"]:  # of steps made again, or damaged
                     checkpoints.remove(path)
             self._settle_best()
-        self.accelerator.wait_for_everyone()
+        meet()
         if self._any(self.main and best_step(self.folder.best) > state["step"]):
             if self.best_step == state["step"]:
                 self._save_policy("best")
