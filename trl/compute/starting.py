@@ -6,6 +6,7 @@ import os
 import shlex
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -75,3 +76,15 @@ def processes_told(accelerator: Accelerator) -> str:
     named = ", ".join(hosts) if len(hosts) <= HOSTS_TOLD else f"{len(hosts)} hosts"
     joined = torch.distributed.get_backend()
     return f"{processes} processes on {what} of {named}, joined by {joined}."
+
+
+def busy_told(accelerator: Accelerator) -> Iterator[str]:
+    """Yield that other work takes the cores that a run on CPUs needs, if so."""
+    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    if accelerator.device.type == "cpu" and load > cores:
+        told = f"This machine is busy: a load of {load:.1f} on {cores} cores"
+        slow = "Two processes of several threads each slow one another many times over"
+        one = torch.get_num_threads() == 1
+        yield (
+            f"{told}." if one else f"{told}. {slow}: set OMP_NUM_THREADS=1, or wait for it to end."
+        )

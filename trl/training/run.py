@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import shlex
 import shutil
 import time
@@ -31,7 +30,7 @@ from torch import nn
 from trl import config as settings
 from trl.compute.peers import meet, told_to_peers
 from trl.compute.precision import make_accelerator
-from trl.compute.starting import processes_told
+from trl.compute.starting import busy_told, processes_told
 from trl.config import SettingsError
 from trl.config.code import Trust, flags_to_go_on
 from trl.config.recipe import Recipe
@@ -433,17 +432,7 @@ class Run:
                 f"{recipe.episodes} episodes are {recipe.total_steps} whole steps of "
                 f"{config.batch_size}: {rest} are left out."
             )
-        load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
-        if self.accelerator.device.type == "cpu" and load > cores:
-            yield (
-                f"This machine is busy: a load of {load:.1f} on {cores} cores"
-                + (
-                    "; wait for the other work to end, if you can."
-                    if torch.get_num_threads() == 1
-                    else ". Two processes of several threads each slow one another many times over:"
-                    " set OMP_NUM_THREADS=1, or wait for the other work to end."
-                )
-            )
+        yield from busy_told(self.accelerator)
         trained = sum(weight.numel() for weight in self.trainer.trainable)
         yield (
             f"{config.algorithm.upper()} on {recipe.model.name}: "
