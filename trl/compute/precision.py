@@ -17,9 +17,9 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from trl.compute.peers import watch_peers
 from trl.compute.starting import check_joined, joins_on_cpu
-from trl.config import PPOConfig
 from trl.config.errors import refuse
 
+TEN_MINUTES = 600.0
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,7 +46,7 @@ def check_accelerator(accelerator: Accelerator, precision: str) -> None:
         refuse("precision", "agree with the accelerator's", got, "leave `precision` at 'auto'")
 
 
-def make_accelerator(precision: str, timeout: float = PPOConfig.collective_timeout) -> Accelerator:
+def make_accelerator(precision: str, timeout: float = TEN_MINUTES) -> Accelerator:
     """Return an accelerator whose autocast runs at `precision` ("auto", "fp32", "bf16", "fp16").
 
     "auto" is what `accelerate launch` was told, or what an accelerator of this process already
