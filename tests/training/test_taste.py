@@ -278,7 +278,7 @@ def test_reward_models_that_are_no_better_than_chance_are_told(low, told):
     fits = [{"accuracy": 0.3, "interval": [each, 0.5]} for each in low]
     taste.Taste._say_if_it_learnt_nothing(loop, fits)
     assert bool(said) is told
-    assert not told or "right in 0.30, 0.30 of the cases, and chance gives 0.25" in said[0]
+    assert not told or "right in 0.30, 0.30 of the cases, chance is in 0.25" in said[0]
 
 
 def test_people_choose_on_a_page_until_their_time_is_over(parts, tmp_path, monkeypatch):

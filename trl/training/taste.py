@@ -280,9 +280,9 @@ class Taste:
         if all(fit["interval"][0] <= chance for fit in fits):
             told = ", ".join(f"{fit['accuracy'] or 0:.2f}" for fit in fits)
             self._say(
-                f"on held-out choices the reward model is right in {told} of the cases, and chance "
-                f"gives {chance:.2f}: what follows may be noise. More choices would help, or a "
-                "clearer rule to choose by."
+                "the held-out choices do not show that the reward model knows more than chance: "
+                f"it is right in {told} of the cases, chance is in {chance:.2f}. They may be too "
+                "few to tell, or it has learnt nothing; then PPO learns noise, and more would help."
             )
 
     def _say(self, text: str) -> None:
