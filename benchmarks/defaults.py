@@ -19,23 +19,21 @@ model is all-MiniLM, trained as the recipe imdb-classifier says, with `--out
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import runpy
-import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import cells
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # for the tests' reader of llama2.c's files
 
-RESULTS = HERE / "results" / "defaults.jsonl"
 MODELS = Path(os.environ.get("TRL_MODELS", "~/.cache/trl/models")).expanduser()
 STORIES = HERE.parents[1] / "shared/data/stories260K"
 HELD_OUT = 64
@@ -99,7 +97,7 @@ class Cell:
         return "-".join([*parts, str(self.seed)])
 
 
-def cells() -> Iterator[Cell]:
+def grid() -> Iterator[Cell]:
     """All of them, those that say most first."""
     kinds = ("full", "lora", "top")
     for task in ("json", "sentiment", "polite"):
@@ -177,10 +175,11 @@ def settings_of(cell: Cell) -> dict[str, Any]:
     return given
 
 
-def run(cell: Cell) -> dict[str, Any]:
+def run(cell: Cell, steps: int | None = None) -> dict[str, Any]:
     """Train, and return the result."""
     import trl
 
+    cell = replace(cell, steps=steps or cell.steps)
     prompts, reward = task_of(cell)
     if cell.model == "smollm2":
         prompts = [[{"role": "user", "content": text}] for text in prompts]
@@ -208,9 +207,6 @@ def run(cell: Cell) -> dict[str, Any]:
         samples = list(sampler(policy, prompts[-8:]).response_texts or ())
     held = [row for row in history if any(name.startswith("held_out/") for name in row)]
     return {
-        "cell": asdict(cell),
-        "name": cell.name,
-        "seconds": round(time.time() - started),
         "steps": {name: [round(row.get(name, 0.0), 7) for row in rows] for name in KEPT},
         "held_out": [
             {name: round(x, 4) for name, x in row.items() if name.startswith("held_out/")}
@@ -224,19 +220,13 @@ def run(cell: Cell) -> dict[str, Any]:
 # -- results ---------------------------------------------------------------------------------------
 
 
-def results() -> dict[str, dict[str, Any]]:
-    """The last result of each cell, by name."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    return {result["name"]: result for result in map(json.loads, lines)}
-
-
-def table(found: dict[str, dict[str, Any]]) -> str:
+def table(found: Mapping[str, dict[str, Any]]) -> str:
     """One row a cell: held-out reward, KL, distinct-2, length before and after, and the rates."""
     lines = [
         "| cell | reward | KL, nats | distinct-2 | tokens | rate, first to last step | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
-    for cell in cells():
+    for cell in grid():
         if (result := found.get(cell.name)) is None:
             continue
         before, after = result["held_out"]
@@ -253,30 +243,5 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="What `trl.train` learns at its defaults.")
-    parser.add_argument("--only", default="", help="cells with this in their names")
-    parser.add_argument("--cell", help="run this one here, whether it has a result or not")
-    parser.add_argument("--list", action="store_true")
-    parser.add_argument("--table", action="store_true")
-    chosen = parser.parse_args()
-    wanted = [cell for cell in cells() if chosen.only in cell.name]
-    if chosen.table:
-        print(table(results()))
-    elif chosen.list:
-        found = results()
-        print("\n".join(f"{'x' if cell.name in found else ' '} {cell.name}" for cell in wanted))
-    elif chosen.cell:
-        (cell,) = [cell for cell in cells() if cell.name == chosen.cell]
-        result = run(cell)
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(result) + "\n")
-    else:
-        for cell in wanted:
-            if cell.name not in results():
-                subprocess.run([sys.executable, __file__, "--cell", cell.name], check=False)
-
-
 if __name__ == "__main__":
-    main()
+    cells.main(__file__, grid(), run, table)

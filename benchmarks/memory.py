@@ -15,17 +15,17 @@ which take as much as trained ones.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import resource
-import subprocess
 import sys
 import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "memory.jsonl"
+import cells
+
 MODELS = Path(os.environ.get("TRL_MODELS", "~/.cache/trl/models")).expanduser()
 TO_GIB = 2.0**-20 if sys.platform.startswith("linux") else 2.0**-30  # ru_maxrss: KiB, or bytes
 
@@ -41,9 +41,27 @@ KINDS: dict[str, dict[str, Any]] = {
     "long-few-rows": {"max_new_tokens": 72, "forward_batch_size": 2},
     "long-recomputed": {"max_new_tokens": 72},
 }
-CELLS = [f"{model} {kind}" for model in TOP_THIRD for kind in ("full", "lora", "top")]
-CELLS += [f"smollm2 {kind}" for kind in KINDS if kind not in ("full", "lora", "top")]
 SHORT_QUESTION = "How do I boil an egg?"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model, and what is trained of it or set otherwise."""
+
+    model: str
+    kind: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.kind}"
+
+
+def grid() -> Iterator[Cell]:
+    """All of them: each model, and one with everything."""
+    common = ("full", "lora", "top")
+    for model in TOP_THIRD:
+        yield from (Cell(model, kind) for kind in common)
+    yield from (Cell("smollm2", kind) for kind in KINDS if kind not in common)
 
 
 def model_of(name: str) -> tuple[Any, Any]:
@@ -64,7 +82,7 @@ def model_of(name: str) -> tuple[Any, Any]:
     return str(folder), folder
 
 
-def run(cell: str) -> dict[str, Any]:
+def run(cell: Cell, steps: int | None = None) -> dict[str, Any]:
     """Train two steps in this process, and return the result."""
     import psutil
     from peft import LoraConfig
@@ -73,7 +91,7 @@ def run(cell: str) -> dict[str, Any]:
     import trl
     from trl import starter
 
-    name, kind = cell.split()
+    name, kind = cell.model, cell.kind
     libraries = psutil.Process().memory_info().rss / 2**30
     model, tokenizer = model_of(name)
     given = dict(KINDS[kind])
@@ -94,12 +112,11 @@ def run(cell: str) -> dict[str, Any]:
             chats if name == "smollm2" else starter.prompts("train")[:64],
             lambda completion_ids: [len(set(ids)) / 24 for ids in completion_ids],
             tokenizer=AutoTokenizer.from_pretrained(tokenizer),
-            steps=2,
+            steps=steps or 2,
             **given,
         )
     trained = sum(w.numel() for w in policy.parameters() if w.requires_grad)
     return {
-        "cell": cell,
         "weights": sum(w.numel() for w in policy.parameters()),
         "trained": trained,
         "libraries_gib": round(libraries, 2),
@@ -114,52 +131,21 @@ TRANSPOSED = ("starter", "gpt2")
 # -- results ---------------------------------------------------------------------------------------
 
 
-def results() -> dict[str, dict[str, Any]]:
-    """The last result of each cell, by name."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    return {result["cell"]: result for result in map(json.loads, lines)}
-
-
-def table(found: dict[str, dict[str, Any]]) -> str:
+def table(found: Mapping[str, dict[str, Any]]) -> str:
     """One row a cell."""
     lines = [
         "| cell | weights | trained | peak, GiB | less the libraries |",
         "|---|---|---|---|---|",
     ]
-    for cell in CELLS:
-        if result := found.get(cell):
+    for cell in grid():
+        if result := found.get(cell.name):
             above = result["peak_gib"] - result["libraries_gib"]
             lines.append(
-                f"| {cell} | {result['weights'] / 1e6:.2f} M | {result['trained'] / 1e6:.2f} M "
-                f"| {result['peak_gib']:.2f} | {above:.2f} |"
+                f"| {cell.name} | {result['weights'] / 1e6:.2f} M "
+                f"| {result['trained'] / 1e6:.2f} M | {result['peak_gib']:.2f} | {above:.2f} |"
             )
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="cells with this in their names")
-    parser.add_argument("--cell", choices=CELLS, help="measure this one here")
-    parser.add_argument("--list", action="store_true")
-    parser.add_argument("--table", action="store_true")
-    chosen = parser.parse_args()
-    found = results()
-    wanted = [cell for cell in CELLS if chosen.only in cell]
-    if chosen.table:
-        print(table(found))
-    elif chosen.list:
-        print("\n".join(f"{'x' if cell in found else ' '} {cell}" for cell in wanted))
-    elif chosen.cell:
-        line = json.dumps(run(chosen.cell))
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("a") as file:
-            file.write(line + "\n")
-        print(line, flush=True)
-    else:
-        for cell in wanted:
-            if cell not in found:
-                subprocess.run([sys.executable, __file__, "--cell", cell], check=False)
-
-
 if __name__ == "__main__":
-    main()
+    cells.main(__file__, grid(), run, table)

@@ -64,6 +64,8 @@ SIDES = {
     "trl-1.12.0-bf16": ("trl-1.12.0", "--precision", "bf16"),
     "trl-1.12.0-bf16-tuned": ("trl-1.12.0", "--precision", "bf16", "--tuned"),
     "trl-1.12.0-fp32": ("trl-1.12.0", "--precision", "fp32"),
+    "ours-bf16-grpo": ("ours", "--precision", "bf16", "--recorded", "--algorithm", "grpo"),
+    "trl-1.12.0-bf16-grpo": ("trl-1.12.0", "--precision", "bf16", "--grpo"),
 }
 """Name -> whose it is, and the flags of its worker, which says what they mean."""
 DEFAULT_SIDES = ("ours-bf16-recorded", "ours-bf16", "trl-0.11.4-bf16-tuned", "trl-1.12.0-bf16")

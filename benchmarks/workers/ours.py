@@ -46,6 +46,7 @@ class OurSide(Side):
             ppo_epochs=workload.ppo_epochs,
             precision=arguments.precision,
             max_grad_norm=None,  # as trl 0.11.4 by default
+            algorithm=arguments.algorithm,
         )
         self.group_size = 1 if arguments.unshared else workload.group_size
         shortest, longest = workload.response_length
@@ -99,6 +100,7 @@ def lora_config(family: str) -> Any:
 def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argument_parser()
+    parser.add_argument("--algorithm", default="ppo")
     parser.add_argument("--recorded", action="store_true")
     parser.add_argument("--unshared", action="store_true")
     parser.add_argument("--unfrozen-layers", type=int)

@@ -290,7 +290,11 @@ def run_iteration(
         "sampled_tokens": sum(len(response) for response in sampled),
         "trained_tokens": sum(len(response) for response in trained),
         **speeds(workload, parameters, seconds, peak, trains_all=side.trains_all),
-        "stats": {key: float(torch.as_tensor(stats[key]).mean()) for key in STATS_TO_COMPARE},
+        "stats": {
+            key: float(torch.as_tensor(stats[key]).mean())
+            for key in STATS_TO_COMPARE
+            if key in stats  # without a critic some are not
+        },
     }
 
 

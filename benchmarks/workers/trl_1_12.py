@@ -68,10 +68,6 @@ MANY = 10_000
 """Iterations that the trainer is told to make; it ends when standard input does."""
 
 
-class EndOfInput(Exception):
-    """There is no next line on standard input."""
-
-
 class Iterations(TrainerCallback):
     """Runs one iteration for each line on standard input and reports what it took."""
 
@@ -123,7 +119,7 @@ class Iterations(TrainerCallback):
     def wait(self) -> None:
         """Wait for a line, then start the clock."""
         if not sys.stdin.readline():
-            raise EndOfInput
+            raise EOFError
         self.generate_s = 0.0
         self.sampled_tokens = self.trained_tokens = 0
         self.updates_before = count_updates(self.optimizer)
@@ -141,7 +137,8 @@ class Iterations(TrainerCallback):
             output = generate(**kwargs)
             wait(self.device)
             self.generate_s += time.perf_counter() - start
-            responses = output.sequences[:, kwargs["input_ids"].shape[1] :]
+            sequences = output if isinstance(output, torch.Tensor) else output.sequences
+            responses = sequences[:, kwargs["input_ids"].shape[1] :]
             self.sampled_tokens += responses.numel()
             columns = torch.arange(responses.shape[1], device=self.device)
             behind = columns >= lengths[:, None]
@@ -245,6 +242,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argument_parser()
     parser.add_argument("--tuned", action="store_true")
+    parser.add_argument("--grpo", action="store_true")
     return parser.parse_args()
 
 
@@ -256,11 +254,15 @@ def main() -> None:
         os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    iterations = Iterations(arguments, channel)
-    trainer = build_trainer(arguments, iterations)
+    if arguments.grpo:
+        from trl_grpo import Rounds, build_grpo_trainer
+
+        trainer = build_grpo_trainer(arguments, Rounds(arguments, channel))
+    else:
+        trainer = build_trainer(arguments, Iterations(arguments, channel))
     packages = ["trl", "transformers", "accelerate", "torch"]
     channel.introduce(arguments.workload, packages, arguments.device, same_tokens=False)
-    with contextlib.suppress(EndOfInput):
+    with contextlib.suppress(EOFError):
         trainer.train()
 
 

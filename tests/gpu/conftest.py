@@ -4,6 +4,8 @@ import os
 
 # Read when cuBLAS starts; without it, it is not deterministic.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# Processes are forked from one that may have asked for CUDA, but must not have started it.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -67,6 +67,14 @@ def trainer_by_sgd(policy: nn.Module, reference: Any = None, **settings: Any) ->
 
 
 def weights_of(policy: nn.Module) -> Tensor:
-    """The trained weights as one vector, on the CPU."""
-    trained = [weight for weight in policy.parameters() if weight.requires_grad]
-    return torch.cat([weight.detach().flatten().cpu() for weight in trained])
+    """The trained weights as one vector, on the CPU; sharded ones whole, on every process."""
+    trained = [weight.detach() for weight in policy.parameters() if weight.requires_grad]
+    whole = [getattr(weight, "full_tensor", lambda weight=weight: weight)() for weight in trained]
+    return torch.cat([weight.flatten().cpu() for weight in whole])
+
+
+def bytes_held(trainer: PPOTrainer) -> int:
+    """Bytes of weights and of what the optimiser keeps of them; of sharded ones, its own part."""
+    kept = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    tensors = [x for x in (*trainer.model.parameters(), *kept) if isinstance(x, Tensor)]
+    return sum(getattr(x, "to_local", lambda x=x: x)().nbytes for x in tensors)

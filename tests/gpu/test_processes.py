@@ -1,60 +1,143 @@
-"""Two processes, each with a GPU, end with the weights of one that has the whole batch."""
+"""Several processes, each with a GPU: whole weights on each (DDP), and sharded ones (FSDP2).
 
+make test-gpu                          on as many GPUs as there are: two, and four
+TRL_GPU_TESTS_ON=cpu make test-gpu     the same code on gloo, two processes
+"""
+
+import inspect
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 
-from tests.gpu.devices import DEVICE, only_on_cuda
+from tests.gpu.devices import DEVICE, trainers_on
+from tests.gpu.policies import PAIRS, SCORES, batch, bytes_held, trainer_by_sgd, weights_of
+from tests.gpu.runs import stopped_and_gone_on
+from tests.ranks import ROOT, launch
+from tests.training.runs import lines, make_parts
+from trl.compute.precision import make_accelerator
+from trl.config.recipe import ModelConfig
+from trl.ppo import PPOTrainer
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = """
-import sys
-from tests.test_distributed import train_all
-train_all(sys.argv[1])
-"""
+BACKEND = "nccl" if DEVICE.type == "cuda" else "gloo"
+ROWS = 16
+WAYS = [(pair, precision, {}) for pair in PAIRS for precision in ("fp32", "bf16")]
+WAYS += [
+    ("gpt2 and another", "fp32", {"algorithm": "grpo"}),
+    ("gpt2 and another", "fp32", {"whiten_rewards": True, "max_grad_norm": 0.5}),
+    ("llama and a copy", "fp32", {"value_warmup_steps": 1, "vf_coef": 1.0}),
+]
+FEW = [WAYS[0], WAYS[3], WAYS[-3]]
+"""Those that are tried out on a CPU."""
+MOST = {"fp32": 1e-3, "bf16": 3e-2}
+"""By how much of its change a vector of weights may differ: see `tests.gpu.test_step`."""
 
 
-def launched(script, tmp_path, processes):
-    file, out = tmp_path / "share.py", tmp_path / f"{processes}.pt"
-    file.write_text(script)
-    launcher = ["-m", "accelerate.commands.launch", "--num_machines=1", "--mixed_precision=no"]
-    launcher += ["--dynamo_backend=no", f"--num_processes={processes}"]
-    launcher += ["--multi_gpu"] if processes > 1 else []
-    launcher += ["--cpu"] if DEVICE.type == "cpu" else []
+def on_so_many(number):
+    """A parameter of a test on so many processes, skipped with fewer GPUs."""
+    here, what = torch.cuda.device_count(), "CUDA devices"
+    if DEVICE.type == "cpu":
+        here, what = 2, "processes, which are tried out on a CPU"
+    few = pytest.mark.skipif(here < number, reason=f"fewer than {number} {what}")
+    return pytest.param(number, marks=[few, pytest.mark.distributed], id=str(number))
+
+
+def kinds(can_shard):
+    """Parameters of a test of whole and of sharded weights, where there are such."""
+    no = pytest.mark.skipif(not can_shard, reason="weights cannot be sharded in this release")
+    return [pytest.param(False, id="whole"), pytest.param(True, id="sharded", marks=no)]
+
+
+of_trainers = kinds("shard" in inspect.signature(PPOTrainer).parameters)
+of_recipes = kinds("shard" in {field.name for field in fields(ModelConfig)})
+
+
+def steps(pair, precision, settings, shard=False):
+    """What two steps on this process's rows make: weights before, after; figures; bytes held."""
+    torch.manual_seed(0)
+    policy, reference, _ = PAIRS[pair]
+    policy, reference = policy(), reference() if reference else None
+    before = weights_of(policy)
+    sharded = {"shard": True} if shard else {}
+    settings = {"batch_size": ROWS, "minibatch_size": ROWS, **settings, **sharded}
+    trainer = trainer_by_sgd(policy, reference, precision=precision, **settings)
+    rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    mine = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
+    rollout = batch(ROWS).select(list(range(ROWS))[mine])
+    for _ in range(2):
+        stats = trainer.step(rollout, (SCORES * 2)[mine])
+    stats = {
+        name: value
+        for name, value in stats.items()
+        if isinstance(value, float) and not name.startswith("time/")
+    }
+    return before, weights_of(policy), stats, bytes_held(trainer)
+
+
+def train(out, ways, shard):
+    """The steps of a process; the first writes what came of them."""
+    with trainers_on(DEVICE):
+        found = [steps(*way, shard) for way in ways]
+        assert torch.distributed.get_backend() == BACKEND
+        if PartialState().is_main_process:
+            torch.save(found, out)
+
+
+@pytest.mark.parametrize("shard", of_trainers)
+@pytest.mark.parametrize("processes", [on_so_many(2), on_so_many(4)])
+def test_several_processes_train_as_one_does(processes, shard, tmp_path):
+    ways = WAYS if DEVICE.type == "cuda" else FEW
+    codes, said = launch(train, processes, tmp_path, str(tmp_path / "out.pt"), ways, shard)
+    assert codes == [0] * processes, said
+    for way, (_, weights, stats, held) in zip(ways, torch.load(tmp_path / "out.pt"), strict=True):
+        before, expected, expected_stats, held_by_one = steps(*way)
+        change = (expected - before).norm()
+        assert change > 0
+        assert (weights - expected).norm() <= MOST[way[1]] * change, way
+        assert stats.keys() == expected_stats.keys()
+        if way[1] == "fp32":
+            assert stats == pytest.approx(expected_stats, rel=1e-3, abs=1e-4), way
+        if shard:  # and of what has fewer rows than there are processes, all of them
+            assert held <= held_by_one / processes * 1.2, way
+
+
+def stop_and_go_on(folder, shard):
+    """A run of several processes, another that is stopped in its third step and goes on."""
+    torch.use_deterministic_algorithms(True)
+    with trainers_on(DEVICE):
+        accelerator = make_accelerator("bf16")
+        if accelerator.is_main_process:
+            make_parts(Path(folder))
+        accelerator.wait_for_everyone()
+        model = {"name": f"{folder}/model"} | ({"shard": True} if shard else {})
+        stopped_and_gone_on(Path(folder), model=ModelConfig(**model), ppo={"precision": "bf16"})
+
+
+@pytest.mark.parametrize("shard", of_recipes)
+@pytest.mark.parametrize("processes", [on_so_many(2)])
+def test_a_run_of_several_stops_and_goes_on_bit_for_bit(processes, shard, tmp_path):
+    codes, said = launch(stop_and_go_on, processes, tmp_path, str(tmp_path), shard)
+    assert codes == [0] * processes, said
+
+
+@pytest.mark.parametrize("processes", [pytest.param(1, id="1"), on_so_many(2)])
+def test_torchrun_starts_a_recipe_on_each_device(processes, tmp_path):
+    few = "--steps 1 --eval-every 1 --data.held-out 4 --ppo.batch-size 8 --ppo.minibatch-size 4"
+    run = ["-m", "trl", "train", "toy-token", *few.split(), "--quiet", "--out", tmp_path / "run"]
+    on_cpu = {"ACCELERATE_USE_CPU": "true"} if DEVICE.type == "cpu" else {}
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     result = subprocess.run(
-        [sys.executable, *launcher, str(file), str(out)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        [sys.executable, *launcher, *run],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | on_cpu,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    return torch.load(out, map_location="cpu")
-
-
-@only_on_cuda("tests/test_distributed.py has two processes on the CPU")
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
-@pytest.mark.distributed
-def test_one_gpu_equals_two(tmp_path):
-    one, two = (launched(SCRIPT, tmp_path, processes) for processes in (1, 2))
-    for (kind, way), (weights, _, stats) in one.items():
-        other_weights, _, other_stats = two[kind, way]
-        most = 5e-3 if way == "bf16" else 1e-4
-        torch.testing.assert_close(
-            weights, other_weights, rtol=most, atol=most, msg=f"{kind}, {way}"
-        )
-        assert stats.keys() == other_stats.keys()
-
-
-@pytest.mark.distributed
-def test_the_launcher_starts_one_process_here(tmp_path):
-    script = SCRIPT.replace("sys.argv[1]", "sys.argv[1], [('ppo', 'SGD')]")
-    ((weights, moved, stats),) = launched(script, tmp_path, 1).values()
-    assert weights.isfinite().all()
-    assert moved > 0
-    assert stats["ppo/updates"] > 0
+    assert [row["step"] for row in lines(tmp_path / "run" / "metrics.jsonl")] == [0, 1]

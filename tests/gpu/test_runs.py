@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import signal
 
 import pytest
 import torch
@@ -12,12 +10,13 @@ from transformers import AutoTokenizer
 import trl
 from tests.families import tiny_model
 from tests.gpu.devices import CPU, trainers_on
-from tests.training.runs import assert_same_run, lines, make_parts, tiny_recipe
+from tests.gpu.runs import stopped_and_gone_on
+from tests.training.runs import lines, make_parts
 from tests.training.test_loop import count_w7, tokenizer
 from trl import cli, starter
 from trl.evaluation import ClassifierScorer
 from trl.models.with_value_head import load_policy
-from trl.training import loop, run
+from trl.training import run
 
 TEXTS = ["A wonderful film.", "A waste of two hours, and the actors knew it.", "It was there."]
 
@@ -109,24 +108,7 @@ def test_a_recipe_runs_here_and_goes_on_anywhere(tmp_path, device):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.usefixtures("deterministic")
-def test_a_run_that_stopped_goes_on_bit_for_bit(family, precision, tmp_path, monkeypatch, device):
+def test_a_run_that_stopped_goes_on_bit_for_bit(family, precision, tmp_path, device):
     make_parts(tmp_path, family)
-    changes = {"ppo": {"precision": precision}}
-    run.run_recipe(tiny_recipe(tmp_path, tmp_path / "whole", **changes))
-
-    calls, score = 0, loop.score
-
-    def score_and_stop(scorer, rollout):
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        return score(scorer, rollout)
-
-    recipe = tiny_recipe(tmp_path, tmp_path / "stopped", **changes)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "score", score_and_stop)
-        assert run.run_recipe(recipe).interrupted
-    result = run.run_recipe(recipe, resume="auto")
+    result = stopped_and_gone_on(tmp_path, ppo={"precision": precision})
     assert result.model.device.type == device.type
-    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
