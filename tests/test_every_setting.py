@@ -109,6 +109,15 @@ def kept_memory(settings: dict[str, Any], folder: Path) -> Any:
     return len(asked)
 
 
+def patience(settings: dict[str, Any], folder: Path) -> Any:
+    """For how many seconds processes are to wait for each other."""
+    asked: list[float] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(updater, "watch_peers", lambda accelerator, timeout: asked.append(timeout))
+        trainer_of(settings)
+    return asked
+
+
 def recipe_of(settings: dict[str, Any], folder: Path) -> Recipe:
     """A recipe of the parts in the folder, {folder} standing for its path in every text."""
     own = {
@@ -433,6 +442,7 @@ CASES = {
     "ppo.max_approxkl": Case(1e-6),
     "ppo.precision": Case("bf16"),
     "ppo.keep_freed_memory": Case(False, kept_memory),
+    "ppo.collective_timeout": Case(30.0, patience),
     "ppo.seed": Case(1),
     "steps": Case(1, run),
     "episodes": Case(4, run, {"steps": None, "episodes": 8}),

@@ -37,6 +37,7 @@ from trl.compute.processes import (
     checked_everywhere,
     gathered,
     rows_that_count,
+    scores_differ,
     share_of,
     whitened,
 )
@@ -144,9 +145,8 @@ class PPOTrainer:
         self.model, self.policy = model, self.updater.policy
         self.ref_model = self.reference.model if self.reference else None
         share = partial(share_of, self.accelerator)
-        texts = config.pretraining_rows
         self._update_rows = share("minibatch_size", config.update_size)
-        self._text_rows = texts and share("pretraining_rows", texts)
+        self._text_rows = (rows := config.pretraining_rows) and share("pretraining_rows", rows)
         self.kl_ctl = FixedKLController(config.init_kl_coef)
         if config.adaptive_kl:
             beta, target, horizon = config.init_kl_coef, config.kl_target, config.kl_horizon
@@ -352,6 +352,9 @@ class PPOTrainer:
         advantages, returns = self.advantages(rewards, old.values, mask, rollout.group_ids)
         measured = ref_logprobs if self.reference else None
         sampled = None if self.reuses(rollout) else rollout.behaviour_logprobs
+        if self.auto_rate:
+            ids = rollout.group_ids if self.algorithm.groups else None
+            self.auto_rate.learns = scores_differ(self.accelerator, scores, ids, mask.any(1))
         positive = positive_weights(scores, mask, self.config, self.accelerator.reduce)
         learned = advantages, returns, measured, sampled, positive
         return Targets(old.logprobs, old.values, mask, *learned)

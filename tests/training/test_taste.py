@@ -6,6 +6,7 @@ import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -22,9 +23,11 @@ from trl.config.recipe import (
     RewardConfig,
     SimulatedConfig,
 )
+from trl.evaluation.people import asking
 from trl.evaluation.people.items import Item, Vote
 from trl.evaluation.people.store import Shown, Store
 from trl.training import reward, run, taste
+from trl.training.folder import RunFolder
 from trl.training.taste import Simulated, at_chance, disagreement, schedule, tune_to_taste
 
 
@@ -79,7 +82,8 @@ def test_the_schedule_of_the_paper():
     shares = [1 - (1 - step / 100) ** 2 for _, step in plan]
     assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0], abs=0.01)
     assert schedule(replace(people, rounds=1), 100) == [(1000, 100)]
-    assert schedule(replace(people, per_item=2), 100)[0] == (100, 11)
+    two = replace(people, per_item=2, annotators=("ann", "ben"))
+    assert schedule(two, 100)[0] == (100, 11)
     few = schedule(PeopleConfig(choices=8, rounds=4), 4)
     assert few == [(2, 1), (4, 2), (6, 3), (8, 4)]
 
@@ -192,23 +196,15 @@ def test_what_is_done_is_not_done_again(whole, parts, tmp_path, monkeypatch):
     assert tune_to_taste(changed, resume=True) == summary
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_loop_that_is_killed_goes_on(kills, whole, parts, tmp_path):
+def test_a_loop_that_is_killed_goes_on(whole, parts, tmp_path):
+    """For somebody who chooses on a page: tests/training/test_taste_killed.py."""
     whole_out, _ = whole
-    done = 0
-    while done < kills:
-        out = tmp_path / f"case-{done}"
-        for turn in range(10):
-            how = 3 + 17 * turn + done if turn % 2 == 0 else 0.15 * (turn + 1) + 0.01 * done
-            ended, told = session(
-                lambda out: tune_to_taste(loop_of(parts, out), resume=True), out, how
-            )
-            assert ended in ("killed", "ended"), told
-            done += ended == "killed"
-            if ended == "ended" or done == kills:
-                break
-        assert tune_to_taste(loop_of(parts, out), resume=True)
-        check_same(whole_out, out)
+    out = tmp_path / "loop"
+    for how in (3, 0.31, 39):
+        ended, told = session(lambda out: tune_to_taste(loop_of(parts, out), resume=True), out, how)
+        assert ended == "killed", told
+    assert tune_to_taste(loop_of(parts, out), resume=True)
+    check_same(whole_out, out)
 
 
 def test_an_ensemble_asks_what_it_disagrees_about(parts, tmp_path, monkeypatch):
@@ -272,12 +268,25 @@ def answer(client, count):
         client.post("/api/vote", json=body).raise_for_status()
 
 
+@pytest.mark.parametrize(
+    ("low", "told"), [((0.2, 0.3), False), ((0.2, 0.25), True), ((0.1, 0.2), True)]
+)
+def test_reward_models_that_are_no_better_than_chance_are_told(low, told):
+    """If one of them is, they are of some use."""
+    said = []
+    loop = SimpleNamespace(people=PeopleConfig(responses=4), _say=said.append)
+    fits = [{"accuracy": 0.3, "interval": [each, 0.5]} for each in low]
+    taste.Taste._say_if_it_learnt_nothing(loop, fits)
+    assert bool(said) is told
+    assert not told or "right in 0.30, 0.30 of the cases, chance is in 0.25" in said[0]
+
+
 def test_people_choose_on_a_page_until_their_time_is_over(parts, tmp_path, monkeypatch):
     """All of the first round while it waits, and three of the second."""
     out, people = tmp_path / "loop", []
 
     def say(self, text):
-        if not text.startswith("ann: "):
+        if not text.startswith(("ann: ", "the page at http://")):
             return
         if not people:
             people.append(sign_in(text[5:]))
@@ -288,7 +297,7 @@ def test_people_choose_on_a_page_until_their_time_is_over(parts, tmp_path, monke
             (out / "waited.json").write_text("599.9")
 
     monkeypatch.setattr(taste.Taste, "_say", say)
-    monkeypatch.setattr(taste, "POLL", 0.05)
+    monkeypatch.setattr(asking, "GRACE", 0.1)
     who = {"simulated": None, "annotators": ("ann",), "port": 0, "minutes": 10.0}
     summary = tune_to_taste(loop_of(parts, out, **who))
     people[0].close()
@@ -296,21 +305,30 @@ def test_people_choose_on_a_page_until_their_time_is_over(parts, tmp_path, monke
     assert len(lines(out / "round-2" / "items.jsonl")) == 12
 
 
-def test_what_everybody_skips_is_not_waited_for(parts, tmp_path):
+def test_neither_what_is_skipped_nor_a_known_answer_is_waited_for(parts, tmp_path, monkeypatch):
+    """Where nobody chose in time, it is asked once more."""
+    monkeypatch.setattr(asking, "GRACE", 0.0)
+    (tmp_path / "round-1").mkdir()
+    rows = [{"prompt": p, "responses": [f"{p}1", f"{p}2"], "sources": ["", ""]} for p in "ab"]
+    (tmp_path / "round-1/items.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     store = Store(tmp_path / "votes.sqlite", make=True)
-    loop = taste.Taste(loop_of(parts, tmp_path), None, store, ())
-    loop.known = ann, ben = [store.join(store.link(name)) for name in ("ann", "ben")]
-    assert loop._all_there()
-    store.add([Item("a", ("b", "c")), Item("d", ("e", "f")), Item("g", ("h", "i"), gold=0)])
-    for me, answers in ((ann, (0, "skip")), (ben, ("skip",))):
-        for number, answer in enumerate(answers):
-            assert not loop._all_there()
-            shown = store.next(me)
-            while shown.prompt == "g":
-                store.vote(me, shown.id, "gold", 0)
-                shown = store.next(me)
-            store.vote(me, shown.id, f"c{number}", answer)
-    assert loop._all_there()
+    recipe = loop_of(parts, tmp_path, simulated=None, minutes=1e-6)
+    loop = taste.Taste(recipe, RunFolder(tmp_path), store, ())
+    loop.told, loop.address, me = "", "", store.join(store.link("ann"))
+    loop.gold = [Item("g", ("h", "i"), gold=0)]
+    with pytest.raises(ValueError, match="`choices` must be there"):
+        loop._ask(1)
+    loop.people = replace(loop.people, minutes=None)
+    (tmp_path / "waited.json").unlink()
+    asked = [Item(row["prompt"], tuple(row["responses"])) for row in rows]
+    for number, answer in zip(asking.ask(store, asked, again=True).items, (0, "skip"), strict=True):
+        assert asking.waits(store).left
+        store.vote(me, number, f"c{number}", answer)
+    loop._ask(1)
+    (row,) = lines(tmp_path / "round-1/preferences.jsonl")
+    assert (row["prompt"], [vote["annotator"] for vote in row["votes"]]) == ("a", ["ann"])
+    assert asking.waits(store) is None
+    assert store.next(me).prompt == "g"
     store.close()
 
 
@@ -334,7 +352,8 @@ def test_the_command_takes_a_model_and_prompts(parts, tmp_path, monkeypatch):
         ({"choices": 3, "rounds": 4, "first": None}, "people.rounds|`rounds` must be <= the items"),
         ({"first": 30}, "`first` must be <= choices"),
         ({"pick": "disagreement"}, "`ensemble` must be >= 2"),
-        ({"annotators": ()}, "`annotators` must name somebody"),
+        ({"annotators": ()}, "`annotators` must name as many people as judge each item"),
+        ({"per_item": 2}, "`annotators` must name as many people as judge each item"),
         ({"rounds": 5}, "`people.rounds` must be <= the steps"),
     ],
 )

@@ -79,11 +79,11 @@ def make_updater(
         accelerator: None: one made for the precision.
         shard: Let each process hold its part of the weights; a single one holds them all.
     """
-    accelerator = accelerator or make_accelerator(config.precision)
+    accelerator = accelerator or make_accelerator(config.precision, config.collective_timeout)
     check_plain_processes(accelerator)
     check_accelerator(accelerator, config.precision)
     exit_after_gloo()
-    watch_peers(accelerator)
+    watch_peers(accelerator, config.collective_timeout)
     if config.keep_freed_memory and accelerator.device.type == "cpu":
         keep_freed_memory()
     if critic_of(model) is not None and not FACTS[config.algorithm].critic:

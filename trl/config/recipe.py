@@ -749,8 +749,8 @@ class PeopleConfig:
             yield "first", f"be <= choices ({self.choices})", "lower it"
         if self.choices // self.per_item < self.rounds:
             yield "rounds", f"be <= the items asked, {self.choices // self.per_item}", "lower it"
-        if not self.annotators:
-            yield "annotators", "name somebody"
+        if self.per_item > len(self.annotators):
+            yield "annotators", f"name as many people as judge each item ({self.per_item})"
 
 
 @section

@@ -159,8 +159,8 @@ def train(
             is none. A checkpoint's folder: go on from that one. The arguments must be as before,
             a loaded model as it was before the first step: what differs is refused by name, and
             gone on with all the same by "changed" or "changed:" and a checkpoint's folder.
-        quiet: Show no progress. None: none where the output is no terminal, or `on_step` may
-            show it; False: a line now and then in a log, a bar in a notebook.
+        quiet: Show no progress. None: none in a notebook, or where `on_step` may show it. It is a
+            bar in a terminal, a line now and then in a log; False: a bar in a notebook, too.
         profile: A folder for where the time goes: a table, and a trace of two steps.
         model_kwargs: Passed to `from_pretrained`: dtype, device_map, revision, gguf_file, ….
         sampler_kwargs: Passed to `Sampler`: group_size, stop_strings, add_bos, max_rows, ….
@@ -205,7 +205,7 @@ def train(
     given = {"scorer": scorer, "sampling": sampling, "model_kwargs": loading, "parts": parts}
     given |= {"ref_model": ref_model, "tokenizer": tokenizer, "profile": profile, "shard": shard}
     given |= {"only_tokens": _only_tokens(split), "episodes": episodes}
-    accelerator = make_accelerator(config.precision)
+    accelerator = make_accelerator(config.precision, config.collective_timeout)
     folder = None if out is None else RunFolder(Path(out).expanduser())
     with opened(folder, resume, accelerator) as (checkpoint, _):
         sent = partial(_sent, split, chats, tells=accelerator.is_main_process)
@@ -339,11 +339,11 @@ def _trained(
     quiet: bool | None,
 ) -> Trained:
     """Make the steps that are left, and show how they go."""
-    if quiet is None:
-        quiet = on_step is not None or not sys.stdout.isatty()
+    if quiet is None and on_step is not None:
+        quiet = True
     trained, steps = Trained(run.parts.model, run.history), run.recipe.total_steps
     before = (checkpoint and step_of(checkpoint)) or 0
-    quiet = quiet or not run.accelerator.is_main_process
+    quiet = quiet if run.accelerator.is_main_process else True
     try:
         with Display(steps, first_step=before, quiet=quiet) as display:
             run.by_call, run.on_step = True, partial(_seen, display, on_step)

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 
 import trl
 from trl import config as settings
+from trl.compute.peers import meet
 from trl.config import SettingsError
 from trl.config.errors import refuse
 from trl.config.recipe import ClassifierRecipe, Recipe
@@ -46,6 +47,7 @@ MAY_CHANGE = (
     *("out", "quiet", "profile", "tracking", "checkpoints", "steps", "episodes", "stop"),
     *("ppo.forward_batch_size", "ppo.token_budget", "ppo.keep_freed_memory", "sampling.max_rows"),
     "model.shard",
+    "ppo.collective_timeout",
 )
 """Settings that may differ when a run is gone on with: they do not change what a step computes but
 by rounding, unless the learning rate falls over the steps of the whole run."""
@@ -77,7 +79,12 @@ def opened(
         folder.changes, resume = True, named or "auto"
     with folder.in_use() if accelerator.is_main_process else nullcontext():
         found = _find_checkpoint(folder, resume)
-        accelerator.wait_for_everyone()
+        meet()
+        if accelerator.num_processes > 1:
+            names = gather_object([getattr(found[0], "name", "none")])
+            if len(set(names)) > 1:
+                rule = "be a folder that every process sees: of several hosts, on a shared disk"
+                refuse("out", rule, f"the checkpoints {', '.join(names)}")
         try:
             yield found
         except OSError as error:  # on a full disk say what is good, and how to go on

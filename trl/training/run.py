@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import shlex
 import shutil
 import time
@@ -29,8 +28,9 @@ from accelerate.utils import gather_object, set_seed
 from torch import nn
 
 from trl import config as settings
-from trl.compute.peers import told_to_peers
+from trl.compute.peers import meet, told_to_peers
 from trl.compute.precision import make_accelerator
+from trl.compute.starting import busy_told, processes_told
 from trl.config import SettingsError
 from trl.config.code import Trust, flags_to_go_on
 from trl.config.recipe import Recipe
@@ -113,7 +113,7 @@ def run_recipe(
         OSError: if the disk is full; the last checkpoint is good then.
     """
     folder = RunFolder(Path(recipe.out).expanduser())
-    accelerator = make_accelerator(recipe.ppo.precision)
+    accelerator = make_accelerator(recipe.ppo.precision, recipe.ppo.collective_timeout)
     with told_to_peers(), opened(folder, resume, accelerator) as (checkpoint, notes):
         if checkpoint is not None:
             check_same(folder, recipe)  # before anything is loaded
@@ -206,7 +206,8 @@ class Run:
                 resume_step=self.resumed_at,
             )
             self.trackers = stack.enter_context(closing(trackers))
-            for note in [*notes, *self._introduction(), *trackers.notes]:
+            first = processes_told(self.accelerator)
+            for note in [first, *notes, *self._introduction(), *trackers.notes]:
                 display.note(note)
             interrupt = GracefulStop()
             if self.folder is not None:
@@ -221,7 +222,7 @@ class Run:
                 last = reason is not None or loop.steps_done == self.last_step
                 if last or asked or loop.steps_done % recipe.checkpoints.every == 0:
                     self._write_checkpoint(last=loop.steps_done == total)
-                if asked and not last:
+                if asked and reason is None and loop.steps_done < total:
                     return self._end("interrupted", finished=False)
             return self._end(reason or f"all {loop.steps_done} steps are made")
 
@@ -331,6 +332,7 @@ class Run:
 
     def _any(self, flag: bool) -> bool:
         """Return whether the flag is set on any process."""
+        meet()  # `on_step` may have taken its time on one
         if flag:
             self.accelerator.set_trigger()
         return self.accelerator.check_trigger()
@@ -374,7 +376,7 @@ class Run:
                 if name != "policy":
                     (partial / BEST_STEP).write_text(f"{self.loop.steps_done}\n")
         if self.folder is not None:
-            self.accelerator.wait_for_everyone()
+            meet()
 
     def _end(self, reason: str, *, finished: bool = True) -> Result:
         """Write how the run ended, and return it."""
@@ -430,13 +432,7 @@ class Run:
                 f"{recipe.episodes} episodes are {recipe.total_steps} whole steps of "
                 f"{config.batch_size}: {rest} are left out."
             )
-        load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
-        if self.accelerator.device.type == "cpu" and load > cores:
-            yield (
-                f"This machine is busy: a load of {load:.1f} on {cores} cores. Two processes of "
-                "several threads each slow one another many times over: set OMP_NUM_THREADS=1, or "
-                "wait for the other work to end."
-            )
+        yield from busy_told(self.accelerator)
         trained = sum(weight.numel() for weight in self.trainer.trainable)
         yield (
             f"{config.algorithm.upper()} on {recipe.model.name}: "
@@ -482,6 +478,7 @@ class Run:
         write_together(self.checkpoints, state, parts, self.accelerator)
         if self.main:
             self._settle_best()
+        meet()
 
     def _settle_best(self) -> None:
         """Let the best policy that the checkpoint knows of, and no later one, be in its place."""
@@ -539,7 +536,7 @@ class Run:
                 if checkpoints.step_of(path) > state["step"]:  # of steps made again, or damaged
                     checkpoints.remove(path)
             self._settle_best()
-        self.accelerator.wait_for_everyone()
+        meet()
         if self._any(self.main and best_step(self.folder.best) > state["step"]):
             if self.best_step == state["step"]:
                 self._save_policy("best")

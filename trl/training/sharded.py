@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_with_path
 
+from trl.compute.peers import meet
 from trl.kernels.sharded import is_sharded
 from trl.training.checkpoints import Checkpoints, partial_of
 from trl.training.resume import STATE
@@ -109,12 +110,12 @@ def write_together(
     def write(at: Path) -> None:
         torch.save(state, at / STATE)
         if parts:
-            accelerator.wait_for_everyone()
+            meet()
             _write_parts(parts, at)
 
     if accelerator.is_main_process:
         checkpoints.write(state["step"], write)
     elif parts:
-        accelerator.wait_for_everyone()  # until the folder is there
+        meet()  # until the folder is there
         _write_parts(parts, partial_of(checkpoints.place(state["step"])))
-    accelerator.wait_for_everyone()
+    meet()

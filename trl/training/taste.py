@@ -25,15 +25,13 @@ import errno
 import json
 import math
 import os
-import queue
 import random
 import sys
-import threading
 import time
 import warnings
 import webbrowser
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -54,9 +52,10 @@ from trl.config.recipe import (
 )
 from trl.data.prompts import load_prompts
 from trl.evaluation.people.agreement import interval
+from trl.evaluation.people.asking import ask, wait
 from trl.evaluation.people.formats import read_items
 from trl.evaluation.people.items import SKIP, Item, Prompt
-from trl.evaluation.people.store import UNSEEN, Shown, Store
+from trl.evaluation.people.store import Shown, Store
 from trl.evaluation.reward_model import RewardModelScorer
 from trl.evaluation.scores import rollout_of, score
 from trl.models.loading import quiet_transformers
@@ -76,11 +75,8 @@ MAY_CHANGE = (
     *(f"people.{name}" for name in ("annotators", "guidelines", "minutes", "port")),
 )
 """Settings that may differ when a loop is gone on with."""
-HOST = "127.0.0.1"
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 """Without one of them a browser would take the terminal."""
-POLL = 0.5
-"""Seconds between two looks whether all choices are there."""
 AT_ONCE = 64
 """Responses that are written at once."""
 FEW_GOLD = 8
@@ -130,9 +126,10 @@ def schedule(people: PeopleConfig, steps: int) -> list[tuple[int, int]]:
         l(n) = N₀ + (N − N₀)·(1 − (1 − n/T)²)
 
     are the choices that are there before step n of T, where N₀ (`first`) are there before the first
-    and N in all (Ziegler et al., section 2.3); reward models are trained at evenly spaced values of
-    it. Other than there, the choices of a round are made all at once, at its start, and the last
-    reward model has all of them.
+    and N in all (Ziegler et al., section 2.3). They train a reward model before the first step and
+    19 more at evenly spaced values of it, each from the untuned model, with a new head, on all
+    choices so far. So it is here, for as many rounds as there are; but the choices of a round are
+    made all at once, at its start, and the last reward model has all of them.
     """
     total, count = people.choices // people.per_item, people.rounds
     first = math.ceil((people.first or people.choices / 4) / people.per_item)
@@ -242,7 +239,7 @@ class Taste:
 
     def run(self) -> dict[str, Any]:
         """Make what is left of the rounds."""
-        with self._page() if self.people.simulated is None else nullcontext():
+        with closing(self._page()) if self.people.simulated is None else nullcontext():
             rounds = [self._round(number) for number in range(1, len(self.plan) + 1)]
         summary = {"rounds": rounds, "at_chance": at_chance(list(self.store.items()))}
         self.folder.write("summary.json", json.dumps(summary, indent=2) + "\n")
@@ -265,6 +262,7 @@ class Taste:
             return dict(json.loads((place / "result.json").read_text(encoding="utf-8")))
         choices = sum(len(row["votes"]) for row in _rows(self.choices(number)))
         fits = [self._fit(number, model) for model in range(1, self.people.ensemble + 1)]
+        self._say_if_it_learnt_nothing(fits)
         figures = self._steps(number)
         result = {
             "round": number,
@@ -275,6 +273,17 @@ class Taste:
         }
         self.folder.write(f"round-{number}/result.json", json.dumps(result, indent=2) + "\n")
         return result
+
+    def _say_if_it_learnt_nothing(self, fits: Sequence[dict[str, Any]]) -> None:
+        """Say it where no reward model of a round is surely better than drawing lots."""
+        chance = 1 / self.people.responses
+        if all(fit["interval"][0] <= chance for fit in fits):
+            told = ", ".join(f"{fit['accuracy'] or 0:.2f}" for fit in fits)
+            self._say(
+                "the held-out choices do not show that the reward model knows more than chance: "
+                f"it is right in {told} of the cases, chance is in {chance:.2f}. They may be too "
+                "few to tell, or it has learnt nothing; then PPO learns noise, and more would help."
+            )
 
     def _say(self, text: str) -> None:
         if not self.recipe.quiet:
@@ -287,7 +296,9 @@ class Taste:
         people, before = self.people, self.plan[number - 2][0] if number > 1 else 0
         count = self.plan[number - 1][0] - before
         chosen = people.pick == "disagreement" and number > 1
-        groups = self._groups(number, count * (people.candidates if chosen else 1))
+        asked = count * (people.candidates if chosen else 1)
+        self._say(f"{people.responses} responses to each of {asked} prompts are being written.")
+        groups = self._groups(number, asked)
         if chosen:
             worth = self._disagreements(number - 1, groups)
             best = sorted(range(len(groups)), key=lambda i: -worth[i])[:count]
@@ -368,7 +379,8 @@ class Taste:
                  for row in _rows(place / "items.jsonl")]  # fmt: skip
         self.store.add([*asked, *self.gold[number - 1 :: len(self.plan)]])
         self._say(f"round {number} of {len(self.plan)}: {len(asked)} items to choose from.")
-        self._wait() if self.people.simulated is None else self._simulate(self.people.simulated)
+        how = self.people.simulated
+        self._wait(asked) if how is None else self._simulate(how)
         items = list(self.store.items())
         for name, told in at_chance(items).items():
             share, chance = f"{told['share']:.2f} of {told['of']}", f"{told['chance']:.2f}"
@@ -378,6 +390,10 @@ class Taste:
             for item in items
             if item.gold is None and (votes := _votes(item))
         ]
+        made = sum(len(row["votes"]) for row in rows)
+        self._say(f"{made} choices so far.")
+        if not rows:
+            refuse("choices", "be there to learn from", "none", "go on, and choose")
         self.folder.write(f"round-{number}/preferences.jsonl", _lines(rows))
 
     # -- who answers -----------------------------------------------------------------------------
@@ -387,49 +403,33 @@ class Taste:
         for name in self.people.annotators:
             hidden.answer_all(self.store, name)
 
-    def _wait(self) -> None:
-        """Wait until all that was asked is chosen or skipped, or the time for it is over."""
+    def _wait(self, asked: Sequence[Item]) -> None:
+        """Wait until all of it is chosen or skipped, or the time for it is over."""
         self._say(self.told)
+        self.told = f"the page at {self.address} asks on"  # whose links are good once
         file = self.folder.path / "waited.json"  # seconds, of all sessions
-        waited = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else 0.0
-        most = math.inf if self.people.minutes is None else 60 * self.people.minutes
-        while waited < most and not self._all_there():
-            time.sleep(POLL)
-            waited += POLL
-            self.folder.write(file.name, json.dumps(waited))
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else 0.0
+        began, minutes = time.monotonic(), self.people.minutes
+        left = None if minutes is None else 60 * minutes - before
 
-    def _all_there(self) -> bool:
-        """Tell whether nobody has anything left to choose, but for known answers."""
-        left = f"SELECT 1 FROM items WHERE open = 1 AND gold IS NULL AND {UNSEEN} LIMIT 1"
-        find = self.store.db.execute
-        return not any(find(left, {"me": me}).fetchone() for me in self.known)
+        def note() -> bool:
+            self.folder.write(file.name, json.dumps(before + time.monotonic() - began))
+            return False
 
-    @contextmanager
-    def _page(self) -> Iterator[None]:
-        """Have the page open, in a thread that ends with this process."""
-        from trl.evaluation.people.server import serve
+        nobody = not self.store.fact("votes")
+        wait(ask(self.store, asked, again=nobody), timeout=left, stop=note)
 
-        names = self.people.annotators
-        self.known = [self.store.join(self.store.link(name)) for name in names]
-        links = {name: self.store.link(name) for name in names}
-        started: queue.SimpleQueue[str | BaseException] = queue.SimpleQueue()
+    def _page(self) -> Any:
+        """Open the page, in a thread that ends with this process."""
+        from trl.evaluation.people.server import Page
 
-        def open_page() -> None:
-            try:
-                with closing(Store(self.store.path)) as store:
-                    serve(store, HOST, self.people.port, started=started.put)
-            except BaseException as error:
-                started.put(error)
-
-        threading.Thread(target=open_page, daemon=True).start()
-        address = started.get()
-        if isinstance(address, BaseException):
-            raise address
-        self.told = "; ".join(f"{name}: {address}#join={token}" for name, token in links.items())
+        page = Page(self.store.path, self.people.annotators, port=self.people.port)
+        self.told = "; ".join(f"{name}: {link}" for name, link in page.links.items())
+        self.address = page.address
         seen = any(map(os.environ.get, DISPLAYS)) or sys.platform in ("darwin", "win32")
         if seen and sys.stdout.isatty() and not self.recipe.quiet:
-            webbrowser.open(f"{address}#join={next(iter(links.values()))}")
-        yield
+            webbrowser.open(next(iter(page.links.values())))
+        return page
 
     # -- what is learnt --------------------------------------------------------------------------
 
