@@ -7,6 +7,7 @@ which an empty tensor on the device "meta" stands for each that is sharded.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,9 @@ def put_together(state: dict[str, Any], checkpoint: Path, model: nn.Module) -> d
         from torch.distributed import checkpoint as distributed
 
         alone = not is_sharded(weight)
-        distributed.load(parts, checkpoint_id=checkpoint / PARTS, no_dist=alone)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # if alone
+            distributed.load(parts, checkpoint_id=checkpoint / PARTS, no_dist=alone)
     return whole
 
 
