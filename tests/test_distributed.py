@@ -362,7 +362,7 @@ def fail(kind):
     ("kind", "reason"),
     [
         ("scorer", f"rank 1 on {HOST} failed: OverflowError: the reward is broken"),
-        ("killed", f"rank 1 on {HOST} ended without a word"),
+        ("killed", f"rank 1 on {HOST} (was not heard of|ended without a word)"),
         pytest.param("Ctrl-C", f"rank 1 on {HOST} failed: KeyboardInterrupt", marks=slow),
         pytest.param("disk", f"rank 1 on {HOST} failed: OSError.*No space left", marks=slow),
         pytest.param("NaN", "rank 1 was given bad input: .*nan", marks=slow),
@@ -373,7 +373,7 @@ def fail(kind):
 )
 def test_a_process_that_fails_ends_the_others_with_its_reason(kind, reason, tmp_path):
     other = int("rank 0" in kind)
-    codes, said = launch(fail, 2, tmp_path, kind, timeout=40, awaited=[other])
+    codes, said = launch(fail, 2, tmp_path, kind, timeout=60, awaited=[other])
     assert codes[other] == 1, said
     assert re.search(reason, said[other]), said[other]
     if kind in ("scorer", "killed"):

@@ -846,9 +846,9 @@ def test_a_lock_that_is_deleted_lets_no_other_run_in(tmp_path):
 
 def test_a_folder_that_a_host_does_not_see_is_refused(tmp_path, monkeypatch):
     """Else one process would begin a run that another goes on with."""
-    monkeypatch.setattr("trl.training.resume.gather_object", lambda mine: [*mine, "step-000004"])
+    monkeypatch.setattr("trl.compute.processes.gather_object", lambda mine: [*mine, "step-000004"])
     processes = SimpleNamespace(num_processes=2, is_main_process=False)
-    message = "`out` must be a folder that every process sees: .* got the checkpoints none, step-0"
+    message = "`out` must be a folder that every process sees: .* got no checkpoint, step-0"
     with (
         pytest.raises(ValueError, match=message),
         opened(RunFolder(tmp_path / "run"), "auto", processes),

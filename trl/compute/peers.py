@@ -87,7 +87,8 @@ class Peers:
     def __init__(self, rank: int, world: int, timeout: float) -> None:
         self.rank, self.world = rank, world
         default = torch.distributed.distributed_c10d._get_default_store()
-        self._store = torch.distributed.PrefixStore("trl-peers", default)
+        # With a link of its own: that of the group is taken for as long as a process waits on it.
+        self._store = torch.distributed.PrefixStore("trl-peers", default).clone()
         self._store.set(f"host/{rank}", socket.gethostname())
         self._store.set(f"alive/{rank}", "")
         self._keeper = self._name(0)  # it, or what launched it, keeps the store
@@ -186,7 +187,7 @@ class Peers:
 
     def _listen(self) -> None:
         """Beat, and hear of failures and of the next process, while the store is there."""
-        store, following = self._store, (self.rank + 1) % self.world
+        store, following = self._store.clone(), (self.rank + 1) % self.world
         heart, last, heard = f"alive/{following}", b"", time.monotonic()
         with suppress(RuntimeError, OSError):  # the store is gone: `_watch` sees to that
             for beats in count():

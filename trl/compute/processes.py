@@ -29,6 +29,13 @@ def share_of(accelerator: Accelerator, name: str, rows: int) -> int:
     return rows // processes
 
 
+def check_same_everywhere(accelerator: Accelerator, name: str, rule: str, value: str) -> None:
+    """Raise a ValueError on every process if a value is not the same on all of them."""
+    values = [value] if accelerator.num_processes == 1 else gather_object([value])
+    if len(set(values)) > 1:
+        refuse(name, rule, f"{', '.join(values)} on processes 0 to {len(values) - 1}")
+
+
 def gathered(accelerator: Accelerator, tensor: Tensor, *, counted: Tensor | None = None) -> Tensor:
     """Return the rows of all processes, padded with 0 to the widest.
 

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 
 import trl
 from trl import config as settings
 from trl.compute.peers import meet
+from trl.compute.processes import check_same_everywhere
 from trl.config import SettingsError
 from trl.config.errors import refuse
 from trl.config.recipe import ClassifierRecipe, Recipe
@@ -44,10 +45,10 @@ VERSIONS = {
 ALL_THE_SAME = "go on all the same with --resume-changed (in Python resume='changed')"
 
 MAY_CHANGE = (
+    "ppo.collective_timeout",
     *("out", "quiet", "profile", "tracking", "checkpoints", "steps", "episodes", "stop"),
     *("ppo.forward_batch_size", "ppo.token_budget", "ppo.keep_freed_memory", "sampling.max_rows"),
     "model.shard",
-    "ppo.collective_timeout",
 )
 """Settings that may differ when a run is gone on with: they do not change what a step computes but
 by rounding, unless the learning rate falls over the steps of the whole run."""
@@ -80,11 +81,8 @@ def opened(
     with folder.in_use() if accelerator.is_main_process else nullcontext():
         found = _find_checkpoint(folder, resume)
         meet()
-        if accelerator.num_processes > 1:
-            names = gather_object([getattr(found[0], "name", "none")])
-            if len(set(names)) > 1:
-                rule = "be a folder that every process sees: of several hosts, on a shared disk"
-                refuse("out", rule, f"the checkpoints {', '.join(names)}")
+        rule = "be a folder that every process sees: of several hosts, on a shared disk"
+        check_same_everywhere(accelerator, "out", rule, getattr(found[0], "name", "no checkpoint"))
         try:
             yield found
         except OSError as error:  # on a full disk say what is good, and how to go on

@@ -478,7 +478,7 @@ class Run:
         write_together(self.checkpoints, state, parts, self.accelerator)
         if self.main:
             self._settle_best()
-        meet()
+        self.accelerator.wait_for_everyone()
 
     def _settle_best(self) -> None:
         """Let the best policy that the checkpoint knows of, and no later one, be in its place."""
