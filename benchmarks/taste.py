@@ -12,13 +12,15 @@ learning rate and epochs are chosen once for all cells, by the accuracy on held-
 seed that no cell has: results/taste-fit.json.
 
     hidden         PPO on the hidden reward itself, evaluated every few steps: P(POSITIVE) by KL
+    far            the same with a quarter of the KL coefficient, to go as far as the loops do
     online         choices before the first step and on the way, of what the policy writes then
     offline        all of them before the first step
     disagreement   as online, but asked is what an ensemble of three disagrees about
     minilm         as online, reward models from all-MiniLM (examples/real_models/get.py minilm)
 
-The share of the gain is (P − P₀)/(P_hidden − P₀), P_hidden being what `hidden` of the same seed has
-at the KL of the loop (between two evaluations in a line; beyond the last one: the best of all).
+The share of the gain is (P − P₀)/(P_hidden − P₀), P_hidden being the best that `hidden` and `far`
+of the same seed have at the KL of the loop (between two evaluations in a line; beyond all of a
+training: its best).
 
 A result is a line of results/taste.jsonl. A killed script goes on amid a cell, in the folder that
 --runs names.
@@ -40,7 +42,8 @@ from typing import Any
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "taste.jsonl"
 MINILM = Path("~/.cache/trl/models/minilm").expanduser()
-ARMS = ("hidden", "online", "offline", "disagreement", "minilm")
+ALONE = ("hidden", "far")
+ARMS = (*ALONE, "online", "offline", "disagreement", "minilm")
 SEEDS = 3
 FITS = RESULTS.with_name("taste-fit.json")
 TRIED = ((1e-4, 2), (3e-4, 2), (1e-3, 2), (3e-4, 4))
@@ -72,8 +75,10 @@ def recipe_of(
     measured = RewardConfig(kind="classifier", output="probability", weight=0)
     judge = RewardConfig(kind="classifier", output="logit")
     more = {"steps": STEPS, "eval_every": EVERY, "seed": seed, "out": str(out), "quiet": True}
-    if arm == "hidden":
+    if arm in ALONE:
         given = {name: getattr(loop, name) for name in Recipe.__dataclass_fields__}
+        if arm == "far":
+            given["ppo"] = replace(loop.ppo, init_kl_coef=loop.ppo.init_kl_coef / 4)
         return Recipe(**given | {"reward": (judge, measured)} | more)
     who: dict[str, Any] = {"choices": CHOICES, "first": FIRST, "rounds": 4}
     who |= {"offline": {"rounds": 1}, "disagreement": {"pick": "disagreement", "ensemble": 3}}.get(
@@ -130,7 +135,7 @@ def run(arm: str, seed: int, runs: Path) -> dict[str, Any]:
 
     started, out = time.process_time(), runs / f"{arm}-{seed}"
     rounds: list[dict[str, Any]] = []
-    if arm == "hidden":
+    if arm in ALONE:
         run_recipe(recipe_of(arm, seed, out), "auto")
     else:
         recipe = recipe_of(arm, seed, out, fit_of(arm, runs))
@@ -168,11 +173,12 @@ def at_kl(curve: list[dict[str, float]], kl: float) -> float:
 
 def share(found: dict[str, dict[str, Any]], arm: str, seed: int) -> float:
     """The share of the hidden reward's gain that an arm has at its end."""
-    one, other = found.get(f"{arm}-{seed}"), found.get(f"hidden-{seed}")
-    if one is None or other is None:
+    one, others = found.get(f"{arm}-{seed}"), [found.get(f"{each}-{seed}") for each in ALONE]
+    if one is None or None in others:
         return math.nan
     before, after = one["curve"][0][P], one["curve"][-1]
-    return (after[P] - before) / (at_kl(other["curve"], after[KL]) - before)
+    best = max(at_kl(other["curve"], after[KL]) for other in others)
+    return (after[P] - before) / (best - before)
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
@@ -187,7 +193,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         if not rows:
             continue
         last = [row["rounds"][-1] if row["rounds"] else None for row in rows]
-        shares = [share(found, arm, row["seed"]) for row in rows] if arm != "hidden" else []
+        shares = [share(found, arm, row["seed"]) for row in rows] if arm not in ALONE else []
         told = [
             arm,
             ", ".join(f"{each['choices']:,}" for each in last if each),

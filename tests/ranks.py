@@ -15,10 +15,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from tests.hosts import Host
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,6 +48,7 @@ def launch(
     *arguments: Any,
     timeout: float = 900,
     awaited: list[int] | None = None,
+    hosts: Sequence[Host] = (),
 ) -> tuple[list[int], list[str]]:
     """Return how each of several processes ended, and what it said on stderr.
 
@@ -55,6 +59,7 @@ def launch(
         *arguments: What JSON can write.
         timeout: Seconds after which they are killed.
         awaited: Ranks after whose end the others are killed; None: all are waited for.
+        hosts: That of each process; none: all are on this machine.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -67,6 +72,7 @@ def launch(
         "folder": str(folder),
         "port": str(port),
         "timeout": timeout,
+        "hosts": [asdict(host) for host in hosts],
         "awaited": list(range(world)) if awaited is None else awaited,
     }
     print(json.dumps(order), file=_server().stdin, flush=True)
@@ -97,6 +103,9 @@ def _become(rank: int, order: dict[str, Any]) -> Callable[[], None]:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         os.environ |= {"WORLD_SIZE": str(order["world"]), "MASTER_PORT": order["port"]}
         os.environ["MASTER_ADDR"] = "127.0.0.1"
+    if order["hosts"]:
+        os.environ["MASTER_ADDR"] = order["hosts"][0]["address"]
+        Host(**order["hosts"][rank]).enter()
     function = getattr(importlib.import_module(order["module"]), order["name"])
     return lambda: function(*order["arguments"])
 
@@ -124,6 +133,8 @@ if __name__ == "__main__":
         "tests.models.policies",
         "tests.training.runs",
         "trl.training.run",
+        "torch.distributed.checkpoint",
+        "torch.distributed.fsdp",
     ):
         importlib.import_module(name)
     job = _serve()

@@ -9,6 +9,7 @@ import torch
 from tests.conftest import ragged, tiny_gpt2
 from trl import config as settings
 from trl.batch import Rollout
+from trl.compute.processes import scores_differ
 from trl.config import PPOConfig
 from trl.config.recipe import Recipe
 from trl.optimization.auto_rate import AutoRate
@@ -136,6 +137,45 @@ def test_the_state_of_another_kind_of_rate_is_refused():
         trainer_of().load_state_dict(
             state | {"auto_rate": {"rate": math.nan, "moved": 0, "spent": 0, "rounding": 0}}
         )
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "one_score"),
+    [
+        ("ppo", [1.0] * 24),
+        ("rloo", [n // 2 / 7 for n in range(24)]),  # differ, but not within a group of two
+        ("grpo", [0.0, 0.0, 1.0, 1.0] * 6),
+    ],
+)
+def test_where_no_score_differs_the_rate_does_not_grow(algorithm, one_score):
+    """A policy that always answers right hardly moves, until a rate that grew breaks it."""
+    trainer = trainer_of(algorithm=algorithm)
+    groups = torch.arange(24) // 2
+
+    def step(number, scores):
+        data = dataclasses.replace(rollout(number), group_ids=groups)
+        trainer.step(data, scores)
+        return trainer.auto_rate.rate
+
+    first = step(0, scores(0))
+    assert step(1, scores(1)) > first
+    kept = trainer.auto_rate.state_dict()
+    after = [step(number, torch.tensor(one_score)) for number in range(2, 6)]
+    assert max(after) <= kept["rate"]
+    assert after == sorted(after, reverse=True)
+    assert {"moved": kept["moved"], "spent": kept["spent"]}.items() <= (
+        trainer.auto_rate.state_dict().items()
+    )  # nothing was measured either
+
+
+def test_what_differs_is_asked_of_rows_that_count():
+    accelerator = trainer_of().accelerator
+    counted, ids = torch.tensor([True, True, False, False]), torch.tensor([0, 0, 1, 1])
+    values = torch.tensor([1.0, 1.0, 0.0, 2.0])
+    assert not scores_differ(accelerator, values, ids, counted)
+    assert scores_differ(accelerator, values, ids, ~counted)
+    assert not scores_differ(accelerator, values, ids, counted & ~counted)
+    assert scores_differ(accelerator, torch.tensor([1.0, 1.0, 2.0, 2.0]), None, counted | True)
 
 
 def test_a_schedule_scales_the_way_not_the_rate():

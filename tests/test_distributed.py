@@ -5,10 +5,10 @@ import os
 import random
 import re
 import signal
+import socket
 import time
 import zlib
 from dataclasses import replace
-from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
 
@@ -25,10 +25,11 @@ from tests.ranks import launch
 from tests.training.runs import assert_same_run, lines, make_parts, tiny_recipe
 from tests.training.test_loop import tokenizer
 from trl.batch import Rollout
-from trl.compute import peers, precision
+from trl.compute import peers
 from trl.compute.precision import exit_after_gloo
-from trl.config.recipe import PretrainingConfig
+from trl.config.recipe import ModelConfig, PretrainingConfig
 from trl.environments import EnvironmentReward, Episodes, Turn, episode_figures
+from trl.kernels.sharded import whole
 from trl.models.with_value_head import load_policy
 from trl.ppo import PPOTrainer
 from trl.rollout import Sampler
@@ -36,6 +37,8 @@ from trl.training import loop, run
 from trl.training.loop import mean_of_each
 
 ROWS = 12
+MORE_ROWS = 16
+"""For four processes, with the same first 12."""
 KINDS = {
     "ppo": ({}, {}),
     "grpo": ({}, {"algorithm": "grpo"}),
@@ -51,7 +54,13 @@ MORE = {
     "vapo": ({}, {"algorithm": "vapo", "value_pretraining": 0}),
     "penalties": ({}, {"algorithm": "rloo", "scale_scores": True, "missing_eos_penalty": 1.0}),
     "warm-up": ({}, {"value_warmup_steps": 1, "vf_coef": 1.0}),  # what is at rest does not decay
-    "pretraining": ({}, {"pretraining_coef": 0.5, "pretraining_rows": 6}),
+    "pretraining": ({}, {"pretraining_coef": 0.5}),
+    "short passes": (  # as many tokens in each, so not as many passes on every process
+        {},
+        {"token_budget": 14, "pretraining_coef": 0.5},
+    ),
+    "value pretraining": ({}, {"value_pretraining": 1, "vf_coef": 1.0}),
+    "token scores": ({}, {"whiten_rewards": True}),
     "computed again": ({}, {}),
     "experts": ({}, {}),  # some get no token on one process
     "routers": ({}, {"forward_batch_size": 1}),  # balanced within each pass: the same passes
@@ -90,7 +99,7 @@ def make_model(kind):
     return tiny_model("switch_transformers" if kind == "experts" else "llama")
 
 
-def trained(kind, way):
+def trained(kind, way, size=ROWS, shard=False):
     """What two steps make of a policy: its weights, by how much the most has moved, the stats."""
     how, settings = (KINDS | MORE)[kind]
     mixed_precision, make_optimizer = WAYS[way]
@@ -100,46 +109,58 @@ def trained(kind, way):
         policy.gradient_checkpointing_enable()
     torch.nn.init.normal_((policy.critic or policy).v_head.summary.weight, std=0.1)
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
+    names = [name for name, weight in policy.named_parameters() if weight.requires_grad]
     before = torch.cat([weight.detach().flatten() for weight in weights])
     trainer = PPOTrainer(
         policy,
+        shard=shard,
         optimizer=make_optimizer(weights, **{"lr": LOW_RATES[kind]} if way == "bf16" else {}),
         precision=mixed_precision,
-        batch_size=ROWS,
-        minibatch_size=ROWS,
+        batch_size=size,
+        minibatch_size=size,
         ppo_epochs=2,
+        pretraining_rows=size // 2 if "pretraining_coef" in settings else None,
         **{"forward_batch_size": 2} | settings,
     )
-    mine = share(trainer, ROWS)
+    mine = share(trainer, size)
     if "pretraining_coef" in settings:
-        texts = ragged([2, 6, 3, 5, 4, 2], vocabulary=VOCABULARY)[share(trainer, 6)]
+        texts = ragged([2, 6, 3, 5, 4, 2, 7, 1], vocabulary=VOCABULARY)
+        texts = texts[share(trainer, size // 2)]
         trainer.pretraining = lambda rows: texts
-    queries = [q for q in ragged([3, 1, 5, 2, 4, 6], vocabulary=VOCABULARY) for _ in range(2)]
-    responses = ragged([2, 3, 1, 2, 8, 5, 1, 7, 11, 1, 4, 12], 1, VOCABULARY)
+    queries = [q for q in ragged([3, 1, 5, 2, 4, 6, 2, 1], vocabulary=VOCABULARY) for _ in range(2)]
+    responses = ragged([2, 3, 1, 2, 8, 5, 1, 7, 11, 1, 4, 12, 1, 9, 3, 6], 1, VOCABULARY)
     rollout = Rollout.from_lists(
-        queries[mine], responses[mine], group_ids=[row // 2 for row in range(ROWS)][mine]
+        queries[mine], responses[mine], group_ids=[row // 2 for row in range(size)][mine]
     )
-    rollout = replace(rollout, ended=(torch.arange(ROWS) % 3 > 0)[mine])
-    scores = torch.tensor([-1.0, 2, 0.5, 0, 1, -2, 0.3, 1.1, 0.7, -0.2, 0.1, 0.9])[mine]
+    rollout = replace(rollout, ended=(torch.arange(size) % 3 > 0)[mine])
+    scores = torch.tensor(
+        [-1.0, 2, 0.5, 0, 1, -2, 0.3, 1.1, 0.7, -0.2, 0.1, 0.9, 1.3, -0.6, 0.2, 0.4]
+    )
+    scores = scores[:size][mine]
+    if kind == "token scores":
+        drawn = torch.randn(size, 12, generator=torch.Generator().manual_seed(5))[mine]
+        scores = drawn[:, : rollout.responses.shape[1]] * rollout.response_mask
     if silent := SILENT.get(kind):
         scores = [
             None if n in silent else s.item()
-            for n, s in zip(range(ROWS)[mine], scores, strict=True)
+            for n, s in zip(range(size)[mine], scores, strict=True)
         ]
         with pytest.warns(UserWarning, match="this step makes no update"):
             assert trainer.step(rollout, [None] * len(scores))["ppo/updates"] == 0
     figures = {}
     for _ in range(2):
         if kind == "episodes":
-            rollout, scores, figures = played(policy, mine)
+            with trainer.sampling():
+                rollout, scores, figures = played(policy, mine)
         stats = trainer.step(rollout, scores)
-    after = torch.cat([weight.detach().flatten() for weight in weights])
+    now = dict(policy.named_parameters())  # sharded ones are others
+    after = torch.cat([whole(now[name].detach()).flatten() for name in names])
     kept = {k: v for k, v in stats.items() if isinstance(v, float) and not k.startswith("time")}
     kept |= figures
     return after, float((after - before).abs().max()), kept
 
 
-TURNS = [3, 1, 2, 1, 1, 4]
+TURNS = [3, 1, 2, 1, 1, 4, 2, 1]
 """Of each of the groups: of three processes, the second has but one turn to write."""
 
 
@@ -163,7 +184,7 @@ def played(policy, mine):
     sampler = Sampler(tokenizer(), max_new_tokens=(1, 4), eos_token_id=None, group_size=2)
     episodes = Episodes(sampler, Game, max_tokens=24)
     rows = rows[mine.start // 2 : mine.stop // 2]
-    rollout = episodes(policy, rows, seeds=range(*mine.indices(ROWS)))
+    rollout = episodes(policy, rows, seeds=range(mine.start, mine.stop))
     one, other = ([e.drawn for e in rollout.environments[first::2]] for first in (0, 1))
     assert one == other  # the two of a group have had the same game
     told = [
@@ -181,52 +202,59 @@ def share(trainer, rows):
 
 
 TABLE = [(kind, way) for kind in KINDS for way in WAYS] + [(kind, "SGD") for kind in MORE]
+LISTED = ["whitened rewards", "early stop", "warm-up", "pretraining", "value pretraining"]
+TABLE += [(kind, "Adam") for kind in [*LISTED, "token scores", "episodes"]]
 QUICK = [(kind, "SGD") for kind in [*KINDS, "penalties", "warm-up", "pretraining", "experts"]]
 QUICK += [("a critic of its own", "SGD")]
 QUICK += [(kind, "SGD") for kind in SILENT]
 QUICK += [("routers", "SGD"), ("episodes", "SGD"), ("LoRA", "Adam"), ("ppo", "bf16")]
 
 
-def train_all(out, table=TABLE):
+def train_all(out, size, table=TABLE):
     results = {}
     for kind, way in table:
-        results[kind, way] = trained(kind, way)
+        results[kind, way] = trained(kind, way, size)
         AcceleratorState._reset_state()
     if os.environ.get("RANK", "0") == "0":
         torch.save(results, out)
 
 
 @cache
-def by_one(kind, way):
+def by_one(kind, way, size=ROWS):
     AcceleratorState._reset_state(reset_partial_state=True)
-    return trained(kind, way)
+    return trained(kind, way, size)
+
+
+def check_equal(result, expected, way, named):
+    """Of several processes, and of one: the same weights, and the same figures."""
+    (weights, _, stats), (expected, moved, expected_stats) = result, expected
+    assert moved > 1e-2, named
+    gap = float((weights - expected).abs().max())
+    assert gap <= MOST[way], f"{named}: {gap:.1e}"
+    assert stats.keys() == expected_stats.keys()
+    if way != "bf16":
+        for name, value in expected_stats.items():
+            assert stats[name] == pytest.approx(value, rel=1e-5, abs=1e-6), (named, name)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("processes", "table"),
+    ("processes", "size", "table"),
     [
-        (2, QUICK),
-        pytest.param(2, TABLE, marks=pytest.mark.slow),
-        pytest.param(3, TABLE, marks=pytest.mark.slow),
+        (2, ROWS, QUICK),
+        pytest.param(2, ROWS, TABLE, marks=pytest.mark.slow),
+        pytest.param(3, ROWS, TABLE, marks=pytest.mark.slow),
+        pytest.param(4, MORE_ROWS, TABLE, marks=pytest.mark.slow),
     ],
 )
-def test_several_processes_equal_one(processes, table, tmp_path):
+def test_several_processes_equal_one(processes, size, table, tmp_path):
     """Every kind of policy, on rows whose lengths differ from process to process."""
-    codes, said = launch(train_all, processes, tmp_path, str(tmp_path / "out.pt"), table)
+    codes, said = launch(train_all, processes, tmp_path, str(tmp_path / "out.pt"), size, table)
     assert codes == [0] * processes, said
     results = torch.load(tmp_path / "out.pt")
-    for (kind, way), (weights, _, stats) in results.items():
-        expected, moved, expected_stats = by_one(kind, way)
-        named = f"{kind}, {way}"
-        assert moved > 1e-2, named
-        gap = float((weights - expected).abs().max())
-        assert gap <= MOST[way], f"{named}: {gap:.1e}"
-        assert stats.keys() == expected_stats.keys()
-        assert ("ppo/loss/router" in stats) == (kind == "routers")
-        if way != "bf16":
-            for name, value in expected_stats.items():
-                assert stats[name] == pytest.approx(value, rel=1e-4, abs=1e-5), (named, name)
+    for (kind, way), result in results.items():
+        check_equal(result, by_one(kind, way, size), way, f"{kind}, {way}")
+        assert ("ppo/loss/router" in result[-1]) == (kind == "routers")
 
 
 @pytest.mark.parametrize("backend", ["gloo", "cpu:gloo,cuda:nccl", "nccl", None])
@@ -289,16 +317,25 @@ def test_a_group_that_is_spread_over_processes_is_refused(tmp_path):
 
 PATIENCE = 3
 """Seconds that a process waits for the others in these tests."""
+HOST = re.escape(socket.gethostname())
+slow = pytest.mark.slow
 
 
 def fail(kind):
     """One of two processes fails in the third step, or answers no more."""
-    if "answers" in kind:
-        precision.PATIENCE, peers.GRACE = timedelta(seconds=PATIENCE), 1.0
+    short = "answers" in kind or "waits" in kind
+    if short or kind == "killed":
+        peers.GRACE, peers.SILENCE = 1.0, PATIENCE
     trainer = PPOTrainer(
-        tiny_gpt2(0), tiny_gpt2(1), precision="fp32", batch_size=8, minibatch_size=8, ppo_epochs=1
+        tiny_gpt2(0),
+        tiny_gpt2(1),
+        precision="fp32",
+        batch_size=8,
+        minibatch_size=8,
+        ppo_epochs=1,
+        collective_timeout=PATIENCE if short else 600,
     )
-    for step in range(1000):
+    for step in range(4 if "waits" in kind else 1000):
         scores = torch.linspace(-1, 2, 4)
         if trainer.accelerator.process_index == int("rank 0" not in kind) and step == 2:
             if kind == "scorer":
@@ -311,8 +348,10 @@ def fail(kind):
                 os.kill(os.getpid(), signal.SIGKILL)
             if kind == "NaN":
                 scores[1] = float("nan")
+            if kind == "the scorer waits":
+                time.sleep(2 * PATIENCE)
             if kind == "only its heart answers":
-                time.sleep(60)
+                trainer.model.transformer.register_forward_hook(lambda *_: time.sleep(60))
             if "nothing of" in kind:
                 os.kill(os.getpid(), signal.SIGSTOP)
         trainer.step(ragged([3, 1, 4, 1]), ragged([2, 7, 1, 8]), scores)
@@ -322,32 +361,37 @@ def fail(kind):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("scorer", "rank 1 failed: OverflowError: the reward is broken"),
-        ("killed", "rank 1 ended without a word"),
-        pytest.param("Ctrl-C", "rank 1 failed: KeyboardInterrupt", marks=pytest.mark.slow),
-        pytest.param("disk", "rank 1 failed: OSError.*No space left", marks=pytest.mark.slow),
-        pytest.param("NaN", "rank 1 was given bad input: .*nan", marks=pytest.mark.slow),
-        ("only its heart answers", "Timed out waiting 3000ms"),
-        ("nothing of rank 1 answers", "rank 0 stops, since rank 1 ended without a word"),
-        ("nothing of rank 0 answers", "rank 1 stops, since rank 0, which keeps the store"),
+        ("scorer", f"rank 1 on {HOST} failed: OverflowError: the reward is broken"),
+        ("killed", f"rank 1 on {HOST} ended without a word"),
+        pytest.param("Ctrl-C", f"rank 1 on {HOST} failed: KeyboardInterrupt", marks=slow),
+        pytest.param("disk", f"rank 1 on {HOST} failed: OSError.*No space left", marks=slow),
+        pytest.param("NaN", "rank 1 was given bad input: .*nan", marks=slow),
+        pytest.param("only its heart answers", "Timed out waiting 3000ms", marks=slow),
+        ("nothing of rank 1 answers", f"rank 0 stops, since rank 1 on {HOST} (was not|ended)"),
+        ("nothing of rank 0 answers", f"rank 1 stops, since rank 0 on {HOST},? .*keeps the store"),
     ],
 )
 def test_a_process_that_fails_ends_the_others_with_its_reason(kind, reason, tmp_path):
     other = int("rank 0" in kind)
-    started = time.monotonic()
-    codes, said = launch(fail, 2, tmp_path, kind, timeout=60, awaited=[other])
+    codes, said = launch(fail, 2, tmp_path, kind, timeout=40, awaited=[other])
     assert codes[other] == 1, said
     assert re.search(reason, said[other]), said[other]
     if kind in ("scorer", "killed"):
-        assert said[other].splitlines()[-1].startswith(f"rank 0 stops, since {reason}")
+        assert re.match(f"rank 0 stops, since {reason}", said[other].splitlines()[-1])
         assert ("OverflowError: the reward is broken" in said[1]) == (kind == "scorer")
-    assert time.monotonic() - started < 40
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_scorer_is_waited_for_longer_than_an_exchange(tmp_path):
+    codes, said = launch(fail, 2, tmp_path, "the scorer waits", timeout=120)
+    assert codes == [0, 0], said
 
 
 # -- runs ------------------------------------------------------------------------------------------
 
 
-def run_stop_and_go_on(folder):
+def run_stop_and_go_on(folder, shard=False):
     """A run, and another that is stopped in its third step and goes on."""
     out, rank = Path(folder), int(os.environ.get("RANK", 0))
     if "RANK" in os.environ:
@@ -358,6 +402,7 @@ def run_stop_and_go_on(folder):
         torch.distributed.barrier()
     changes = {"ppo": {"pretraining_coef": 0.5}}
     changes["pretraining"] = PretrainingConfig(text=str(out / "prompts.txt"), tokens=4)
+    changes["model"] = ModelConfig(name=str(out / "model"), shard=shard)
     run.write_report = lambda runs, out: out
     run.run_recipe(tiny_recipe(out, out / "whole", **changes))
     calls, score = 0, loop.score

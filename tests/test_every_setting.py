@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -106,6 +107,15 @@ def kept_memory(settings: dict[str, Any], folder: Path) -> Any:
         patched.setattr(updater, "keep_freed_memory", lambda: asked.append(1))
         trainer_of(settings)
     return len(asked)
+
+
+def patience(settings: dict[str, Any], folder: Path) -> Any:
+    """For how many seconds processes are to wait for each other."""
+    asked: list[float] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(updater, "watch_peers", lambda accelerator, timeout: asked.append(timeout))
+        trainer_of(settings)
+    return asked
 
 
 def recipe_of(settings: dict[str, Any], folder: Path) -> Recipe:
@@ -214,6 +224,13 @@ def adapter(settings: dict[str, Any], folder: Path) -> Any:
     }
 
 
+def sharding(settings: dict[str, Any], folder: Path) -> Any:
+    """What the trainer is told of the weights' place; one process alone holds them all."""
+    with mock.patch("trl.ppo.make_updater", wraps=updater.make_updater) as made:
+        parts_of(settings, folder)
+    return made.call_args.kwargs
+
+
 def run(settings: dict[str, Any], folder: Path) -> Any:
     """A run: its figures, files and checkpoints, why it ended, and what it shows."""
     recipe = recipe_of(settings, folder)
@@ -318,6 +335,7 @@ CASES = {
     "model.critic": Case("copy", two_steps_of_a_run),
     "model.value_head": Case("bins", two_steps_of_a_run),
     "model.value_range": Case([-1.0, 1.0], two_steps_of_a_run, {"model.value_head": "bins"}),
+    "model.shard": Case(True, sharding),
     "data.prompts": Case("{folder}/table.jsonl", prompts),
     "data.shuffle_buffer": Case(8, first_step),
     "data.subset": Case("b", prompts, {"data.prompts": "{folder}/set", "data.subset": "a"}),
@@ -424,6 +442,7 @@ CASES = {
     "ppo.max_approxkl": Case(1e-6),
     "ppo.precision": Case("bf16"),
     "ppo.keep_freed_memory": Case(False, kept_memory),
+    "ppo.collective_timeout": Case(30.0, patience),
     "ppo.seed": Case(1),
     "steps": Case(1, run),
     "episodes": Case(4, run, {"steps": None, "episodes": 8}),

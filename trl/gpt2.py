@@ -22,6 +22,7 @@ from trl.models.checkpoint import ADAPTER_CONFIG, MODEL_FILE, Source, fill_value
 from trl.models.head import constant_weights, precise_head
 from trl.models.loading import load_whole
 from trl.models.value_head import ValueHead
+from trl.models.whole import add_whole_weights
 from trl.models.with_value_head import OutputWithValue
 from trl.rollout.sampling import sample
 
@@ -124,6 +125,8 @@ class GPT2HeadWithValueModel(GPT2LMHeadModel):
         upload the folder before it is complete: call `push_to_hub` afterwards. Older weights of
         the model in the folder are replaced; a folder that holds an adapter is refused.
         """
+        if not add_whole_weights(self, kwargs):
+            return
         kwargs["state_dict"] = kwargs.get("state_dict") or self.state_dict()
         save_policy(self, super().save_pretrained, save_directory, MODEL_FILE, kwargs)
         if kwargs.get("is_main_process", True):

@@ -31,12 +31,13 @@ from torch import Tensor, nn
 
 from trl.anatomy import is_encoder_decoder, language_model, response_start, without_dropout
 from trl.batch import ResponseOutput, Rollout, TokenLists
-from trl.compute.passes import micro_batches, response_output, with_trunk_states, with_values
+from trl.compute.passes import gradient_passes, prepared, response_output, text_passes
 from trl.compute.precision import check_first_ratio
 from trl.compute.processes import (
     checked_everywhere,
     gathered,
     rows_that_count,
+    scores_differ,
     share_of,
     whitened,
 )
@@ -59,7 +60,7 @@ from trl.optimization.losses import positive_weights, token_mean
 from trl.optimization.objective import Targets, objective
 from trl.optimization.rewards import RunningMoments, adjusted_scores, token_rewards
 from trl.optimization.settings import resolve_config
-from trl.optimization.state import check_state, optimizer_state
+from trl.optimization.state import check_state, fitting_state, optimizer_state
 from trl.optimization.statistics import step_statistics, totals
 from trl.optimization.update import PassStats, Update
 from trl.optimization.value_pretraining import ValuePretraining
@@ -86,6 +87,9 @@ class PPOTrainer:
         accelerator: None: one made for `config.precision`.
         pretraining: Texts for `config.pretraining_coef`: given a number of rows, returns so many
             1-D tensors of token ids. Each process asks for its share; give each other texts.
+        shard: Let each process hold its part of every weight of policy and reference, both of which
+            are changed for it (torch's FSDP2, see docs/howto/sharding.md). All processes then
+            sample, save and score at the same time. One process alone holds all.
         **ppo_params: Fields of `PPOConfig`, also by their names of 2020 (`lr`, `lam`, `target`,
             `horizon`, `adap_kl_ctrl`). A name close to one of them is a TypeError; others
             are ignored with a warning, since notebooks of that time pass their whole settings.
@@ -114,6 +118,7 @@ class PPOTrainer:
         optimizer: torch.optim.Optimizer | None = None,
         accelerator: Accelerator | None = None,
         pretraining: Pretraining | None = None,
+        shard: bool = False,
         **ppo_params: Any,
     ) -> None:
         if older or isinstance(model, PPOConfig):
@@ -134,15 +139,14 @@ class PPOTrainer:
             refuse("pretraining_coef", "be > 0 with `pretraining`", "0")
         self.pretraining = pretraining
 
-        self.updater = make_updater(model, config, optimizer, accelerator)
+        self.updater = make_updater(model, config, optimizer, accelerator, shard=shard)
         self.reference = self.updater.make_reference(ref_model)
         self.accelerator, self.precision = self.updater.accelerator, self.updater.precision
         self.model, self.policy = model, self.updater.policy
         self.ref_model = self.reference.model if self.reference else None
         share = partial(share_of, self.accelerator)
-        texts = config.pretraining_rows
         self._update_rows = share("minibatch_size", config.update_size)
-        self._text_rows = texts and share("pretraining_rows", texts)
+        self._text_rows = (rows := config.pretraining_rows) and share("pretraining_rows", rows)
         self.kl_ctl = FixedKLController(config.init_kl_coef)
         if config.adaptive_kl:
             beta, target, horizon = config.init_kl_coef, config.kl_target, config.kl_horizon
@@ -226,8 +230,7 @@ class PPOTrainer:
             self.updater.for_step(self._at_rest()),
         ):
             with clock.part("policy"):
-                rollout = with_trunk_states(self.updater, rollout, self.config)
-                rollout = with_values(self.updater, rollout, self.config)
+                rollout = prepared(self.updater, rollout, self.config)
                 old = self.before_update(rollout)
             with clock.part("reference"):
                 ref_logprobs = self.reference_logprobs(rollout, old)
@@ -349,6 +352,9 @@ class PPOTrainer:
         advantages, returns = self.advantages(rewards, old.values, mask, rollout.group_ids)
         measured = ref_logprobs if self.reference else None
         sampled = None if self.reuses(rollout) else rollout.behaviour_logprobs
+        if self.auto_rate:
+            ids = rollout.group_ids if self.algorithm.groups else None
+            self.auto_rate.learns = scores_differ(self.accelerator, scores, ids, mask.any(1))
         positive = positive_weights(scores, mask, self.config, self.accelerator.reduce)
         learned = advantages, returns, measured, sampled, positive
         return Targets(old.logprobs, old.values, mask, *learned)
@@ -450,13 +456,11 @@ class PPOTrainer:
         mask = targets.mask[rows]
         counts = Counts(*self.accelerator.reduce((mask.sum(), mask.any(1).sum())))
         parts: list[PassStats] = []
-        passes = list(micro_batches(rollout, self.config, rows))
-        for chosen in passes:
-            part = rollout.select(chosen)
-            with self.updater.one_pass(last=chosen is passes[-1]):
+        passes = gradient_passes(self.updater, rollout, targets, rows, self.config)
+        for part, of_part, last in passes:
+            with self.updater.one_pass(last):
                 with self.clock.part("forward"):
                     new = self.policy(part)
-                    of_part = targets.select(chosen, part.responses.shape[1])
                     loss, pass_stats = self.loss(new, of_part, of_part.mask, counts)
                 with self.clock.part("backward"):
                     self.updater.backward(loss, new)
@@ -483,12 +487,11 @@ class PPOTrainer:
         """
         tokens = self.accelerator.reduce(text.response_mask.sum())
         shares = []
-        for chosen in micro_batches(text, self.config):
-            part = text.select(chosen)
+        for part, mask in text_passes(self.updater, text, self.config):
             with self.updater.one_pass(last=False), self.updater.responder.without_critic():
                 with self.clock.part("forward"):
                     output = self.policy(part, temperature=1.0)
-                    share = token_mean(-output.logprobs, part.response_mask, tokens)
+                    share = token_mean(-output.logprobs, mask, tokens)
                 with self.clock.part("backward"):
                     self.updater.backward(self.config.pretraining_coef * share, output)
             shares.append(share.detach())
@@ -525,7 +528,8 @@ class PPOTrainer:
         Plain values and tensors on the CPU, copied: `torch.load(..., weights_only=True)` reads
         what `torch.save` makes of them. To resume: build the trainer on the model that the run
         began with, so that the reference is the same; load the policy's weights into that model;
-        then call `load_state_dict`. A learning-rate schedule has a state of its own.
+        then call `load_state_dict`. A learning-rate schedule has a state of its own. Of sharded
+        weights each process gets its parts, for `torch.distributed.checkpoint`.
         """
         scaler = self.accelerator.scaler
         large = {"optimizer": optimizer_state(self.optimizer)}
@@ -540,7 +544,7 @@ class PPOTrainer:
         scaler = self.accelerator.scaler
         scaled, auto = scaler is not None, self.auto_rate is not None
         check_state(state, self.optimizer, scaled=scaled, auto=auto)
-        kept = copy.deepcopy(state["optimizer"]["state"])  # the state stays the caller's own
+        kept = fitting_state(self.optimizer, state["optimizer"]["state"])  # a copy
         self.optimizer.load_state_dict(kept)
         self.load_small_state(state)
         if scaler is not None:

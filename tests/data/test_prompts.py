@@ -516,10 +516,23 @@ def test_a_file_that_is_wrong(tmp_path, name, content, kind, message):
         load(path)
 
 
+@pytest.mark.parametrize(
+    ("texts", "told"), [(["a", "b"], ""), (["a", ""], "1 of them empty"), (["", ""], "")]
+)
+def test_some_empty_messages_are_told(tmp_path, texts, told):
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in texts]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert load(path, tokenizer=chatty(), **AS_THEY_ARE, deduplicate=False).note == told
+
+
 def test_another_encoding(tmp_path):
     (tmp_path / "a.txt").write_bytes("ok\ncafé".encode("latin-1"))
     with pytest.raises(ValueError, match=r"its text in UTF-8, got .*a.txt.*0xe9.*iconv"):
         load(tmp_path / "a.txt")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n{"prompt"\n')
+    with pytest.raises(ValueError, match=r"line 2, .*: mend it\.$"):
+        load(tmp_path / "a.jsonl")
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -397,6 +397,26 @@ def test_an_environment_that_a_person_talks_with_goes_on():
     assert first.steps == 3
 
 
+class Brief:
+    """Has nothing to say at first, and two words at every step."""
+
+    def reset(self):
+        pass
+
+    def step(self, text: str) -> Turn:
+        return Turn(" up down")
+
+
+def test_an_episode_near_the_last_position_is_written_beside_longer_ones():
+    tokenizer = words()
+    sampler = Sampler(tokenizer, max_new_tokens=8, eos_token_id=None)
+    episodes = Episodes(sampler, Brief, max_turns=2)
+    near = " ".join(["go"] * 498)
+    rollout = episodes(llama_of(len(tokenizer)), ["go", near, "up", "down", "total"])
+    assert rollout.response_mask.sum(1).tolist() == [16, 12, 16, 16, 16]  # of 512 positions
+    assert rollout.attention_mask[1].sum() == 512
+
+
 def test_a_world_can_be_shared():
     world = World(Chatty)
     one, other = (Episodes(Sampler(words(), seed=n), world) for n in (0, 1))

@@ -96,6 +96,14 @@ def test_a_coefficient_that_stays_is_said_and_not_drawn(tmp_path):
     assert "Coefficient: 0.052 throughout." in charts["kl"].note
 
 
+def test_a_run_without_a_reference_has_no_chart_of_kl(tmp_path):
+    row = {"step": 1, "reward/mean": 1.0, "objective/kl": nan, "objective/kl_coef": 0.0}
+    write_lines(tmp_path / "metrics.jsonl", [row, row | {"step": 2}])
+    charts, missing = charts_by_slug(tmp_path)
+    assert "kl" not in charts
+    assert "KL to the reference" in missing
+
+
 def test_thirty_runs_differ_in_colour_or_line():
     assert len({(n % len(SERIES), n % len(DASHES)) for n in range(30)}) == 30
 

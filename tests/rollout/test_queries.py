@@ -260,7 +260,9 @@ def test_rows_of_a_data_set_have_their_prompts_in_a_column():
     rows = [{"answer": "x", "prompt": "abc"}, {"answer": "y", "prompt": "cd"}]
     assert encode(rows, tokenizer) == expected
     assert encode(Dataset.from_list(rows), tokenizer) == expected
-    with pytest.raises(ValueError, match=r"a column of \['prompt', .*got \['answer'\]"):
+    with pytest.raises(
+        ValueError, match=r"a column of \['prompt', .*got \['answer'\]: .*row\['answer'\], \*\*row"
+    ):
         encode([{"answer": "x"}], tokenizer)
     for other in ({"answer": "y"}, {"prompt": "cd"}, {**rows[1], "level": 1}, "cd"):
         rule = r"`queries\[1\]` must be a row with the columns of the first, \['answer', 'prompt'\]"

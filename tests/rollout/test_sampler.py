@@ -328,6 +328,20 @@ def test_bad_calls(make_model):
     assert sampler.calls == 0
 
 
+def test_a_row_near_the_last_position_is_written_beside_longer_responses(make_model):
+    """Each row fits by itself; one that is over stays where it is while the others go on."""
+    model, queries, limits = make_model(), ragged([61, 3, 4, 5, 6]), [3, 20, 20, 20, 20]
+    rollout = Sampler(max_new_tokens=iter(limits).__next__)(model, queries, seeds=range(5))
+    assert rollout.response_mask.sum(1).tolist() == limits
+    for row in (0, 4):
+        limit = limits[row]
+        sampler = Sampler(max_new_tokens=lambda limit=limit: limit)
+        alone = sampler(model, queries[row : row + 1], seeds=[row])
+        assert torch.equal(rollout.responses[row, :limit], alone.responses[0])
+    with pytest.raises(ValueError, match=r"got 61 \+ 4 tokens in row 1"):
+        Sampler(max_new_tokens=iter([20, 4, 4]).__next__)(model, ragged([3, 61, 6]))
+
+
 # --- training on it ------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from tests.training.test_loop import tokenizer
 from trl.config import PPOConfig
 from trl.config.recipe import CheckpointConfig, DataConfig, ModelConfig, Recipe, RewardConfig
 from trl.config.recipe import SamplingConfig as Sampling
+from trl.training.sharded import put_together
 from trl.training.supervised import Fit
 
 REWARD = """
@@ -109,6 +110,7 @@ def last_state(out: Path) -> dict[str, Any]:
     """Return what the last checkpoint of a run holds, less its time and its place."""
     newest = max((out / "checkpoints").glob("step-*"))
     state = torch.load(newest / "state.pt", weights_only=True)
+    state = put_together(state, newest, torch.nn.Linear(1, 1))
     del state["seconds"], state["files"]["metrics"], state["recipe"]
     return state
 

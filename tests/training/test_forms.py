@@ -128,13 +128,17 @@ def figures(rows):
     ]
 
 
-def test_every_form_gives_the_same_run_as_every_way(folder):
-    """Each in one way, as the ways share what tells the forms apart."""
+ALL = [(name, way) for name in NAMES for way in WAYS]
+SOME = list(zip(NAMES, itertools.cycle(WAYS[::-1])))  # they share what tells the forms apart
+
+
+@pytest.mark.parametrize("runs", [SOME, pytest.param(ALL, marks=pytest.mark.slow)], ids=len)
+def test_every_form_gives_the_same_run_as_every_way(runs, folder):
     assert len(NAMES) == 7
     expected = figures(in_one_call(folder, NAMES[0]))
     assert expected[0]["reward/mean"] > 0
     assert len(expected[0]) > 20
-    for name, way in zip(NAMES, itertools.cycle(WAYS[::-1])):
+    for name, way in runs:
         assert figures(way(folder, name)) == expected, (way.__name__, name)
 
 

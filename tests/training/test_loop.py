@@ -80,6 +80,14 @@ def test_a_folder_an_adapter_and_a_group(tmp_path):
     assert all("lora" in name or name.startswith("v_head") for name in trained)
 
 
+def test_a_loop_takes_a_function_of_texts():
+    trainer = PPOTrainer(trl.CausalLMWithValueHead(tiny_model("llama")), config=PPOConfig(**SMALL))
+    loop = Loop(
+        trainer, Sampler(tokenizer(), max_new_tokens=2), lambda texts: [3.0] * len(texts), ["w5"]
+    )
+    assert loop.step()["reward/mean"] == 3
+
+
 def test_every_prompt_comes_up_once_before_any_comes_again():
     trainer = PPOTrainer(trl.CausalLMWithValueHead(tiny_model("llama")), config=PPOConfig(**SMALL))
     loop = Loop(trainer, Sampler(), lambda rollout: None, [torch.tensor([n]) for n in range(12)])
@@ -485,9 +493,15 @@ def test_texts_begin_with_bos_as_in_recipes():
     assert first_tokens(without) == [w5]
 
 
-def test_training_shows_nothing(tmp_path, capfd):
+@pytest.mark.parametrize(
+    ("more", "lines"), [({}, 1), ({"quiet": True}, 0), ({"on_step": lambda step, row: None}, 0)]
+)
+def test_what_training_shows_in_a_log(tmp_path, capfd, more, lines):
     tiny_model("llama").save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     capfd.readouterr()
-    trl.train(tmp_path, ["w5"], count_w7, steps=1, max_new_tokens=2, **SMALL)
-    assert capfd.readouterr() == ("", "")
+    trl.train(tmp_path, ["w5"], count_w7, steps=1, max_new_tokens=2, **SMALL, **more)
+    shown, told = capfd.readouterr()
+    assert told == ""
+    assert shown.count("\n") == lines
+    assert shown.startswith("step 1/1 · reward") is bool(lines)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ from trl.training import run, undo
 from trl.training.checkpoints import MANIFEST, CheckpointError, write_manifest
 from trl.training.folder import RunFolder, best_step
 from trl.training.held_out import HeldOut
-from trl.training.resume import problem_of
+from trl.training.resume import opened, problem_of
 from trl.training.run import run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,13 +170,26 @@ def test_ctrl_c_finishes_the_step_and_the_run_goes_on_bit_for_bit(
     assert (parts / "stopped" / "critic").is_dir() == ("a critic" in variant)
 
 
-@pytest.mark.parametrize(("load", "told"), [(0.3, False), (3.0, True)])
-def test_a_busy_machine_is_told(parts, tmp_path, monkeypatch, capsys, load, told):
+def test_ctrl_c_in_the_last_step_of_a_part_ends_what_would_follow(parts, tmp_path, monkeypatch):
+    recipe = tiny_recipe(parts, tmp_path / "run", steps=3)
+    with monkeypatch.context() as patch:
+        stopped_in(2, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+        result = run_recipe(recipe, until=2)
+    assert (result.steps, result.interrupted) == (2, True)
+    assert not run_recipe(recipe, resume="auto", until=2).interrupted
+
+
+@pytest.mark.parametrize(
+    ("load", "told", "threads"), [(0.3, False, 2), (3.0, True, 2), (3.0, True, 1)]
+)
+def test_a_busy_machine_is_told(parts, tmp_path, monkeypatch, capsys, load, told, threads):
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     run_recipe(tiny_recipe(parts, tmp_path / "run", steps=1, quiet=False))
     shown = " ".join("".join(capsys.readouterr()).split())
     assert ("busy: a load of 3.0 on 2 cores" in shown) is told
+    assert ("OMP_NUM_THREADS=1" in shown) is (told and threads > 1)
 
 
 def test_what_was_not_measured_since_the_start_is_no_after(parts, monkeypatch):
@@ -827,4 +841,16 @@ def test_a_lock_that_is_deleted_lets_no_other_run_in(tmp_path):
         with pytest.raises(BlockingIOError, match="must be a folder without another run"), other:
             pass
     with RunFolder(tmp_path / "run").in_use():
+        pass
+
+
+def test_a_folder_that_a_host_does_not_see_is_refused(tmp_path, monkeypatch):
+    """Else one process would begin a run that another goes on with."""
+    monkeypatch.setattr("trl.training.resume.gather_object", lambda mine: [*mine, "step-000004"])
+    processes = SimpleNamespace(num_processes=2, is_main_process=False)
+    message = "`out` must be a folder that every process sees: .* got the checkpoints none, step-0"
+    with (
+        pytest.raises(ValueError, match=message),
+        opened(RunFolder(tmp_path / "run"), "auto", processes),
+    ):
         pass

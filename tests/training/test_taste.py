@@ -6,6 +6,7 @@ import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -267,12 +268,25 @@ def answer(client, count):
         client.post("/api/vote", json=body).raise_for_status()
 
 
+@pytest.mark.parametrize(
+    ("low", "told"), [((0.2, 0.3), False), ((0.2, 0.25), True), ((0.1, 0.2), True)]
+)
+def test_reward_models_that_are_no_better_than_chance_are_told(low, told):
+    """If one of them is, they are of some use."""
+    said = []
+    loop = SimpleNamespace(people=PeopleConfig(responses=4), _say=said.append)
+    fits = [{"accuracy": 0.3, "interval": [each, 0.5]} for each in low]
+    taste.Taste._say_if_it_learnt_nothing(loop, fits)
+    assert bool(said) is told
+    assert not told or "right in 0.30, 0.30 of the cases, chance is in 0.25" in said[0]
+
+
 def test_people_choose_on_a_page_until_their_time_is_over(parts, tmp_path, monkeypatch):
     """All of the first round while it waits, and three of the second."""
     out, people = tmp_path / "loop", []
 
     def say(self, text):
-        if not text.startswith("ann: "):
+        if not text.startswith(("ann: ", "the page at http://")):
             return
         if not people:
             people.append(sign_in(text[5:]))
@@ -300,7 +314,7 @@ def test_neither_what_is_skipped_nor_a_known_answer_is_waited_for(parts, tmp_pat
     store = Store(tmp_path / "votes.sqlite", make=True)
     recipe = loop_of(parts, tmp_path, simulated=None, minutes=1e-6)
     loop = taste.Taste(recipe, RunFolder(tmp_path), store, ())
-    loop.told, me = "", store.join(store.link("ann"))
+    loop.told, loop.address, me = "", "", store.join(store.link("ann"))
     loop.gold = [Item("g", ("h", "i"), gold=0)]
     with pytest.raises(ValueError, match="`choices` must be there"):
         loop._ask(1)

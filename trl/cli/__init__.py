@@ -16,9 +16,10 @@
     trl --version
 
 Every setting of a recipe is a flag: `ppo.learning_rate` there is `--ppo.learning-rate` here, and
-the text under the field of the dataclass is its help. Neither torch nor transformers is imported
-before all settings are known to be good.
+the text under the field of the dataclass is its help.
 """
+
+# Neither torch nor transformers is imported before all settings are known to be good.
 
 from __future__ import annotations
 

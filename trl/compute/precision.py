@@ -6,6 +6,7 @@ import atexit
 import os
 import time
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
+from trl.compute.peers import watch_peers
+from trl.compute.starting import check_joined, joins_on_cpu
 from trl.config.errors import refuse
 
+TEN_MINUTES = 600.0
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-PATIENCE = timedelta(minutes=10)
-"""How long a process waits for the others, at most, before it ends."""
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,6 +36,7 @@ def fast_bf16(device: torch.device) -> bool:
 
 def check_accelerator(accelerator: Accelerator, precision: str) -> None:
     """Raise a ValueError if the accelerator would do something else than a trainer asks for."""
+    check_joined(accelerator)
     if (steps := accelerator.gradient_accumulation_steps) != 1:
         fix = "the trainer accumulates by itself, set `forward_batch_size` or `token_budget`"
         refuse("accelerator", "have gradient_accumulation_steps 1", steps, fix)
@@ -43,15 +46,21 @@ def check_accelerator(accelerator: Accelerator, precision: str) -> None:
         refuse("precision", "agree with the accelerator's", got, "leave `precision` at 'auto'")
 
 
-def make_accelerator(precision: str) -> Accelerator:
+def make_accelerator(precision: str, timeout: float = TEN_MINUTES) -> Accelerator:
     """Return an accelerator whose autocast runs at `precision` ("auto", "fp32", "bf16", "fp16").
 
     "auto" is what `accelerate launch` was told, or what an accelerator of this process already
     has; else bf16 where the hardware is fast at it, else fp32.
 
+    Args:
+        precision: Of autocast.
+        timeout: Seconds that the processes of a run wait for each other, at most, before they end.
+
     Raises:
-        ValueError: for fp16 on a CPU, which has no use for it.
+        ValueError: for fp16 on a CPU, which has no use for it; for processes that do not make one
+            run.
     """
+    _accelerator = partial(_joined, timeout)
     settled = "ACCELERATE_MIXED_PRECISION" in os.environ or AcceleratorState._shared_state
     if precision == "auto" and settled:
         return _accelerator()
@@ -68,9 +77,13 @@ def make_accelerator(precision: str) -> Accelerator:
     return _accelerator(mixed_precision=wanted)
 
 
-def _accelerator(**settings: Any) -> Accelerator:
+def _joined(timeout: float, **settings: Any) -> Accelerator:
     """Return an accelerator, in whose group of processes no one waits for ever."""
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)], **settings)
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
+    accelerator = Accelerator(cpu=joins_on_cpu(), kwargs_handlers=[group], **settings)
+    check_joined(accelerator)
+    watch_peers(accelerator, timeout)
+    return accelerator
 
 
 def check_first_ratio(gap: float, precision: str, what: str = "log-probs") -> None:

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from trl.batch import Rollout
+from trl.compute.peers import meet
 from trl.config.errors import refuse
 from trl.core import masked_whiten
+from trl.optimization.advantages import leave_one_out
 
 Checked = TypeVar("Checked", bound=tuple[Any, ...])
 
@@ -45,6 +47,25 @@ def gathered(accelerator: Accelerator, tensor: Tensor, *, counted: Tensor | None
         tensor = functional.pad(tensor, (0, missing))
     of_all: Tensor = accelerator.gather(tensor)
     return of_all if counted is None else of_all[accelerator.gather(counted)]
+
+
+def scores_differ(
+    accelerator: Accelerator, scores: Tensor, group_ids: Tensor | None, counted: Tensor
+) -> bool:
+    """Return whether any response has another score than one that it is compared with.
+
+    Args:
+        accelerator: Of this process.
+        scores: [B] of this process.
+        group_ids: [B] equal for responses that are compared; None: all are, over all processes.
+        counted: [B] bool, leave the others out; of all processes there is one.
+    """
+    if group_ids is None:
+        of_all = gathered(accelerator, scores, counted=counted)
+        return bool((of_all != of_all[0]).any())
+    scores, group_ids = scores[counted], group_ids[counted]
+    differ = leave_one_out(scores, group_ids).any() if len(scores) else scores.new_zeros(())
+    return bool(accelerator.reduce(differ.float()) > 0)
 
 
 def rows_that_count(
@@ -96,6 +117,7 @@ def checked_everywhere(
         TypeError, ValueError: what `check` raises; a ValueError where it raises elsewhere, or
             where the processes have different numbers of rows, or parts of a group.
     """
+    meet()  # scores may have come from people or servers
     checked, problem = None, None
     try:
         checked = check()

@@ -1,4 +1,4 @@
-"""How the weights of a policy are updated: one kind for one process, one for many.
+"""How the weights of a policy are updated: alone, by many processes, or sharded over many.
 
 with updater.for_step(at_rest):         what this step trains; the others stay as they are
     updater.start()                     an update: gradients count from zero
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -39,14 +40,22 @@ from trl.compute.precision import (
     exit_after_gloo,
     make_accelerator,
 )
+from trl.compute.sharding import (
+    check_can_shard,
+    check_plain_processes,
+    gathered,
+    shard,
+    take_from_first,
+)
 from trl.compute.working_weights import WorkingWeights
 from trl.config import PPOConfig
 from trl.config.algorithms import FACTS
 from trl.config.errors import refuse
 from trl.kernels.gradients import Gradients
+from trl.kernels.sharded import own_part
 from trl.models.critic import critic_of, value_head_of
 from trl.models.head import constant_weights
-from trl.models.reference import Reference, ReferenceKind, make_reference
+from trl.models.reference import Reference, ReferenceKind, as_at_start, make_reference
 from trl.models.response import ResponseModel
 from trl.optimization.adam import gradient_norm, make_adam, trainable_weights
 
@@ -58,6 +67,8 @@ def make_updater(
     config: PPOConfig,
     optimizer: torch.optim.Optimizer | None,
     accelerator: Accelerator | None,
+    *,
+    shard: bool = False,
 ) -> Updater:
     """Return the updater for as many processes as there are, with the policy on its device.
 
@@ -66,28 +77,35 @@ def make_updater(
         config: Its precision, temperature, and the settings of Adam.
         optimizer: None: Adam over the policy's trainable weights.
         accelerator: None: one made for the precision.
+        shard: Let each process hold its part of the weights; a single one holds them all.
     """
-    accelerator = accelerator or make_accelerator(config.precision)
+    accelerator = accelerator or make_accelerator(config.precision, config.collective_timeout)
+    check_plain_processes(accelerator)
     check_accelerator(accelerator, config.precision)
     exit_after_gloo()
-    watch_peers(accelerator)
+    watch_peers(accelerator, config.collective_timeout)
     if config.keep_freed_memory and accelerator.device.type == "cpu":
         keep_freed_memory()
     if critic_of(model) is not None and not FACTS[config.algorithm].critic:
         rule = f"be 'same' with algorithm={config.algorithm!r}, which trains no values"
         refuse("critic", rule, "one of its own")
+    sharded = shard and accelerator.num_processes > 1
+    if sharded:
+        check_can_shard(model, accelerator)
     responder = ResponseModel(model, config.temperature)
     if accelerator.num_processes > 1 and any(
         _may_leave_out(each.plain) for each in responder.readers
     ):
         handler = accelerator.ddp_handler or DistributedDataParallelKwargs()
         handler.find_unused_parameters, accelerator.ddp_handler = True, handler
-    policy = accelerator.prepare_model(responder)
+    # No DDP around it then, and no device that would hold all of it.
+    apart = {"device_placement": False, "evaluation_mode": True} if sharded else {}
+    policy = accelerator.prepare_model(responder, **apart)
     trainable = trainable_weights(model, optimizer)
     optimizer = accelerator.prepare_optimizer(
         optimizer or make_adam(trainable, config, value_head_of(model).parameters())
     )
-    kind = OneProcess if policy is responder else ManyProcesses
+    kind = Sharded if sharded else OneProcess if policy is responder else ManyProcesses
     return kind(responder, policy, optimizer, accelerator, trainable)
 
 
@@ -111,6 +129,8 @@ class Updater:
     """Owns device, precision and processes."""
     trainable: list[nn.Parameter]
     """The weights that the step at hand trains, or the next."""
+    places: ClassVar[bool | None] = None
+    """Whether a model is brought to the device as a whole; None: if the accelerator does so."""
 
     def __post_init__(self) -> None:
         self.model = self.responder.model
@@ -118,6 +138,9 @@ class Updater:
         self._low = LOW_PRECISION.get(self.precision)
         self._working = WorkingWeights(self.model, self._low)
         self._sampling = self._stepped = False
+        self._know_weights()
+
+    def _know_weights(self) -> None:
         self._known = {weight: (weight.shape, weight.dtype) for weight in self.model.parameters()}
 
     def make_reference(self, ref_model: nn.Module | ReferenceKind | None) -> Reference | None:
@@ -130,8 +153,8 @@ class Updater:
             self._working_reference = WorkingWeights(reference.model, self._low)
             if reference.kind == "copy":
                 self._working_reference.replace()
-            module = self.accelerator.prepare_model(reference.module, evaluation_mode=True)
-            reference.module = module
+            how = {"device_placement": self.places, "evaluation_mode": True}
+            reference.module = self.accelerator.prepare_model(reference.module, **how)
         return reference
 
     # -- passes without gradient -----------------------------------------------------------------
@@ -285,6 +308,77 @@ class ManyProcesses(Updater):
         """End the passes of an update: what is at rest has no gradient."""
         for weight in self._at_rest:
             weight.grad = None
+
+
+class Sharded(ManyProcesses):
+    """Each process holds a part of every weight, of its gradient, and of what the optimiser keeps.
+
+    Gradients are exchanged after every pass: to keep them for the last would take a whole one.
+    """
+
+    places = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optimizer.state:
+            fix = "make it anew, and load its state by `load_state_dict` of the trainer"
+            refuse("optimizer", "have made no step yet with `shard`", "one that has", fix)
+        take_from_first(self.model, self.accelerator.device)
+        self._working = WorkingWeights(self.model, None)
+
+    def make_reference(self, ref_model: nn.Module | ReferenceKind | None) -> Reference | None:
+        """Make the reference while the weights are whole, then shard both."""
+        if isinstance(ref_model, nn.Module):
+            check_can_shard(ref_model, self.accelerator)
+            take_from_first(ref_model, self.accelerator.device)
+        reference = super().make_reference(ref_model)
+        responders = [self.responder]
+        if reference is not None and reference.model is not None:
+            responders.append(reference.module)
+        names = {weight: name for name, weight in self.model.named_parameters()}
+        leaves_out = _may_leave_out(self.responder.plain)
+        for responder in responders:
+            with self.autocast():
+                responder.try_layouts()
+            shard(responder, self.accelerator, self._low)
+        self.policy.set_reduce_scatter_unused_params(leaves_out)
+        parts = dict(self.model.named_parameters())
+        for group in self.optimizer.param_groups:
+            group["params"] = [parts[names[weight]] for weight in group["params"]]
+        self.trainable = trainable_weights(self.model, self.optimizer)
+        self._know_weights()
+        if reference is not None and reference.kind in ("adapter-at-start", "shared-trunk"):
+            reference.switched = as_at_start(self.model)
+        return reference
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Inside, every process holds all weights; they must not change."""
+        with nullcontext() if self._sampling else gathered(self.policy), super().sampling():
+            yield
+
+    @contextmanager
+    def for_step(self, at_rest: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Train all but `at_rest` inside; a pass that fails leaves nothing gathered."""
+        try:
+            with super().for_step(at_rest):
+                yield
+        except BaseException:
+            self.policy.reset_iter_state()
+            raise
+
+    def one_pass(self, last: bool) -> AbstractContextManager[None]:
+        """Run a pass forward and backward inside, in which all processes take part."""
+        return Updater.one_pass(self, last)
+
+    def clip(self, most: float | None) -> float:
+        """Clip the gradient to a norm of `most`, None: do not; return its norm before."""
+        parts = [own_part(weight.grad) for weight in self.trainable if weight.grad is not None]
+        square = torch.tensor(gradient_norm(parts) ** 2, device=self.accelerator.device)
+        norm = float(self.accelerator.reduce(square).sqrt())
+        if most and norm > most:
+            torch._foreach_mul_(parts, most / norm)
+        return norm
 
 
 class OneProcess(Updater):

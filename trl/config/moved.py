@@ -149,9 +149,9 @@ FIELDS = {
 
 def told(name: str, what: str) -> str:
     """Return the sentence on something of older releases."""
-    return f"`{name}` of older releases of TRL {what}; {GUIDE}."
+    return f"`{name}` of TRL {what}; {GUIDE}."
 
 
 def field_told(name: str) -> str:
     """Return ' That of …' for a field of an older `PPOConfig`, or nothing."""
-    return f" That of older releases of TRL {FIELDS[name]}." if name in FIELDS else ""
+    return f" That of TRL {FIELDS[name]}." if name in FIELDS else ""

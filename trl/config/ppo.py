@@ -191,6 +191,10 @@ class PPOConfig:
     auto: bf16 where the hardware is fast at it, else fp32."""
     keep_freed_memory: bool = True
     """On a Linux CPU, let the process keep freed memory for its next tensors: faster by a sixth."""
+    collective_timeout: Positive = 600.0
+    """Seconds that processes wait for each other, at most, in an exchange of gradients or figures;
+    one that does not come ends the run. Scorers, environments and people are waited for without a
+    limit, outside of exchanges."""
     seed: Whole = 0
     """Seed of the order of prompts and minibatches; `trl.train` takes it for all that is random.
     0 in a recipe: its `seed`."""

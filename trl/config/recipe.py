@@ -129,6 +129,9 @@ class ModelConfig:
     else linear."""
     value_range: Interval | None = None
     """Lowest and highest value of bins, in units of returns; None: as saved, else [-10, 10]."""
+    shard: bool = False
+    """Let each process hold its part of the weights, of their gradients and of what the optimiser
+    keeps, the reference's too, for models that do not fit one; a single process holds all."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Yield what is wrong with settings that each are in order."""
@@ -145,6 +148,8 @@ class ModelConfig:
             yield "reference", "not be shared-trunk without `unfrozen_layers`", "set it"
         if self.value_range is not None and self.value_head != "bins":
             yield "value_range", "be None without value_head: bins", "set that"
+        if self.shard and self.critic != "same":
+            yield "shard", "be false beside a `critic` of its own", "set critic: same"
 
 
 @section

@@ -62,7 +62,8 @@ class PromptSplit:
     held_out_rows: Sequence[Any] = ()
     """Likewise of `held_out`."""
     note: str = ""
-    """How they are sent, if nobody has said how."""
+    """What may not be as it was meant: some that are empty; how they are sent, if nobody has said
+    how."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train_rows", self.train_rows or self.train)
@@ -133,7 +134,15 @@ def load_prompts(
     prompts_alone = [[row["prompt"] for row in side] for side in rows]
     with_more = [side if side and len(side[0]) > 1 else () for side in rows]
     counts = dict(+prepare.left_out)  # those above 0
-    return PromptSplit(*prompts_alone, counts, *with_more, note=prepare.note)
+    empty = sum(map(_says_nothing, prompts_alone[0]))
+    told = f"{empty} of them empty" if 0 < empty < end else ""  # all: as it was meant
+    note = "; ".join(filter(None, (told, prepare.note)))
+    return PromptSplit(*prompts_alone, counts, *with_more, note=note)
+
+
+def _says_nothing(prompt: Prompt) -> bool:
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return isinstance(text, str) and not text.strip()
 
 
 def _empty(prepare: _Preparation) -> PromptSplit:

@@ -151,7 +151,8 @@ def _read_file(path: Path, name: str) -> Table:
         rows = dict(READERS[_ending(path.name)](data.decode("utf-8-sig")))
     except (OSError, EOFError, zlib.error, ValueError) as error:
         rule = f"be a whole {path.suffix} file, its text in UTF-8"
-        refuse(name, rule, f"{str(path)!r} ({error})", "mend or convert it, as with iconv -t UTF-8")
+        fix = "convert it, as with iconv -t UTF-8" if isinstance(error, UnicodeError) else "mend it"
+        refuse(name, rule, f"{str(path)!r} ({error})", fix)
     names = dict.fromkeys(key for row in rows.values() for key in row)
     columns = {key: [row.get(key) for row in rows.values()] for key in names}
     return Table(str(path), columns, list(rows))

@@ -21,6 +21,7 @@ from trl.anatomy import (
 from trl.batch import Rollout
 from trl.config.errors import refuse
 from trl.fit import check_ids, check_positions
+from trl.kernels.sharded import agreed, is_sharded, own_part
 from trl.models.critic import critic_of
 from trl.models.response import ResponseModel
 
@@ -40,7 +41,7 @@ def check_policy(model: nn.Module, name: str) -> None:
 
     Raises:
         TypeError: if it is not a model of transformers with a language head.
-        ValueError: if its weights are not loaded, or are to be trained in low precision.
+        ValueError: if its weights are not loaded, or sharded, or to be trained in low precision.
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "get_output_embeddings"):
         fix = "load one with CausalLMWithValueHead.from_pretrained(...)"
@@ -50,6 +51,10 @@ def check_policy(model: nn.Module, name: str) -> None:
         if weight.is_meta:
             got = f"`{key}` on the meta device"
             refuse(name, "hold weights", got, "load the model with from_pretrained(...) first")
+        if is_sharded(weight):
+            got = f"`{key}`, of which each process has a part"
+            fix = "load it anew, without a tp_plan, and let PPOTrainer(..., shard=True) shard it"
+            refuse(name, "hold whole weights", got, fix)
         if name != "model" or not weight.requires_grad:
             continue
         if weight.dtype != torch.float32:
@@ -117,9 +122,11 @@ def check_finite(name: str, logprobs: Tensor) -> None:
 
 
 def are_finite(weights: Sequence[Tensor]) -> bool:
-    """Return whether all weights are numbers; no copy of them is made."""
-    ends = [torch.stack(torch.aminmax(w.detach())).isfinite().all() for w in weights if w.numel()]
-    return not ends or bool(torch.stack([end.to(ends[0].device) for end in ends]).all())
+    """Return whether all weights are numbers, on every process; no copy of them is made."""
+    parts = [own_part(weight.detach()) for weight in weights]
+    ends = [torch.stack(torch.aminmax(part)).isfinite().all() for part in parts if part.numel()]
+    sound = not ends or bool(torch.stack([end.to(ends[0].device) for end in ends]).all())
+    return agreed(sound, weights)
 
 
 def check_device(model: nn.Module, name: str, device: torch.device) -> None:

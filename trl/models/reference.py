@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from trl.anatomy import language_model, try_out, vocabulary_size
 from trl.config import check_values
 from trl.config.errors import refuse
+from trl.kernels.sharded import is_sharded, own_part
 from trl.models.adapters import base_weights, check_enabled
 from trl.models.critic import shares_trunk, without_critic
 from trl.models.response import ResponseModel
@@ -69,17 +70,30 @@ def _adapter_off(policy: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _swapped(weights: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
-    """Give weights other numbers inside, without copying any."""
+    """Give weights other numbers inside, without copying any that are not sharded."""
 
+    @torch.no_grad()
     def swap() -> None:
         for weight, other in weights:
-            weight.data, other.data = other.data, weight.data
+            if is_sharded(weight):  # what is gathered is copied from where it lies
+                part, others = own_part(weight), own_part(other)
+                before = part.clone()
+                part.copy_(others)
+                others.copy_(before)
+            else:
+                weight.data, other.data = other.data, weight.data
 
     swap()
     try:
         yield
     finally:
         swap()
+
+
+def as_at_start(policy: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """Return what gives the trained weights inside the numbers that they have now."""
+    trained = [w for w in language_model(policy).parameters() if w.requires_grad]
+    return partial(_swapped, [(weight, weight.detach().clone()) for weight in trained])
 
 
 def make_reference(
@@ -131,9 +145,7 @@ def make_reference(
     if not shares:
         _check_base_frozen(policy)
     if asked != "adapters-off":
-        trained = [w for w in language_model(policy).parameters() if w.requires_grad]
-        start = [(weight, weight.detach().clone()) for weight in trained]
-        return Reference(asked, responder, switched=partial(_swapped, start))
+        return Reference(asked, responder, switched=as_at_start(policy))
     if (gap := _adapter_gap(policy)) > ADAPTER_GAP:
         warnings.warn(
             f"with ref_model='adapters-off' the policy does not start at its reference: its logits "

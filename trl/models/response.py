@@ -28,7 +28,7 @@ from trl.core import logprobs_and_entropy
 from trl.models.critic import critic_of, value_head_of
 from trl.models.head import LanguageHead, precise_head
 from trl.models.quick_kernels import QuickKernels
-from trl.models.shared_prompts import Packed, can_pack, pack, trial_of_groups
+from trl.models.shared_prompts import Packed, can_pack, pack, takes_lines, trial_of_groups
 from trl.models.side_by_side import fill_lines, line_up, places, trial_of_rows
 from trl.models.trunk import SharedTrunk
 from trl.models.value_head import BinsValueHead, ValueHead
@@ -74,6 +74,11 @@ class Reader(nn.Module):
             return pack(self.plain, rollout)
         where = places(self.plain, rollout)
         return line_up(self.plain, rollout, where) if where and self.lines_up else None
+
+    def try_layouts(self) -> None:
+        """Find out now which layouts the model takes, while its weights are whole."""
+        if takes_lines(self.plain, columns=1):
+            _ = self.packs, self.lines_up
 
     @cached_property
     def packs(self) -> bool:

@@ -28,6 +28,7 @@ from trl.models.head import precise_head
 from trl.models.loading import OF_ONE_MODEL, load_model
 from trl.models.trunk import freeze_lower_layers
 from trl.models.value_head import ValueHeadKind, make_value_head
+from trl.models.whole import add_whole_weights
 
 __all__ = ["CausalLMWithValueHead", "OutputWithValue", "Seq2SeqLMWithValueHead", "load_policy"]
 
@@ -283,13 +284,16 @@ class _LMWithValueHead(nn.Module):
         `push_to_hub`: call `push_to_hub` afterwards. Older weights of the model in the folder are
         replaced, in one file or in several. A folder that holds an adapter does not take a whole
         model: choose another, or delete the adapter first. A critic of its own is saved likewise in
-        its folder `critic`, for critic="…/critic".
+        its folder `critic`, for critic="…/critic". With sharded weights every process must call it;
+        the first one gathers them on its CPU and writes.
 
         Raises:
             FileExistsError: if `save_directory` is a file.
             ValueError: if it holds an adapter or the adapter's own base model, or if there are
                 several adapters.
         """
+        if not add_whole_weights(self, kwargs):
+            return
         save, file = self.pretrained_model.save_pretrained, MODEL_FILE
         if hasattr(self.pretrained_model, "get_base_model"):
             save, file = partial(save_adapter, self.pretrained_model), ADAPTER_FILE

@@ -53,6 +53,10 @@ class AutoRate:
     from a `SHRINK`-th of to `GROW` times the last rate, and within the bounds. While nothing has
     moved measurably the rate grows by `GROW`.
 
+    Where all responses that are compared have one score there is nothing to go for: what moves the
+    policy then is noise, and a policy that always answers alike hardly moves, until it breaks. Such
+    a step does not count as a measurement, and its rate does not grow.
+
     Args:
         target: approxkl at the end of a step.
         initial: Rate to begin near; any order of magnitude will do.
@@ -79,6 +83,8 @@ class AutoRate:
     def __post_init__(self) -> None:
         self.rate = min(max(FIRST * self.initial, self.lowest), self.highest)
         """Of the next update."""
+        self.learns = True
+        """Whether the scores of the step at hand differ."""
         self._moved = self._spent = 0.0  # Σ w·d², Σ w·s²
         self._rounding = ROUNDING * self.target if self.low_precision else 0.0
         self.begin(1)
@@ -98,13 +104,14 @@ class AutoRate:
             self._rounding = min(self._rounding, approxkl)
             rounding = max(self._floor, self._rounding)
             self._distance = math.sqrt(max(approxkl - rounding, 0.0))
-            self._moved = KEEP * self._moved + self._distance**2
-            self._spent = KEEP * self._spent + self._sum**2
+            if self.learns:
+                self._moved = KEEP * self._moved + self._distance**2
+                self._spent = KEEP * self._spent + self._sum**2
         elif not self._moved:
             return self.rate  # the first update of all, or again after one that was left out
         share = (self._way - self._distance) / max(self._updates - self._applied, 1)
         share = max(share, LEAST_WAY * self._way / self._updates)
-        most, least = GROW * self.rate, self.rate / SHRINK
+        most, least = (GROW if self.learns else 1.0) * self.rate, self.rate / SHRINK
         wanted = share * math.sqrt(self._spent / self._moved) if self._moved else most
         self.rate = min(max(wanted, least, self.lowest), most, self.highest)
         return self.rate

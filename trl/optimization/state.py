@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from trl.batch import odd_kind
 from trl.config.errors import refuse, shown
+from trl.kernels.sharded import is_sharded, own_part, part_like
 from trl.optimization.kl import FixedKLController
 from trl.optimization.rewards import RunningMoments
 
@@ -21,11 +23,26 @@ _DAMAGED = "the file is damaged, or of another version"
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the state of an optimiser, and by what to tell whether it fits another."""
-    on_cpu = tree_map_only(
-        Tensor, lambda x: x.detach().to("cpu", copy=True), optimizer.state_dict()
-    )
-    return {"kind": _kind(optimizer), "shapes": _shapes(optimizer), "state": on_cpu}
+    """Return the state of an optimiser, and by what to tell whether it fits another.
+
+    Tensors are copied to the CPU, but for sharded ones, which are the optimiser's own.
+    """
+
+    def on_cpu(tensor: Tensor) -> Tensor:
+        return tensor if is_sharded(tensor) else tensor.detach().to("cpu", copy=True)
+
+    state = tree_map_only(Tensor, on_cpu, optimizer.state_dict())
+    return {"kind": _kind(optimizer), "shapes": _shapes(optimizer), "state": state}
+
+
+def fitting_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of an optimiser's state, cut as its weights are if those are sharded."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    kept: dict[str, Any] = copy.deepcopy(dict(state))
+    for index, moments in kept["state"].items():
+        for name, value in moments.items():
+            moments[name] = part_like(value, weights[index])
+    return kept
 
 
 def check_state(state: Any, optimizer: torch.optim.Optimizer, *, scaled: bool, auto: bool) -> None:
@@ -136,7 +153,7 @@ def _check_moments(where: str, kept: Mapping[str, Any], shape: list[int]) -> Non
         found = list(getattr(value, "shape", ())) if number else type(value).__name__
         if found != shapes.get(name, found):
             refuse(f"{where}.{name}", f"have the shape {shapes[name]}", found, _DAMAGED)
-        numbers = torch.as_tensor(value if number else 0)
+        numbers = torch.as_tensor(own_part(value) if number else 0)
         odd = odd_kind(numbers) or (numbers.dtype if numbers.is_complex() else None)
         if odd or not numbers.isfinite().all():
             refuse(f"{where}.{name}", "be finite real numbers", odd or "NaN, infinity", _DAMAGED)

@@ -137,6 +137,8 @@ def over_steps(chart: Chart, runs: Sequence[Run]) -> Chart | None:
             said.append(f"{panel.unit.capitalize()}: {values.pop():.3g} throughout.")
         elif curves:
             panels.append(replace(panel, curves=curves))
+        elif panel is chart.panels[0]:  # what the others are about
+            return None
     if not panels:
         return None
     curves = [curve for panel in panels for curve in panel.curves]
@@ -307,8 +309,8 @@ CHARTS = {
     ),
     "losses": Chart(
         "Losses",
-        "The policy's loss is near 0 by construction; what counts is its gradient. The value "
-        "loss is half the squared error of the value head.",
+        "The policy's loss is near 0 by construction; what counts is its gradient. That of "
+        "the values, where there are any, is half the squared error of the value head.",
         [Panel("policy", "ppo/loss/policy"), Panel("value", "ppo/loss/value", floor=0)],
     ),
     "gradient": Chart(

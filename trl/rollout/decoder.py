@@ -7,6 +7,7 @@ padding and positions, recurrent states, an encoder in front.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -36,6 +37,8 @@ class Decoder:
         query_mask: [B, Q] bool, True on real tokens.
         room: Most tokens that will be written.
         past: What the model has read of each row before its query; see `states`. None: nothing.
+        last: The last position that any row is to have; a row that goes on beyond it, as its
+            response is over, stays there.
 
     Attributes:
         logits: [B, V] of the next token.
@@ -54,9 +57,10 @@ class Decoder:
         query_mask: Tensor,
         room: int,
         past: Past | None = None,
+        last: int = sys.maxsize,
     ) -> None:
         plain = language_model(model)
-        self._model = model
+        self._model, self._last = model, last
         self._cache_name = next((name for name in CACHES if accepts(plain, name)), None)
         if self._cache_name is None:
             raise _no_cache(plain, f"forward takes none of {', '.join(CACHES)}")
@@ -154,7 +158,7 @@ class Decoder:
                 inputs["attention_mask"] = self._mask[:, : self._length]
             if self._takes_positions:
                 inputs["position_ids"] = self._positions
-            self._positions = self._positions[:, -1:] + 1
+            self._positions = (self._positions[:, -1:] + 1).clamp(max=self._last)
         if self._takes_logits_to_keep:
             inputs["logits_to_keep"] = 1
         if self._routes:

@@ -142,7 +142,8 @@ def listed(queries: Any, name: str) -> Tensor | Sequence[Any]:
         fix = "pass row['input_ids'][0] of each, a 1-D tensor, or the texts or chats themselves"
         refuse(name, "be token ids as tensors", str(list(first)), fix, error=TypeError)
     if not any(column in first for column in COLUMNS):
-        fix = f"name the prompts' column so, or pass [row['...'] for row in {name}]"
+        column = next(iter(first), "...")
+        fix = f"say which it is: [{{'prompt': row[{column!r}], **row}} for row in {name}]"
         refuse(name, f"be rows with a column of {list(COLUMNS)}", str(list(first)), fix)
     for index, row in enumerate(queries):
         if not isinstance(row, Mapping) or row.keys() != first.keys():

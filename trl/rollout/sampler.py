@@ -266,7 +266,8 @@ class Sampler:
         device = language_model(policy).get_input_embeddings().weight.device
         padded, mask = pad_rows([row.to(device) for row in tokens], left=True)
         lengths = [len(row) for row in tokens]
-        check_positions(policy, lengths, max(limits))  # a function may give any
+        longest = torch.tensor(limits, device="cpu").view(len(lengths), -1).amax(1)
+        check_positions(policy, lengths, longest)  # a function may give any
         numbers = np.zeros((len(limits), max(limits)))
         for row, (stream, limit) in enumerate(zip(streams, limits, strict=True)):
             numbers[row, :limit] = stream.random(limit)

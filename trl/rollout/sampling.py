@@ -149,28 +149,31 @@ class Writing:
         device, stop = self.queries.device, self.stop
         chosen, query_of_row = self.query_of_row[rows].unique_consecutive(return_inverse=True)
         mask = self.query_mask[chosen.to(device)]
-        columns = int(mask.sum(1).max())
+        lengths = mask.sum(1)
+        columns = int(lengths.max())
         past = None
         if self.before is not None:
-            past, columns = go_on([self.before[each] for each in chosen], mask.sum(1).tolist())
+            past, columns = go_on([self.before[each] for each in chosen], lengths.tolist())
             for each in chosen:  # they are copied
                 self.before[each] = []
         queries, mask = self.queries[chosen.to(device), -columns:], mask[:, -columns:]
         rows, query_of_row = rows.to(device), query_of_row.to(device)
         limits = self.lengths[rows]
         longest, shortest = int(limits.max()), int(limits.min())
+        last = int((lengths[query_of_row] + limits).max()) - 1
         # Without early ends nothing needs to be asked of the device before the last step.
         ends_early = bool(stop) or shortest < longest
         done = torch.zeros_like(rows, dtype=torch.bool)
         if progress is not None:
             self._later -= int(limits.sum())
         with without_dropout(model):
-            decoder = Decoder(model, queries, mask, longest, past)
+            decoder = Decoder(model, queries, mask, longest, past, last)
             if len(rows) > len(queries):
                 if decoder.can_select:
                     decoder.select(query_of_row)
                 else:
-                    decoder = Decoder(model, queries[query_of_row], mask[query_of_row], longest)
+                    every = queries[query_of_row], mask[query_of_row]
+                    decoder = Decoder(model, *every, longest, last=last)
             if decoder.values is not None and self.values is None:
                 self.values = torch.zeros_like(self.logprobs)
             for step in range(longest):

@@ -47,6 +47,10 @@ class Checkpoints:
         found = self.folder.iterdir() if self.folder.is_dir() else []
         return sorted((path for path in found if step_of(path) is not None), key=step_of)
 
+    def place(self, step: int) -> Path:
+        """Return the folder of the one that stands after a step."""
+        return self.folder / f"step-{step:06d}"
+
     def write(self, step: int, save: Callable[[Path], None]) -> Path:
         """Write one, and delete those that are too many.
 
@@ -59,7 +63,7 @@ class Checkpoints:
         """
         for left in self.folder.glob(".step-*"):  # by an earlier crash
             remove(left)
-        target = self.folder / f"step-{step:06d}"
+        target = self.place(step)
         with replaced_folder(target) as partial:
             save(partial)
             write_manifest(partial)
@@ -150,7 +154,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         OSError: of ENOSPC if the disk is full, whatever the writer made of that.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
+    partial = partial_of(target)
     remove(partial)
     try:
         partial.mkdir()
@@ -168,6 +172,11 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     os.rename(partial, target)
     sync(target.parent)
     remove(old)
+
+
+def partial_of(target: Path) -> Path:
+    """Return the folder that is written to the side, to take the place of another."""
+    return target.with_name(f".{target.name}.partial")
 
 
 def put_back(old: Path) -> None:

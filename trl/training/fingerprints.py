@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from trl.config.code import RECIPE_MODULE, neighbours
+from trl.kernels.sharded import whole
 
 PROBE = "The Film's 3rd act,\n\twas  GREAT … naïve?"
 """Of what a tokenizer makes of it: its vocabulary does not say how it cuts texts up."""
@@ -51,7 +52,7 @@ def of_weights(named: Iterable[tuple[str, Tensor]]) -> str:
     """Return a hash of a few numbers of each weight."""
     digest = hashlib.sha256()
     for name, weight in named:
-        few = weight.detach().flatten()[:: max(1, weight.numel() // 16)][:16]
+        few = whole(weight.detach()).flatten()[:: max(1, weight.numel() // 16)][:16]
         digest.update(f"{name}{few.tolist()}".encode())
     return digest.hexdigest()[:32]
 

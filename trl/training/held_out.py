@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 
 from trl.anatomy import without_dropout
 from trl.batch import Rollout
+from trl.compute.peers import meet
 from trl.environments import episode_figures
 from trl.evaluation.metrics import checks_of
 from trl.evaluation.scores import Scorer, queries_of, score, words_of
@@ -80,6 +81,7 @@ class HeldOut:
             seeds = [self.sampler.seed * len(self.prompts) + index for index in share]
             rollout = self.sampler(trainer.model, prompts, seeds=seeds)
         scored = score(self.scorer, rollout)
+        meet()  # a scorer may have waited for people or servers
         with without_dropout(*filter(None, (trainer.model, trainer.ref_model))):
             own = trainer.forward_pass(trainer.policy, rollout)
             kl = (own.logprobs - trainer.reference_logprobs(rollout, own)).sum(1)

@@ -27,6 +27,7 @@ from trl.config.ppo import sampling_contradictions
 from trl.config.types import Count
 from trl.data.stream import PromptStream, all_or_rest, stream_of
 from trl.environments import episode_figures
+from trl.evaluation.function import as_scorer
 from trl.evaluation.scores import Scorer, score
 from trl.ppo import PPOTrainer
 from trl.rollout.queries import Chat, listed
@@ -45,7 +46,7 @@ class Loop:
     Args:
         trainer: Its policy writes the responses.
         sampler: Its temperature must be the trainer's.
-        scorer: Judges them.
+        scorer: Judges them: a scorer, or a function as `trl.train` takes it.
         prompts: Whatever the sampler takes; all of them are looked at here, before any is used. Or
             a stream of them, see `trl.data.stream.stream_of`, of which the first are looked at.
         schedule: Factor on the learning rate of step 0, 1, …; None: it stays as it is.
@@ -69,14 +70,14 @@ class Loop:
         self,
         trainer: PPOTrainer,
         sampler: Sampler,
-        scorer: Scorer,
+        scorer: Scorer | Callable[[list[str]], Any],
         prompts: Sequence[str] | Sequence[Chat] | Sequence[Tensor] | Iterable[Any] | PromptStream,
         *,
         schedule: Callable[[int], float] | None = None,
         parts: int = 1,
         profile: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.trainer, self.sampler, self.scorer = trainer, sampler, scorer
+        self.trainer, self.sampler, self.scorer = trainer, sampler, as_scorer(scorer)
         self.prompts = checked_prompts(prompts)
         config = trainer.config
         if sampler.distribution.temperature != config.temperature:

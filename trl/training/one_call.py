@@ -77,6 +77,7 @@ def train(
     unfrozen_layers: int | None = None,
     critic: str | os.PathLike[str] | nn.Module = "same",
     value_head: ValueHeadKind | None = None,
+    shard: bool = False,
     on_step: Callable[[int, Row], Any] | None = None,
     max_new_tokens: int | tuple[int, int] = 24,
     chat: bool | None = None,
@@ -129,6 +130,7 @@ def train(
             policy; or another model, such as a reward model: see
             `CausalLMWithValueHead.from_pretrained`.
         value_head: linear, mlp or bins; see there, also for model_kwargs={"value_range": …}.
+        shard: Let each process hold its part of the weights alone: see `PPOTrainer`.
         on_step: Called as on_step(step, row) after each step, step counting from 1; stops the
             training if it returns what counts as true.
         max_new_tokens: Most tokens of a response, or (shortest, longest) for a random limit.
@@ -157,8 +159,8 @@ def train(
             is none. A checkpoint's folder: go on from that one. The arguments must be as before,
             a loaded model as it was before the first step: what differs is refused by name, and
             gone on with all the same by "changed" or "changed:" and a checkpoint's folder.
-        quiet: Show no progress. None: none where the output is no terminal, or `on_step` may
-            show it; False: a line now and then in a log, a bar in a notebook.
+        quiet: Show no progress. None: none in a notebook, or where `on_step` may show it. It is a
+            bar in a terminal, a line now and then in a log; False: a bar in a notebook, too.
         profile: A folder for where the time goes: a table, and a trace of two steps.
         model_kwargs: Passed to `from_pretrained`: dtype, device_map, revision, gguf_file, ….
         sampler_kwargs: Passed to `Sampler`: group_size, stop_strings, add_bos, max_rows, ….
@@ -201,16 +203,15 @@ def train(
     loading = {"critic": critic, "value_head": value_head, "peft_config": peft_config}
     loading |= {"unfrozen_layers": unfrozen_layers} | (model_kwargs or {})
     given = {"scorer": scorer, "sampling": sampling, "model_kwargs": loading, "parts": parts}
-    given |= {"ref_model": ref_model, "tokenizer": tokenizer, "profile": profile}
+    given |= {"ref_model": ref_model, "tokenizer": tokenizer, "profile": profile, "shard": shard}
     given |= {"only_tokens": _only_tokens(split), "episodes": episodes}
-    accelerator = make_accelerator(config.precision)
+    accelerator = make_accelerator(config.precision, config.collective_timeout)
     folder = None if out is None else RunFolder(Path(out).expanduser())
     with opened(folder, resume, accelerator) as (checkpoint, _):
         sent = partial(_sent, split, chats, tells=accelerator.is_main_process)
         made = Parts(model, config, accelerator, recipe, prompts=sent, **given)
         recipe = _described(recipe, made, folder, model, sampling, loading)
-        run = Run(recipe, made, folder, on_finding=_warn_of)
-        return _trained(run, checkpoint, on_step, quiet)
+        return _trained(Run(recipe, made, folder, on_finding=_warn_of), checkpoint, on_step, quiet)
 
 
 def _task(
@@ -338,11 +339,11 @@ def _trained(
     quiet: bool | None,
 ) -> Trained:
     """Make the steps that are left, and show how they go."""
-    if quiet is None:
-        quiet = on_step is not None or not sys.stdout.isatty()
+    if quiet is None and on_step is not None:
+        quiet = True
     trained, steps = Trained(run.parts.model, run.history), run.recipe.total_steps
     before = (checkpoint and step_of(checkpoint)) or 0
-    quiet = quiet or not run.accelerator.is_main_process
+    quiet = quiet if run.accelerator.is_main_process else True
     try:
         with Display(steps, first_step=before, quiet=quiet) as display:
             run.by_call, run.on_step = True, partial(_seen, display, on_step)
@@ -389,6 +390,7 @@ def _described(
             gguf_file=loading.get("gguf_file"),
             unfrozen_layers=frozen,
             lora=lora_config(policy),
+            shard=parts.sharded,
             reference=None if reference else "none",
             **values_config(policy, loading["critic"]),
         ),

@@ -29,6 +29,7 @@ from trl.environments import Episodes
 from trl.evaluation import Scorer, WeightedSum
 from trl.evaluation.people.scorer import for_held_out
 from trl.gguf import gguf_apart
+from trl.kernels.sharded import is_sharded, part_like
 from trl.models.adapters import base_weights, import_peft
 from trl.models.checkpoint import ADAPTER_CONFIG, hub_arguments
 from trl.models.critic import critic_of
@@ -79,6 +80,7 @@ class Parts:
         sampling: Settings of `Sampler`. Its temperature is that of `config`, and texts begin with
             the BOS token if there is one, unless they say otherwise.
         ref_model: See `PPOTrainer`.
+        shard: Likewise.
         tokenizer: See `find_tokenizer`.
         model_kwargs: See `load_policy`.
         only_tokens: Prompts are token ids: without a tokenizer there is none.
@@ -103,6 +105,7 @@ class Parts:
         judge: WeightedSum | None = None,
         sampling: Mapping[str, Any],
         ref_model: nn.Module | ReferenceKind | None = None,
+        shard: bool = False,
         tokenizer: PreTrainedTokenizerBase | str | None = None,
         model_kwargs: Mapping[str, Any],
         only_tokens: bool = False,
@@ -118,7 +121,8 @@ class Parts:
             # That peft turned the matrices of GPT-2 about, which it should.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
             self.model = load_policy(model, **model_kwargs)
-        self.trainer = PPOTrainer(self.model, ref_model, config, accelerator=accelerator)
+        how: Any = {"accelerator": accelerator, "shard": shard}
+        self.trainer = PPOTrainer(self.model, ref_model, config, **how)
         if found is None:
             needed = not only_tokens
             found = find_tokenizer(tokenizer, model, self.model, model_kwargs, needed=needed)
@@ -178,6 +182,7 @@ class Parts:
             judge=judge,
             sampling=sampling_of(recipe),
             ref_model=model.reference,
+            shard=model.shard,
             tokenizer=model.tokenizer and model_name(model.tokenizer),
             model_kwargs={
                 "peft_config": model.lora and peft_config(model.lora),
@@ -262,9 +267,6 @@ class Parts:
 
     def misfit(self, state: Mapping[str, Any]) -> str | None:
         """Return why a state cannot be loaded, and what to do; None: it can."""
-        there, here = state["processes"], self.trainer.accelerator.num_processes
-        if there != here:
-            return f"is of a run on {there} processes, got {here}: start as many."
         there, here = (
             {name: weight.shape for name, weight in weights.items()}
             for weights in (state["weights"], self._weights())
@@ -282,12 +284,17 @@ class Parts:
         self.trainer.load_state_dict(trainer | {"optimizer": trainer["optimizer"] or fresh})
         with torch.no_grad():
             for name, weight in self._weights().items():
-                weight.copy_(state["weights"][name])
+                weight.copy_(part_like(state["weights"][name], weight))
         self.loop.load_state_dict(state["loop"])
         for name, part in self.stateful().items():
             part.load_state_dict(own["scorers"][name])
-        if self.trainer.pretraining is not None:
+        if self.trainer.pretraining is not None and own["pretraining"] is not None:
             self.trainer.pretraining.load_state_dict(own["pretraining"])
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has but parts of the weights."""
+        return is_sharded(next(self.model.parameters()))
 
     def stateful(self) -> dict[str, Any]:
         """Return the scorers, or their functions, that have a state of their own."""

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
 
 import trl
 from trl import config as settings
+from trl.compute.peers import meet
 from trl.config import SettingsError
 from trl.config.errors import refuse
 from trl.config.recipe import ClassifierRecipe, Recipe
@@ -44,6 +46,8 @@ ALL_THE_SAME = "go on all the same with --resume-changed (in Python resume='chan
 MAY_CHANGE = (
     *("out", "quiet", "profile", "tracking", "checkpoints", "steps", "episodes", "stop"),
     *("ppo.forward_batch_size", "ppo.token_budget", "ppo.keep_freed_memory", "sampling.max_rows"),
+    "model.shard",
+    "ppo.collective_timeout",
 )
 """Settings that may differ when a run is gone on with: they do not change what a step computes but
 by rounding, unless the learning rate falls over the steps of the whole run."""
@@ -75,7 +79,12 @@ def opened(
         folder.changes, resume = True, named or "auto"
     with folder.in_use() if accelerator.is_main_process else nullcontext():
         found = _find_checkpoint(folder, resume)
-        accelerator.wait_for_everyone()
+        meet()
+        if accelerator.num_processes > 1:
+            names = gather_object([getattr(found[0], "name", "none")])
+            if len(set(names)) > 1:
+                rule = "be a folder that every process sees: of several hosts, on a shared disk"
+                refuse("out", rule, f"the checkpoints {', '.join(names)}")
         try:
             yield found
         except OSError as error:  # on a full disk say what is good, and how to go on
@@ -124,6 +133,22 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """Return what a checkpoint holds."""
     state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True, mmap=True)
     return dict(state)
+
+
+def own_of(state: Mapping[str, Any], accelerator: Accelerator) -> tuple[dict[str, Any], list[str]]:
+    """Return what a checkpoint holds of this process alone, and a sentence if it is of none.
+
+    With another number of processes than wrote it, that is what the first one's scorers knew; texts
+    of pretraining and random numbers begin anew then: both are None.
+    """
+    states, processes = state["of_each_process"], accelerator.num_processes
+    if len(states) == processes:
+        return states[accelerator.process_index], []
+    told = (
+        f"The checkpoint is of a run on {len(states)} processes, and these are {processes}: "
+        "responses are drawn by other random numbers."
+    )
+    return states[0] | {"pretraining": None, "random": None}, [told]
 
 
 def problem_of(checkpoint: Path) -> str | None:
@@ -193,8 +218,11 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Go on from `random_state()`."""
+def set_random_state(state: Mapping[str, Any] | None, seed: int) -> None:
+    """Go on from `random_state()`; None: begin with a seed."""
+    if state is None:
+        set_seed(seed % 2**32)
+        return
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     np.random.set_state(tuple(state["numpy"]))

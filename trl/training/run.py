@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import shlex
 import shutil
 import time
@@ -25,19 +24,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import gather_object, set_seed
 from torch import nn
 
 from trl import config as settings
-from trl.compute.peers import told_to_peers
+from trl.compute.peers import meet, told_to_peers
 from trl.compute.precision import make_accelerator
+from trl.compute.starting import busy_told, processes_told
 from trl.config import SettingsError
 from trl.config.code import Trust, flags_to_go_on
 from trl.config.recipe import Recipe
 from trl.evaluation.people.asking import Stopped
 from trl.evaluation.scores import pairs_of
 from trl.models.loading import quiet_transformers
+from trl.models.whole import add_whole_weights
 from trl.report import before_after_tables, read_runs, write_report
 from trl.report.figures import duration
 from trl.training import checkpoints
@@ -49,16 +49,17 @@ from trl.training.loop import Row
 from trl.training.parts import Parts
 from trl.training.resume import (
     ALL_THE_SAME,
-    STATE,
     VERSIONS,
     check_same,
     opened,
     other_settings,
     other_versions,
+    own_of,
     random_state,
     read_state,
     set_random_state,
 )
+from trl.training.sharded import put_together, taken_apart, write_together
 from trl.watch.diagnosis import Diagnosis, Finding
 from trl.watch.display import Display
 from trl.watch.tracking import Trackers, check_trackers
@@ -112,7 +113,7 @@ def run_recipe(
         OSError: if the disk is full; the last checkpoint is good then.
     """
     folder = RunFolder(Path(recipe.out).expanduser())
-    accelerator = make_accelerator(recipe.ppo.precision)
+    accelerator = make_accelerator(recipe.ppo.precision, recipe.ppo.collective_timeout)
     with told_to_peers(), opened(folder, resume, accelerator) as (checkpoint, notes):
         if checkpoint is not None:
             check_same(folder, recipe)  # before anything is loaded
@@ -205,7 +206,8 @@ class Run:
                 resume_step=self.resumed_at,
             )
             self.trackers = stack.enter_context(closing(trackers))
-            for note in [*notes, *self._introduction(), *trackers.notes]:
+            first = processes_told(self.accelerator)
+            for note in [first, *notes, *self._introduction(), *trackers.notes]:
                 display.note(note)
             interrupt = GracefulStop()
             if self.folder is not None:
@@ -220,7 +222,7 @@ class Run:
                 last = reason is not None or loop.steps_done == self.last_step
                 if last or asked or loop.steps_done % recipe.checkpoints.every == 0:
                     self._write_checkpoint(last=loop.steps_done == total)
-                if asked and not last:
+                if asked and reason is None and loop.steps_done < total:
                     return self._end("interrupted", finished=False)
             return self._end(reason or f"all {loop.steps_done} steps are made")
 
@@ -330,6 +332,7 @@ class Run:
 
     def _any(self, flag: bool) -> bool:
         """Return whether the flag is set on any process."""
+        meet()  # `on_step` may have taken its time on one
         if flag:
             self.accelerator.set_trigger()
         return self.accelerator.check_trigger()
@@ -361,9 +364,10 @@ class Run:
 
     def _save_policy(self, name: str) -> None:
         """Write the policy as plain transformers loads it, whole or not at all."""
-        if self.main:
+        told: dict[str, Any] = {}
+        if self.folder is not None and add_whole_weights(self.parts.model, told) and self.main:
             with checkpoints.replaced_folder(self.path / name) as partial, quiet_transformers():
-                self.parts.model.save_pretrained(partial)
+                self.parts.model.save_pretrained(partial, **told)
                 beside = partial / self.folder.critic.name
                 if name == "policy" and beside.is_dir():
                     with checkpoints.replaced_folder(self.folder.critic) as moved:
@@ -372,7 +376,7 @@ class Run:
                 if name != "policy":
                     (partial / BEST_STEP).write_text(f"{self.loop.steps_done}\n")
         if self.folder is not None:
-            self.accelerator.wait_for_everyone()
+            meet()
 
     def _end(self, reason: str, *, finished: bool = True) -> Result:
         """Write how the run ended, and return it."""
@@ -428,13 +432,7 @@ class Run:
                 f"{recipe.episodes} episodes are {recipe.total_steps} whole steps of "
                 f"{config.batch_size}: {rest} are left out."
             )
-        load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
-        if self.accelerator.device.type == "cpu" and load > cores:
-            yield (
-                f"This machine is busy: a load of {load:.1f} on {cores} cores. Two processes of "
-                "several threads each slow one another many times over: set OMP_NUM_THREADS=1, or "
-                "wait for the other work to end."
-            )
+        yield from busy_told(self.accelerator)
         trained = sum(weight.numel() for weight in self.trainer.trainable)
         yield (
             f"{config.algorithm.upper()} on {recipe.model.name}: "
@@ -458,12 +456,16 @@ class Run:
         if self.folder is None:
             return
         own_states = gather_object([own or self._own_state()])
+        of_all = self.parts.state_dict() if self.main or self.parts.sharded else {}
+        if last and of_all and not self.recipe.checkpoints.keep_optimizer:
+            of_all["trainer"]["optimizer"], self.checkpoints.keep = None, 1
+        of_all, parts = taken_apart(of_all)
+        state: dict[str, Any] = {"step": self.loop.steps_done}
         if self.main:
-            state = {
+            state |= {
                 "format": FORMAT,
-                "step": self.loop.steps_done,
                 "recipe": settings.as_mapping(self.recipe),
-                **self.parts.state_dict(),
+                **of_all,
                 "of_each_process": own_states,
                 "diagnosis": self.diagnosis.state_dict(),
                 "figures": {"before": self.before, "after": self.after},
@@ -473,11 +475,10 @@ class Run:
                 "versions": VERSIONS,
                 "seconds": self._seconds(),
             }
-            if last and not self.recipe.checkpoints.keep_optimizer:
-                state["trainer"]["optimizer"], self.checkpoints.keep = None, 1
-            self.checkpoints.write(state["step"], lambda at: torch.save(state, at / STATE))
+        write_together(self.checkpoints, state, parts, self.accelerator)
+        if self.main:
             self._settle_best()
-        self.accelerator.wait_for_everyone()
+        meet()
 
     def _settle_best(self) -> None:
         """Let the best policy that the checkpoint knows of, and no later one, be in its place."""
@@ -493,8 +494,8 @@ class Run:
 
         Raises:
             SettingsError: if the settings are not those of the run so far.
-            CheckpointError: if it is of another model, or of another number of processes, or,
-                unless that is wanted, of a run of other parts.
+            CheckpointError: if it is of another model, or, unless that is wanted, of a run of other
+                parts.
         """
         check_same(self.folder, self.recipe)
         state = read_state(checkpoint)
@@ -514,8 +515,8 @@ class Run:
         told = self._changes(checkpoint, state)
         if self.folder.changes and "prompts" in self.parts.others(state):
             state["loop"] |= {"order": [], "stream": None}  # a new pass begins, over those of now
-        own = state["of_each_process"][self.accelerator.process_index]
-        self.parts.load_state_dict(state, own)
+        own, others = own_of(state, self.accelerator)
+        self.parts.load_state_dict(put_together(state, checkpoint, self.parts.model), own)
         self.diagnosis.load_state_dict(state["diagnosis"])
         self.before, self.after = state["figures"]["before"], state["figures"]["after"]
         *best, figure = state["best"]
@@ -535,7 +536,7 @@ class Run:
                 if checkpoints.step_of(path) > state["step"]:  # of steps made again, or damaged
                     checkpoints.remove(path)
             self._settle_best()
-        self.accelerator.wait_for_everyone()
+        meet()
         if self._any(self.main and best_step(self.folder.best) > state["step"]):
             if self.best_step == state["step"]:
                 self._save_policy("best")
@@ -544,7 +545,8 @@ class Run:
                 told.append(f"{self.folder.best} was of a later step: it is deleted.")
                 checkpoints.remove(self.folder.best) if self.main else None
         self._remember(*self.folder.rows("metrics"))
-        set_random_state(own["random"])
+        set_random_state(own["random"], self.parts.seed + state["step"])
+        told += others
         if told and self.recipe.quiet and self.main:
             warnings.warn(" ".join(told), stacklevel=4)
         return [*told, f"Going on after step {state['step']}, from {checkpoint}."]

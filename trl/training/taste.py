@@ -262,6 +262,7 @@ class Taste:
             return dict(json.loads((place / "result.json").read_text(encoding="utf-8")))
         choices = sum(len(row["votes"]) for row in _rows(self.choices(number)))
         fits = [self._fit(number, model) for model in range(1, self.people.ensemble + 1)]
+        self._say_if_it_learnt_nothing(fits)
         figures = self._steps(number)
         result = {
             "round": number,
@@ -272,6 +273,17 @@ class Taste:
         }
         self.folder.write(f"round-{number}/result.json", json.dumps(result, indent=2) + "\n")
         return result
+
+    def _say_if_it_learnt_nothing(self, fits: Sequence[dict[str, Any]]) -> None:
+        """Say it where no reward model of a round is surely better than drawing lots."""
+        chance = 1 / self.people.responses
+        if all(fit["interval"][0] <= chance for fit in fits):
+            told = ", ".join(f"{fit['accuracy'] or 0:.2f}" for fit in fits)
+            self._say(
+                "the held-out choices do not show that the reward model knows more than chance: "
+                f"it is right in {told} of the cases, chance is in {chance:.2f}. They may be too "
+                "few to tell, or it has learnt nothing; then PPO learns noise, and more would help."
+            )
 
     def _say(self, text: str) -> None:
         if not self.recipe.quiet:
@@ -284,7 +296,9 @@ class Taste:
         people, before = self.people, self.plan[number - 2][0] if number > 1 else 0
         count = self.plan[number - 1][0] - before
         chosen = people.pick == "disagreement" and number > 1
-        groups = self._groups(number, count * (people.candidates if chosen else 1))
+        asked = count * (people.candidates if chosen else 1)
+        self._say(f"{people.responses} responses to each of {asked} prompts are being written.")
+        groups = self._groups(number, asked)
         if chosen:
             worth = self._disagreements(number - 1, groups)
             best = sorted(range(len(groups)), key=lambda i: -worth[i])[:count]
@@ -376,6 +390,8 @@ class Taste:
             for item in items
             if item.gold is None and (votes := _votes(item))
         ]
+        made = sum(len(row["votes"]) for row in rows)
+        self._say(f"{made} choices so far.")
         if not rows:
             refuse("choices", "be there to learn from", "none", "go on, and choose")
         self.folder.write(f"round-{number}/preferences.jsonl", _lines(rows))
@@ -390,6 +406,7 @@ class Taste:
     def _wait(self, asked: Sequence[Item]) -> None:
         """Wait until all of it is chosen or skipped, or the time for it is over."""
         self._say(self.told)
+        self.told = f"the page at {self.address} asks on"  # whose links are good once
         file = self.folder.path / "waited.json"  # seconds, of all sessions
         before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else 0.0
         began, minutes = time.monotonic(), self.people.minutes
@@ -408,6 +425,7 @@ class Taste:
 
         page = Page(self.store.path, self.people.annotators, port=self.people.port)
         self.told = "; ".join(f"{name}: {link}" for name, link in page.links.items())
+        self.address = page.address
         seen = any(map(os.environ.get, DISPLAYS)) or sys.platform in ("darwin", "win32")
         if seen and sys.stdout.isatty() and not self.recipe.quiet:
             webbrowser.open(next(iter(page.links.values())))

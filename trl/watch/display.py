@@ -57,7 +57,7 @@ class Display:
         steps: Last step of the run.
         first_step: Steps that were done before, when a run goes on.
         console: Where to; None: the standard output.
-        quiet: Show nothing.
+        quiet: Show nothing. None: in a notebook.
         title: What stands before the bar.
     """
 
@@ -67,14 +67,14 @@ class Display:
         *,
         first_step: int = 0,
         console: Console | None = None,
-        quiet: bool = False,
+        quiet: bool | None = False,
         title: str = "PPO",
     ) -> None:
         if console is None:
             console = Console()
             if not console.is_terminal and not console.is_jupyter:
                 console.width = LOG_WIDTH
-        console.quiet = console.quiet or quiet
+        console.quiet = console.quiet or (console.is_jupyter if quiet is None else quiet)
         self.steps, self.first_step, self.console = steps, first_step, console
         self.live: Live | None = None
         self._figures: dict[str, float] = {}

@@ -59,6 +59,14 @@ def test_the_cookie_is_for_this_site_alone_and_survives_a_restart(ann, store):
     assert "a new one" in ann.post("/api/join", {"token": "x"}).json()["error"]
 
 
+def test_a_link_for_another_browser_is_printed_when_one_is_used(store, capsys):
+    Browser(make_app(store)).join(store.link("ann"))
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("trl: ann is here; for another browser: http://")
+    other = Browser(make_app(store)).join(told.partition("#join=")[2])
+    assert other.state()["name"] == "ann"
+
+
 @pytest.mark.parametrize(
     "cookie", ["", "1", "1.", "1.00", "2.{sign}", "01.{sign}", "1.é", "x" * 999]
 )

@@ -23,6 +23,7 @@ import ipaddress
 import json
 import re
 import socket
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict
@@ -230,7 +231,10 @@ class _Server:
     async def join(self, request: Request) -> Response:
         token = (await _body(request)).get("token")
         me = self.store.join(token if isinstance(token, str) else "")
-        response = JSONResponse({"name": self.store.name(me)})
+        name = self.store.name(me) or ""
+        link = f"{request.base_url}#join={self.store.link(name)}"
+        print(f"trl: {name} is here; for another browser: {link}", file=sys.stderr, flush=True)
+        response = JSONResponse({"name": name})
         value = f"{me}.{self._sign(f'cookie {me}')}"
         more: dict[str, Any] = {"httponly": True, "samesite": "strict", "max_age": COOKIE_SECONDS}
         response.set_cookie(self.cookie, value, **more)

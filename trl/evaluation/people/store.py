@@ -311,7 +311,8 @@ class Store:
                 "UPDATE annotators SET token = NULL WHERE token = ? RETURNING id", [_hash(token)]
             ).fetchall()
         if not found:
-            raise Refused("link", "This link was used before, or replaced: ask for a new one.")
+            told = "This link was used before, or replaced: ask for a new one, which was printed"
+            raise Refused("link", f"{told} where the page is served, when it was used.")
         return int(found[0]["id"])
 
     def name(self, me: int) -> str | None:

@@ -22,6 +22,8 @@ function names(count) {
   return count === 2 && state.question === "pair" ? sides() : LETTERS.slice(0, count);
 }
 
+function ofTwo() { return state.item.responses.length === 2 && state.question === "best"; }
+
 function choices() {
   const count = state.item.responses.length;
   const word = (answer, label, key, ...keys) => ({answer, label, keys: [key, ...keys]});
@@ -32,8 +34,9 @@ function choices() {
       word("tie", "Tie", "3"), word("both_bad", "Both bad", "4")];
     case "thumbs": return [word(false, "👎 Bad", "1", "ArrowLeft"), word(true, "👍 Good", "2", "ArrowRight")];
     case "rating": return RATINGS.map((text, i) => word(i + 1, text, String(i + 1)));
-    default: return [...names(count).map((name, i) => word(i, `${name} is best`, String(i + 1))),
-      word("both_bad", "All bad", "5")];
+    default: return [...names(count).map((name, i) =>
+        word(i, `${name} is ${ofTwo() ? "better" : "best"}`, String(i + 1))),
+      word("both_bad", ofTwo() ? "Both bad" : "All bad", "5")];
   }
 }
 
@@ -118,7 +121,7 @@ function showItem() {
   $("guidelines").hidden = !$("guidelines-text").textContent.trim();
   $("join").hidden = true;
   showProgress();
-  $("question").textContent = item ? QUESTION[state.question] : "";
+  $("question").textContent = item ? QUESTION[ofTwo() ? "pair" : state.question] : "";
   if (!item) return $("done").querySelector("h2").focus();
   showPrompt(item.prompt);
   const labels = names(item.responses.length);

@@ -1,0 +1,163 @@
+"""Weights that are sharded over processes are trained as whole ones are."""
+
+import itertools
+import os
+import shutil
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import ParallelismConfig
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from transformers import AutoModelForCausalLM
+
+from tests.ranks import launch
+from tests.test_distributed import (
+    KINDS,
+    MORE,
+    by_one,
+    check_equal,
+    make_model,
+    run_stop_and_go_on,
+    trained,
+)
+from tests.training.runs import assert_same_run, last_state, make_parts, tiny_recipe
+from trl.compute.sharding import check_can_shard, check_plain_processes
+from trl.compute.updater import OneProcess
+from trl.config.recipe import ModelConfig
+from trl.models.with_value_head import load_policy
+from trl.ppo import PPOTrainer
+from trl.training import run, sharded
+from trl.training.checkpoints import Checkpoints
+from trl.training.sharded import PARTS
+
+WHOLE = {**KINDS, **{kind: MORE[kind] for kind in MORE if "critic" not in kind}}
+TABLE = [(kind, way) for kind in KINDS for way in ("SGD", "Adam", "bf16")]
+TABLE += [(kind, "SGD") for kind in WHOLE if kind not in KINDS]
+QUICK = [("short passes", "SGD"), ("the top", "SGD")]
+
+
+def train_sharded(out, table):
+    results = {}
+    for kind, way in table:
+        results[kind, way] = trained(kind, way, shard=True)
+        AcceleratorState._reset_state()
+    if os.environ["RANK"] == "0":
+        torch.save(results, out)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("processes", "table"),
+    [
+        (2, QUICK),
+        pytest.param(2, TABLE, marks=pytest.mark.slow),
+        pytest.param(3, TABLE, marks=pytest.mark.slow),
+    ],
+)
+def test_sharded_weights_are_trained_as_whole_ones(processes, table, tmp_path):
+    """Every kind of policy, on rows whose lengths, and passes, differ from process to process."""
+    codes, said = launch(train_sharded, processes, tmp_path, str(tmp_path / "out.pt"), table)
+    assert codes == [0] * processes, said
+    for (kind, way), result in torch.load(tmp_path / "out.pt").items():
+        check_equal(result, by_one(kind, way), way, f"{kind}, {way}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"distributed_type": DistributedType.FSDP}, "one with FSDP: start plain processes"),
+        ({"distributed_type": DistributedType.DEEPSPEED}, "one with DeepSpeed: start plain"),
+        ({"distributed_type": DistributedType.MEGATRON_LM}, "one with Megatron-LM"),
+        (
+            {"parallelism_config": ParallelismConfig(tp_size=2)},
+            r"one with tensor parallelism: .* shard=True",
+        ),
+    ],
+)
+def test_accelerators_that_shard_in_ways_of_their_own_are_refused(settings, told):
+    plain = {"distributed_type": DistributedType.MULTI_CPU, "parallelism_config": None}
+    check_plain_processes(SimpleNamespace(**plain))
+    with pytest.raises(ValueError, match=told):
+        check_plain_processes(SimpleNamespace(**plain | settings))
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "told"),
+    [
+        ("ppo", "fp16", "`precision` must be fp32 or bf16 with `shard`"),
+        ("a critic of its own", "no", "`critic` must be 'same' with `shard`"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(kind, precision, told):
+    how, _ = (KINDS | MORE)[kind]
+    policy, accelerator = load_policy(make_model(kind), **how), SimpleNamespace()
+    accelerator.mixed_precision = precision
+    with pytest.raises(ValueError, match=told):
+        check_can_shard(policy, accelerator)
+
+
+def test_one_process_alone_holds_all_weights():
+    trainer = PPOTrainer(load_policy(make_model("ppo")), batch_size=2, shard=True)
+    assert type(trainer.updater) is OneProcess
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_sharded_run_stops_and_goes_on_and_saves_a_plain_model(tmp_path):
+    codes, said = launch(run_stop_and_go_on, 2, tmp_path, str(tmp_path), True)
+    assert codes == [0, 0], said
+    assert any((tmp_path / "whole" / "checkpoints" / "step-000006" / PARTS).iterdir())
+    model, info = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "whole" / "policy", output_loading_info=True
+    )
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys"))
+    state = last_state(tmp_path / "whole")
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, state["weights"][f"pretrained_model.{name}"]), name
+
+
+def run_a_recipe(folder, name, killed_at=None):
+    """A sharded run, or the rest of it; at a checkpoint the second process may be killed."""
+    rank, written = int(os.environ.get("RANK", 0)), itertools.count(1)
+    write = sharded._write_parts
+
+    def write_or_die(parts, checkpoint):
+        if next(written) == killed_at and rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(parts, checkpoint)
+
+    sharded._write_parts, run.write_report = write_or_die, lambda runs, out: out
+    out = Path(folder)
+    model = ModelConfig(name=str(out / "model"), shard=True)
+    ppo = {"batch_size": 12, "minibatch_size": 6}
+    recipe = tiny_recipe(out, out / name, model=model, ppo=ppo)
+    assert run.run_recipe(recipe, resume="auto").steps == 6
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_kill_in_a_save_falls_back_and_any_number_of_processes_goes_on(tmp_path):
+    make_parts(tmp_path)
+    codes, said = launch(run_a_recipe, 2, tmp_path, str(tmp_path), "whole")
+    assert codes == [0, 0], said
+    awaited = {"awaited": [0], "timeout": 300}
+    codes, said = launch(run_a_recipe, 2, tmp_path, str(tmp_path), "killed", 2, **awaited)
+    assert codes[1] == -signal.SIGKILL, said
+    assert codes[0] != 0, said
+    there = Checkpoints(tmp_path / "killed" / "checkpoints")
+    assert [path.name for path in there.all()] == ["step-000002"]
+    for processes in (1, 3):
+        other = f"on {processes}"
+        shutil.copytree(tmp_path / "killed", tmp_path / other)
+        codes, said = launch(run_a_recipe, processes, tmp_path, str(tmp_path), other)
+        assert codes == [0] * processes, said
+    codes, said = launch(run_a_recipe, 2, tmp_path, str(tmp_path), "killed")
+    assert codes == [0, 0], said
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")

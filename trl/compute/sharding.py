@@ -1,0 +1,154 @@
+"""Weights of which each process holds a part: torch's FSDP2 around what reads a rollout.
+
+A layer is gathered when it is computed, forward and backward, and given back after; embeddings,
+norms and heads, the root, for as long as a pass goes on. Each gathering waits for all processes,
+so all of them make the same number of passes.
+
+At low precision the blocks of a layer that hold matrices are gathered in it, and their gradients
+added up in float32 (`MixedPrecisionPolicy`): the numbers are those of autocast. Norms and heads
+stay in float32, as autocast leaves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from trl.config.errors import refuse
+from trl.kernels.sharded import is_sharded
+from trl.models.critic import critic_of
+from trl.models.response import ResponseModel
+
+_INSTEAD = "start plain processes (torchrun --nproc-per-node 2 …) and set shard=True (of a recipe "
+_INSTEAD += "model.shard), which shards by torch's FSDP2"
+
+
+def check_plain_processes(accelerator: Accelerator) -> None:
+    """Raise a ValueError for an accelerator that shards models in ways of its own."""
+    kind = accelerator.distributed_type
+    parallel = getattr(accelerator, "parallelism_config", None)
+    found = {
+        "FSDP": kind == DistributedType.FSDP,
+        "DeepSpeed": kind == DistributedType.DEEPSPEED,
+        "Megatron-LM": kind == DistributedType.MEGATRON_LM,
+        "tensor parallelism": parallel is not None and parallel.tp_enabled,
+    }
+    for name in (name for name, there in found.items() if there):
+        refuse("accelerator", "leave the weights to the trainer", f"one with {name}", _INSTEAD)
+
+
+def check_can_shard(model: nn.Module, accelerator: Accelerator) -> None:
+    """Raise a ValueError if the weights of a model cannot be sharded."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if not hasattr(FSDPModule, "reset_iter_state"):
+        refuse("shard", "be False with this torch", torch.__version__, "install torch >= 2.13")
+    if accelerator.mixed_precision == "fp16":
+        refuse(
+            "precision", "be fp32 or bf16 with `shard`", "'fp16'", "take bf16, which scales none"
+        )
+    if critic_of(model) is not None:
+        fix = "take critic='same', or leave `shard` out"
+        refuse("critic", "be 'same' with `shard`", "one of its own", fix)
+    if getattr(model, "is_quantized", False) or any(
+        w.dtype.itemsize < 2 for w in model.parameters()
+    ):
+        refuse("model", "not be quantised with `shard`", fix="load it in bfloat16 or float32")
+
+
+@torch.no_grad()
+def take_from_first(module: nn.Module, device: torch.device) -> None:
+    """Let each process begin with the weights of the first, as DDP does."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        sent = tensor.data.to(device)
+        torch.distributed.broadcast(sent, src=0)
+        tensor.data.copy_(sent)
+
+
+def shard(responder: ResponseModel, accelerator: Accelerator, low: torch.dtype | None) -> None:
+    """Let each process keep its part of a model's weights alone; they are other objects then.
+
+    Args:
+        responder: Around the model, on its device; it is what must be called for a pass.
+        accelerator: Of this process.
+        low: The precision of autocast, None: there is none.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    policy = MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False)
+    how: dict[str, Any] = {"reshard_after_forward": True}
+    how["mesh"] = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for layer in _layers(responder.plain):
+        for part in [layer] if low is None else _blocks(layer):
+            fully_shard(part, mp_policy=policy if low else MixedPrecisionPolicy(), **how)
+    # By itself the root would keep its weights after a pass without gradient: the optimiser would
+    # then change parts that nothing computes with.
+    root: Any = fully_shard(responder, **how)
+    register_fsdp_forward_method(root, "trunk_states")
+    root._get_fsdp_state()._lazy_init()  # before a layer is called without it, for sampling
+
+
+def _layers(plain: PreTrainedModel) -> list[nn.Module]:
+    """Return the layers of a model, of an encoder too, that are computed one after the other."""
+    names = set(plain._no_split_modules or ())
+    layers: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for part in plain.modules():
+        named = isinstance(part, GradientCheckpointingLayer) or type(part).__name__ in names
+        if named and part not in inside:
+            layers.append(part)
+            inside.update(part.modules())
+    return layers
+
+
+def _blocks(layer: nn.Module) -> Iterator[nn.Module]:
+    """Yield the parts of a layer, attention and MLP, that hold its matrices."""
+    for part in layer.children():
+        if isinstance(part, nn.ModuleList):
+            yield from _blocks(part)
+        elif any(weight.ndim > 1 for weight in part.parameters()):
+            yield part
+
+
+@contextmanager
+def gathered(root: Any) -> Iterator[None]:
+    """Hold all weights whole inside, on every process; they must not change."""
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [part for part in root.modules() if isinstance(part, FSDPModule)]
+    try:
+        root.set_reshard_after_forward(False)
+        for part in parts:
+            part.unshard()
+        yield
+    finally:
+        root.set_reshard_after_forward(True)
+        root.reset_iter_state()  # a text of other length on each process leaves other traces
+
+
+def even_passes(model: nn.Module, passes: list[Tensor]) -> list[Tensor]:
+    """Return as many passes as the process with the most makes: the last of them again.
+
+    Args:
+        model: What is called; with whole weights nobody waits, and the passes stay.
+        passes: The rows of each.
+    """
+    if not is_sharded(next(model.parameters())):
+        return passes
+    most = torch.tensor(len(passes), device=passes[0].device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return passes + passes[-1:] * (int(most) - len(passes))
