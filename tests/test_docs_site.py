@@ -288,6 +288,8 @@ def test_links_from_a_notebook_lead_to_pages():
         "[b](../notebooks/02-ppo.md) [c](../howto/reward.md) `notebooks/index.ipynb` "
         "`notebooks/run.py`"
     )
+    text = "![a](../docs/demo.png)"
+    assert hooks.relinked(text, "notebooks/00-core.ipynb", "../") == "![a](../demo.png)"
 
 
 class Requests(HTMLParser):

@@ -225,11 +225,11 @@ def relinked(text, path, up):
 
 
 def page_of(file):
-    """Return the page of the site that a file of the repository has; None if it has none."""
+    """Return the page or picture of the site that a file of the repository is, or None."""
     path = ROOT / file
     if path in notebooks():
         return f"notebooks/{path.stem}.md"
-    if file.startswith("docs/") and path.suffix == ".md" and path.is_file():
+    if file.startswith("docs/") and path.suffix in (".md", ".png") and path.is_file():
         return file.removeprefix("docs/")
     return PAGES.get(file)
 
