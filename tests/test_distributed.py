@@ -124,7 +124,7 @@ def trained(kind, way, size=ROWS, shard=False):
     )
     mine = share(trainer, size)
     if "pretraining_coef" in settings:
-        texts = ragged([2, 6, 3, 5, 4, 2, 7, 1], vocabulary=VOCABULARY)
+        texts = ragged([2, 6, 3, 5, 4, 2, 7, 3], vocabulary=VOCABULARY)
         texts = texts[share(trainer, size // 2)]
         trainer.pretraining = lambda rows: texts
     queries = [q for q in ragged([3, 1, 5, 2, 4, 6, 2, 1], vocabulary=VOCABULARY) for _ in range(2)]
