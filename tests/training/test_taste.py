@@ -380,13 +380,18 @@ def test_the_measuring_script_compares_at_the_same_kl():
     curve = [{p: 0.5, kl: 0.0}, {p: 0.7, kl: 4.0}, {p: 0.9, kl: 6.0}]
     assert measuring["at_kl"](curve, 2.0) == pytest.approx(0.6)
     assert measuring["at_kl"](curve, 9.0) == 0.9
-    found = {"hidden-0": {"curve": curve}, "online-0": {"curve": [curve[0], {p: 0.68, kl: 5.0}]}}
+    far = {"curve": [{p: 0.5, kl: 0.0}, {p: 0.6, kl: 5.0}]}
+    found = {
+        "hidden-0": {"curve": curve},
+        "far-0": far,
+        "online-0": {"curve": [curve[0], {p: 0.68, kl: 5.0}]},
+    }
     assert measuring["share"](found, "online", 0) == pytest.approx(0.6)
     for arm in measuring["ARMS"]:
         recipe = measuring["recipe_of"](arm, 1, Path("a"))
         assert recipe.total_steps == measuring["STEPS"]
         loop = isinstance(recipe, PreferencesRecipe)
-        assert loop == (arm != "hidden")
+        assert loop == (arm not in measuring["ALONE"])
         # The reward model never begins as the hidden one, which chooses.
         name = taste.reward_recipe(recipe, Path("a"), 1, 1).model if loop else ""
         assert "bert" not in name

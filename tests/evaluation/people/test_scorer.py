@@ -118,6 +118,7 @@ def test_a_page_is_served_where_the_message_says(tmp_path, capsys):
         csrf = {"X-CSRF-Token": browser.get("/api/state").json()["csrf"]}
         assert browser.post("/api/enough", json={}).status_code == 403
         assert browser.post("/api/enough", json={}, headers=csrf).json()["waiting"] is None
+    capsys.readouterr()
     second = HumanScorer(tmp_path / "t", timeout=0.1, port=int(address.rsplit(":")[-1][:-1]))
     second([("", "one")])  # its port is taken: another is found
     assert capsys.readouterr().err.count("http://127.0.0.1:") == 1
