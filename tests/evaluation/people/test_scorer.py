@@ -295,4 +295,8 @@ def test_a_run_that_is_killed_while_it_waits_asks_nothing_twice_and_ends_the_sam
         {(i.prompt, i.responses): [v.answer for v in i.votes] for i in Store(f / "votes").items()}
         for f in (whole, broken)
     ]
-    assert said[0] == said[1]
+    assert said[0].keys() == said[1].keys()
+    # What was left at "enough" is answered later, if the end of the run leaves time for it.
+    assert max(len(answers) for side in said for answers in side.values()) == 1
+    for item, answers in said[0].items():
+        assert not (answers and said[1][item]) or answers == said[1][item]
