@@ -176,6 +176,7 @@ def test_what_differs_is_asked_of_rows_that_count():
     assert scores_differ(accelerator, values, ids, ~counted)
     assert not scores_differ(accelerator, values, ids, counted & ~counted)
     assert scores_differ(accelerator, torch.tensor([1.0, 1.0, 2.0, 2.0]), None, counted | True)
+    assert scores_differ(accelerator, values[:1], None, counted[:1])  # of a batch of one
 
 
 def test_a_schedule_scales_the_way_not_the_rate():

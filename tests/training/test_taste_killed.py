@@ -125,9 +125,9 @@ class Played:
         worked = 0.0
         while self.living["trainer"].is_alive():
             worked = max(worked, self.worked())
+            assert self.person.is_alive()  # else the trainer would wait for ever
             time.sleep(0.01)
         assert self.living["trainer"].exitcode == 0
-        assert self.person.is_alive()
         for process in (self.person, self.living["page"]):
             process.kill()
             process.join()
@@ -154,6 +154,7 @@ class Played:
             if self.worked() >= work or self.votes() >= votes:
                 time.sleep(chance.uniform(0, 0.05))
                 return True
+            assert self.person.is_alive()
             time.sleep(0.005)
         return False
 

@@ -61,6 +61,8 @@ def scores_differ(
 ) -> bool:
     """Return whether any response has another score than one that it is compared with.
 
+    One alone is compared with what its value foretold, so that it says something in any case.
+
     Args:
         accelerator: Of this process.
         scores: [B] of this process.
@@ -69,7 +71,7 @@ def scores_differ(
     """
     if group_ids is None:
         of_all = gathered(accelerator, scores, counted=counted)
-        return bool((of_all != of_all[0]).any())
+        return len(of_all) == 1 or bool((of_all != of_all[0]).any())
     scores, group_ids = scores[counted], group_ids[counted]
     differ = leave_one_out(scores, group_ids).any() if len(scores) else scores.new_zeros(())
     return bool(accelerator.reduce(differ.float()) > 0)
