@@ -87,7 +87,7 @@ def panel(browser: Any, folder: Path) -> Iterator[tuple[str, bytes]]:
         opened.get_by_text("The training waits for").wait_for()
         cell = opened.locator(".jp-CodeCell").first
         yield "panel", cell.screenshot()
-        opened.get_by_role("button", name="B is better").click()
+        opened.get_by_role("button", name="B is best").click()
         opened.get_by_text("Stored.").wait_for()
         opened.get_by_role("button").get_by_text("Stop", exact=True).click()
         opened.get_by_text("It was stopped.").wait_for()

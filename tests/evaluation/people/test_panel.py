@@ -63,6 +63,8 @@ def test_each_question_has_its_buttons(question, label, answer, store):
     texts = ("a", "b", "c") if question == "best" else ("a",)
     asking = ask(store, [Item("", texts)])
     panel = Panel(store.path)
+    labels = [button.description for button in panel.answers.children]
+    assert ("C is best" in labels) == (question == "best")
     press(panel.answers.children, label)
     assert look(asking).answers == [[answer]]
     panel.close()

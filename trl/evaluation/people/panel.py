@@ -159,7 +159,8 @@ def _set(widget: Any, **values: Any) -> None:
 
 def _choices(question: str, count: int) -> list[tuple[str, Answer]]:
     """Return what may be answered, with words for it."""
-    best: list[tuple[str, Answer]] = [(f"{LETTERS[i]} is better", i) for i in range(count)]
+    how = "better" if count == 2 else "best"
+    best: list[tuple[str, Answer]] = [(f"{LETTERS[i]} is {how}", i) for i in range(count)]
     return {
         "pair": [*best, ("Tie", TIE), ("Both bad", BOTH_BAD)],
         "best": [*best, ("All bad", BOTH_BAD)],
