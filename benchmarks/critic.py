@@ -6,9 +6,9 @@
     python benchmarks/critic.py --steps 1 --cell sentiment-linear-0    try one; nothing is kept
 
 `sentiment`: film reviews of 64 tokens, P(positive) of the starter classifier. `first`: 192 tokens,
-scored at the end by the share of even token ids among the first eight; nothing after these matters,
-so that all that the critic says of 184 tokens is whether it knows. The settings are those of
-`trl.train`, 32 responses a step; the reward of three steps in a row must reach the goal.
+scored at the end by P(positive) of the first 16; nothing after these matters, so that all that the
+critic says of 176 tokens is whether it has read them. The settings are those of `trl.train`, 32
+responses a step; the reward of three steps in a row must reach the goal.
 
 `fit` cells train the values alone, and then tell on fresh rollouts how much of the returns they
 explain, beside the best of two regressors (ridge and a small network, fitted on as many rollouts,
@@ -32,11 +32,11 @@ import cells
 
 BATCH = 32
 IN_A_ROW = 3
-FIRST = 8
-GOALS = {"sentiment": 0.85, "first": 0.9}
+FIRST = 16
+GOALS = {"sentiment": 0.85, "first": 0.85}
 TOKENS = {"sentiment": 64, "first": 192}
 MOST_STEPS = 80
-FITTING_STEPS, FITTING_BATCHES = 30, 24
+FITTING_STEPS, FITTING_BATCHES = 60, 24
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "linear": ({}, {}),
@@ -115,7 +115,11 @@ class Setting:
         with self.trainer.sampling():
             rollout = self.sampler(self.model, self.prompts[first : first + BATCH])
         if self.task == "first":
-            return rollout, (rollout.responses[:, :FIRST] % 2 == 0).float().mean(1)
+            tokens = rollout.responses[:, :FIRST].tolist()
+            heard = self.sampler.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            queries = rollout.query_texts
+            texts = [query + text for query, text in zip(queries, heard, strict=True)]
+            return rollout, self.classifier(texts)
         return rollout, self.classifier(rollout).totals
 
 

@@ -208,16 +208,21 @@ def test_values_learn_first_and_the_policy_waits():
 
 
 def test_pretraining_of_values_ends_when_they_stop_getting_better():
-    fit = ValuePretraining(most=20)
-    for explained in (-0.5, 0.1, 0.3, 0.305, 0.308):
-        fit.count(explained)
+    fit = ValuePretraining(most=40)
+    noise = (0.0, 0.1, -0.1, 0.05, -0.05)  # of each five steps; its mean is 0
+    for n in range(15):
+        fit.count(-0.2 + 0.1 * (n // 5) + noise[n % 5])
         assert not fit.over
-    fit.count(0.2)  # the third since 0.3 that is not better by 0.01
+    for n in range(5):
+        assert not fit.over
+        fit.count(0.005 + noise[n])  # better by 0.005 than the five before
     assert fit.over
-    assert fit.done == 6
-    other = ValuePretraining(most=20)
+    assert fit.done == 20
+    other = ValuePretraining(most=40)
     other.load_state_dict(fit.state_dict())
     assert other == fit
+    short = ValuePretraining(most=2, done=2)
+    assert short.over
 
 
 def test_settings_that_contradict_are_refused():

@@ -185,7 +185,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
         (with_bad(good, "score_moments", "count", value=-6), "`score_moments`"),
         (with_bad(good, "score_moments", "count", value=2.5), "`score_moments`"),
         (with_bad(good, "value_pretraining", "done", value=nan), "`value_pretraining`"),
-        (with_bad(good, "value_pretraining", "best", value=nan), "`value_pretraining`"),
+        (with_bad(good, "value_pretraining", "explained", value=[nan]), "`value_pretraining`"),
         (with_bad(good, "optimizer", "shapes", value=None), "`optimizer` of `state`"),
         (with_bad(good, "optimizer", "state", value={}), "`optimizer` of `state`"),
         *(

@@ -84,9 +84,9 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
         )
     ),
     "value_pretraining": lambda part: (
-        set(part) == {"done", "best", "stale"}
-        and all(type(part[name]) is int and part[name] >= 0 for name in ("done", "stale"))
-        and not math.isnan(part["best"])
+        type(part["done"]) is int
+        and part["done"] >= 0
+        and all(math.isfinite(x) for x in part.get("explained", ()))
     ),
     "shuffle": lambda part: torch.Generator().set_state(part.cpu()),
     "optimizer": lambda part: (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import mean
+from typing import Any
 
-RISE, PATIENCE = 0.01, 3
-"""The explained variance still rises if it has gained so much within so many steps."""
+RISE, WINDOW = 0.01, 5
+"""The explained variance still rises if its mean over so many steps has gained so much on that of
+as many before: one batch alone says little, its figure changes by ten times as much."""
 
 
 @dataclass
@@ -20,26 +22,25 @@ class ValuePretraining:
 
     most: int
     done: int = 0
-    best: float = -math.inf
-    stale: int = 0
-    """Steps since it rose."""
+    explained: list[float] = field(default_factory=list)
+    """That of the last 2·WINDOW steps, before their updates."""
 
     @property
     def over(self) -> bool:
         """Whether the policy may begin."""
-        return self.done >= self.most or self.stale >= PATIENCE
+        before, after = self.explained[:WINDOW], self.explained[WINDOW:]
+        settled = len(after) == WINDOW and mean(after) < mean(before) + RISE
+        return settled or self.done >= self.most
 
     def count(self, explained: float) -> None:
         """Take note of a step, by the explained variance before its updates."""
         self.done += 1
-        self.stale = 0 if explained > self.best + RISE else self.stale + 1
-        self.best = max(self.best, explained)
+        self.explained = [*self.explained, explained][-2 * WINDOW :]
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what decides the steps that come."""
-        return {"done": self.done, "best": self.best, "stale": self.stale}
+        return {"done": self.done, "explained": list(self.explained)}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on from `state_dict()`."""
-        self.done, self.stale = int(state["done"]), int(state["stale"])
-        self.best = float(state["best"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`; older ones have no figures, which then begin anew."""
+        self.done, self.explained = int(state["done"]), list(state.get("explained", ()))
