@@ -16,6 +16,7 @@ import trl
 from trl import cli
 from trl import config as settings
 from trl.batch import Rollout
+from trl.cli.recipes import read_environment, read_recipe
 from trl.config import PPOConfig, SettingsError
 from trl.config.recipe import (
     ClassifierRecipe,
@@ -633,3 +634,33 @@ def test_a_model_that_is_nowhere_is_told_before_anything_is_loaded(name, runs, c
     assert cli.main(["train", "reviews", "--model", name]) == 2
     assert f"`model` {rule}, got {name!r}, which " in told(capsys)
     assert runs == []
+
+
+def test_a_run_without_an_environment_is_talked_to_without_its_reward(tmp_path):
+    reward = RewardConfig(kind="function", name=f"{tmp_path}/elsewhere.py:f")
+    recipe = settings.Recipe(reward=(reward,), out=str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(settings.dump(recipe))
+    for model in (tmp_path / "run", tmp_path / "run" / "policy"):
+        assert read_environment(None, str(model), ()) is None
+
+
+def test_a_recipe_beside_what_others_wrote_keeps_its_folder(tmp_path):
+    for name in ("votes.sqlite", "metrics.jsonl"):
+        (tmp_path / name).touch()
+    written = settings.dump(settings.Recipe(out="runs/mine"))
+    (tmp_path / "mine.yaml").write_text(written)
+    assert read_recipe(str(tmp_path / "mine.yaml")).out == "runs/mine"
+    (tmp_path / "recipe.yaml").write_text(written)
+    assert read_recipe(str(tmp_path)).out == str(tmp_path)  # a run goes on where it is
+
+
+def test_a_file_that_a_flag_names_is_looked_for_where_the_command_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").touch()
+    with pytest.raises(SettingsError) as caught:
+        read_recipe("sentiment", [("reward", "[{kind: function, name: 'mien.py:f'}]")])
+    assert "command line" in str(caught.value)
+    assert f"there is no {tmp_path / 'mien.py'}: mend the path. Did you mean `mine.py`?" in str(
+        caught.value
+    )

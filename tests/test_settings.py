@@ -823,3 +823,11 @@ def test_a_setting_that_must_be_given_is_named():
         Pair(share=1.0)
     with pytest.raises(SettingsError, match=r"Pairs: `first` must be given: a Pair \{count: …\}"):
         Pairs()
+
+
+@pytest.mark.parametrize(
+    "values", [{"foo": None}, {"ppo": {"foo": None}}, {"reward": [{"kind:function": None}]}]
+)
+def test_what_is_no_setting_is_told_though_it_is_nothing(values):
+    with pytest.raises(SettingsError, match="is not a setting, got None"):
+        build(Recipe, values)

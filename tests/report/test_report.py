@@ -81,9 +81,8 @@ def test_a_verdict_says_what_was_gained_at_what_price(tmp_path):
     (folder / "samples.jsonl").unlink()
     (folder / "warnings.jsonl").unlink()
     (run,) = read_runs([folder])
-    gain = run.after["reward/mean"] - run.before["reward/mean"]
-    assert (
-        verdict(run) == f"held-out reward +{gain:.2f}, KL {run.after['kl']:.1f} nats, no warnings"
-    )
+    before, after = run.before["reward/mean"], run.after["reward/mean"]
+    gain, kl = f"+{after - before:.2f} ({before:.2f} to {after:.2f})", run.after["kl"]
+    assert verdict(run) == f"held-out reward {gain}, KL {kl:.1f} nats, no warnings"
     run.metrics = run.metrics[:2]
     assert verdict(run) == "nothing measured on held-out prompts since the start, no warnings"

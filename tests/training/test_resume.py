@@ -599,11 +599,15 @@ EXPERIMENTS = {
     "reward code": (other_reward, None, "another scorer `count_w7`"),
     "code beside the reward": (other_code_beside, None, "another scorer `count_w7`"),
     "data": (other_prompts, None, "on other prompts: the file or dataset of `data.prompts`"),
-    "recipe": (nothing, of_ppo(gamma=0.9), "`ppo.gamma` must be as in the run so far"),
-    "adapter": (no_recipe, of_adapter, "`model.lora.alpha` must be as in the run so far"),
+    "recipe": (nothing, of_ppo(gamma=0.9), "`ppo.gamma` (must be as in the run so far|was)"),
+    "adapter": (no_recipe, of_adapter, "`model.lora.alpha` (must be|was)"),
     "model of a scorer": (other_classifier, None, "another scorer `1_logit`"),
-    "seed": (no_recipe, lambda recipe: {"seed": 5}, "`seed` must be as in the run so far"),
-    "precision": (no_recipe, of_ppo(precision="bf16"), "`ppo.precision` must be as in the run"),
+    "seed": (
+        no_recipe,
+        lambda recipe: {"seed": 5},
+        "`seed` (must be as in the run so far|was 0 up to here, and is 5)",
+    ),
+    "precision": (no_recipe, of_ppo(precision="bf16"), "`ppo.precision` (must be|was)"),
 }
 """What makes a run another experiment, besides versions: what is done to its files, what to its
 recipe, and what is said."""
@@ -854,3 +858,15 @@ def test_a_folder_that_a_host_does_not_see_is_refused(tmp_path, monkeypatch):
         opened(RunFolder(tmp_path / "run"), "auto", processes),
     ):
         pass
+
+
+def test_a_rate_that_sets_itself_cannot_become_a_number_and_nothing_else_is_offered(parts):
+    recipe = tiny_recipe(parts, parts / "run", steps=1)
+    auto = replace(recipe, ppo=replace(recipe.ppo, learning_rate="auto"))
+    run_recipe(auto)
+    for resume in ("auto", "changed"):
+        with pytest.raises(
+            SettingsError, match=r"`ppo.learning_rate` .* begin from the policy"
+        ) as caught:
+            run_recipe(replace(recipe, steps=2), resume=resume)
+        assert "--resume-changed" not in str(caught.value)

@@ -71,7 +71,8 @@ def read_recipe(
     check_models(recipe, path)
     if not isinstance(recipe, settings.Recipe):
         return recipe  # type: ignore[no-any-return]
-    begun = any((path.parent / name).is_file() for name in ("metrics.jsonl", "votes.sqlite"))
+    of_run = "votes.sqlite" if cls is settings.PreferencesRecipe else "metrics.jsonl"
+    begun = path.name == "recipe.yaml" and (path.parent / of_run).is_file()
     if "out" not in dict(flags) and begun:
         recipe = replace(recipe, out=str(path.parent))  # a run goes on where it is now
     files = {
@@ -101,7 +102,9 @@ def with_code(
     """
     rewards, problems = _reader(recipe, flags, trust).with_files(rewards)
     if problems:
-        raise SettingsError("Scoring" if recipe is None else str(recipe), problems)
+        of_flag = any(name.startswith("reward") for name, _ in flags)
+        owner = "command line" if of_flag else "Scoring" if recipe is None else str(recipe)
+        raise SettingsError(owner, problems)
     return rewards
 
 
@@ -138,7 +141,7 @@ def read_environment(name: str | None, model: str, trust: Sequence[str]) -> Reci
     )
     for file in filter(Path.is_file, files):
         values = settings.read_yaml(file)
-        if values.get("environment") and "task" not in values:
+        if not settings.is_null(values.get("environment")) and "task" not in values:
             recipe: Any = read_recipe(str(file), [("model.name", model)], trust)
             list_code((*recipe.reward, *recipe.environment.code))
             return recipe  # type: ignore[no-any-return]

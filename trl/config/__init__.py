@@ -44,7 +44,7 @@ _HOME = {
     ),
     "paths": "listing",
     **dict.fromkeys(("as_mapping", "differences", "dump"), "writing"),
-    **dict.fromkeys(("build", "read_yaml"), "reading"),
+    **dict.fromkeys(("build", "is_null", "read_yaml"), "reading"),
     "check_values": "section",
 }
 
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from trl.config.listing import paths as paths
     from trl.config.ppo import PPOConfig as PPOConfig
     from trl.config.reading import build as build
+    from trl.config.reading import is_null as is_null
     from trl.config.reading import read_yaml as read_yaml
     from trl.config.recipe import ClassifierRecipe as ClassifierRecipe
     from trl.config.recipe import PreferencesRecipe as PreferencesRecipe

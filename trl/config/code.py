@@ -107,7 +107,8 @@ class Reader:
                     problems.append(distrusted(path, reward.name, str(file)))
                 reward = replace(reward, name=f"{file}:{reward.name.rpartition(':')[2]}")
             else:
-                beside = (self.folder / Path(place).expanduser()).resolve()
+                folder = Path.cwd() if reward.name in self.typed else self.folder
+                beside = (folder / Path(place).expanduser()).resolve()
                 hint = closest(beside.name, [each.name for each in beside.parent.glob("*.py")])
                 rule, got = "name a file that is there", f"{place!r}, but there is no {beside}"
                 problems.append(problem(path, rule, got, "mend the path") + hint)

@@ -147,7 +147,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise SettingsError(str(path), [f"the file must be text in UTF-8: {error}."]) from None
     except yaml.YAMLError as error:
         raise SettingsError(str(path), [_line_and_problem(error)]) from None
-    if _is_null(values):
+    if is_null(values):
         return {}
     if not isinstance(values, dict):
         told = f"the file must have lines of name: value, got {shown(values)}."
@@ -241,7 +241,8 @@ def _dotted(path: str) -> str:
     return re.sub(r"\[(\w+)\]", r".\1", path).replace("-", "_")
 
 
-def _is_null(value: Any) -> bool:
+def is_null(value: Any) -> bool:
+    """Return whether a value that a file says is none."""
     return value is None or (isinstance(value, Plain) and WORDS.get(value.lower(), "") is None)
 
 
@@ -254,19 +255,19 @@ def _meant(kind: Any, value: Any) -> Any:
     """
     if isinstance(value, Mapping):
         section = section_in(kind)
-        kinds = kinds_of(section) if section else {}
-        named = {str(name): (kinds.get(name, entry(kind)), each) for name, each in value.items()}
+        kinds, others = (kinds_of(section), Any) if section else ({}, entry(kind))
+        named = {str(name): (kinds.get(name, others), each) for name, each in value.items()}
         return {
             name: _meant(inner, each)
             for name, (inner, each) in named.items()
-            if not (_is_null(each) and is_dataclass(inner))  # ppo: with nothing after it
+            if not (is_null(each) and is_dataclass(inner))  # ppo: with nothing after it
         }
     if isinstance(value, list | tuple):
         return [_meant(entry(kind), each) for each in value]
     if not isinstance(value, Plain):
         return plain(value)
     among = [bare(each) for each in typing.get_args(entry(kind))] or [entry(kind)]
-    if value in choices(kind) or (str in among and not _is_null(value)):
+    if value in choices(kind) or (str in among and not is_null(value)):
         return str(value)
     return _by_itself(value)
 

@@ -42,6 +42,8 @@ VERSIONS = {
 }
 """Of what writes it; others change rounding."""
 
+NEVER = ("ppo.learning_rate",)
+"""Settings that may not go from "auto" to a number or back: the optimiser has other parts then."""
 ALL_THE_SAME = "go on all the same with --resume-changed (in Python resume='changed')"
 
 MAY_CHANGE = (
@@ -124,7 +126,8 @@ def _find_checkpoint(folder: RunFolder, resume: str | Path | None) -> tuple[Path
         raise FileExistsError(errno.EEXIST, message, str(folder.path))
     if resume is None:
         return None, []
-    return None, [f"There is no checkpoint in {folder.path}: the run starts anew."]
+    told = f"There is no checkpoint in {folder.path}: the run starts anew."
+    return None, [told] if folder.has_run() else []
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -182,16 +185,32 @@ def other_settings(
     may_change: Sequence[str] = MAY_CHANGE,
 ) -> list[str]:
     """Return a sentence for each setting that must be as in the run so far, and is not."""
+    told = []
+    for path, (old, new) in changed_settings(before, recipe, may_change).items():
+        fix = "set it back, or start another run in another folder"
+        if path in NEVER and "auto" in (old, new):
+            fix += ', which may begin from the policy of this one (model.name: its folder "policy")'
+        elif isinstance(recipe, Recipe):
+            fix += f", or {ALL_THE_SAME}"
+        told.append(
+            f"`{path}` must be as in the run so far ({place}), {old!r}, to go on with it, got "
+            f"{new!r}: {fix}."
+        )
+    return told
+
+
+def changed_settings(
+    before: Mapping[str, Any],
+    recipe: Recipe | ClassifierRecipe,
+    may_change: Sequence[str] = MAY_CHANGE,
+) -> dict[str, tuple[Any, Any]]:
+    """Return what settings were and are, of those that must not differ and do, by their paths."""
     pairs = settings.differences(settings.build(type(recipe), before), recipe)
-    fix = "set it back, or start another run in another folder"
-    if isinstance(recipe, Recipe):
-        fix += f", or {ALL_THE_SAME}"
-    return [
-        f"`{path}` must be as in the run so far ({place}), {old!r}, to go on with it, got {new!r}: "
-        f"{fix}."
-        for path, (old, new) in pairs.items()
+    return {
+        path: pair
+        for path, pair in pairs.items()
         if not any(path == name or path.startswith(f"{name}.") for name in may_change)
-    ]
+    }
 
 
 def other_versions(checkpoint: Path | str, before: Mapping[str, str]) -> list[str]:

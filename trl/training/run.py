@@ -50,6 +50,7 @@ from trl.training.parts import Parts
 from trl.training.resume import (
     ALL_THE_SAME,
     VERSIONS,
+    changed_settings,
     check_same,
     opened,
     other_settings,
@@ -64,6 +65,8 @@ from trl.watch.diagnosis import Diagnosis, Finding
 from trl.watch.display import Display
 from trl.watch.tracking import Trackers, check_trackers
 
+TOO_FAST = 0.03
+"""A learning rate at which pretrained weights do not stay what they are."""
 NEXT_BEST = ".best"
 """The folder of the best policy until a checkpoint knows of it: a killed run goes back to that."""
 TRACKED_SAMPLES = 16
@@ -262,10 +265,12 @@ class Run:
                     self._write_checkpoint(None if made > done else own)
             short = "It failed amid its updates; memory was short for a copy of what was before. "
             broken = "" if whole else short
-            saved = "Nothing is saved, as no step is made: mend it, and start anew with"
+            failed = isinstance(error, Exception)  # else somebody stopped it
+            mend = "mend it, and start" if failed else "start"
+            saved = f"Nothing is saved, as no step is made: {mend} anew with"
             for last in self.checkpoints.all()[-1:]:
                 saved = f"{broken}Saved is {last}. Go on with"
-            error.add_note(f"{saved}: {self._to_go_on()}")
+            error.add_note(f"{saved}: {self._to_go_on(failed)}")
             raise
 
     @cached_property
@@ -405,21 +410,24 @@ class Run:
             report = write_report([self.path], self.path)
             if not self.recipe.quiet:
                 self.display.console.print(*before_after_tables(*read_runs([self.path])))
-            note(
-                f"Finished in {duration(summary['seconds'])}: {reason}. The tuned model is in "
-                f"{self.folder.policy}/; look at {report}."
-            )
+            took, all_made = duration(summary["seconds"]), self.last_step == self.recipe.total_steps
+            begin = f"Finished in {took}: {reason}"
+            if not all_made:
+                begin = f"{steps} of {self.recipe.total_steps} steps are made, in {took}"
+            note(f"{begin}. The tuned model is in {self.folder.policy}/; look at {report}.")
             if self.recipe.profile is not None:
                 note(f"Where the time went is in {self.recipe.profile}/.")
         elif not finished:
             note(f"Stopped after step {steps}. Go on with: {self._to_go_on()}")
         return Result(self.path, self.parts.model, steps, summary, not finished)
 
-    def _to_go_on(self) -> str:
+    def _to_go_on(self, failed: bool = False) -> str:
         if self.by_call:
-            return 'the same call with resume="auto", or "changed" if the reward is mended'
+            mended = ', or "changed" if the reward is mended' if failed else ""
+            return f'the same call with resume="auto"{mended}'
         command = f"trl train {shlex.quote(str(self.folder.recipe))} --resume"
-        return command + flags_to_go_on(self.recipe, self.path)
+        mended = "  (if the reward is mended: --resume-changed)" if failed else ""
+        return command + flags_to_go_on(self.recipe, self.path) + mended
 
     def _seconds(self) -> float:
         return self.seconds + time.perf_counter() - self.started
@@ -432,6 +440,8 @@ class Run:
                 f"{recipe.episodes} episodes are {recipe.total_steps} whole steps of "
                 f"{config.batch_size}: {rest} are left out."
             )
+        if isinstance(rate := config.learning_rate, float) and rate >= TOO_FAST:
+            yield f"ppo.learning_rate {rate:g} breaks most models: leave it out, or try 1e-5."
         yield from busy_told(self.accelerator)
         trained = sum(weight.numel() for weight in self.trainer.trainable)
         yield (
@@ -555,9 +565,13 @@ class Run:
         """Return in what a checkpoint is of another run, or raise unless it may be."""
         told: list[str] = []
         if found := other_settings(state["recipe"], self.recipe, str(checkpoint)):
-            if not self.folder.changes:
-                raise SettingsError("Recipe", found)
-            told += [problem.partition(", to go on")[0] for problem in found]
+            barred = [problem for problem in found if ALL_THE_SAME not in problem]
+            if barred or not self.folder.changes:
+                raise SettingsError("Recipe", barred or found)
+            pairs = changed_settings(state["recipe"], self.recipe).items()
+            told += [
+                f"`{path}` was {old!r} up to here, and is {new!r}." for path, (old, new) in pairs
+            ]
         if parts := self.parts.changed(state):
             if not self.folder.changes:
                 raise CheckpointError(
