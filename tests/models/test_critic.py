@@ -280,6 +280,19 @@ def test_it_is_saved_beside_a_plain_policy_and_loaded_again(base, tmp_path, how,
         assert not info["unexpected_keys"]
 
 
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_is_whole_among_gathered_weights(base, tmp_path, monkeypatch, kind, how):
+    """As sharded ones are saved: the centres of bins are no weights."""
+    policy = policy_of(base, value_head=kind, **HOW[how])
+    monkeypatch.setattr("trl.models.whole.is_sharded", lambda weight: True)
+    monkeypatch.setattr("trl.models.whole.whole", lambda weight: weight)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    policy.save_pretrained(tmp_path)
+    tokens = torch.arange(6)[None]
+    assert torch.equal(load_policy(tmp_path)(tokens).value, policy(tokens).value)
+
+
 def test_weights_that_are_given_are_saved_without_those_of_the_critic(base, tmp_path):
     policy = policy_of(base, critic="copy")
     policy.save_pretrained(tmp_path, state_dict=policy.state_dict())
