@@ -123,6 +123,8 @@ def test_the_loss_of_bins_is_cross_entropy(base):
     stats = step(trainer_of(policy, ppo_epochs=1, minibatch_size=3))
     assert stats["ppo/loss/value"] == pytest.approx(torch.tensor(101.0).log().item(), rel=1e-5)
     assert stats["ppo/val/clipfrac"] == 0
+    stats = step(trainer_of(policy_of(base, value_head="bins"), cliprange_value=1e-6))
+    assert stats["ppo/val/clipfrac"] == 0
 
 
 # -- a critic of its own ---------------------------------------------------------------------------
@@ -332,6 +334,7 @@ def test_a_head_of_any_kind_is_found_again(base, tmp_path, kind):
 @pytest.mark.parametrize("how", HOW)
 def test_the_head_of_a_reward_model_becomes_the_value_head(base, reward_model, how):
     policy = CausalLMWithValueHead.from_pretrained(base, critic=reward_model, **HOW[how])
+    assert shares_trunk(policy) == (how == "full")  # below, its weights are others
     scores = AutoModelForSequenceClassification.from_pretrained(reward_model, num_labels=1)
     scores.config.pad_token_id = None
     tokens = torch.arange(3, 9)[None]

@@ -270,6 +270,17 @@ def test_the_gate_warns_and_stops_before_anything_is_changed():
     stepped(off=0.5, **settings, prob_error_stop=None, prob_error_warn=None)
 
 
+def test_the_ratio_is_the_policy_over_what_sampled():
+    trainer = PPOTrainer(
+        tiny_gpt2(1), tiny_gpt2(0), precision="fp32", reuse_recorded=False, prob_error_stop=None,
+        prob_error_warn=None, correction="tis", ppo_epochs=1, minibatch_size=2,
+    )  # fmt: skip
+    rollout = Rollout.from_lists(ragged([3, 5]), ragged([4, 2], seed=5))
+    logprobs = trainer.forward_pass(trainer.policy, rollout).logprobs
+    stats = trainer.step(replace(rollout, behaviour_logprobs=logprobs - 0.5), [1.0, -1.0])
+    assert stats["ppo/behaviour/weight"] == pytest.approx(math.exp(0.5), rel=1e-4)
+
+
 def test_what_does_not_say_who_sampled_it_is_not_corrected():
     trainer = PPOTrainer(tiny_gpt2(1), tiny_gpt2(0), precision="fp32", correction="tis")
     with pytest.raises(ValueError, match="`correction` must be None for responses that do not say"):
