@@ -42,7 +42,7 @@ def weights(name: str, ratios: Tensor, mask: Tensor, bounds=None) -> tuple[Tenso
         ("icepop", (0.5, 5.0), [0.0, 1.0, 3.0], [T, F, F]),
         ("sequence_tis", (0.0, 2.0), [0.9, 0.9, 0.9], [F, F, F]),  # 0.3·1·3
         ("sequence_tis", (0.0, 0.5), [0.5, 0.5, 0.5], [T, T, T]),
-        ("geometric", (0.9, 1.1), [1.0, 1.0, 1.0], [F, F, F]),  # 0.9^⅓ = 0.965
+        ("geometric", (0.95, 1.1), [1.0, 1.0, 1.0], [F, F, F]),  # 0.9^⅓ = 0.965
         ("geometric", (0.99, 1.01), [0.0, 0.0, 0.0], [T, T, T]),
     ],
 )
