@@ -69,6 +69,8 @@ MORE = {
     "no say, groups": ({}, {"algorithm": "grpo", "policy_loss": "gspo"}),
     "a critic of its own": ({"critic": "copy", "value_head": "bins"}, {"value_warmup_steps": 1}),
     "a critic, LoRA": ({"critic": "copy", "peft_config": lora_config()}, {}),
+    "a head of bins": ({"value_head": "bins"}, {}),
+    "a head with a layer inside": ({"value_head": "mlp", "peft_config": lora_config()}, {}),
     "a silent process": ({}, {"algorithm": "rloo", "scale_scores": True}),
     "episodes": ({}, {"gamma": 0.9}),
 }

@@ -52,3 +52,12 @@ def test_links_of_the_texts_lead_somewhere():
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text()):
             assert target.startswith("https://") or (ROOT / target).exists(), f"{name}: {target}"
+
+
+def test_every_table_has_a_head():
+    """Rows behind a blank line are shown as one line of text."""
+    for page in (ROOT / "docs").rglob("*.md"):
+        lines = ["", *page.read_text().splitlines(), ""]
+        for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
+            if line.startswith("| ") and not before.strip():
+                assert re.fullmatch(r"[|:\- ]+", after), f"{page.name}: {line[:60]}"

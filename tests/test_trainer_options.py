@@ -163,6 +163,8 @@ ENDED = torch.tensor([True, False, True, False])
         ({"missing_eos_penalty": 3.0, "missing_eos_replaces": True}, [1.0, -3.0, 0.5, -3.0]),
         # before clipping
         ({"missing_eos_penalty": 3.0, "clip_scores": 2.0}, [1.0, -2.0, 0.5, -1.0]),
+        # after the range: it may go below −1
+        ({"missing_eos_penalty": 3.0, "score_range": [-1, 3]}, [0.0, -4.0, -0.25, -2.5]),
     ],
 )
 def test_a_response_without_an_end_is_punished(settings, expected):
@@ -189,6 +191,27 @@ def test_the_penalty_needs_to_know_what_ended():
         ppo.step(known, torch.ones(4, 5))
     assert not changed(before, ppo.model)
     assert "objective/ended" not in trainer_of().step(rollout(), SCORES)
+
+
+def test_good_responses_are_those_of_the_scores_as_they_were_given():
+    settings = {"positive_coef": 0.1, "positive_above": 0.5, "learning_rate": 1e-6}
+    ppo = trainer_of(center_scores=True, score_range=[-1, 3], **settings)
+    targets, seen = ppo.targets, []
+    ppo.targets = lambda *given: seen.append(targets(*given)) or seen[0]
+    ppo.step(rollout(), SCORES)
+    good = (seen[0].positive > 0).any(1).tolist()
+    assert good == [score > 0.5 for score in SCORES]
+    assert any(good)
+
+
+def test_a_range_is_for_scores_of_whole_responses():
+    """−1 for each token without a score of its own would be another score."""
+    ppo = trainer_of(score_range=[0, 1])
+    with pytest.raises(ValueError, match="`score_range` must be None with scores for single tok"):
+        ppo.step(rollout(), torch.ones(4, 5))
+    with pytest.raises(ValueError, match="`positive_coef` must be > 0 with positive_above=0.5"):
+        PPOConfig(positive_above=0.5)
+    PPOConfig(algorithm="vapo", positive_above=0.5)
 
 
 def test_the_settings_of_the_penalty_are_checked():

@@ -122,6 +122,14 @@ def test_a_marker_takes_the_place_of_the_separator_in_a_chat():
     torch.testing.assert_close(flat(scorer.scores_of_steps(rollout)), expected)
 
 
+def test_a_marker_of_several_tokens_is_read_at_its_last():
+    model = prm()
+    scorer = StepScorer(model, "?", make_tokenizer(chat_template=None), marker="yes ?")
+    (expected,) = logits_at(model, [(ids("is four ? no yes ?"), [5])])
+    (found,) = scorer.scores_of_steps(PAIRS[1:2])
+    torch.testing.assert_close(torch.tensor(found), expected.softmax(1)[:, 1])
+
+
 def test_what_is_too_long_loses_its_beginning_and_steps_that_are_gone_score_0():
     model = prm()
     scorer = StepScorer(model, "?", make_tokenizer(chat_template=None), max_length=4)

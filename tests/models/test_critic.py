@@ -1,23 +1,30 @@
 """What gives the values: heads of several kinds, and critics of their own."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+)
 
 from tests.conftest import ragged
 from tests.families import VOCABULARY, tiny_config, tiny_model
 from tests.models.policies import leave_to_autograd, lora_config, ragged_rollout, step, trainer_of
 from tests.training.test_classifier_training import tiny_bert
+from trl import train
 from trl.anatomy import decoder, language_model
 from trl.batch import Rollout
 from trl.compute.passes import with_trunk_states, with_values
 from trl.evaluation.reward_model import OFFSET
 from trl.models.critic import shares_trunk, value_head_of, value_weights
 from trl.models.response import ResponseModel
+from trl.models.value_head import MLPValueHead
 from trl.models.with_value_head import CausalLMWithValueHead, load_policy
 from trl.rollout.sampling import sample
 from trl.saved import SCORE_OFFSET
@@ -87,6 +94,18 @@ def test_a_head_starts_at_zero_and_learns(base, kind):
     assert errors[-1] < 0.3 * errors[0]
 
 
+def test_the_layer_inside_a_head_by_hand():
+    head = MLPValueHead(PretrainedConfig(), 2)
+    with torch.no_grad():
+        head.inner[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+        head.inner[0].bias.copy_(torch.tensor([0.0, 1.0]))
+        head.summary.weight.copy_(torch.tensor([[2.0, 3.0]]))
+    # h = (1, 3): before GELU 1 and −2; GELU(x) = x·Φ(x)
+    phi = [0.5 * (1 + math.erf(x / math.sqrt(2))) for x in (1, -2)]
+    expected = 2 * 1 * phi[0] + 3 * -2 * phi[1]
+    assert head(torch.tensor([1.0, 3.0])).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_bins_are_those_of_the_range(base):
     policy = CausalLMWithValueHead.from_pretrained(base, value_head="bins", value_range=(-2, 6))
     head = policy.v_head
@@ -103,6 +122,8 @@ def test_the_loss_of_bins_is_cross_entropy(base):
     policy = CausalLMWithValueHead.from_pretrained(base, value_head="bins")
     stats = step(trainer_of(policy, ppo_epochs=1, minibatch_size=3))
     assert stats["ppo/loss/value"] == pytest.approx(torch.tensor(101.0).log().item(), rel=1e-5)
+    assert stats["ppo/val/clipfrac"] == 0
+    stats = step(trainer_of(policy_of(base, value_head="bins"), cliprange_value=1e-6))
     assert stats["ppo/val/clipfrac"] == 0
 
 
@@ -261,6 +282,41 @@ def test_it_is_saved_beside_a_plain_policy_and_loaded_again(base, tmp_path, how,
         assert not info["unexpected_keys"]
 
 
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_is_whole_among_gathered_weights(base, tmp_path, monkeypatch, kind, how):
+    """As sharded ones are saved: the centres of bins are no weights."""
+    policy = policy_of(base, value_head=kind, **HOW[how])
+    monkeypatch.setattr("trl.models.whole.is_sharded", lambda weight: True)
+    monkeypatch.setattr("trl.models.whole.whole", lambda weight: weight)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    policy.save_pretrained(tmp_path)
+    tokens = torch.arange(6)[None]
+    assert torch.equal(load_policy(tmp_path)(tokens).value, policy(tokens).value)
+
+
+def test_weights_that_are_given_are_saved_without_those_of_the_critic(base, tmp_path):
+    policy = policy_of(base, critic="copy")
+    policy.save_pretrained(tmp_path, state_dict=policy.state_dict())
+    plain, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[what] for what in ("missing_keys", "unexpected_keys"))
+    assert torch.equal(plain.lm_head.weight, policy.language_model.lm_head.weight)
+    assert (tmp_path / "critic" / "value_head").is_dir()
+
+
+def test_what_is_asked_of_a_policy_goes_for_its_critic(base):
+    policy = policy_of(base, critic="copy")
+    policy.detach_value_head()
+    policy.critic(torch.arange(4)[None]).value.sum().backward()
+    touched = {n for n, w in policy.named_parameters() if w.grad is not None and w.grad.any()}
+    assert touched == {"critic.v_head.summary.weight", "critic.v_head.summary.bias"}
+    for on in (True, False):
+        (policy.gradient_checkpointing_enable if on else policy.gradient_checkpointing_disable)()
+        for model in (policy, policy.critic):
+            layers = decoder(language_model(model)).layers
+            assert all(layer.gradient_checkpointing is on for layer in layers)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_head_of_any_kind_is_found_again(base, tmp_path, kind):
     policy = policy_of(base, value_head=kind)
@@ -278,6 +334,7 @@ def test_a_head_of_any_kind_is_found_again(base, tmp_path, kind):
 @pytest.mark.parametrize("how", HOW)
 def test_the_head_of_a_reward_model_becomes_the_value_head(base, reward_model, how):
     policy = CausalLMWithValueHead.from_pretrained(base, critic=reward_model, **HOW[how])
+    assert shares_trunk(policy) == (how == "full")  # below, its weights are others
     scores = AutoModelForSequenceClassification.from_pretrained(reward_model, num_labels=1)
     scores.config.pad_token_id = None
     tokens = torch.arange(3, 9)[None]
@@ -327,9 +384,28 @@ def test_what_is_no_critic_is_refused(base, reward_model, tmp_path):
         )
     with pytest.raises(ValueError, match=r"`value_range` .*two numbers, \[lowest, highest\]"):
         load(value_head="bins", value_range=(1, 1))
-    with pytest.raises(ValueError, match="`value_head` .*one of linear, mlp, bins"):
-        load(value_head="tree")
+    with pytest.raises(ValueError, match="`value_range` must have room for 101 different float32"):
+        load(value_head="bins", value_range=(1.0, 1.0 + 1e-6))  # the loss would divide by 0
     with pytest.raises(ValueError, match="`critic` must be left out for a model with a value head"):
         load_policy(load(), critic="copy")
     with pytest.raises(ValueError, match="`critic` must be 'same' with algorithm='grpo'"):
         trainer_of(load(critic="copy"), algorithm="grpo")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"value_head": "tree"}, "`value_head` .*one of linear, mlp, bins"),
+        (
+            {"value_head": "mlp", "model_kwargs": {"value_range": (0, 1)}},
+            "`value_range` must be No",
+        ),
+        ({"critic": ""}, "`critic` must be 'same', 'copy' or a model, got ''"),
+        ({"critic": None}, "`critic` must be 'same', 'copy' or a model, got None"),
+        ({"critic": "copy", "shard": True}, "`shard` must be False beside a `critic` of its own"),
+        ({"critic": "copy", "algorithm": "grpo"}, "`critic` must be 'same' with algorithm='grpo'"),
+    ],
+)
+def test_what_is_no_critic_is_refused_before_a_model_is_looked_for(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        train("./nowhere", ["a"], len, **arguments)

@@ -124,6 +124,17 @@ def test_lambda_by_the_length_by_hand() -> None:
         length_adaptive_lambda(torch.tensor([1]), 0)
 
 
+def test_vapo_is_what_its_paper_sets() -> None:
+    vapo, names = PPOConfig(algorithm="vapo"), ["gae_lambda_value", "length_adaptive"]
+    names += ["cliprange_high", "positive_coef", "value_pretraining"]
+    assert [vapo.in_force(name) for name in names] == [1.0, 0.05, 0.28, 0.1, 50]
+    rewards, values = torch.zeros(1, 100), torch.linspace(0, 1, 100)[None]
+    mask = torch.ones(1, 100, dtype=torch.bool)
+    found = estimate_gae(rewards, values, mask, None, vapo)
+    close(found.advantages, gae(rewards, values, mask, gamma=1.0, gae_lambda=0.8)[0], atol=1e-6)
+    close(found.returns, rewards)
+
+
 @properties
 @given(tables(2), st.sampled_from([0.05, 0.5, 2.0]), st.sampled_from([None, 0.5, 1.0]))
 def test_both_lambdas_agree_with_a_row_by_row_estimate(

@@ -16,7 +16,13 @@ from tests.test_core import NAN, F, T, close
 from trl.batch import Rollout
 from trl.config import PPOConfig
 from trl.config.algorithms import CORRECTIONS as BOUNDS
-from trl.optimization.corrections import CORRECTIONS, corrected, multiplied_error
+from trl.optimization.corrections import (
+    CORRECTIONS,
+    ERROR,
+    check_prob_error,
+    corrected,
+    multiplied_error,
+)
 from trl.ppo import PPOTrainer
 
 RATIOS = torch.tensor([[0.3, 1.0, 3.0]])
@@ -36,7 +42,7 @@ def weights(name: str, ratios: Tensor, mask: Tensor, bounds=None) -> tuple[Tenso
         ("icepop", (0.5, 5.0), [0.0, 1.0, 3.0], [T, F, F]),
         ("sequence_tis", (0.0, 2.0), [0.9, 0.9, 0.9], [F, F, F]),  # 0.3·1·3
         ("sequence_tis", (0.0, 0.5), [0.5, 0.5, 0.5], [T, T, T]),
-        ("geometric", (0.9, 1.1), [1.0, 1.0, 1.0], [F, F, F]),  # 0.9^⅓ = 0.965
+        ("geometric", (0.95, 1.1), [1.0, 1.0, 1.0], [F, F, F]),  # 0.9^⅓ = 0.965
         ("geometric", (0.99, 1.01), [0.0, 0.0, 0.0], [T, T, T]),
     ],
 )
@@ -161,6 +167,44 @@ def stepped(off: float = 0.0, **settings):
     return stats, [weight.detach().clone() for weight in trainer.model.parameters()]
 
 
+@pytest.mark.parametrize(
+    ("name", "masked", "truncated", "weight"),
+    [("tis", [0, 0, 0], [0, 0, 1], [0.3, 1, 2]), ("icepop", [1, 0, 0], [0, 0, 0], [0, 1, 3])],
+)
+def test_what_a_correction_says_of_itself(name, masked, truncated, weight):
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    old, behaviour = RATIOS.log() - 2, torch.full_like(RATIOS, -2.0)
+    found, columns = corrected(old, behaviour, mask, RATIOS, PPOConfig(correction=name))
+    close(found, [weight])
+    for figure, expected in (("masked", masked), ("truncated", truncated), ("weight", weight)):
+        close(columns[f"behaviour/{figure}"], [expected])
+
+
+def test_a_ratio_at_a_bound_is_inside():
+    old, behaviour = torch.tensor([[-3.0, -2.0]]), torch.tensor([[-2.0, -3.0]])  # 1/e and e
+    bounds = tuple((old - behaviour).exp()[0].tolist())
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    found, touched = CORRECTIONS["icepop"](old, behaviour, mask, old, bounds)
+    assert found.tolist() == [list(bounds)]
+    assert not touched.any()
+
+
+@pytest.mark.parametrize(
+    ("error", "warns", "stops"),
+    [(1.049, F, F), (1.051, T, F), (1.099, T, F), (1.101, T, T)],
+)
+def test_where_the_gate_warns_and_stops(error, warns, stops):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            check_prob_error({ERROR: error}, PPOConfig())
+        except RuntimeError:
+            assert stops
+        else:
+            assert not stops
+            assert bool(told) == warns
+
+
 @pytest.fixture(scope="module")
 def plain_step():
     return stepped()
@@ -224,6 +268,23 @@ def test_the_gate_warns_and_stops_before_anything_is_changed():
     with pytest.raises(RuntimeError, match="got 1.01"):
         stepped(off=0.1, **settings, prob_error_stop=1.01)
     stepped(off=0.5, **settings, prob_error_stop=None, prob_error_warn=None)
+
+
+def test_the_ratio_is_the_policy_over_what_sampled():
+    trainer = PPOTrainer(
+        tiny_gpt2(1), tiny_gpt2(0), precision="fp32", reuse_recorded=False, prob_error_stop=None,
+        prob_error_warn=None, correction="tis", ppo_epochs=1, minibatch_size=2,
+    )  # fmt: skip
+    rollout = Rollout.from_lists(ragged([3, 5]), ragged([4, 2], seed=5))
+    logprobs = trainer.forward_pass(trainer.policy, rollout).logprobs
+    stats = trainer.step(replace(rollout, behaviour_logprobs=logprobs - 0.5), [1.0, -1.0])
+    assert stats["ppo/behaviour/weight"] == pytest.approx(math.exp(0.5), rel=1e-4)
+
+
+def test_what_does_not_say_who_sampled_it_is_not_corrected():
+    trainer = PPOTrainer(tiny_gpt2(1), tiny_gpt2(0), precision="fp32", correction="tis")
+    with pytest.raises(ValueError, match="`correction` must be None for responses that do not say"):
+        trainer.step(ragged([3, 5]), ragged([4, 2], seed=5), [1.0, -1.0])
 
 
 def test_a_stopped_step_leaves_the_trainer_as_it_was():

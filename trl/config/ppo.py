@@ -271,6 +271,8 @@ class PPOConfig:
                 yield "correction_bounds", f"hold {one}, what is right already"
         if self.score_range is not None and self.score_range[0] == self.score_range[1]:
             yield "score_range", "be two different numbers"
+        if self.positive_above != 0 and not self.in_force("positive_coef"):
+            yield "positive_coef", f"be > 0 with positive_above={self.positive_above}"
         if self.pretraining_rows is not None and self.pretraining_coef == 0:
             yield "pretraining_coef", f"be > 0 with pretraining_rows={self.pretraining_rows}"
 

@@ -126,6 +126,26 @@ class BinsValueHead(ValueHead):
         return (computed.softmax(-1) * self.centres).sum(-1)
 
 
+def check_head(kind: ValueHeadKind | None, value_range: tuple[float, float] | None) -> None:
+    """Raise unless there is such a head, as far as can be told before a model is loaded.
+
+    Raises:
+        ValueError: for another kind, or a range that is none.
+    """
+    given = {
+        "value_head": (ValueHeadKind | None, kind),
+        "value_range": (Interval | None, value_range),
+    }
+    check_values("CausalLMWithValueHead", given)
+    if value_range is None:
+        return
+    if kind not in ("bins", None):  # None: that which was saved
+        refuse("value_range", "be None without value_head='bins'", str(value_range))
+    if not bool((torch.linspace(*value_range, BINS).diff() > 0).all()):
+        rule, fix = f"have room for {BINS} different float32 numbers", "widen it"
+        refuse("value_range", rule, str(value_range), fix)
+
+
 def make_value_head(
     kind: ValueHeadKind | None,
     config: PretrainedConfig,
@@ -146,11 +166,7 @@ def make_value_head(
     Raises:
         ValueError: for another kind, or a range that is none.
     """
-    given = {
-        "value_head": (ValueHeadKind | None, kind),
-        "value_range": (Interval | None, value_range),
-    }
-    check_values("CausalLMWithValueHead", given)
+    check_head(kind, value_range)
     saved = saved or {}
     before = "bins" if "centres" in saved else "mlp" if "inner.0.weight" in saved else "linear"
     kind = kind or before

@@ -37,8 +37,9 @@ def add_whole_weights(policy: nn.Module, told: dict[str, Any]) -> bool:
         if weight not in left_out:
             of_all = whole(weight.detach())
             kept |= {weight: of_all.cpu()} if main else {}
-    state = {} if adapted else policy.state_dict(keep_vars=True)
-    buffers = {name: tensor for name, tensor in state.items() if name not in weights}
+    state = policy.state_dict(keep_vars=True)
+    others = "v_head." if adapted else ""  # those of the base stay where they are
+    buffers = {n: x for n, x in state.items() if n not in weights and n.startswith(others)}
     named = {name: kept[weight] for name, weight in weights.items() if weight in kept}
     told |= {"state_dict": named | buffers, "is_main_process": main}
     return main

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from trl.models.critic import copied, fit, value_head_of
 from trl.models.head import precise_head
 from trl.models.loading import OF_ONE_MODEL, load_model
 from trl.models.trunk import freeze_lower_layers
-from trl.models.value_head import ValueHeadKind, make_value_head
+from trl.models.value_head import ValueHeadKind, check_head, make_value_head
 from trl.models.whole import add_whole_weights
 
 __all__ = ["CausalLMWithValueHead", "OutputWithValue", "Seq2SeqLMWithValueHead", "load_policy"]
@@ -138,8 +138,7 @@ class _LMWithValueHead(nn.Module):
             inner = with_adapter_like(given, self.pretrained_model)
             unfrozen = self.unfrozen_layers
         else:
-            rule = "be 'same', 'copy' or a model"
-            refuse("critic", rule, shown(given), "from_pretrained takes a name too")
+            _refuse_critic(given)
         critic = type(self)(inner, unfrozen_layers=unfrozen, saved_head=saved, **of_values)
         fit(critic, self)
         return critic
@@ -254,6 +253,9 @@ class _LMWithValueHead(nn.Module):
             TypeError: if a loaded model or a configuration is of another kind than it must be.
             ImportError: if an adapter is asked for without the package peft.
         """
+        check_head(value_head, value_range)
+        if critic == "" or not isinstance(critic, (str, os.PathLike, nn.Module)):
+            _refuse_critic(critic)
         if isinstance(pretrained_model, nn.Module):
             inner, head = pretrained_model, None
             how = kwargs if is_trainable else {"is_trainable": False, **kwargs}
@@ -372,6 +374,11 @@ def load_policy(model: str | os.PathLike[str] | nn.Module, **kwargs: Any) -> nn.
             refuse("` and `".join(given), rule, fix=fix)
         return model
     return _LMWithValueHead.from_pretrained(model, **kwargs)
+
+
+def _refuse_critic(given: Any) -> NoReturn:
+    rule, fix = "be 'same', 'copy' or a model", "from_pretrained takes a name too"
+    refuse("critic", rule, shown(given), fix)
 
 
 def _kind_for(plain: nn.Module) -> type[_LMWithValueHead]:

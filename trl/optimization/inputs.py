@@ -104,6 +104,14 @@ def _check_settings(rollout: Rollout, scores: Tensor, config: PPOConfig) -> None
         rule = f"be the {sampled} that the responses were sampled with"
         fix = "every importance ratio would be wrong; give Sampler and PPOConfig the same number"
         refuse("temperature", rule, config.temperature, fix)
+    if config.correction is not None and rollout.behaviour_logprobs is None:
+        rule = "be None for responses that do not say what sampled them"
+        fix = "give step a Rollout with behaviour_logprobs, as Sampler does"
+        refuse("correction", rule, repr(config.correction), fix)
+    if config.score_range is not None and per_token:
+        rule = "be None with scores for single tokens, each of which it would move"
+        fix = "scale them where they are made, or give one score for each response"
+        refuse("score_range", rule, str(config.score_range), fix)
     if config.missing_eos_penalty is None:
         return
     if rollout.ended is None:
