@@ -209,15 +209,15 @@ def test_values_learn_first_and_the_policy_waits():
 
 def test_pretraining_of_values_ends_when_they_stop_getting_better():
     fit = ValuePretraining(most=40)
-    noise = (0.0, 0.1, -0.1, 0.05, -0.05)  # of each five steps; its mean is 0
-    for n in range(15):
-        fit.count(-0.2 + 0.1 * (n // 5) + noise[n % 5])
+    noise = (0.0, 0.1, -0.1, 0.05, -0.05, 0.02, -0.02, 0.0)  # of each eight steps; its mean is 0
+    for n in range(24):
+        fit.count(-0.2 + 0.1 * (n // 8) + noise[n % 8])
         assert not fit.over
-    for n in range(5):
+    for n in range(8):
         assert not fit.over
-        fit.count(0.005 + noise[n])  # better by 0.005 than the five before
+        fit.count(0.005 + noise[n])  # better by 0.005 than the eight before
     assert fit.over
-    assert fit.done == 20
+    assert fit.done == 32
     other = ValuePretraining(most=40)
     other.load_state_dict(fit.state_dict())
     assert other == fit

@@ -120,6 +120,10 @@ def test_bins_are_those_of_the_range(base):
 def test_the_loss_of_bins_is_cross_entropy(base):
     """That of equal logits is the logarithm of their number, whatever the returns."""
     policy = CausalLMWithValueHead.from_pretrained(base, value_head="bins")
+    probs = policy.v_head.summary.bias.softmax(-1)  # at first the normal distribution N(0, 1)
+    assert (probs * policy.v_head.centres).sum().item() == pytest.approx(0, abs=1e-6)
+    assert (probs * policy.v_head.centres.square()).sum().item() == pytest.approx(1, abs=1e-5)
+    torch.nn.init.zeros_(policy.v_head.summary.bias)
     stats = step(trainer_of(policy, ppo_epochs=1, minibatch_size=3))
     assert stats["ppo/loss/value"] == pytest.approx(torch.tensor(101.0).log().item(), rel=1e-5)
     assert stats["ppo/val/clipfrac"] == 0

@@ -95,7 +95,9 @@ class BinsValueHead(ValueHead):
         V = Σ_k softmax(z)_k · c_k
 
     It is trained by cross-entropy, as in distributional critics (see
-    `trl.optimization.bins`). It starts with equal logits: V is the middle of the range.
+    `trl.optimization.bins`). It starts as a normal distribution around the middle of the range,
+    whose deviation is a tenth of half of it: returns are of that size, and from equal logits it
+    takes many steps to learn just that.
 
     Args:
         config: See `ValueHead`.
@@ -120,6 +122,9 @@ class BinsValueHead(ValueHead):
         self.outputs = bins
         super().__init__(config, hidden_size)
         self.register_buffer("centres", torch.linspace(*value_range, bins))
+        middle, deviation = sum(value_range) / 2, (value_range[1] - value_range[0]) / 20
+        with torch.no_grad():
+            self.summary.bias.copy_(-((self.centres - middle) / deviation).square() / 2)
 
     def values(self, computed: Tensor) -> Tensor:
         """Return the expectations [...] of logits [..., K]."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
-RISE, WINDOW = 0.01, 5
+RISE, WINDOW = 0.01, 8
 """The explained variance still rises if its mean over so many steps has gained so much on that of
 as many before: one batch alone says little, its figure changes by ten times as much."""
 
