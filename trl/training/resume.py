@@ -25,6 +25,7 @@ from trl.config.errors import refuse
 from trl.config.recipe import ClassifierRecipe, Recipe
 from trl.training.checkpoints import CheckpointError, Checkpoints, damage, step_of
 from trl.training.folder import RunFolder
+from trl.training.parts import Parts
 
 STATE = "state.pt"
 KEYS = (
@@ -211,6 +212,29 @@ def changed_settings(
         for path, pair in pairs.items()
         if not any(path == name or path.startswith(f"{name}.") for name in may_change)
     }
+
+
+def told_changes(
+    checkpoint: Path, state: Mapping[str, Any], recipe: Recipe, parts: Parts, folder: RunFolder
+) -> list[str]:
+    """Return in what a checkpoint is of another run, or raise unless it may be."""
+    told: list[str] = []
+    if found := other_settings(state["recipe"], recipe, str(checkpoint)):
+        barred = [problem for problem in found if ALL_THE_SAME not in problem]
+        if barred or not folder.changes:
+            raise SettingsError("Recipe", barred or found)
+        for path, (old, new) in changed_settings(state["recipe"], recipe).items():
+            told.append(f"`{path}` was {old!r} up to here, and is {new!r}.")
+    if others := parts.changed(state):
+        if not folder.changes:
+            raise CheckpointError(
+                f"{checkpoint} is of a run {'; '.join(others)}. Bring back what it was, start "
+                f"another run in another folder, or {ALL_THE_SAME}."
+            )
+        told.append(
+            f"Gone on with all the same, though {checkpoint} is of a run {'; '.join(others)}."
+        )
+    return told + other_versions(checkpoint, state["versions"])
 
 
 def other_versions(checkpoint: Path | str, before: Mapping[str, str]) -> list[str]:

@@ -31,7 +31,6 @@ from trl import config as settings
 from trl.compute.peers import meet, told_to_peers
 from trl.compute.precision import make_accelerator
 from trl.compute.starting import busy_told, processes_told
-from trl.config import SettingsError
 from trl.config.code import Trust, flags_to_go_on
 from trl.config.recipe import Recipe
 from trl.evaluation.people.asking import Stopped
@@ -48,17 +47,14 @@ from trl.training.interrupt import GracefulStop
 from trl.training.loop import Row
 from trl.training.parts import Parts
 from trl.training.resume import (
-    ALL_THE_SAME,
     VERSIONS,
-    changed_settings,
     check_same,
     opened,
-    other_settings,
-    other_versions,
     own_of,
     random_state,
     read_state,
     set_random_state,
+    told_changes,
 )
 from trl.training.sharded import put_together, taken_apart, write_together
 from trl.watch.diagnosis import Diagnosis, Finding
@@ -522,7 +518,7 @@ class Run:
                 "steps can be made from it. Start another run on the tuned model, in "
                 f"{self.folder.policy}; `keep_optimizer` keeps that state."
             )
-        told = self._changes(checkpoint, state)
+        told = told_changes(checkpoint, state, self.recipe, self.parts, self.folder)
         if self.folder.changes and "prompts" in self.parts.others(state):
             state["loop"] |= {"order": [], "stream": None}  # a new pass begins, over those of now
         own, others = own_of(state, self.accelerator)
@@ -560,28 +556,6 @@ class Run:
         if told and self.recipe.quiet and self.main:
             warnings.warn(" ".join(told), stacklevel=4)
         return [*told, f"Going on after step {state['step']}, from {checkpoint}."]
-
-    def _changes(self, checkpoint: Path, state: Mapping[str, Any]) -> list[str]:
-        """Return in what a checkpoint is of another run, or raise unless it may be."""
-        told: list[str] = []
-        if found := other_settings(state["recipe"], self.recipe, str(checkpoint)):
-            barred = [problem for problem in found if ALL_THE_SAME not in problem]
-            if barred or not self.folder.changes:
-                raise SettingsError("Recipe", barred or found)
-            pairs = changed_settings(state["recipe"], self.recipe).items()
-            told += [
-                f"`{path}` was {old!r} up to here, and is {new!r}." for path, (old, new) in pairs
-            ]
-        if parts := self.parts.changed(state):
-            if not self.folder.changes:
-                raise CheckpointError(
-                    f"{checkpoint} is of a run {'; '.join(parts)}. Bring back what it was, start "
-                    f"another run in another folder, or {ALL_THE_SAME}."
-                )
-            told.append(
-                f"Gone on with all the same, though {checkpoint} is of a run {'; '.join(parts)}."
-            )
-        return told + other_versions(checkpoint, state["versions"])
 
     def _best_figure(self) -> tuple[str | None, str]:
         return self.recipe.checkpoints.best, self.recipe.checkpoints.mode
