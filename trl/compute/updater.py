@@ -20,6 +20,7 @@ from functools import partial
 from typing import ClassVar
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedDataParallelKwargs
@@ -344,7 +345,7 @@ class Sharded(ManyProcesses):
             self.responder.try_layouts()
         reference = super().make_reference(ref_model)
         names = {weight: name for name, weight in self.model.named_parameters()}
-        leaves_out = _may_leave_out(self.responder.plain)
+        self._leaves_out = _may_leave_out(self.responder.plain)
         shard(self.responder, self.accelerator, self._low)
         if reference is not None and reference.kind == "copy":
             shard(reference.module, self.accelerator, self._low, filled_from=self.model)
@@ -352,7 +353,7 @@ class Sharded(ManyProcesses):
             with self.autocast():
                 reference.module.try_layouts()
             shard(reference.module, self.accelerator, self._low)
-        self.policy.set_reduce_scatter_unused_params(leaves_out)
+        self.policy.set_reduce_scatter_unused_params(self._leaves_out)
         parts = dict(self.model.named_parameters())
         for group in self.optimizer.param_groups:
             group["params"] = [parts[names[weight]] for weight in group["params"]]
@@ -381,6 +382,20 @@ class Sharded(ManyProcesses):
     def one_pass(self, last: bool) -> AbstractContextManager[None]:
         """Run a pass forward and backward inside, in which all processes take part."""
         return Updater.one_pass(self, last)
+
+    def finish(self) -> None:
+        """End the passes of an update: what no process has used has no gradient, and rests.
+
+        FSDP2 gives it zeros, by which weight decay and Adam's moments would change it.
+        """
+        super().finish()
+        if not self._leaves_out:
+            return
+        weights = [weight for weight in self.trainable if weight.grad is not None]
+        used = torch.stack([own_part(weight.grad).any() for weight in weights]).int()
+        torch.distributed.all_reduce(used, torch.distributed.ReduceOp.MAX)
+        for weight, was_used in zip(weights, used.tolist(), strict=True):
+            weight.grad = weight.grad if was_used else None
 
     def clip(self, most: float | None) -> float:
         """Clip the gradient to a norm of `most`, None: do not; return its norm before."""
