@@ -20,9 +20,10 @@ MOST = 1.5
 class _Kept:
     """What this process, which has one malloc, keeps."""
 
-    steps, level = 0, None
-    """Steps since it was last given back, and the bytes held after the first few of them; None:
-    nothing is kept."""
+    steps = 0
+    """Since it was last given back."""
+    level: int | None = None
+    """The bytes held after the first few of them; None: nothing is kept."""
 
 
 def keep_freed_memory() -> bool:
