@@ -89,6 +89,9 @@ LOW_RATES = {"ppo": 0.1, "grpo": 0.1, "rloo": 0.06, "LoRA": 0.035, "the top": 0.
 """At which the weights move by little more than they have to: bf16 rounds by how much they move."""
 MOST = {"SGD": 2e-7, "Adam": 5e-6, "bf16": 5e-3}
 """By how much a weight may differ."""
+MORE_SUMS = {"SGD": 2e-7, "Adam": 1e-5, "bf16": 5e-3}
+"""The same of three or four processes, whose sums have other orders: one process in passes of other
+sizes differs by up to 6.1e-6 with Adam."""
 
 
 def make_model(kind):
@@ -124,6 +127,8 @@ def trained(kind, way, size=ROWS, shard=False):
         pretraining_rows=size // 2 if "pretraining_coef" in settings else None,
         **{"forward_batch_size": 2} | settings,
     )
+    if shard:  # nothing holds them whole
+        assert not any(weight.numel() for weight in weights)
     mine = share(trainer, size)
     if "pretraining_coef" in settings:
         texts = ragged([2, 6, 3, 5, 4, 2, 7, 3], vocabulary=VOCABULARY)
@@ -227,12 +232,12 @@ def by_one(kind, way, size=ROWS):
     return trained(kind, way, size)
 
 
-def check_equal(result, expected, way, named):
+def check_equal(result, expected, way, named, most=MOST):
     """Of several processes, and of one: the same weights, and the same figures."""
     (weights, _, stats), (expected, moved, expected_stats) = result, expected
     assert moved > 1e-2, named
     gap = float((weights - expected).abs().max())
-    assert gap <= MOST[way], f"{named}: {gap:.1e}"
+    assert gap <= most[way], f"{named}: {gap:.1e}"
     assert stats.keys() == expected_stats.keys()
     if way != "bf16":
         for name, value in expected_stats.items():
@@ -255,7 +260,8 @@ def test_several_processes_equal_one(processes, size, table, tmp_path):
     assert codes == [0] * processes, said
     results = torch.load(tmp_path / "out.pt")
     for (kind, way), result in results.items():
-        check_equal(result, by_one(kind, way, size), way, f"{kind}, {way}")
+        most = MOST if processes == 2 else MORE_SUMS
+        check_equal(result, by_one(kind, way, size), way, f"{kind}, {way}", most)
         assert ("ppo/loss/router" in result[-1]) == (kind == "routers")
 
 

@@ -65,6 +65,36 @@ def test_freed_memory_is_used_again():
     assert kept < 8 * 16_384 / 2 < without
 
 
+GATHER = """
+import sys, torch
+from trl.compute.memory import give_back_at_once
+def held():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+if sys.argv[1] == "mended":
+    assert give_back_at_once()
+torch.ones(2**23 - 2**12)  # from now on glibc by itself keeps what is smaller
+kept, before = [], held()
+for layer in range(20):
+    gathered = torch.ones(2**22 + layer * 2**16)
+    kept.append(torch.ones(2**10))
+    del gathered
+print((held() - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+@linux_only
+def test_layers_that_are_let_go_of_leave_no_holes():
+    """20 of 16 to 21 MiB, one there at a time, each with something small after it that stays."""
+    command = [sys.executable, "-c", GATHER]
+    mended, without = (
+        int(subprocess.run([*command, way], capture_output=True, text=True, check=True).stdout)
+        for way in ("mended", "without")
+    )
+    assert mended < 10 < 100 < without
+
+
 def test_settings_of_the_environment_stand(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     assert not keep_freed_memory()

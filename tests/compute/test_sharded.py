@@ -34,7 +34,7 @@ from trl.training import run, sharded
 from trl.training.checkpoints import Checkpoints
 from trl.training.sharded import PARTS
 
-REFUSED = {"a critic of its own", "a critic, LoRA", "experts", "routers", "images"}
+REFUSED = {"a critic of its own", "a critic, LoRA"}
 WHOLE = {**KINDS, **{kind: MORE[kind] for kind in MORE if kind not in REFUSED}}
 TABLE = [(kind, way) for kind in KINDS for way in ("SGD", "Adam", "bf16")]
 TABLE += [(kind, "SGD") for kind in WHOLE if kind not in KINDS]
@@ -91,9 +91,6 @@ def test_accelerators_that_shard_in_ways_of_their_own_are_refused(settings, told
     [
         ("ppo", "fp16", "`precision` must be fp32 or bf16 with `shard`"),
         ("a critic of its own", "no", "`critic` must be 'same' with `shard`"),
-        ("experts", "no", "`model` must have whole weights"),
-        ("routers", "no", "`model` must have whole weights"),
-        ("images", "no", "`model` must have whole weights"),
     ],
 )
 def test_what_cannot_be_sharded_is_refused(kind, precision, told):

@@ -11,6 +11,7 @@ stay in float32, as autocast leaves them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -63,10 +64,6 @@ def check_can_shard(model: nn.Module, accelerator: Accelerator) -> None:
         w.dtype.itemsize < 2 for w in model.parameters()
     ):
         refuse("model", "not be quantised with `shard`", fix="load it in bfloat16 or float32")
-    parts, config = {type(part).__name__.lower() for part in model.modules()}, model.config
-    if any("expert" in name for name in parts) or hasattr(config, "vision_config"):
-        kind = "a mixture of experts, or one that reads images"
-        refuse("model", "have whole weights: its sharded gradients are others", kind)
 
 
 @torch.no_grad()
@@ -78,32 +75,66 @@ def take_from_first(module: nn.Module, device: torch.device) -> None:
         tensor.data.copy_(sent)
 
 
-def shard(responder: ResponseModel, accelerator: Accelerator, low: torch.dtype | None) -> None:
+def without_memory(responder: ResponseModel) -> ResponseModel:
+    """Return a copy of a model whose weights are on the device "meta", for `shard` to fill."""
+    weights = responder.parameters()
+    empty = {id(w): nn.Parameter(w.detach().to("meta"), w.requires_grad) for w in weights}
+    return copy.deepcopy(responder, empty)
+
+
+def shard(
+    responder: ResponseModel,
+    accelerator: Accelerator,
+    low: torch.dtype | None,
+    filled_from: nn.Module | None = None,
+) -> None:
     """Let each process keep its part of a model's weights alone; they are other objects then.
 
     Args:
         responder: Around the model, on its device; it is what must be called for a pass.
         accelerator: Of this process.
         low: The precision of autocast, None: there is none.
+        filled_from: Of a copy `without_memory`: the model it is a copy of, which is sharded.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import (
-        MixedPrecisionPolicy,
-        fully_shard,
-        register_fsdp_forward_method,
-    )
+    from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_method
 
     policy = MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False)
     how: dict[str, Any] = {"reshard_after_forward": True}
     how["mesh"] = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for layer in _layers(responder.plain):
         for part in [layer] if low is None else _blocks(layer):
-            fully_shard(part, mp_policy=policy if low else MixedPrecisionPolicy(), **how)
+            _cut(part, mp_policy=policy if low else MixedPrecisionPolicy(), **how)
     # By itself the root would keep its weights after a pass without gradient: the optimiser would
     # then change parts that nothing computes with.
-    root: Any = fully_shard(responder, **how)
+    root: Any = _cut(responder, **how)
+    if filled_from is not None:
+        _fill(responder.model, filled_from)
     register_fsdp_forward_method(root, "trunk_states")
     root._get_fsdp_state()._lazy_init()  # before a layer is called without it, for sampling
+
+
+def _cut(module: nn.Module, **how: Any) -> nn.Module:
+    """Shard the weights of a module that are whole, and let go of what they held."""
+    from torch.distributed.fsdp import fully_shard
+
+    were_whole = [weight for weight in module.parameters() if not is_sharded(weight)]
+    fully_shard(module, **how)
+    for weight in were_whole:  # the optimiser, or a user, may have them still
+        weight.data = weight.new_empty(0)
+    return module
+
+
+def _fill(empty: nn.Module, model: nn.Module) -> None:
+    """Give a sharded copy without memory its parts: those of the model, in its own precision."""
+    parts = dict(model.named_parameters(remove_duplicate=False))
+    places = list(empty.named_parameters(remove_duplicate=False))
+    filled = {
+        weight: nn.Parameter(parts[name].detach().to(weight.dtype, copy=True), weight.requires_grad)
+        for name, weight in places
+    }
+    state = {name: filled[weight] for name, weight in places}  # tied ones stay one
+    empty.load_state_dict(state, strict=False, assign=True)
 
 
 def _layers(plain: PreTrainedModel) -> list[nn.Module]:

@@ -13,13 +13,14 @@ with updater.for_step(at_rest):         what this step trains; the others stay a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedDataParallelKwargs
@@ -31,7 +32,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from trl.anatomy import called_modules, instead
 from trl.batch import ResponseOutput
 from trl.compute.gradients import kept_gradients
-from trl.compute.memory import give_back_memory, keep_freed_memory
+from trl.compute.memory import give_back_at_once, give_back_memory, keep_freed_memory
 from trl.compute.peers import watch_peers
 from trl.compute.piecewise_adam import LowGradient, can_update_in_pieces, update_in_pieces
 from trl.compute.precision import (
@@ -46,6 +47,7 @@ from trl.compute.sharding import (
     gathered,
     shard,
     take_from_first,
+    without_memory,
 )
 from trl.compute.working_weights import WorkingWeights
 from trl.config import PPOConfig
@@ -84,14 +86,17 @@ def make_updater(
     check_accelerator(accelerator, config.precision)
     exit_after_gloo()
     watch_peers(accelerator, config.collective_timeout)
-    if config.keep_freed_memory and accelerator.device.type == "cpu":
-        keep_freed_memory()
     if critic_of(model) is not None and not FACTS[config.algorithm].critic:
         rule = f"be 'same' with algorithm={config.algorithm!r}, which trains no values"
         refuse("critic", rule, "one of its own")
     sharded = shard and accelerator.num_processes > 1
     if sharded:
         check_can_shard(model, accelerator)
+    if accelerator.device.type == "cpu":
+        if sharded:
+            give_back_at_once()
+        elif config.keep_freed_memory:
+            keep_freed_memory()
     responder = ResponseModel(model, config.temperature)
     if accelerator.num_processes > 1 and any(
         _may_leave_out(each.plain) for each in responder.readers
@@ -131,6 +136,8 @@ class Updater:
     """The weights that the step at hand trains, or the next."""
     places: ClassVar[bool | None] = None
     """Whether a model is brought to the device as a whole; None: if the accelerator does so."""
+    copied: ClassVar[Callable[[ResponseModel], ResponseModel] | None] = None
+    """Makes the copy that is the reference, see `make_reference`."""
 
     def __post_init__(self) -> None:
         self.model = self.responder.model
@@ -145,7 +152,9 @@ class Updater:
 
     def make_reference(self, ref_model: nn.Module | ReferenceKind | None) -> Reference | None:
         """Make the reference for the policy as it is now: see `trl.models.reference`."""
-        self.reference = reference = make_reference(self.model, self.responder, ref_model)
+        self.reference = reference = make_reference(
+            self.model, self.responder, ref_model, self.copied
+        )
         self._working_reference = self._working
         if reference is not None and reference.model is None:
             reference.module = self.policy
@@ -317,6 +326,7 @@ class Sharded(ManyProcesses):
     """
 
     places = False
+    copied = staticmethod(without_memory)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -331,17 +341,19 @@ class Sharded(ManyProcesses):
         if isinstance(ref_model, nn.Module):
             check_can_shard(ref_model, self.accelerator)
             take_from_first(ref_model, self.accelerator.device)
+        with self.autocast():
+            self.responder.try_layouts()
         reference = super().make_reference(ref_model)
-        responders = [self.responder]
-        if reference is not None and reference.model is not None:
-            responders.append(reference.module)
         names = {weight: name for name, weight in self.model.named_parameters()}
-        leaves_out = _may_leave_out(self.responder.plain)
-        for responder in responders:
+        self._leaves_out = _may_leave_out(self.responder.plain)
+        shard(self.responder, self.accelerator, self._low)
+        if reference is not None and reference.kind == "copy":
+            shard(reference.module, self.accelerator, self._low, filled_from=self.model)
+        elif reference is not None and reference.model is not None:
             with self.autocast():
-                responder.try_layouts()
-            shard(responder, self.accelerator, self._low)
-        self.policy.set_reduce_scatter_unused_params(leaves_out)
+                reference.module.try_layouts()
+            shard(reference.module, self.accelerator, self._low)
+        self.policy.set_reduce_scatter_unused_params(self._leaves_out)
         parts = dict(self.model.named_parameters())
         for group in self.optimizer.param_groups:
             group["params"] = [parts[names[weight]] for weight in group["params"]]
@@ -370,6 +382,20 @@ class Sharded(ManyProcesses):
     def one_pass(self, last: bool) -> AbstractContextManager[None]:
         """Run a pass forward and backward inside, in which all processes take part."""
         return Updater.one_pass(self, last)
+
+    def finish(self) -> None:
+        """End the passes of an update: what no process has used has no gradient, and rests.
+
+        FSDP2 gives it zeros, by which weight decay and Adam's moments would change it.
+        """
+        super().finish()
+        if not self._leaves_out:
+            return
+        weights = [weight for weight in self.trainable if weight.grad is not None]
+        used = torch.stack([own_part(weight.grad).any() for weight in weights]).int()
+        torch.distributed.all_reduce(used, torch.distributed.ReduceOp.MAX)
+        for weight, was_used in zip(weights, used.tolist(), strict=True):
+            weight.grad = weight.grad if was_used else None
 
     def clip(self, most: float | None) -> float:
         """Clip the gradient to a norm of `most`, None: do not; return its norm before."""

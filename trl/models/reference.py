@@ -97,7 +97,10 @@ def as_at_start(policy: nn.Module) -> Callable[[], AbstractContextManager[None]]
 
 
 def make_reference(
-    policy: nn.Module, responder: ResponseModel, asked: nn.Module | ReferenceKind | None
+    policy: nn.Module,
+    responder: ResponseModel,
+    asked: nn.Module | ReferenceKind | None,
+    copied: Callable[[ResponseModel], ResponseModel] | None = None,
 ) -> Reference | None:
     """Return the reference that was asked for, or the one that suits the policy.
 
@@ -107,6 +110,7 @@ def make_reference(
         asked: A model, a kind, or None: adapters-off for a policy with an adapter that changes
             nothing yet, adapter-at-start for one that does, shared-trunk for one with
             `unfrozen_layers`, else a copy.
+        copied: Makes a copy of `responder` and its policy; None: the policy is copied as it is.
 
     Returns:
         None for the kind "none".
@@ -132,6 +136,9 @@ def make_reference(
     check_values("PPOTrainer", {"ref_model": (_KINDS, asked)})
     if asked == "none":
         return None
+    if asked == "copy" and copied is not None:
+        module = copied(responder).requires_grad_(False)
+        return Reference("copy", module, module.model)
     if asked == "copy":
         with without_critic(policy):
             model = copy.deepcopy(policy).requires_grad_(False)
