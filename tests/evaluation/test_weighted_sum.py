@@ -1,8 +1,17 @@
 import pytest
 import torch
 
+import trl
 from tests.evaluation.rollouts import make_rollout
-from trl.evaluation import FunctionScorer, ScoringError, WeightedSum, score
+from trl.evaluation import (
+    FunctionScorer,
+    JsonScorer,
+    MathScorer,
+    ScoringError,
+    WeightedSum,
+    score,
+)
+from trl.evaluation.weighted_sum import check_columns
 from trl.scored import Scored
 
 ROLLOUT = make_rollout(("a ", "red"), ("a ", "green"), lengths=[3, 4], holes=[(0, 1), (1, 3)])
@@ -131,3 +140,14 @@ def test_what_has_no_weight_has_the_weight_1():
 def test_a_weight_is_no_flag():
     with pytest.raises(ValueError, match="`weight of lengths` must be a finite number, got True"):
         WeightedSum([(lengths, True)])
+
+
+@pytest.mark.parametrize("scorer", [MathScorer("anwser"), JsonScorer(key="anwser")])
+def test_a_column_that_no_row_has_is_told_before_anything_is_loaded(scorer):
+    words = r"must find the column 'anwser' .* got \['answer'\].* Did you mean `answer`\?"
+    with pytest.raises(ValueError, match=words):
+        check_columns(WeightedSum([scorer]), lambda: [["answer"]])
+    with pytest.raises(ValueError, match=words):  # a model that is nowhere is not looked for
+        trl.train("nowhere", [{"prompt": "1 + 1 =", "answer": "2"}], scorer)
+    check_columns(scorer, lambda: [["anwser"]])
+    check_columns(JsonScorer(schema={}), lambda: pytest.fail("it needs no column"))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from trl.batch import Rollout
+from trl.config import closest
 from trl.evaluation.cells import in_threads
 from trl.evaluation.scores import ScoringError, failures_named, pairs_of
 from trl.scored import Scored
@@ -45,10 +46,17 @@ def column_of(rollout: Rollout, key: str | None, name: str) -> Sequence[Any]:
     if key is None:
         return [None] * len(rollout)
     columns = rollout.columns or {}
-    if key not in columns:
-        raise ScoringError(
-            f"{name} must find the column {key!r} in the rows of the prompts, got {list(columns)}: "
-            f"give rows such as {{'prompt': …, {key!r}: …}} (by hand: texts, {key}=[…]), or name "
-            "another column."
-        )
+    if problem := without_column(key, name, columns):
+        raise ScoringError(problem)
     return columns[key]
+
+
+def without_column(key: str, name: str, columns: Collection[str]) -> str:
+    """Return a sentence if a scorer's column is not among those of the rows; nothing: it is."""
+    if key in columns:
+        return ""
+    return (
+        f"{name} must find the column {key!r} in the rows of the prompts, got {list(columns)}: "
+        f"give rows such as {{'prompt': …, {key!r}: …}} (by hand: texts, {key}=[…]), or name "
+        "another column." + closest(key, columns)
+    )

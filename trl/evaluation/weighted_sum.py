@@ -12,6 +12,7 @@ from trl.batch import Rollout
 from trl.config import check_values
 from trl.config.errors import refuse
 from trl.evaluation.function import FunctionScorer, as_scorer
+from trl.evaluation.row_by_row import without_column
 from trl.evaluation.scores import Scorer, by_hand, name_of, score_all
 from trl.scored import Scored
 
@@ -82,17 +83,21 @@ class WeightedSum:
 
     def missing(self, columns: Collection[str]) -> str:
         """Return what parts ask for that rows with these columns lack; nothing: nothing."""
-        kinds = FunctionScorer, WeightedSum
-        asking = [part for part, _ in self.parts.values() if isinstance(part, kinds)]
-        return " ".join(filter(None, (part.missing(columns) for part in asking)))
+        found = []
+        for part, _ in self.parts.values():
+            if isinstance(part, FunctionScorer | WeightedSum):
+                found.append(part.missing(columns))
+            elif hasattr(part, "score_one") and part.key is not None:
+                found.append(without_column(part.key, part.name, columns))
+        return " ".join(filter(None, found))
 
 
 def check_columns(scorer: Scorer, columns: Columns) -> None:
-    """Raise a ValueError if a function asks for a column that some rows lack.
+    """Raise a ValueError if a scorer asks for a column that some rows lack.
 
     Args:
         scorer: Alone, or a sum of several.
-        columns: Called if a function asks for any.
+        columns: Called if one asks for any.
     """
     whole = WeightedSum([scorer])
     for names in columns() if whole.missing(()) else ():
