@@ -1,7 +1,7 @@
 """Take the pictures of the docs: what people see who judge, and what comes of it.
 
     python -m tests.pictures                              those of which everything is here
-    python -m tests.pictures page --to /tmp/pictures      only these, to look at
+    python -m tests.pictures page --to elsewhere          only these, to look at
 
     page     the page of questions, for a desktop and a phone, light and dark
     panel    the panel in JupyterLab, beside a training of the starter model

@@ -87,7 +87,7 @@ class WeightedSum:
         for part, _ in self.parts.values():
             if isinstance(part, FunctionScorer | WeightedSum):
                 found.append(part.missing(columns))
-            elif hasattr(part, "score_one") and part.key is not None:
+            elif hasattr(part, "score_one") and getattr(part, "key", None) is not None:
                 found.append(without_column(part.key, part.name, columns))
         return " ".join(filter(None, found))
 
