@@ -135,7 +135,7 @@ def test_the_state_of_another_kind_of_rate_is_refused():
         fixed.load_state_dict(state)
     with pytest.raises(ValueError, match="auto_rate"):
         trainer_of().load_state_dict(
-            state | {"auto_rate": {"rate": math.nan, "moved": 0, "spent": 0, "rounding": 0}}
+            state | {"auto_rate": {"rate": math.nan, "moved": 0, "spent": 0, "line": [0] * 5}}
         )
 
 

@@ -2,12 +2,23 @@
 
 import itertools
 import math
+import random
+import statistics
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl.optimization.auto_rate import FIRST, GROW, KEEP, LEAST_WAY, SHRINK, TOO_FAR, AutoRate
+from trl.optimization.auto_rate import (
+    FIRST,
+    GROW,
+    KEEP,
+    LEAST_WAY,
+    ROUNDING,
+    SHRINK,
+    TOO_FAR,
+    AutoRate,
+)
 
 
 def made(target=0.01, initial=3e-5, lowest=1e-8, highest=1e-2):
@@ -127,14 +138,61 @@ def test_rounding_in_low_precision_is_no_movement():
     assert before > 1e-7
 
 
-def test_what_goes_beyond_a_tenth_of_the_target_is_no_rounding():
-    rate = AutoRate(0.01, 1e-2, 1e-9, 1e-2, low_precision=True)
+def test_rounding_is_where_the_line_meets_no_rate():
+    rate = AutoRate(0.01, 1e-4, 1e-9, 1e-2, low_precision=True)
     rate.begin(4)
-    rate.measured(0.0)
+    assert rate.measured(0.0) == pytest.approx(1e-6)
     rate.applied()
-    rate.measured(0.09)
-    assert rate.too_far
-    assert rate.rate == pytest.approx(1e-4 / SHRINK)
+    # s = 1e-6: one point, all is movement; c = sqrt(.0012) / 1e-6
+    assert rate.measured(0.0012) == pytest.approx((0.1 - 0.0012**0.5) / 3 / 0.0012**0.5 * 1e-6)
+    rate.rate = 1e-6
+    rate.applied()
+    # s = 2e-6: the line through both is .001 + 2e8 s²; (.0008 + .0012/2) / (4.5e-12) = c²
+    c = math.sqrt((0.0008 + KEEP * 0.0012) / (4e-12 + KEEP * 1e-12))
+    assert rate.measured(0.0018) == pytest.approx((0.1 - 0.0008**0.5) / 2 / c)
+
+
+def test_no_more_than_a_share_of_the_target_is_rounding():
+    rate = AutoRate(0.01, 1e-4, 1e-9, 1e-2, low_precision=True)
+    rate.begin(4)
+    for approxkl in (0.0, 0.0064, 0.0064):  # the line is level
+        rate.measured(approxkl)
+        rate.rate = 1e-6
+        rate.applied()
+    moved = 0.0064 - ROUNDING * 0.01
+    c = math.sqrt((moved + KEEP * 0.0064) / (4e-12 + KEEP * 1e-12))
+    rate.rate = 1e-6
+    rate.begin(4)
+    assert rate.measured(0.0) == pytest.approx(0.1 / 4 / c)
+    other = AutoRate(0.01, 1e-2, 1e-9, 1e-2, low_precision=True)
+    other.begin(4)
+    other.measured(0.0)
+    other.applied()
+    other.measured(0.09)
+    assert other.too_far
+    assert other.rate == pytest.approx(1e-4 / SHRINK)
+
+
+@pytest.mark.parametrize("updates", [4, 16])
+@pytest.mark.parametrize("noise", [3e-4, 1e-3, 2e-3])
+@pytest.mark.parametrize("jump", [0.0, 0.15], ids=["", "jump"])
+def test_steps_come_to_the_target_under_rounding_that_varies(noise, updates, jump):
+    """As bf16 does where few tokens are written; `jump` is a first update that moves far, once."""
+    rng = random.Random(updates)
+    rate, ways = AutoRate(0.01, 3e-5, 1e-8, 1e-2, low_precision=True), list[float]()
+    for step_ in range(60):
+        rate.begin(updates)
+        distance, moves = 0.0, 2e4 * math.exp(rng.gauss(0, 0.3))
+        for update in range(updates):
+            rounding = noise * math.exp(rng.gauss(0, 0.5)) if update else 0.0
+            rate.measured(distance**2 + rounding + (jump if update and not step_ else 0.0))
+            if rate.too_far:
+                break
+            distance += moves * rate.rate
+            rate.applied()
+        ways.append(distance**2)
+    assert statistics.mean(ways[20:]) == pytest.approx(0.01, rel=0.15)
+    assert max(ways[1:]) < 0.05
 
 
 def test_a_schedule_scales_the_way():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from trl.config import PPOConfig
 
@@ -24,8 +25,10 @@ nothing and moves the policy the faster the further it is: growth is not to outr
 """
 KEEP = 0.5
 """Weight of a measurement beside that of the next one."""
-ROUNDING = 0.1
+ROUNDING = 0.3
 """Most of the target that can be taken for rounding, where matrix products are in low precision."""
+KEEP_ROUNDING = 0.8
+"""Weight of a measurement of rounding beside that of the next one."""
 LEAST_WAY = 0.1
 """An update goes at least so much of an even share of its step's way."""
 TOO_FAR = 2.0
@@ -38,15 +41,16 @@ class AutoRate:
 
         d = √max(0, approxkl − rounding)
 
-    is how far the step has moved the policy. Rounding is what approxkl was before its first update;
-    in low precision, where every update rounds the activations anew (2e-4 to 5e-4 in bf16, however
-    small the rate), it is the least that any update of the run has had after it, up to `ROUNDING`
-    of the target. d grows with the sum s of the rates that the step has applied. Over the
-    measurements so far, each worth `KEEP` times the next,
+    is how far the step has moved the policy. d grows with the sum s of the rates that the step has
+    applied. Over the measurements so far, each worth `KEEP` times the next,
 
-        c = √(Σ w·d² / Σ w·s²)
+        c = √(Σ w·(approxkl − rounding) / Σ w·s²)
 
-    is what a rate of 1 would move. Update i of n (0, 1, …) goes its share of the way that is left,
+    is what a rate of 1 would move. Rounding is what approxkl was before the step's first update. In
+    low precision every update rounds the activations anew, however small the rate is (2e-4 to 3e-3
+    in bf16): there it is where the line approxkl = rounding + slope · s² that fits the measurements
+    best, those of small s most (weights 1/s², each `KEEP_ROUNDING` times the next), meets s = 0, up
+    to `ROUNDING` of the target. Update i of n (0, 1, …) goes its share of the way that is left,
 
         rate = max((way − d) / (n − i), LEAST_WAY · way / n) / c        way = factor · √target
 
@@ -85,8 +89,8 @@ class AutoRate:
         """Of the next update."""
         self.learns = True
         """Whether the scores of the step at hand differ."""
-        self._moved = self._spent = 0.0  # Σ w·d², Σ w·s²
-        self._rounding = ROUNDING * self.target if self.low_precision else 0.0
+        self._moved = self._spent = 0.0  # Σ w·(approxkl − rounding), Σ w·s²
+        self._line = [0.0] * 5  # Σ w/s², Σ w, Σ w·s², Σ w·approxkl/s², Σ w·approxkl
         self.begin(1)
 
     def begin(self, updates: int, factor: float = 1.0) -> None:
@@ -101,20 +105,33 @@ class AutoRate:
         if self._floor is None:
             self._floor = approxkl
         if self._applied:
-            self._rounding = min(self._rounding, approxkl)
-            rounding = max(self._floor, self._rounding)
-            self._distance = math.sqrt(max(approxkl - rounding, 0.0))
+            moved = approxkl - max(self._floor, self._rounding(approxkl))
+            self._distance = math.sqrt(max(moved, 0.0))
             if self.learns:
-                self._moved = KEEP * self._moved + self._distance**2
+                self._moved = KEEP * self._moved + moved
                 self._spent = KEEP * self._spent + self._sum**2
-        elif not self._moved:
+        elif self._moved <= 0:
             return self.rate  # the first update of all, or again after one that was left out
         share = (self._way - self._distance) / max(self._updates - self._applied, 1)
         share = max(share, LEAST_WAY * self._way / self._updates)
         most, least = (GROW if self.learns else 1.0) * self.rate, self.rate / SHRINK
-        wanted = share * math.sqrt(self._spent / self._moved) if self._moved else most
+        wanted = share * math.sqrt(self._spent / self._moved) if self._moved > 0 else most
         self.rate = min(max(wanted, least, self.lowest), most, self.highest)
         return self.rate
+
+    def _rounding(self, approxkl: float) -> float:
+        """Return the part of approxkl that does not depend on the rate, with this measurement."""
+        if not self.low_precision:
+            return 0.0
+        square, seen = self._sum**2, min(approxkl, TOO_FAR**2 * self.target)
+        new = (1 / square, 1.0, square, seen / square, seen)
+        self._line = [KEEP_ROUNDING * old + term for old, term in zip(self._line, new, strict=True)]
+        inverse, one, squares, kl_inverse, kl = self._line
+        spread = inverse * squares - one**2  # 0 where all s are the same: then all is movement
+        slope = (
+            (inverse * kl - one * kl_inverse) / spread if spread > 1e-6 * one**2 else kl / squares
+        )
+        return min(max((kl_inverse - max(slope, 0.0) * one) / inverse, 0.0), ROUNDING * self.target)
 
     @property
     def too_far(self) -> bool:
@@ -131,12 +148,12 @@ class AutoRate:
         self._sum += self.rate
         self._applied += 1
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what the next step depends on."""
-        kept = {"moved": self._moved, "spent": self._spent, "rounding": self._rounding}
+        kept = {"moved": self._moved, "spent": self._spent, "line": list(self._line)}
         return {"rate": self.rate, **kept}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`."""
-        self.rate, self._rounding = state["rate"], state["rounding"]
+        self.rate, self._line = state["rate"], list(state["line"])
         self._moved, self._spent = state["moved"], state["spent"]

@@ -78,8 +78,10 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
     "auto_rate": lambda part: (
         part is None
         or (
-            set(part) == {"rate", "moved", "spent", "rounding"}
-            and all(0 <= x < math.inf for x in part.values())
+            set(part) == {"rate", "moved", "spent", "line"}
+            and all(math.isfinite(x) for x in (part["moved"], *part["line"]))
+            and len(part["line"]) == 5
+            and 0 <= part["spent"] < math.inf
             and 0 < part["rate"] <= 100  # from nothing it could not grow
         )
     ),
