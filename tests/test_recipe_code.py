@@ -8,7 +8,7 @@ import pytest
 
 from trl import cli
 from trl.config import SettingsError
-from trl.config.code import flags_to_go_on
+from trl.config.code import flags_to_go_on, names_of
 from trl.config.recipe import ModelConfig, Recipe, RewardConfig
 from trl.training.named import load_function
 
@@ -158,3 +158,25 @@ def test_how_a_run_goes_on_names_its_code_again(tmp_path):
     told = flags_to_go_on(recipe, tmp_path)
     assert told == " --trust '/a b/mine.py' --trust m.n --model.trust-remote-code"
     assert flags_to_go_on(Recipe(), tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["def right(texts): return texts", "right = print\nimport os as o"]
+)
+def test_a_function_that_a_file_lacks_is_told_before_it_runs(place, capsys, text):
+    (place / "theirs" / "mine.py").write_text(f"{text}\nopen('ran', 'w')\n")
+    (place / "theirs" / "recipe.yaml").write_text("reward: [{kind: function, name: mine.py:rihgt}]")
+    assert cli.main(["train", str(place / "theirs" / "recipe.yaml"), "--print-config"]) == 2
+    told = capsys.readouterr().err
+    assert "`reward[0].name` must name a function of" in told
+    assert "which has no function 'rihgt'. Did you mean `right`?" in told
+    assert not list(place.glob("**/ran"))
+
+
+def test_names_that_only_running_tells_are_left_to_it(tmp_path):
+    for text in ("from os import *", "def __getattr__(name): ...", "def x(:", "\0"):
+        (tmp_path / "mine.py").write_text(text)
+        assert names_of(tmp_path / "mine.py") == set()
+    assert names_of(tmp_path / "none.py") == set()
+    (tmp_path / "mine.py").write_text("import a.b as c\nfrom d import e\nif c: f = 1\nclass G: ...")
+    assert {"c", "e", "f", "G"} <= names_of(tmp_path / "mine.py")

@@ -118,7 +118,8 @@ class Rollout:
     """[B, R] float32, what environments gave, each on the last token of the turn that it is for."""
     episodes: Annotated[tuple[Mapping[str, Any], ...] | None, TUPLE] = None
     """B conversations with an environment: the `messages` that follow the query, the number of
-    `turns`, `tool_calls` and `tool_errors`, and what ended it, `stop`; see `trl.environments`."""
+    `turns`, `tool_calls` and `tool_errors`, what ended it, `stop`, and what the model was told of
+    its `tools`, if it has some; see `trl.environments`."""
     environments: Annotated[tuple[Any, ...] | None, TUPLE] = None
     """B environments, as they were left, until the next episodes begin; they are not saved."""
     columns: Annotated[Mapping[str, tuple[Any, ...]] | None, TUPLES] = None

@@ -1,5 +1,6 @@
 """Turns follow one another in the template's own tokens, whatever is said in them."""
 
+import json
 from functools import cache
 
 import pytest
@@ -167,6 +168,8 @@ def test_tools_stand_where_the_template_has_a_place_for_them(family, form, told)
     assert ASKED[0]["content"] in text
     call = CALL_FORMATS[form].write("look_up", {"a": "b"})
     assert turns.calls(call, [SCHEMA]) == [Call("look_up", {"a": "b"})]
+    assert (turns.words_on([SCHEMA]) in text) if told else json.loads(turns.words_on([SCHEMA]))
+    assert turns.words_on([]) == ""
     assert turns.prompt(ASKED) == rendered(turns, ASKED)
     if told:
         assert [Call("look_up", {"a": "..."})] == turns.calls(text, [SCHEMA])

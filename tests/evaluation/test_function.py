@@ -190,7 +190,7 @@ def test_a_function_that_cannot_take_a_list_is_refused(function):
 
 @pytest.mark.parametrize("function", [one_pair, Scores().two])
 def test_a_function_of_one_pair_is_told_of_the_names_of_the_batch(function):
-    with pytest.raises(ScoringError, match=r"got `response`: .*Did you mean `responses`\?"):
+    with pytest.raises(ScoringError, match=r"asks for `response`, .*Did you mean `responses`\?"):
         FunctionScorer(function)(ROLLOUT)
 
 
@@ -360,7 +360,7 @@ def test_what_trl_gives_and_we_do_not_is_named_with_what_we_give():
     def reward(completions, trainer_state, **kwargs):
         return [float(trainer_state.global_step)] * len(completions)
 
-    with pytest.raises(ScoringError, match="for what of .*'log_metric'.*got `trainer_state`: the"):
+    with pytest.raises(ScoringError, match="asks for `trainer_state`.*'log_metric'.*columns"):
         score(as_scorer(reward), ROLLOUT)
 
 
@@ -404,7 +404,7 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(rollout, there)
     def reward(texts, solution):
         return [0.0] * len(texts)
 
-    with pytest.raises(ScoringError, match=f"^reward must .*`solution`: the columns are {there}"):
+    with pytest.raises(ScoringError, match=f"^reward asks for `solution`.*the columns {there}"):
         score(as_scorer(reward), rollout)
 
 

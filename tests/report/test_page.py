@@ -274,6 +274,7 @@ EPISODE = {
     "tool_calls": 2,
     "tool_errors": 1,
     "stop": "<done>",
+    "tools": "You can call <b>times</b>.",
 }
 
 
@@ -290,6 +291,9 @@ def test_an_episode_is_shown_as_a_conversation(tmp_path):
         first,
         re.DOTALL,
     )
+    told = r'"bubble "><p class="label">tools</p>.*?<bdi>You can call &lt;b&gt;times&lt;/b&gt;\.<'
+    assert re.search(told, first)
+    assert first.index(">tools<") < first.index(">user<")
     texts = [(*three, re.sub("</?mark.*?>", "", text)[:24]) for *three, text in found]
     before, after = texts[:2], texts[2:]
     said = ("", "assistant", "", "Let me see.")

@@ -149,7 +149,7 @@ def right(completions, solution):
     return [0.0] * len(completions)
 
 
-GONE = r"^right must .*got `solution`: the columns are \['answer'\], from rows such as {'prompt'"
+GONE = r"^right asks for `solution`.*the columns \['answer'\]: give rows such as {'prompt'"
 
 
 @pytest.mark.parametrize("reward", [right, [(right, 0.5), len], {right: 1.0}])
@@ -158,7 +158,7 @@ def test_one_call_looks_for_columns_before_it_loads_anything(reward):
         trl.train("no/such-model", ROWS, reward)
     with pytest.raises(ValueError, match=GONE):
         trl.train("no/such-model", lambda: iter(ROWS), reward)
-    with pytest.raises(ValueError, match=r"got `solution`: the columns are \[\]"):
+    with pytest.raises(ValueError, match=r"asks for `solution`.*the columns \[\]"):
         trl.train("no/such-model", ["w1 w2"], reward)
     rows = [row | {"solution": 1} for row in ROWS]
     with pytest.raises(ValueError, match=GONE):  # only what is held out lacks it
@@ -189,7 +189,7 @@ def test_a_recipe_looks_for_columns_before_it_loads_a_model(data, there, folder,
     classifier = RewardConfig(name="no/such-classifier")
     function = RewardConfig(kind="function", name=f"{tmp_path}/mine.py:right")
     recipe = tiny_recipe(folder, tmp_path, data=DataConfig(**data), reward=(classifier, function))
-    with pytest.raises(ValueError, match=f"^right must .*the columns are {there}"):
+    with pytest.raises(ValueError, match=f"^right asks for .*the columns {there}"):
         Parts.of_recipe(recipe, make_accelerator("fp32"))
 
 

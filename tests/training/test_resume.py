@@ -325,6 +325,18 @@ def test_a_failing_reward_leaves_what_was_there(parts):
         run_recipe(tiny_recipe(parts, parts / "run"))
 
 
+def test_a_start_that_is_refused_leaves_no_folder(parts):
+    recipe = tiny_recipe(parts, parts / "run")
+    missing = replace(recipe, model=replace(recipe.model, name=str(parts / "none")))
+    with pytest.raises(OSError, match="none"):
+        run_recipe(missing)
+    assert not (parts / "run").exists()
+    (parts / "run").mkdir()
+    with pytest.raises(OSError, match="none"):
+        run_recipe(missing)
+    assert (parts / "run").exists()  # it is the user's
+
+
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(parts):
     (parts / "file").write_text("")
     with pytest.raises(OSError, match="`out` must be a folder that can be written"):

@@ -7,6 +7,7 @@ with trl. All else runs only after the reader has named it too: `--trust MODULE`
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import shlex
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,21 @@ def find_file(given: str, *folders: Path) -> Path | None:
     """Return the file of that name or path in the first of the folders that has it."""
     places = (folder / Path(given).expanduser() for folder in folders)
     return next((place.resolve() for place in places if place.is_file()), None)
+
+
+def names_of(file: Path) -> set[str]:
+    """Return the names that a file of code gives to something, without running it.
+
+    None where only running it can tell: it imports all of another, or is no Python.
+    """
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):  # to be told when it runs
+        return set()
+    found = {getattr(node, "name", None) or getattr(node, "id", None) for node in ast.walk(tree)}
+    imported = [each for node in ast.walk(tree) for each in getattr(node, "names", ())]
+    found |= {getattr(each, "asname", None) or getattr(each, "name", each) for each in imported}
+    return set() if "*" in found or "__getattr__" in found else set(filter(None, found))
 
 
 def is_trusted(module: str, trust: Trust) -> bool:
@@ -105,7 +121,12 @@ class Reader:
             elif file := find_file(place, self.folder, Path.cwd(), self.shipped):
                 if not self._may_run(file, reward.name):
                     problems.append(distrusted(path, reward.name, str(file)))
-                reward = replace(reward, name=f"{file}:{reward.name.rpartition(':')[2]}")
+                function = reward.name.rpartition(":")[2]
+                reward = replace(reward, name=f"{file}:{function}")
+                names = names_of(file)
+                if names and function not in names:  # said before anything is imported
+                    rule = f"name a function of {file}, which has no function {function!r}"
+                    problems.append(problem(path, rule) + closest(function, sorted(names)))
             else:
                 folder = Path.cwd() if reward.name in self.typed else self.folder
                 beside = (folder / Path(place).expanduser()).resolve()

@@ -64,6 +64,8 @@ class _Episode:
     """Tokens that its response may have."""
     tools: Sequence[Mapping[str, Any]]
     """Schemas of those that it has."""
+    told: str = ""
+    """What the model is told of them."""
     tokens: list[int] = field(default_factory=list)
     """Of the response: what the policy wrote, and what it was told in between."""
     written: list[bool] = field(default_factory=list)
@@ -237,9 +239,10 @@ class Episodes(Sampler):
         begun = [_begun(row["prompt"], each) for row, each in zip(rows, said, strict=True)]
         queries = self._query_tokens(turns, begun, schemas)
         most = self._most_tokens(policy, queries)
+        told = map(turns.words_on, schemas)
         episodes = [
             _Episode(slot, *each)
-            for slot, each in enumerate(zip(queries, streams, most, schemas, strict=True))
+            for slot, each in enumerate(zip(queries, streams, most, schemas, told, strict=True))
         ]
         for turn in itertools.count(1):
             if not (going := [episode for episode in episodes if not episode.stop]):
@@ -486,7 +489,7 @@ def _record(episode: _Episode) -> dict[str, Any]:
         "tool_calls": episode.tool_calls,
         "tool_errors": episode.tool_errors,
         "stop": episode.stop,
-    }
+    } | ({"tools": episode.told} if episode.told else {})
 
 
 def episode_figures(episodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:

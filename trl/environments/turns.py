@@ -101,8 +101,7 @@ class ChatTurns:
         roles = [message["role"] for message in chat]
         if schemas and self._in_template:
             told["tools"] = list(schemas)
-        elif schemas and self._form:
-            text = described(schemas, self._form)
+        elif text := self.words_on(schemas):
             if self._in_system and roles[0] != "system":
                 chat.insert(0, {"role": "system", "content": text})
             elif self._in_system:
@@ -114,6 +113,12 @@ class ChatTurns:
                 refuse("prompts", "have a user's message, which tools are described in", roles)
         (row,) = encode_queries([chat], self.tokenizer, chat_template_kwargs=told).rows
         return row.tolist()
+
+    def words_on(self, schemas: Schemas) -> str:
+        """Return what the model is told of its tools: the schemas, or what describes them."""
+        if self._in_template:
+            return "\n".join(map(json.dumps, schemas))
+        return described(schemas, self._form) if schemas and self._form else ""
 
     def calls(self, text: str, schemas: Schemas = ()) -> list[Call | BadCall]:
         """Return the calls in a turn; those that the model only thinks of are none.
@@ -297,6 +302,10 @@ class PlainTurns:
         """Return the token ids of a prompt, which has to show the tools itself."""
         (row,) = encode_queries([text], self.tokenizer).rows
         return row.tolist()
+
+    def words_on(self, schemas: Schemas) -> str:
+        """Return nothing: the prompts show the tools."""
+        return ""
 
     def calls(self, text: str, schemas: Schemas = ()) -> list[Call | BadCall]:
         """Return the calls in a turn, of the tools that there are."""

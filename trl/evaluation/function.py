@@ -215,10 +215,10 @@ class FunctionScorer:
             if not (free or name in self._readers or name in LOGGERS or name in columns):
                 known = [*READERS, *LOGGERS]
                 return (
-                    f"{self.name} must ask for columns of the prompts' rows, or for what of "
-                    f"{known} it needs of the whole batch, got `{name}`: the columns are "
-                    f"{list(columns)}, from rows such as {{'prompt': ..., {name!r}: ...}} (by "
-                    f"hand: texts, {name}=[...])." + closest(name, [*known, *columns])
+                    f"{self.name} asks for `{name}`, which must be a column of the rows that are "
+                    f"scored, or one of {known}, got rows with the columns {list(columns)}: give "
+                    f"rows such as {{'prompt': ..., {name!r}: ...}} (by hand: texts, {name}=[...])."
+                    + closest(name, [*known, *columns])
                 )
         return ""
 

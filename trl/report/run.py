@@ -280,7 +280,13 @@ def _messages(line: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Role and words of the messages of a sample, those that have both."""
     found = line.get("messages")
     rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
-    return tuple((str(row.get("role", "")), str(row.get("content", ""))) for row in rows)
+    told = [("tools", text)] if rows and (text := _tools(line.get("episode"))) else []
+    return (*told, *((str(row.get("role", "")), str(row.get("content", ""))) for row in rows))
+
+
+def _tools(episode: Any) -> str:
+    """What the model was told of its tools."""
+    return str(episode.get("tools", "")) if isinstance(episode, dict) else ""
 
 
 def _mapping(path: Path, read: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +102,7 @@ class RunFolder:
         inside = [path for folder in folders for path in folder.glob("*")]
         check_plain(*(path for path in inside if WRITTEN.fullmatch(path.name)))
         lock = FileLock(self.path / ".lock", timeout=0)
+        new = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -111,7 +113,7 @@ class RunFolder:
             rule = "without another run" if busy else f"that can be written ({error.strerror})"
             message = f"`out` must be a folder {rule}: name another one"
             problem = BlockingIOError if busy else type(error)
-            raise problem(error.errno or errno.EAGAIN, message, str(self.path)) from error
+            raise problem(error.errno or errno.EAGAIN, message, str(self.path)) from None
         try:
             yield
         finally:
@@ -119,6 +121,8 @@ class RunFolder:
                 os.close(self._handle)
                 self._handle = None
             lock.release()
+            if new and [path.name for path in self.path.glob("*")] == [".lock"]:
+                shutil.rmtree(self.path, ignore_errors=True)  # what was refused leaves nothing
 
     def _hold(self) -> None:
         """Lock the folder itself too: the file of a lock can be deleted."""

@@ -231,8 +231,8 @@ def repeated_text(run: History) -> Seen:
     "The coefficient begins too small for this reward.",
     "`ppo.kl_horizon` is long for the size of the batches.",
     "The learning rate is too large.",
-    fix="Raise `ppo.init_kl_coef`, shorten `ppo.kl_horizon`, or lower `ppo.learning_rate`. If so "
-    "much KL is wanted, raise `ppo.kl_target`.",
+    fix="Raise `ppo.init_kl_coef` or `ppo.kl_target`, shorten `ppo.kl_horizon`, or lower the rate.",
+    explained_by=("update_too_large",),
 )
 def kl_above_target(run: History) -> Seen:
     """Three times `kl_target`: an adaptive coefficient should not let the KL reach that."""
@@ -286,7 +286,7 @@ def coefficient_cannot_act(run: History) -> Seen:
     "The scores are large: they outweigh the KL.",
     fix="Raise `ppo.init_kl_coef` (0.05 to 0.2 for scores of the size of 1), lower "
     "`ppo.learning_rate`, or set `ppo.scale_scores: true`; `stop.kl` ends a run at a KL.",
-    explained_by=("kl_above_target",),
+    explained_by=("kl_above_target", "update_too_large"),
 )
 def kl_runaway(run: History) -> Seen:
     """Published runs end at 4 to 20 nats per response of 24 to 53 tokens; those at 50 to 85 wrote
@@ -310,6 +310,7 @@ def kl_runaway(run: History) -> Seen:
     "Prompts have become harder, if they come in an order.",
     fix="Go back to the best checkpoint with a lower `ppo.learning_rate`, fewer `ppo.ppo_epochs` "
     "or a larger `ppo.batch_size`; `ppo.max_approxkl: 0.05` stops a step that goes too far.",
+    explained_by=("update_too_large",),
 )
 def reward_falling(run: History) -> Seen:
     """A standard deviation of the scores of a batch, and more than luck. The best batch so far is
