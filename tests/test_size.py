@@ -24,7 +24,7 @@ MOST = {
     "gguf.py": 57,
     "gpt2.py": 83,
     "kernels": 188,
-    "models": 1943,
+    "models": 1941,
     "optimization": 1346,
     "ppo.py": 400,
     "report": 1090,
@@ -35,7 +35,7 @@ MOST = {
     "training": 4569,
     "watch": 1199,
 }
-IN_ALL = 23471
+IN_ALL = 23469
 MOST_IN_A_FILE, MOST_IN_A_FUNCTION = 450, 60
 
 

@@ -85,16 +85,12 @@ def test_a_run_with_a_wild_learning_rate_is_explained():
     findings = [finding for row in recorded("too-fast") for finding in run.look(row)]
     assert {finding.name: finding.step for finding in findings} == {
         "update_too_large": 1,
-        "kl_runaway": 4,
         "entropy_collapsed": 5,
-        "reward_falling": 6,
         "repeated_text": 20,
         "value_not_learning": 30,
     }
     by_name = {finding.name: finding for finding in findings}
     assert "approxkl 34.2" in by_name["update_too_large"].seen
-    assert "`ppo.init_kl_coef` is 0" in by_name["kl_runaway"].causes[0]
-    assert "from 0.0485 to -1.05" in by_name["reward_falling"].seen
     assert "only 0.1% of the token pairs on the held-out prompts" in by_name["repeated_text"].seen
 
 

@@ -119,13 +119,11 @@ def _load_whole(
     except OSError as error:
         if source.folder is not None:
             raise
-        pickled = "safetensors" in f"{error}"  # else it is not there at all
+        there = "safetensors" in f"{error}"  # else nothing is, not even a pickle
         raise OSError(
             f"could not load `{source.name}` from the Hugging Face Hub ({error}): check the name "
             "and the network, or pass the path of a local folder with config.json and "
-            f"{saved.MODEL_FILE}."
-            + pickled
-            * f" If it has {saved.PICKLE_FILE} only: {PICKLE_ADVICE}"
+            f"{saved.MODEL_FILE}. {f'If it has {saved.PICKLE_FILE} only: {PICKLE_ADVICE}' * there}"
         ) from error
     missing = set(info["missing_keys"])
     if as_critic:
