@@ -350,6 +350,11 @@ def test_quick_kernels_are_found():
 
 # --- sampling -----------------------------------------------------------------------------------
 
+packs = pytest.mark.skipif(
+    not can_pack(torch.device("cpu"), torch.bfloat16),
+    reason="torch or the CPU has no fast products in bf16",
+)
+
 
 def test_a_step_inside_of_sampling_is_refused():
     trainer = trainer_of(policy_of("gpt2"), quick=True)
@@ -358,9 +363,7 @@ def test_a_step_inside_of_sampling_is_refused():
     trainer.step(ragged_rollout(), torch.tensor([1.0, 0.0, 2.0]))
 
 
-@pytest.mark.skipif(
-    not can_pack(torch.device("cpu"), torch.bfloat16), reason="a build of torch without oneDNN"
-)
+@packs
 @pytest.mark.parametrize("family", ["gpt2", "llama", "phi", "t5"])
 @torch.no_grad()
 def test_packed_products_are_those_of_autocast(family):
@@ -446,6 +449,7 @@ def test_attention_under_autocast_is_that_of_float32_softmax(columns):
         assert gap < 1e-2  # going backward the weights are the rounded ones
 
 
+@packs
 def test_a_gradient_through_packed_weights_is_refused():
     first, second = (trainer_of(policy, quick=True) for policy in [policy_of("llama")] * 2)
     with first.sampling():
