@@ -6,8 +6,10 @@ import re
 import pytest
 
 from tests.training.run_folders import KL_NEGATIVE, make_run, write_lines
-from trl.config.writing import flatten
-from trl.report.run import WITHOUT, read_runs
+from trl.config.recipe import LoRAConfig, ModelConfig, Recipe, RewardConfig
+from trl.config.writing import as_mapping, flatten
+from trl.report.figures import rewards_differ, settings_that_differ
+from trl.report.run import WITHOUT, Run, read_runs
 
 
 def only(folder):
@@ -188,3 +190,20 @@ def test_runs_must_be_a_list_with_something_in_it(tmp_path):
         read_runs([])
     with pytest.raises(TypeError, match="`runs` must be a list of folders"):
         read_runs(str(tmp_path))
+
+
+def test_of_a_scorer_that_others_lack_only_what_it_sets_is_told(tmp_path):
+    """And of a section that others lack its settings, not that it is there."""
+    one = Run(tmp_path, "one", 0)
+    one.recipe = flatten(as_mapping(Recipe())) | {"steps": 3}
+    two = Run(tmp_path, "two", 1)
+    rewards = (RewardConfig(), RewardConfig(kind="length", weight=-0.5, title="short"))
+    model = ModelConfig(lora=LoRAConfig(rank=4))
+    two.recipe = flatten(as_mapping(Recipe(reward=rewards, model=model))) | {"steps": 4}
+    found = dict(settings_that_differ([one, two]))
+    assert found["steps"] == ["3", "4"]
+    assert found["reward.1.kind"] == ["–", "length"]
+    assert found["reward.1.weight"] == ["–", "-0.5"]
+    assert found["model.lora.rank"] == ["–", "4"]
+    assert not {"model.lora", "reward.1.label", "reward.1.targets"} & found.keys()
+    assert rewards_differ([one, two])

@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from trl.config.errors import hidden
+from trl.config.recipe import RewardConfig
+from trl.config.writing import as_mapping, flatten
 from trl.report.run import Run, read_runs
 from trl.watch.markdown import visible
 
@@ -105,7 +107,21 @@ def settings_side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str], boo
 def settings_that_differ(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """The settings that make one run another than the next; where they write is none of them."""
     rows = settings_side_by_side(runs)
-    return [(key, values) for key, values, differ in rows if differ and key not in NOT_A_SETTING]
+    inner = {key.rpartition(".")[0] for key, _, _ in rows}  # a section that only some runs have
+    return [
+        (key, values)
+        for key, values, differ in rows
+        if differ and key not in (*NOT_A_SETTING, *inner) and not _is_unsaid(key, values)
+    ]
+
+
+def _is_unsaid(key: str, values: Sequence[str]) -> bool:
+    """Whether some runs have no such scorer, and the others leave this of it as it is."""
+    section, _, name = key.rpartition(".")
+    default = flatten(as_mapping(RewardConfig())).get(name, "–")
+    named = name in ("kind", "name")  # what the scorer is
+    is_scorer = section.rpartition(".")[0] == "reward" and not named
+    return is_scorer and "–" in values and {*values} <= {"–", setting(default)}
 
 
 def rewards_differ(runs: Sequence[Run]) -> bool:
