@@ -27,7 +27,7 @@ MOST = {
     "models": 1941,
     "optimization": 1346,
     "ppo.py": 400,
-    "report": 1090,
+    "report": 1103,
     "rollout": 1081,
     "saved.py": 108,
     "scored.py": 169,
@@ -35,7 +35,7 @@ MOST = {
     "training": 4569,
     "watch": 1199,
 }
-IN_ALL = 23469
+IN_ALL = 23482
 MOST_IN_A_FILE, MOST_IN_A_FUNCTION = 450, 60
 
 
