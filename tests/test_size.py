@@ -13,11 +13,11 @@ MOST = {
     "anatomy.py": 130,
     "axes.py": 41,
     "batch.py": 435,
-    "cli": 666,
+    "cli": 684,
     "compute": 1174,
     "config": 1548,
     "core.py": 240,
-    "data": 938,
+    "data": 945,
     "environments": 1600,
     "evaluation": 4280,
     "fit.py": 83,
@@ -35,7 +35,7 @@ MOST = {
     "training": 4569,
     "watch": 1199,
 }
-IN_ALL = 23482
+IN_ALL = 23507
 MOST_IN_A_FILE, MOST_IN_A_FUNCTION = 450, 60
 
 

@@ -540,7 +540,9 @@ def test_a_file_that_is_not_there(tmp_path):
     path = lines_of(tmp_path, ["a"], "reviews.txt")
     with pytest.raises(FileNotFoundError, match=r"`data.prompts`.*review.txt.*mean `reviews.txt`"):
         load(tmp_path / "review.txt")
-    with pytest.raises(FileNotFoundError, match=r"must be a file, got '.*/none/reviews.txt'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"must be a file that is there, got '.*/none/reviews.txt'"
+    ):
         load(path.parent / "none" / "reviews.txt")
 
 

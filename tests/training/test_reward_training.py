@@ -336,7 +336,7 @@ def test_the_command(files, tmp_path, capsys, monkeypatch):
     assert "`model` must be the folder of a model" in capsys.readouterr().err
     monkeypatch.undo()
     assert cli.main(["reward", "nothing.jsonl", "--out", str(tmp_path / "run")]) == 2
-    assert "`train` must be a file, got 'nothing.jsonl'" in capsys.readouterr().err
+    assert "`train` must be a file that is there, got 'nothing.jsonl'" in capsys.readouterr().err
 
 
 def test_settings_that_cannot_be_are_all_named():

@@ -44,7 +44,7 @@ from trl.cli.recipes import (
     read_environment,
     read_recipe,
     recipe_names,
-    with_code,
+    scorers_with_code,
 )
 from trl.cli.words import complain, is_explained, is_main_process, sentence, told
 from trl.config import SettingsError, closest
@@ -205,7 +205,7 @@ def _score(options: argparse.Namespace, flags: Flags) -> int:
     values = {"reward": every["reward"]} if "reward" in every else {}
     owner = str(path) if path else None
     rewards = settings.build(settings.Scoring, values, flags=flags, owner=owner).reward
-    rewards = with_code(rewards, path or None, flags, options.trust)
+    rewards = scorers_with_code(rewards, path or None, flags, options.trust)
     list_code(rewards)
     if options.validate is not None:
         from trl.training.validation import validate

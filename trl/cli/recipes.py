@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from trl.config.folder import recipe_folder
 from trl.config.places import not_a_model
 
 if TYPE_CHECKING:  # making these classes takes longer than showing what commands there are
-    from trl.config.recipe import Recipe, RewardConfig, SupervisedRecipe
+    from trl.config.recipe import DataConfig, Recipe, RewardConfig, SupervisedRecipe
 
 Flags = list[tuple[str, str]]
 """Settings of the command line: paths, and what is written for them."""
@@ -48,7 +49,11 @@ def find_recipe(name: str) -> Path:
 
 
 def read_recipe(
-    name: str, flags: Sequence[tuple[str, str]] = (), trust: Sequence[str] = ()
+    name: str,
+    flags: Sequence[tuple[str, str]] = (),
+    trust: Sequence[str] = (),
+    *,
+    for_chat: bool = False,
 ) -> Recipe | SupervisedRecipe:
     """Return a recipe with flags over what its file says.
 
@@ -56,6 +61,7 @@ def read_recipe(
         name: See `find_recipe`.
         flags: Paths, as `ppo.learning-rate`, and what is written for them.
         trust: Modules and files whose code may run, besides files beside the recipe.
+        for_chat: Whether its files of prompts will not be read, so that they need not be there.
 
     Raises:
         FileNotFoundError: if there is no such recipe.
@@ -68,8 +74,8 @@ def read_recipe(
     task = dict(flags).get("task", values.get("task"))
     cls = _kind(task)
     recipe = settings.build(cls, values, flags=flags, owner=str(path))
-    check_models(recipe, path)
     if not isinstance(recipe, settings.Recipe):
+        check_models(recipe, path)
         return recipe  # type: ignore[no-any-return]
     of_run = "votes.sqlite" if cls is settings.PreferencesRecipe else "metrics.jsonl"
     begun = path.name == "recipe.yaml" and (path.parent / of_run).is_file()
@@ -79,43 +85,56 @@ def read_recipe(
         name: beside_recipe(getattr(recipe.data, name), path.parent)
         for name in ("prompts", "held_out_prompts")
     }
-    check_model_code(recipe, path, list(flags))
-    rewards = with_code(recipe.reward, path, list(flags), trust)
-    recipe = replace(recipe, data=replace(recipe.data, **files), reward=rewards)
+    recipe = replace(recipe, data=replace(recipe.data, **files))
+    absent = () if for_chat else _absent_prompts(recipe.data)
+    recipe = with_code(recipe, path, list(flags), trust, absent)
     if isinstance(recipe, settings.PreferencesRecipe):
         people, hidden = recipe.people, recipe.people.simulated
         names = ("gold", "guidelines")
         files = {name: beside_recipe(getattr(people, name), path.parent) for name in names}
         if hidden is not None:
-            hidden = replace(hidden, reward=with_code(hidden.reward, path, list(flags), trust))
+            written = scorers_with_code(hidden.reward, path, list(flags), trust)
+            hidden = replace(hidden, reward=written)
         recipe = replace(recipe, people=replace(people, **files, simulated=hidden))
-    return with_environment(recipe, path, list(flags), trust)  # type: ignore[no-any-return]
+    return recipe  # type: ignore[no-any-return]
 
 
 def with_code(
-    rewards: tuple[RewardConfig, ...], recipe: Path | None, flags: Flags, trust: Sequence[str]
-) -> tuple[RewardConfig, ...]:
-    """Write out the paths of the Python files of functions.
+    recipe: Recipe, path: Path, flags: Flags, trust: Sequence[str], problems: Iterable[str]
+) -> Recipe:
+    """Write out the paths of the Python files of functions and of an environment.
 
     Raises:
-        SettingsError: for code that is not there, or that nobody but the recipe has named.
+        SettingsError: with `problems`, and for models and code that are not there, and code that
+            nobody but the recipe has named.
     """
+    reader = _reader(path, flags, trust)
+    problems = [*_absent_models(recipe), *problems, *_model_code(recipe, flags)]
+    rewards, found = reader.with_files(recipe.reward)
+    environment = recipe.environment
+    if environment is not None:
+        environment, of_environment = reader.with_environment(environment)
+        found += of_environment
+    _tell_all([*problems, *found], path, flags)
+    return replace(recipe, reward=rewards, environment=environment)
+
+
+def scorers_with_code(
+    rewards: tuple[RewardConfig, ...], recipe: Path | None, flags: Flags, trust: Sequence[str]
+) -> tuple[RewardConfig, ...]:
+    """Write out the paths of the Python files of the functions of some scorers; see `with_code`."""
     rewards, problems = _reader(recipe, flags, trust).with_files(rewards)
-    if problems:
-        of_flag = any(name.startswith("reward") for name, _ in flags)
-        owner = "command line" if of_flag else "Scoring" if recipe is None else str(recipe)
-        raise SettingsError(owner, problems)
+    _tell_all(problems, recipe, flags)
     return rewards
 
 
-def with_environment(recipe: Recipe, path: Path, flags: Flags, trust: Sequence[str]) -> Recipe:
-    """Write out the paths of the Python files of an environment; see `with_code`."""
-    if recipe.environment is None:
-        return recipe
-    written, problems = _reader(path, flags, trust).with_environment(recipe.environment)
+def _tell_all(problems: Sequence[str], recipe: Path | None, flags: Flags) -> None:
+    """Raise for problems, if there are some, and name who has written what is wrong."""
+    by_flag = [f"`{re.split('[.]', name)[0]}" for name, _ in flags]
+    if problems and all(each.startswith(tuple(by_flag)) for each in problems):
+        raise SettingsError("command line", list(problems))
     if problems:
-        raise SettingsError(str(path), problems)
-    return replace(recipe, environment=written)
+        raise SettingsError("Scoring" if recipe is None else str(recipe), list(problems))
 
 
 def read_environment(name: str | None, model: str, trust: Sequence[str]) -> Recipe | None:
@@ -142,7 +161,7 @@ def read_environment(name: str | None, model: str, trust: Sequence[str]) -> Reci
     for file in filter(Path.is_file, files):
         values = settings.read_yaml(file)
         if not settings.is_null(values.get("environment")) and "task" not in values:
-            recipe: Any = read_recipe(str(file), [("model.name", model)], trust)
+            recipe: Any = read_recipe(str(file), [("model.name", model)], trust, for_chat=True)
             list_code((*recipe.reward, *recipe.environment.code))
             return recipe  # type: ignore[no-any-return]
     if name is not None:
@@ -155,17 +174,22 @@ def _reader(recipe: Path | None, flags: Flags, trust: Sequence[str]) -> Reader:
     return Reader(folder, recipe_folder(), trust, " ".join(text for _, text in flags))
 
 
-def check_model_code(recipe: Recipe, path: Path, flags: Flags) -> None:
-    """Raise if the code of a model would run by the word of the recipe alone."""
+def _model_code(recipe: Recipe, flags: Flags) -> Iterator[str]:
+    """Yield a sentence if the code of a model would run by the word of the recipe alone."""
     named = any("trust_remote_code" in name + text.replace("-", "_") for name, text in flags)
     if recipe.model.trust_remote_code and not named:
         rule, flag = "be a word of who reads the recipe too", "--model.trust-remote-code"
         fix = f"look at the code of {recipe.model.name}, and add {flag} to run it"
-        raise SettingsError(str(path), [problem("model.trust_remote_code", rule, "true", fix)])
+        yield problem("model.trust_remote_code", rule, "true", fix)
 
 
 def check_models(recipe: Recipe | SupervisedRecipe, path: Path) -> None:
     """Raise for models that are nowhere, before the seconds that it takes to load anything."""
+    _tell_all(list(_absent_models(recipe)), path, [])
+
+
+def _absent_models(recipe: Recipe | SupervisedRecipe) -> Iterator[str]:
+    """Yield a sentence on each model that is nowhere."""
     if isinstance(recipe, settings.SupervisedRecipe):
         names = {"model": recipe.model}
     else:
@@ -176,13 +200,19 @@ def check_models(recipe: Recipe | SupervisedRecipe, path: Path) -> None:
             if reward.kind not in ("function", "endpoint", "environment")
         }
     rule = "be the folder of a model, or its name on the Hugging Face Hub"
-    problems = [
-        problem(setting, rule, f"{name!r}, which {told}")
-        for setting, name in names.items()
-        if name and (told := not_a_model(name))
-    ]
-    if problems:
-        raise SettingsError(str(path), problems)
+    for setting, name in names.items():
+        if name and (told := not_a_model(name)):
+            yield problem(setting, rule, f"{name!r}, which {told}")
+
+
+def _absent_prompts(data: DataConfig) -> Iterator[str]:
+    """Yield a sentence on each file of prompts that is nowhere."""
+    from trl.data.sources import missing
+
+    for setting in ("prompts", "held_out_prompts"):
+        given = getattr(data, setting) or ()
+        sources = (given,) if isinstance(given, str) else given
+        yield from filter(None, (missing(source, f"data.{setting}") for source in sources))
 
 
 def list_code(rewards: Sequence[RewardConfig], model: str | None = None) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from trl.config import closest
-from trl.config.errors import refuse, shown
+from trl.config.errors import problem, refuse, shown
 from trl.config.recipe import STARTER
 
 MODEL = "model"
@@ -89,11 +89,11 @@ def read_table(
         FileNotFoundError, ImportError, ValueError: if it cannot be read, or is empty.
     """
     path = Path(source).expanduser()
-    if not path.exists() and (parts := re.fullmatch(r"(.+):([\w.-]+(?:\[[^\]]*\])?)", source)):
+    if not path.exists() and (parts := SPLIT.fullmatch(source)):
         source, split = parts.groups()
         path = Path(source).expanduser()
-    if not path.exists() and only_a_path(source):
-        raise FileNotFoundError(f"`{name}` must be a file, got {source!r}.{_nearby(path)}")
+    if told := missing(source, name):
+        raise FileNotFoundError(told)
     _check_kind(path, name)
     if path.is_file() and _ending(source) in READERS:
         table = _read_file(path, name)
@@ -296,6 +296,8 @@ def beside_recipe(source: Any, folder: Path) -> Any:
     return str(path.resolve()) if there else source
 
 
+SPLIT = re.compile(r"(.+):([\w.-]+(?:\[[^\]]*\])?)")
+"""A source and its split, `imdb:test`."""
 BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "jsonl": ("json", {}),
     "json": ("json", {}),
@@ -318,6 +320,15 @@ def _check_kind(path: Path, name: str) -> None:
 def _ending(source: str) -> str:
     """Return the ending of a file's name, without .gz after it."""
     return Path(source.lower().removesuffix(".gz")).suffix[1:]
+
+
+def missing(source: str, name: str) -> str:
+    """Return a sentence on a source that is nowhere; nothing: it is there, or may be on the hub."""
+    parts = SPLIT.fullmatch(source)
+    paths = [Path(each).expanduser() for each in (source, parts[1] if parts else source)]
+    if any(path.exists() for path in paths) or not only_a_path(source) or glob.has_magic(source):
+        return ""
+    return problem(name, "be a file that is there", repr(source)) + _nearby(paths[0])
 
 
 def only_a_path(source: str) -> bool:
