@@ -1,5 +1,6 @@
 """`benchmarks/scale.py` by numbers worked by hand, and its tables in `docs/scale.md`."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -159,3 +160,4 @@ def test_the_page_has_what_the_script_says():
     page = (ROOT / "docs" / "scale.md").read_text()
     assert scale.time_table() in page
     assert scale.memory_table() in page
+    assert scale.check_table(json.loads(scale.RESULTS.read_text())) in page
