@@ -33,6 +33,7 @@ def test_commands_of_the_readme_exist():
     assert {command for command, _ in commands} == {"train", "report", "compare", "sample", "score"}
     settings = {f"--{path.path.replace('_', '-')}" for path in paths(Recipe)} | {"--reward"}
     options = {"--print-config", "--resume", "--help", "--prompt", "--n", "--recipe", "--version"}
+    options |= {"--trust"}
     assert set(re.findall(r"(?<=[\s`(])--[a-z.-]+", README)) <= settings | options
 
 
