@@ -1,9 +1,12 @@
 import pytest
 import torch
+from transformers import GPT2Config
 
 from tests.conftest import ragged, tiny_gpt2
 from trl.batch import Rollout
-from trl.compute.precision import fast_bf16, make_accelerator
+from trl.compute import updater
+from trl.compute.precision import dither, fast_bf16, make_accelerator
+from trl.gpt2 import GPT2HeadWithValueModel
 from trl.ppo import PPOTrainer
 
 
@@ -49,6 +52,76 @@ def test_master_weights_and_optimiser_state_stay_float32():
     ]
     assert state
     assert {value.dtype for value in state} == {torch.float32}
+
+
+def float32(*bits):
+    return torch.tensor(bits, dtype=torch.int64).to(torch.int32).view(torch.float32)
+
+
+def test_a_weight_goes_to_a_place_among_those_that_round_alike():
+    """0x3F80 is 1 in bfloat16; of 1 + ½·2⁻⁷ and 1 + 3/2·2⁻⁷ the even one is the nearest."""
+    layer = torch.nn.Linear(6, 1, bias=False)
+    given = (0x3F800000, 0x3F808000, 0x3F818000, 0xBF808000 - 2**32, 0x3F808001, 0)
+    layer.weight.data = float32(*given)[None]
+    dither(layer, torch.bfloat16)
+    found = layer.weight.detach()[0].view(torch.int32).tolist()
+    assert 0x3F7F8000 < found[0] < 0x3F808000
+    assert 0x3F7F8000 < found[1] < 0x3F808000
+    assert 0x3F818000 < found[2] < 0x3F828000
+    assert 0xBF7F8000 < found[3] + 2**32 < 0xBF808000
+    assert found[4:] == list(given[4:])  # it has all its digits; and nothing is nothing
+    assert len({*found}) == 6
+
+
+@pytest.mark.parametrize(("low", "bits"), [(torch.bfloat16, 16), (torch.float16, 13)])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_products_see_the_same_weights_and_each_small_update(low, bits, stored):
+    torch.manual_seed(0)
+    coarse = torch.randn(300, 200).to(stored).float()
+    model = torch.nn.ModuleList([torch.nn.Linear(200, 300), torch.nn.Embedding(300, 200)])
+    model.append(torch.nn.Linear(200, 300, bias=False).requires_grad_(False))
+    for part in model:
+        part.weight.data = coarse.clone()
+    dither(model, low)
+    found = model[0].weight.detach()
+    assert torch.equal(found.to(low), coarse.to(low))
+    assert torch.equal(model[1].weight, coarse)  # read as it is
+    assert torch.equal(model[2].weight, coarse)  # not trained
+    places = (found.view(torch.int32) & (2**bits - 1)).float() / 2**bits
+    assert torch.histc(places, 8, 0, 1) / 60_000 == pytest.approx([1 / 8] * 8, abs=0.01)
+    distance = 2.0 ** (found.abs().log2().floor() - 23 + bits)
+    update = 0.1 * distance
+    seen = ((found + update).to(low).float() - found.to(low).float()) / distance
+    assert seen.mean() == pytest.approx(0.1, abs=0.01)
+    again = torch.nn.Linear(200, 300)
+    again.weight.data = coarse.clone()
+    dither(again, low)
+    assert torch.equal(again.weight, found)
+    whole = torch.nn.Linear(200, 300)
+    before = whole.weight.detach().clone()
+    dither(whole, None)
+    assert torch.equal(whole.weight, before)
+
+
+@pytest.mark.parametrize("dithered", [True, False])
+def test_an_update_moves_a_policy_from_float16_in_bf16_as_in_fp32(monkeypatch, dithered):
+    found = {}
+    for precision in ("fp32", "bf16"):
+        if not dithered:
+            monkeypatch.setattr(updater, "dither", lambda *arguments: None)
+        model = GPT2HeadWithValueModel(GPT2Config(n_layer=2, n_head=2, n_embd=128, vocab_size=97))
+        with torch.no_grad():
+            for seed, weight in enumerate(model.parameters()):
+                stream = torch.Generator().manual_seed(seed)
+                new = (
+                    0.1 * torch.randn(weight.shape, generator=stream) if weight.ndim > 1 else weight
+                )
+                weight.copy_(new.half())
+        settings = {"learning_rate": 1e-5, "batch_size": 8, "minibatch_size": 8, "ppo_epochs": 2}
+        ppo = PPOTrainer(model, precision=precision, **settings)
+        stats = ppo.step(ragged([3] * 8), ragged([9] * 8, seed=1), torch.arange(8.0))
+        found[precision] = float(stats["ppo/policy/approxkl"])
+    assert (found["bf16"] < 2 * found["fp32"]) == dithered  # else 7 times as much
 
 
 @pytest.mark.parametrize("offset", [0.0, -100.0])

@@ -14,6 +14,7 @@ import torch.distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
 
 from trl.compute.peers import watch_peers
 from trl.compute.starting import check_joined, joins_on_cpu
@@ -22,6 +23,9 @@ from trl.config.errors import refuse
 TEN_MINUTES = 600.0
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_MANTISSA = {torch.bfloat16: 7, torch.float16: 10}
+"""Bits of it."""
+_HEAD = "get_output_embeddings"
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -84,6 +88,42 @@ def _joined(timeout: float, **settings: Any) -> Accelerator:
     check_joined(accelerator)
     watch_peers(accelerator, timeout)
     return accelerator
+
+
+@torch.no_grad()
+def dither(model: nn.Module, low: torch.dtype | None) -> None:
+    """Fill the digits that weights lack since they were stored in a coarser format.
+
+    In float32 small updates add up; products see of them what a cast leaves. Weights of all digits
+    lie anywhere between two numbers of `low`, so that an update by δ takes δ / (their distance) of
+    them to the next one: what products see moves by δ on average. Weights from bfloat16 lie on its
+    numbers, where no update below half a distance is seen (SmolLM2 so rounded, one update by 1e-6:
+    approxkl 1e-6, where 6e-4 is right); those from float16 or 4 bits often lie halfway, where every
+    one moves them by a whole distance in the direction of the gradient (approxkl 0.21 instead of
+    5e-7 at 3e-8). Each goes to a place among the numbers of float32 that round to the same one of
+    `low`, all alike probable: products stay as they are, bit for bit, and see each update.
+
+    Args:
+        model: Of its float32 matrices that are trained, the weights whose last 8 bits are 0 are
+            changed, where a tenth are such. Not those of embeddings, which are read without a cast,
+            and of heads, of which a mean is taken before it.
+        low: bfloat16 or float16, to which products cast; None: nothing is cast.
+    """
+    if low is None:
+        return
+    cut = 2 ** (23 - _MANTISSA[low])  # of the bits, read as an integer, those below are lost
+    heads = (part.get_output_embeddings() for part in model.modules() if hasattr(part, _HEAD))
+    tables = [part for part in model.modules() if isinstance(part, nn.Embedding)]
+    apart = {getattr(part, "weight", None) for part in (*tables, *heads)}
+    stream = torch.Generator().manual_seed(0)  # the same on each process
+    for weight in model.parameters():
+        cast = weight.dtype == torch.float32 and weight.ndim > 1 and weight not in apart
+        bits = weight.data.view(torch.int32) if cast and weight.requires_grad else None
+        if bits is not None and (coarse := (bits & 0xFF == 0) & (bits != 0)).float().mean() > 0.1:
+            odd = (bits & cut) // cut  # half goes to the even number
+            rounded = (bits + cut // 2 - 1 + odd) & -cut
+            place = torch.randint(1 - cut // 2, cut // 2, bits.shape, generator=stream)
+            bits.copy_(torch.where(coarse, rounded + place.to(bits), bits))
 
 
 def check_first_ratio(gap: float, precision: str, what: str = "log-probs") -> None:

@@ -38,6 +38,7 @@ from trl.compute.piecewise_adam import LowGradient, can_update_in_pieces, update
 from trl.compute.precision import (
     LOW_PRECISION,
     check_accelerator,
+    dither,
     exit_after_gloo,
     make_accelerator,
 )
@@ -97,6 +98,7 @@ def make_updater(
             give_back_at_once()
         elif config.keep_freed_memory:
             keep_freed_memory()
+    dither(model, LOW_PRECISION.get(accelerator.mixed_precision))
     responder = ResponseModel(model, config.temperature)
     if accelerator.num_processes > 1 and any(
         _may_leave_out(each.plain) for each in responder.readers

@@ -49,10 +49,14 @@ def _as_json(value: Any) -> Any:
 
 
 def of_weights(named: Iterable[tuple[str, Tensor]]) -> str:
-    """Return a hash of a few numbers of each weight."""
+    """Return a hash of a few numbers of each weight, of matrices as bfloat16 has them.
+
+    What `trl.compute.precision.dither` fills in is none of them.
+    """
     digest = hashlib.sha256()
     for name, weight in named:
         few = whole(weight.detach()).flatten()[:: max(1, weight.numel() // 16)][:16]
+        few = few.bfloat16() if weight.ndim > 1 and weight.is_floating_point() else few
         digest.update(f"{name}{few.tolist()}".encode())
     return digest.hexdigest()[:32]
 
