@@ -261,3 +261,11 @@ def test_chat_goes_through_a_pipe_and_a_model_without_template_goes_on(monkeypat
     captured = capsys.readouterr()
     assert [line.split(":")[0] for line in captured.out.splitlines()] == ["before", "after"] * 2
     assert "each line is gone on with as plain text" in captured.err
+
+
+def test_a_talk_with_a_model_of_few_positions_has_room(capsys):
+    """The starter reads 256 tokens in all: half are for the answer. A run keeps its own limit."""
+    (row,) = talk("starter", lines=["This film"])
+    assert row["answer"]
+    speaker = Speaker("starter", {"chat": None})
+    assert speaker.most == 128

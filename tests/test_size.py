@@ -24,18 +24,18 @@ MOST = {
     "gguf.py": 57,
     "gpt2.py": 83,
     "kernels": 188,
-    "models": 1941,
+    "models": 1945,
     "optimization": 1346,
     "ppo.py": 400,
-    "report": 1103,
+    "report": 1105,
     "rollout": 1081,
     "saved.py": 108,
     "scored.py": 169,
     "starter": 16,
-    "training": 4570,
-    "watch": 1199,
+    "training": 4581,
+    "watch": 1205,
 }
-IN_ALL = 23530
+IN_ALL = 23553
 MOST_IN_A_FILE, MOST_IN_A_FUNCTION = 450, 60
 
 

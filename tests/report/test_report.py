@@ -82,7 +82,7 @@ def test_a_verdict_says_what_was_gained_at_what_price(tmp_path):
     (folder / "warnings.jsonl").unlink()
     (run,) = read_runs([folder])
     before, after = run.before["reward/mean"], run.after["reward/mean"]
-    gain, kl = f"+{after - before:.2f} ({before:.2f} to {after:.2f})", run.after["kl"]
+    gain, kl = f"+{after - before:.2f} (from {before:.2f} to {after:.2f})", run.after["kl"]
     assert verdict(run) == f"held-out reward {gain}, KL {kl:.1f} nats, no warnings"
     run.metrics = run.metrics[:2]
     assert verdict(run) == "nothing measured on held-out prompts since the start, no warnings"

@@ -688,7 +688,7 @@ def test_no_second_run_goes_into_the_folder_of_one(recipe, monkeypatch):
     seen = []
 
     def and_again(self):
-        with pytest.raises(BlockingIOError, match="without another run"):
+        with pytest.raises(BlockingIOError, match="no process is at work, as one is now"):
             train_classifier(recipe, resume=True)
         seen.append(self)
 

@@ -545,7 +545,7 @@ def test_one_run_at_a_time_in_a_folder_and_a_dead_one_blocks_none(parts, monkeyp
     run_recipe(recipe)
     assert ends == [-signal.SIGKILL, 1]
     told = (parts / "run" / "told").read_text()
-    assert "`out` must be a folder without another run: name another one" in told
+    assert "`out` must be a folder in which no process is at work, as one is now" in told
 
 
 def test_a_saved_recipe_runs_with_another_seed(parts):
@@ -854,7 +854,7 @@ def test_a_lock_that_is_deleted_lets_no_other_run_in(tmp_path):
     with folder.in_use():
         (tmp_path / "run" / ".lock").unlink()
         other = RunFolder(tmp_path / "run").in_use()
-        with pytest.raises(BlockingIOError, match="must be a folder without another run"), other:
+        with pytest.raises(BlockingIOError, match="in which no process is at work"), other:
             pass
     with RunFolder(tmp_path / "run").in_use():
         pass

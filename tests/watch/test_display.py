@@ -36,7 +36,7 @@ def test_a_log_has_a_line_now_and_then_with_the_figures():
     assert len(lines) == 17
     assert lines[0] == "step 0/150 · held out +0.11"  # from the first evaluation on
     assert lines[1].startswith(
-        "step 1/150 · reward +0.50 · held out +0.11 · KL 3.2 nats · entropy 2.50 · "
+        "step 1/150 · reward +0.50 · held out +0.11 (step 0) · KL 3.2 nats · entropy 2.50 · "
         "20 tokens long · 1,234 tokens/s · "
     )
     assert lines[-1].startswith("step 150/150")

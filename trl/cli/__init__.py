@@ -177,16 +177,16 @@ def _chat(options: argparse.Namespace, flags: Flags) -> int:
         check_beside_runs(name)
     from trl.training.chat import talk
 
-    talk(**_conversing(options, 256))
+    talk(**_conversing(options, None))
     return 0
 
 
-def _conversing(options: argparse.Namespace, most: int) -> dict[str, Any]:
+def _conversing(options: argparse.Namespace, most: int | None) -> dict[str, Any]:
     """Return options with the recipe whose environment a model talks with, if there is one.
 
     Args:
         options: Of `sample` or `chat`.
-        most: Tokens, if neither they nor a recipe say how many.
+        most: Tokens, if neither they nor a recipe say how many; None: as the model or run has it.
     """
     given = vars(options)
     name, wanted = given.pop("recipe"), given.pop("environment")
@@ -195,7 +195,7 @@ def _conversing(options: argparse.Namespace, most: int) -> dict[str, Any]:
     recipe = read_environment(name, options.model, options.trust) if wanted else None
     if given["max_new_tokens"] is None:
         del given["max_new_tokens"]
-        given |= {} if recipe else {"max_new_tokens": most}
+        given |= {} if recipe or most is None else {"max_new_tokens": most}
     return given | {"recipe": recipe}
 
 

@@ -156,7 +156,7 @@ COMMANDS = {
             "model": _word("MODEL", "a folder, a hub name, starter, or the folder of a run"),
             "--before": _word("BASE", "a model that gets the same messages"),
             **SENT,
-            "--max-new-tokens": _most_tokens("256"),
+            "--max-new-tokens": _most_tokens("as in the run, else 256, or half of what it reads"),
             **DRAWN,
             **ENVIRONMENT,
             **LINES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,16 @@ def add_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
     if hasattr(model, "get_base_model"):
         fix = "merge it first with merge_and_unload(), or go on training it"
         refuse("peft_config", "be None for a model that already has an adapter", fix=fix)
-    with warnings.catch_warnings():
-        # What peft calls by its old name is no matter of the user's.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    with _old_names():
         return peft.get_peft_model(model, peft_config)
+
+
+@contextmanager
+def _old_names() -> Iterator[None]:
+    """Be silent on what peft calls by its old name, which is no matter of the user's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def with_adapter_like(model: nn.Module, other: nn.Module) -> nn.Module:
@@ -197,7 +203,7 @@ def load_adapter(
     elif not allow_pickle and adapter.find(_PICKLED) is not None:
         refuse_pickle(adapter.name, "adapter", _PICKLED)
     load = import_peft().PeftModel.from_pretrained
-    with warnings.catch_warnings():  # or the weights that are not there would be new ones
+    with _old_names():  # or the weights that are not there would be new ones
         warnings.filterwarnings("error", message="Found missing adapter keys")
         return load(base, adapter.name, is_trainable=is_trainable, **adapter.hub)
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trl.anatomy import position_limits
 from trl.config.code import Trust
 from trl.config.errors import refuse
 from trl.config.recipe import Recipe
@@ -29,6 +30,8 @@ from trl.watch.markdown import visible
 
 CLEAR = "/clear"
 """What one says to begin anew."""
+MOST = 256
+"""Tokens of a response, if nothing says how many."""
 
 
 class Speaker:
@@ -39,7 +42,8 @@ class Speaker:
         how: See `sent_as`; its model need not have a chat template: it goes on from each text then.
         where: Passed to `load_policy`.
         episodes: Gives the model tools, see `load_environment`; None: there are none.
-        **sampling: Settings of `Sampler`.
+        **sampling: Settings of `Sampler`; without max_new_tokens, a response may have `MOST`, or
+            half of what the model can read.
 
     Raises:
         ValueError: if the environment is a game, which leaves nothing for a person to say.
@@ -53,7 +57,10 @@ class Speaker:
         episodes: Callable[[Sampler], Episodes] | None = None,
         **sampling: Any,
     ) -> None:
+        sampling = {"max_new_tokens": lambda: self.most} | sampling
         self.policy, self.sampler, self.form = loaded(model, (), how, where, **sampling)
+        positions, _ = position_limits(self.policy)
+        self.most = MOST if positions is None else min(MOST, positions // 2)
         self.sampler = self.sampler if episodes is None else episodes(self.sampler)
         self.history: list[dict[str, Any]] = []
         if isinstance(self.sampler, Episodes) and not self.sampler.world.schemas({}):
@@ -117,7 +124,8 @@ def talk(
         chat_template_kwargs: What the chat template is told besides; None: as in the run.
         recipe: Of whose `environment` the models have the tools; None: they have none.
         trust: Modules and files whose code may run.
-        **sampling: Settings of `Sampler`: max_new_tokens, temperature, top_p, seed.
+        **sampling: Settings of `Sampler`: max_new_tokens (else those of the run, see `Speaker`),
+            temperature, top_p, seed.
 
     Returns:
         A row for each message: message, and the answer, or answers before and after.
@@ -129,6 +137,8 @@ def talk(
         if (environment := recipe.environment) is not None:  # one for each, that goes on
             sampling["episodes"] = lambda sampler: load_environment(environment, trust)(sampler)
     speakers, start = dict[str, Speaker](), recipe_of(model)
+    if start is not None:
+        sampling = {"max_new_tokens": start.sampling.max_new_tokens} | sampling
     if before is not None:
         speakers["before"] = Speaker(before, how, **sampling)
     elif start is not None:
@@ -158,7 +168,8 @@ def talk(
         except ValueError as error:  # too long
             if not sys.stdin.isatty():
                 raise
-            print(f"trl: {error} {CLEAR} begins anew.", file=sys.stderr)
+            told = f"{CLEAR} begins anew; --max-new-tokens N allows shorter answers"
+            print(f"trl: {error} {told}.", file=sys.stderr)
             continue
         rows.append({"message": text} | answers)
         if out is None:

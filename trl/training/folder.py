@@ -110,8 +110,11 @@ class RunFolder:
         except OSError as error:
             lock.release()
             busy = isinstance(error, Timeout | BlockingIOError)
-            rule = "without another run" if busy else f"that can be written ({error.strerror})"
-            message = f"`out` must be a folder {rule}: name another one"
+            rule = f"be a folder that can be written ({error.strerror}): name another one"
+            if busy:
+                rule = "be a folder in which no process is at work, as one is now: wait until it "
+                rule += "has ended, stop it, or name another folder"
+            message = f"`out` must {rule}"
             problem = BlockingIOError if busy else type(error)
             raise problem(error.errno or errno.EAGAIN, message, str(self.path)) from None
         try:

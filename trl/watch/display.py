@@ -78,6 +78,8 @@ class Display:
         self.steps, self.first_step, self.console = steps, first_step, console
         self.live: Live | None = None
         self._figures: dict[str, float] = {}
+        self._of_step: dict[str, int] = {}
+        """When each of them was measured."""
         self._step, self._shown_since = first_step, 0
         self._shown: Text | None = None
         self._waiting: Text | None = None
@@ -109,6 +111,7 @@ class Display:
             value = row.get(name)
             if isinstance(value, (int, float)) and math.isfinite(value):
                 self._figures[name] = float(value)
+                self._of_step[name] = self._step
         self._bar.update(self._task, completed=self._step)
         every = max(1, (self.steps - self.first_step) // LOG_LINES)
         done = self._step - self.first_step
@@ -145,8 +148,13 @@ class Display:
         self.console.print(Text(visible(text)))
 
     def _line(self) -> str:
-        known = self._figures
-        return " · ".join(form.format(known[name]) for name, form in FIGURES if name in known)
+        parts = []
+        for name, form in FIGURES:
+            if name in self._figures:
+                told = form.format(self._figures[name]).replace(" -0.0 ", " 0.0 ")
+                at = self._of_step[name]
+                parts.append(told if at == self._step else f"{told} (step {at})")
+        return " · ".join(parts)
 
     def _picture(self) -> Group:
         return Group(self._bar, Text(self._line()), *([self._shown] if self._shown else []))

@@ -232,7 +232,6 @@ def repeated_text(run: History) -> Seen:
     "`ppo.kl_horizon` is long for the size of the batches.",
     "The learning rate is too large.",
     fix="Raise `ppo.init_kl_coef` or `ppo.kl_target`, shorten `ppo.kl_horizon`, or lower the rate.",
-    explained_by=("update_too_large",),
 )
 def kl_above_target(run: History) -> Seen:
     """Three times `kl_target`: an adaptive coefficient should not let the KL reach that."""
