@@ -168,6 +168,12 @@ def test_a_buffer_hands_on_late():
         assert [buffer(n) for n in range(7)] == [None] * lag + list(range(7 - lag))
 
 
+def test_the_toy_counts_up_to_the_first_mistake():
+    right = [4, 9, 2, 95, 0, 1]  # remainders 0, 1, 2, 3, 0, 1
+    responses = torch.tensor([right, [*right[:5], 2], [4, 8, *right[2:]], [1, *right[1:]]])
+    assert staleness.counted_up(responses).tolist() == pytest.approx([1, 5 / 6, 1 / 6, 0])
+
+
 def test_the_spread_of_seeds():
     assert cells.spread([0.25, 1.0, None, 0.5]) == "0.50 (0.25 to 1.00)"
     assert cells.spread([None]) == "–"
