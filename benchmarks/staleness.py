@@ -17,9 +17,10 @@ Results: results/staleness.jsonl.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ LAGS = (1, 4)
 STEPS = {"toy": 130, "sentiment": 40, "bf16": 30}
 LAST = 5
 """Steps whose mean reward is the final one."""
+SOLVED = {"toy": 0.95}
+"""A final reward that ends a training: of answers that are all right, PPO's whitened advantages are
+noise, and it may lose again what it has.
+"""
 KEPT = {
     "kl": "objective/kl",
     "error": "ppo/behaviour/token_mult_prob_error",
@@ -189,8 +194,15 @@ def run(cell: Cell, steps: int | None = None) -> dict[str, Any]:
         for name, key in KEPT.items():
             figures[name].append(round(float(stats.get(key, 0.0)), 5))
         print(cell.name, step, rewards[-1], {k: v[-1] for k, v in figures.items()}, flush=True)
+        if final(rewards) > SOLVED.get(cell.task, math.inf):
+            break
+    return {"final": final(rewards), "rewards": rewards, "figures": figures}
+
+
+def final(rewards: Sequence[float]) -> float:
+    """The mean reward of the last steps."""
     last = rewards[-LAST:]
-    return {"final": sum(last) / len(last), "rewards": rewards, "figures": figures}
+    return sum(last) / len(last)
 
 
 def of_seeds(found: Mapping[str, dict[str, Any]], cell: Cell) -> list[dict[str, Any]]:
@@ -200,10 +212,11 @@ def of_seeds(found: Mapping[str, dict[str, Any]], cell: Cell) -> list[dict[str, 
 
 
 def table(found: Mapping[str, dict[str, Any]]) -> str:
-    """Final reward, KL, and what was seen of the other policy, over the seeds."""
+    """Final reward, steps made, KL, and what was seen of the other policy, over the seeds."""
     lines = [
-        "| task | lag | correction | final reward | KL | probability error | masked, truncated |",
-        "|---|---|---|---|---|---|---|",
+        "| task | lag | correction | final reward | steps | KL | probability error "
+        "| masked, truncated |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for cell in (cell for cell in grid() if cell.seed == 0):
         if known := of_seeds(found, cell):
@@ -213,10 +226,18 @@ def table(found: Mapping[str, dict[str, Any]]) -> str:
             )
             lines.append(
                 f"| {cell.task} | {cell.lag} | {cell.correction} "
-                f"| {cells.spread(r['final'] for r in known)} | {cells.spread(kl, 1)} "
+                f"| {cells.spread(r['final'] for r in known)} "
+                f"| {cells.spread((len(r['rewards']) for r in known), 0)} | {cells.spread(kl, 1)} "
                 f"| {cells.spread(error, 3)} | {cells.spread(held, 3)} |"
             )
     return "\n".join(lines)
+
+
+def mean_curve(curves: Sequence[Sequence[float]]) -> list[float]:
+    """The mean of each step; a curve that has ended stays where it was, at its final reward."""
+    steps = max(map(len, curves))
+    held = [[*curve, *[final(curve)] * (steps - len(curve))] for curve in curves]
+    return [sum(column) / len(column) for column in zip(*held, strict=True)]
 
 
 def figure(found: Mapping[str, dict[str, Any]], path: Path) -> None:
@@ -229,8 +250,7 @@ def figure(found: Mapping[str, dict[str, Any]], path: Path) -> None:
         for cell in (Cell(task, 0), *(Cell(task, lag, name) for name in CORRECTIONS)):
             if not (known := of_seeds(found, cell)):
                 continue
-            curves = zip(*(result["rewards"] for result in known), strict=False)
-            mean = [sum(column) / len(column) for column in curves]
+            mean = mean_curve([result["rewards"] for result in known])
             label = cell.correction if cell.lag else "no lag"
             ax.plot(mean, label=label, color=None if cell.lag else "black")
         ax.set(title=f"{task}, {lag} step{'s' * (lag > 1)} old", xlabel="step", ylabel="reward")

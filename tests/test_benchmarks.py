@@ -174,6 +174,13 @@ def test_the_toy_counts_up_to_the_first_mistake():
     assert staleness.counted_up(responses).tolist() == pytest.approx([1, 5 / 6, 1 / 6, 0])
 
 
+def test_a_curve_that_has_ended_stays_at_its_final_reward():
+    short, long = [0.5, 0.6, 0.7, 0.8, 0.9], [0.1] * 7
+    assert staleness.mean_curve([short, long]) == pytest.approx(
+        [0.3, 0.35, 0.4, 0.45, 0.5, 0.4, 0.4]
+    )
+
+
 def test_the_spread_of_seeds():
     assert cells.spread([0.25, 1.0, None, 0.5]) == "0.50 (0.25 to 1.00)"
     assert cells.spread([None]) == "–"
