@@ -247,14 +247,15 @@ def figure(found: Mapping[str, dict[str, Any]], path: Path) -> None:
     panels = [(task, lag) for task in ("toy", "sentiment") for lag in LAGS]
     fig, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
     for ax, (task, lag) in zip(axes.flat, panels, strict=True):
-        for cell in (Cell(task, 0), *(Cell(task, lag, name) for name in CORRECTIONS)):
+        shown = Cell(task, 0), *(Cell(task, lag, name) for name in CORRECTIONS)
+        for number, cell in enumerate(shown):
             if not (known := of_seeds(found, cell)):
                 continue
             mean = mean_curve([result["rewards"] for result in known])
             label = cell.correction if cell.lag else "no lag"
-            ax.plot(mean, label=label, color=None if cell.lag else "black")
+            ax.plot(mean, label=label, color=f"C{number}" if number else "black")
         ax.set(title=f"{task}, {lag} step{'s' * (lag > 1)} old", xlabel="step", ylabel="reward")
-    axes.flat[0].legend(fontsize=8)
+    axes.flat[1].legend(fontsize=8)
     fig.savefig(path, dpi=110)
 
 
