@@ -399,7 +399,7 @@ def test_a_scorer_is_waited_for_longer_than_an_exchange(tmp_path):
 # -- runs ------------------------------------------------------------------------------------------
 
 
-def run_stop_and_go_on(folder, shard=False):
+def run_stop_and_go_on(folder, shard=False, precision="fp32"):
     """A run, and another that is stopped in its third step and goes on."""
     out, rank = Path(folder), int(os.environ.get("RANK", 0))
     if "RANK" in os.environ:
@@ -408,7 +408,7 @@ def run_stop_and_go_on(folder, shard=False):
         make_parts(out)
     if "RANK" in os.environ:
         torch.distributed.barrier()
-    changes = {"ppo": {"pretraining_coef": 0.5}}
+    changes = {"ppo": {"pretraining_coef": 0.5, "precision": precision}}
     changes["pretraining"] = PretrainingConfig(text=str(out / "prompts.txt"), tokens=4)
     changes["model"] = ModelConfig(name=str(out / "model"), shard=shard)
     run.write_report = lambda runs, out: out
@@ -432,12 +432,13 @@ def run_stop_and_go_on(folder, shard=False):
 
 
 @pytest.mark.distributed
-def test_a_run_of_two_processes_stops_and_goes_on(tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=slow)])
+def test_a_run_of_two_processes_stops_and_goes_on(precision, tmp_path):
     written = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
         out.mkdir()
-        codes, said = launch(run_stop_and_go_on, processes, out, str(out))
+        codes, said = launch(run_stop_and_go_on, processes, out, str(out), False, precision)
         assert codes == [0] * processes, said
         rows = lines(out / "whole" / "samples.jsonl")
         written.append([(row["prompt"], row["response"]) for row in rows[:6]])

@@ -56,6 +56,6 @@ def step(trainer):
 
 
 def leave_to_autograd(trainer):
-    """As with many processes: no working copies, and autograd makes every gradient."""
+    """Without working copies; autograd makes every gradient, as with many processes."""
     trainer.updater.__class__ = ManyProcesses
     trainer.updater._working = WorkingWeights(trainer.model, None)

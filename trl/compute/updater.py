@@ -292,14 +292,18 @@ class Updater:
 
 
 class ManyProcesses(Updater):
-    """Processes exchange gradients of the weights themselves, where autograd leaves them."""
+    """Processes exchange gradients of the weights themselves, where autograd leaves them, also
+    those of copies in low precision, which stand in for the weights.
+    """
 
     @contextmanager
     def for_step(self, at_rest: Sequence[nn.Parameter]) -> Iterator[None]:
         """Train all but `at_rest` inside. Its gradient is waited for, and dropped."""
         self._settle(at_rest)
         self.gradients = Gradients([], [], self.model.parameters())
-        with self.gradients.collect():
+        # Nothing is copied in float32, nor of weights that are sharded.
+        copies = self._working.in_use(joined=True) if self._working.weights else nullcontext()
+        with self.gradients.collect(), copies:
             yield
 
     @contextmanager
@@ -319,6 +323,12 @@ class ManyProcesses(Updater):
         """End the passes of an update: what is at rest has no gradient."""
         for weight in self._at_rest:
             weight.grad = None
+
+    def apply(self) -> bool:
+        """Apply the gradient, and let the copies follow."""
+        applied = super().apply()
+        self._working.refresh()
+        return applied
 
 
 class Sharded(ManyProcesses):
@@ -410,7 +420,7 @@ class Sharded(ManyProcesses):
 
 
 class OneProcess(Updater):
-    """Copies in low precision stand in for the weights; gradients stay where they were computed."""
+    """Gradients stay where they were computed, those of copies in low precision."""
 
     @contextmanager
     def for_step(self, at_rest: Sequence[nn.Parameter]) -> Iterator[None]:

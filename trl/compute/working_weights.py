@@ -4,13 +4,17 @@ Weights are float32, so that small updates count. autocast casts them for every 
 pass, and every gradient back. Here a matrix is cast once for each update, into memory that stays,
 and takes the matrix' place in its module; its gradient goes to the matrix. The numbers are those
 of autocast, bit for bit, in a single pass; over several, gradients add up in float32 alike.
+
+Several processes exchange gradients where autograd adds them to the matrices. A copy of theirs is
+joined to its matrix: autograd knows it for the matrix, cast, and takes the gradient of every pass
+back through that one cast, which keeps nothing that a pass could use up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +47,7 @@ class WorkingWeights:
         of_critic = set() if critic is None else set(critic.modules())
         self._of_sampling = [module for module in self._places if module not in of_critic]
         self.gradients: Gradients | None = None
-        self.copies: dict[nn.Parameter, nn.Parameter] = {}
+        self.copies: dict[nn.Parameter, Tensor] = {}
         self._centred: CentredWeights | None = None  # None: not in use
 
     @property
@@ -65,11 +69,14 @@ class WorkingWeights:
             yield
 
     @contextmanager
-    def in_use(self, only: Collection[nn.Module] | None = None) -> Iterator[None]:
+    def in_use(
+        self, only: Collection[nn.Module] | None = None, *, joined: bool = False
+    ) -> Iterator[None]:
         """Let the copies stand in for the matrices; whoever changes a weight calls `refresh`.
 
         Args:
             only: The modules whose matrices they are; None: all.
+            joined: Let autograd take their gradients to the matrices, in place of `gradients`.
         """
         if self._centred is not None:
             yield
@@ -78,9 +85,11 @@ class WorkingWeights:
         places = [(m, m.weight) for m in places if not has_hooks(m.weight)]
         try:
             with constant_weights(apart=True) as self._centred:
-                self.copies = {w: self._copy(w) for w in dict.fromkeys(w for _, w in places)}
+                copy = self._joined_copy if joined else self._copy
+                self.copies = {w: copy(w) for w in dict.fromkeys(w for _, w in places)}
                 for module, weight in places:
-                    module.weight = self.copies[weight]
+                    # Not by name: a module takes nothing but a leaf of autograd's graph.
+                    module._parameters["weight"] = cast(nn.Parameter, self.copies[weight])
                 yield
         finally:
             for module, weight in places:
@@ -106,7 +115,10 @@ class WorkingWeights:
             module.weight = nn.Parameter(module.weight.to(self._dtype), requires_grad=False)
         self._places = []
 
-    def _copy(self, weight: nn.Parameter) -> nn.Parameter:
+    def _joined_copy(self, weight: nn.Parameter) -> Tensor:
+        return weight.to(self._dtype)
+
+    def _copy(self, weight: nn.Parameter) -> Tensor:
         copy = nn.Parameter(weight.detach().to(self._dtype), requires_grad=weight.requires_grad)
 
         def hand_over(copy: Tensor) -> None:
@@ -128,8 +140,8 @@ def _packed_linear(module: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], 
 def _matrices(model: nn.Module) -> list[nn.Module]:
     """Return the modules that do nothing with their weight but multiply by it.
 
-    Left out are the heads, which see to their precision themselves, and weights that another
-    kind of module has too.
+    Left out are heads and routers, which see to their precision themselves, and weights that
+    another kind of module has too.
     """
     apart: set[nn.Module | None] = set()
     for part in filter(None, (model, critic_of(model))):
@@ -137,7 +149,9 @@ def _matrices(model: nn.Module) -> list[nn.Module]:
         apart.add(getattr(plain, "get_output_embeddings", lambda: None)())
         apart.update((getattr(part, "v_head", None) or nn.Module()).modules())
     for module in model.modules():
-        if hasattr(module, "base_layer") and not _only_multiplies(module):
+        # Some routers convert their own layer in every pass, by what fits a leaf alone.
+        converts = "router" in type(module).__name__.lower()
+        if converts or (hasattr(module, "base_layer") and not _only_multiplies(module)):
             apart.update(module.modules())
 
     def suits(module: nn.Module) -> bool:
