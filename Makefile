@@ -80,7 +80,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN_READY): $(BIN)/python pyproject.toml constraints.txt
-	@echo "Installing trl and what it needs into .venv ..."
+	@echo "Installing trl and what it needs into .venv: 1.3 GB on a CPU, some minutes ..."
 	$(INSTALL) --editable .
 	@touch $@
 

@@ -133,7 +133,7 @@ COMMANDS = {
     "sample": Command(
         "Let a policy write: a model's folder or hub name, or the folder of a run.",
         {
-            "model": _word("MODEL", "a folder, a hub name, or starter"),
+            "model": _word("MODEL", "a folder, a hub name, starter, or the folder of a run"),
             "--prompt": _word("TEXT", "what to go on from", nargs="+"),
             "--prompts": _word("FILE", "one prompt a line, or a table with a column of them"),
             "--chat": {

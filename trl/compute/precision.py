@@ -26,6 +26,8 @@ LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MANTISSA = {torch.bfloat16: 7, torch.float16: 10}
 """Bits of it."""
 _HEAD = "get_output_embeddings"
+_AT_ONCE = 2**24
+"""Weights that `dither` has in its hands at a time."""
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -116,14 +118,16 @@ def dither(model: nn.Module, low: torch.dtype | None) -> None:
     tables = [part for part in model.modules() if isinstance(part, nn.Embedding)]
     apart = {getattr(part, "weight", None) for part in (*tables, *heads)}
     stream = torch.Generator().manual_seed(0)  # the same on each process
-    for weight in model.parameters():
-        cast = weight.dtype == torch.float32 and weight.ndim > 1 and weight not in apart
-        bits = weight.data.view(torch.int32) if cast and weight.requires_grad else None
-        if bits is not None and (coarse := (bits & 0xFF == 0) & (bits != 0)).float().mean() > 0.1:
-            odd = (bits & cut) // cut  # half goes to the even number
-            rounded = (bits + cut // 2 - 1 + odd) & -cut
-            place = torch.randint(1 - cut // 2, cut // 2, bits.shape, generator=stream)
-            bits.copy_(torch.where(coarse, rounded + place.to(bits), bits))
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in (w for w in trained if w.dtype == torch.float32 and w.ndim > 1 and w.numel()):
+        rows = max(1, _AT_ONCE * len(weight) // weight.numel())
+        for bits in weight.data.view(torch.int32).split(rows) if weight not in apart else ():
+            coarse = (bits & 0xFF == 0) & (bits != 0)
+            if 10 * coarse.sum() > bits.numel():
+                odd = (bits & cut) // cut  # half goes to the even number
+                rounded = (bits + cut // 2 - 1 + odd) & -cut
+                place = torch.randint(1 - cut // 2, cut // 2, bits.shape, generator=stream)
+                bits.copy_(torch.where(coarse, rounded + place.to(bits), bits))
 
 
 def check_first_ratio(gap: float, precision: str, what: str = "log-probs") -> None:
