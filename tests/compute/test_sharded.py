@@ -34,11 +34,12 @@ from trl.training import run, sharded
 from trl.training.checkpoints import Checkpoints
 from trl.training.sharded import PARTS
 
-REFUSED = {"a critic of its own", "a critic, LoRA"}
+REFUSED = {"a critic, LoRA"}
 WHOLE = {**KINDS, **{kind: MORE[kind] for kind in MORE if kind not in REFUSED}}
 TABLE = [(kind, way) for kind in KINDS for way in ("SGD", "Adam", "bf16")]
 TABLE += [(kind, "SGD") for kind in WHOLE if kind not in KINDS]
-QUICK = [("short passes", "SGD"), ("the top", "SGD")]
+TABLE += [("a critic of its own", "Adam"), ("a critic of its own", "bf16")]
+QUICK = [("short passes", "SGD"), ("the top", "SGD"), ("a critic of its own", "SGD")]
 
 
 def train_sharded(out, table):
@@ -90,7 +91,7 @@ def test_accelerators_that_shard_in_ways_of_their_own_are_refused(settings, told
     ("kind", "precision", "told"),
     [
         ("ppo", "fp16", "`precision` must be fp32 or bf16 with `shard`"),
-        ("a critic of its own", "no", "`critic` must be 'same' with `shard`"),
+        ("a critic, LoRA", "no", "`critic` must share no layers with the policy with `shard`"),
     ],
 )
 def test_what_cannot_be_sharded_is_refused(kind, precision, told):
@@ -111,8 +112,10 @@ def test_one_process_alone_holds_all_weights():
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_sharded_run_stops_and_goes_on_and_saves_a_plain_model(tmp_path):
-    codes, said = launch(run_stop_and_go_on, 2, tmp_path, str(tmp_path), True)
+@pytest.mark.parametrize("critic", ["same", "copy"])
+def test_a_sharded_run_stops_and_goes_on_and_saves_a_plain_model(critic, tmp_path):
+    how = (True, "fp32", critic)
+    codes, said = launch(run_stop_and_go_on, 2, tmp_path, str(tmp_path), *how)
     assert codes == [0, 0], said
     assert any((tmp_path / "whole" / "checkpoints" / "step-000006" / PARTS).iterdir())
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -122,6 +125,13 @@ def test_a_sharded_run_stops_and_goes_on_and_saves_a_plain_model(tmp_path):
     state = last_state(tmp_path / "whole")
     for name, weight in model.named_parameters():
         assert torch.equal(weight, state["weights"][f"pretrained_model.{name}"]), name
+    if critic == "copy":
+        found = load_policy(
+            str(tmp_path / "whole" / "policy"), critic=str(tmp_path / "whole" / "critic")
+        )
+        for name, weight in found.critic.named_parameters():
+            of_run = state["weights"].get(f"critic.{name}")  # the head is the policy's
+            assert ("lm_head" in name) if of_run is None else torch.equal(weight, of_run), name
 
 
 def run_a_recipe(folder, name, killed_at=None):

@@ -21,6 +21,7 @@ from trl import train
 from trl.anatomy import decoder, language_model
 from trl.batch import Rollout
 from trl.compute.passes import with_trunk_states, with_values
+from trl.config.recipe import LoRAConfig, ModelConfig
 from trl.evaluation.reward_model import OFFSET
 from trl.models.critic import shares_trunk, value_head_of, value_weights
 from trl.models.response import ResponseModel
@@ -406,10 +407,16 @@ def test_what_is_no_critic_is_refused(base, reward_model, tmp_path):
         ),
         ({"critic": ""}, "`critic` must be 'same', 'copy' or a model, got ''"),
         ({"critic": None}, "`critic` must be 'same', 'copy' or a model, got None"),
-        ({"critic": "copy", "shard": True}, "`shard` must be False beside a `critic` of its own"),
         ({"critic": "copy", "algorithm": "grpo"}, "`critic` must be 'same' with algorithm='grpo'"),
     ],
 )
 def test_what_is_no_critic_is_refused_before_a_model_is_looked_for(arguments, message):
     with pytest.raises(ValueError, match=message):
         train("./nowhere", ["a"], len, **arguments)
+
+
+@pytest.mark.parametrize("frozen", [{"unfrozen_layers": 1}, {"lora": LoRAConfig()}])
+def test_a_recipe_cannot_cut_a_critic_that_has_the_layers_of_the_policy(frozen):
+    assert ModelConfig(critic="copy", shard=True).shard
+    with pytest.raises(ValueError, match="`shard` must be false beside a `critic` of its own that"):
+        ModelConfig(critic="copy", shard=True, **frozen)

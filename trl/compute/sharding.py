@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from trl.anatomy import language_model
 from trl.config.errors import refuse
 from trl.kernels.sharded import is_sharded
 from trl.models.critic import critic_of
@@ -57,9 +58,12 @@ def check_can_shard(model: nn.Module, accelerator: Accelerator) -> None:
         refuse(
             "precision", "be fp32 or bf16 with `shard`", "'fp16'", "take bf16, which scales none"
         )
-    if critic_of(model) is not None:
-        fix = "take critic='same', or leave `shard` out"
-        refuse("critic", "be 'same' with `shard`", "one of its own", fix)
+    if (critic := critic_of(model)) is not None:
+        layers = [_layers(language_model(each)) for each in (model, critic)]
+        of_policy, own = ({w for part in parts for w in part.parameters()} for parts in layers)
+        if of_policy & own:  # a weight is cut once, in one layer
+            fix = "train all of its weights, take critic='same', or leave `shard` out"
+            refuse("critic", "share no layers with the policy with `shard`", "one that does", fix)
     if getattr(model, "is_quantized", False) or any(
         w.dtype.itemsize < 2 for w in model.parameters()
     ):
@@ -102,7 +106,7 @@ def shard(
     policy = MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False)
     how: dict[str, Any] = {"reshard_after_forward": True}
     how["mesh"] = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for layer in _layers(responder.plain):
+    for layer in (layer for reader in responder.readers for layer in _layers(reader.plain)):
         for part in [layer] if low is None else _blocks(layer):
             _cut(part, mp_policy=policy if low else MixedPrecisionPolicy(), **how)
     # By itself the root would keep its weights after a pass without gradient: the optimiser would

@@ -354,7 +354,8 @@ class Sharded(ManyProcesses):
             check_can_shard(ref_model, self.accelerator)
             take_from_first(ref_model, self.accelerator.device)
         with self.autocast():
-            self.responder.try_layouts()
+            for reader in self.responder.readers:
+                reader.try_layouts()
         reference = super().make_reference(ref_model)
         names = {weight: name for name, weight in self.model.named_parameters()}
         self._leaves_out = _may_leave_out(self.responder.plain)
@@ -380,6 +381,16 @@ class Sharded(ManyProcesses):
         """Inside, every process holds all weights; they must not change."""
         with nullcontext() if self._sampling else gathered(self.policy), super().sampling():
             yield
+
+    @contextmanager
+    def as_critic(self) -> Iterator[nn.Module]:
+        """Yield a critic of its own; its embeddings and heads are the root's, and whole inside."""
+        self.policy.unshard()
+        try:
+            with super().as_critic() as critic:
+                yield critic
+        finally:
+            self.policy.reshard()
 
     @contextmanager
     def for_step(self, at_rest: Sequence[nn.Parameter]) -> Iterator[None]:

@@ -148,8 +148,10 @@ class ModelConfig:
             yield "reference", "not be shared-trunk without `unfrozen_layers`", "set it"
         if self.value_range is not None and self.value_head != "bins":
             yield "value_range", "be None without value_head: bins", "set that"
-        if self.shard and self.critic != "same":
-            yield "shard", "be false beside a `critic` of its own", "set critic: same"
+        frozen = self.lora is not None or self.unfrozen_layers is not None
+        if self.shard and self.critic != "same" and frozen:
+            rule = "be false beside a `critic` of its own that has the policy's frozen weights"
+            yield "shard", rule, "set critic: same"
 
 
 @section

@@ -258,7 +258,13 @@ def save_policy(
         _delete_older_layout(folder)
         _save_value_head(head, folder, None if kwargs.get("variant") else file)
         if critic is not None:
-            critic.save_pretrained(folder / CRITIC)
+            theirs = f"{CRITIC}."
+            own = {
+                k.removeprefix(theirs): w
+                for k, w in (weights or {}).items()
+                if k.startswith(theirs)
+            }
+            critic.save_pretrained(folder / CRITIC, **({"state_dict": own} if own else {}))
         if policy.tokenizer is not None:
             policy.tokenizer.save_pretrained(folder)
         config = ADAPTER_CONFIG if file == ADAPTER_FILE else "config.json"

@@ -191,7 +191,7 @@ def train(
     With `out`, the step that is under way at Ctrl-C is finished, and a checkpoint written, first.
     """
     _check_arguments(on_step, ppo_params, sampler_kwargs, out, resume)
-    config = _configured(config, ppo_params, ref_model, critic, shard)
+    config = _configured(config, ppo_params, ref_model, critic)
     scorer, prompts, episodes = _task(reward, prompts, environment, tools, environment_kwargs)
     split = _split(prompts, held_out, shuffle_buffer, saved=out is not None)
     _look_before_loading(scorer, split, model, peft_config, unfrozen_layers)
@@ -266,13 +266,11 @@ def _scorers_in(reward: Any) -> list[Any]:
 
 
 def _configured(
-    config: PPOConfig | None, given: Mapping[str, Any], ref_model: Any, critic: Any, shard: bool
+    config: PPOConfig | None, given: Mapping[str, Any], ref_model: Any, critic: Any
 ) -> PPOConfig:
     """Return the settings of PPO: those given, and what learns in place of the others."""
     learns = partial(PPOConfig.that_learns, reference=ref_model != "none")
     config = resolve_config(config, given, learns)
-    if critic != "same" and shard:
-        refuse("shard", "be False beside a `critic` of its own", shard, "take critic='same'")
     if critic != "same" and not FACTS[config.algorithm].critic:
         rule = f"be 'same' with algorithm={config.algorithm!r}, which trains no values"
         refuse("critic", rule, shown(critic))
