@@ -180,3 +180,12 @@ def test_names_that_only_running_tells_are_left_to_it(tmp_path):
     assert names_of(tmp_path / "none.py") == set()
     (tmp_path / "mine.py").write_text("import a.b as c\nfrom d import e\nif c: f = 1\nclass G: ...")
     assert {"c", "e", "f", "G"} <= names_of(tmp_path / "mine.py")
+
+
+def test_of_the_code_of_a_script_a_command_says_where_to_go_on(place, capsys):
+    (place / "theirs" / "recipe.yaml").write_text("reward: [{kind: function, name: '__main__:f'}]")
+    recipe = str(place / "theirs" / "recipe.yaml")
+    for trust in ([], ["--trust", "__main__"]):
+        assert cli.main(["train", recipe, *trust]) == 2
+        told = capsys.readouterr().err
+        assert "got '__main__:f', of the Python script that made the run: go on in that" in told

@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # making these classes takes longer than showing what command
 RECIPE_MODULE = "trl_recipe_"
 """How the names of modules begin that are made of files beside recipes."""
 
+SCRIPT = "__main__"
+"""What is of no module that a command could import."""
+
 Trust = Sequence[str]
 """Modules, packages and files that the reader of a recipe has named."""
 
@@ -65,6 +68,10 @@ def is_trusted(module: str, trust: Trust) -> bool:
 def distrusted(path: str, name: str, place: str) -> str:
     """Return the sentence on a function that nobody but the recipe has named."""
     rule = "name a function of a file beside the recipe, as file.py:function"
+    if place == SCRIPT:
+        got = f"{name!r}, of the Python script that made the run"
+        way = "go on in that script (resume='auto'), or leave it out (--no-environment)"
+        return problem(path, rule, got, way)
     fix = f"look at that code, and add --trust {shlex.quote(place)} to run it"
     if place.endswith(".py"):
         fix += "; a run may also be gone on with by the recipe beside it that it began from"
@@ -116,7 +123,7 @@ class Reader:
         for index, reward in enumerate(rewards):
             place, path = place_of(reward), paths[index] if paths else f"reward[{index}].name"
             if not place.endswith(".py"):
-                if place and not is_trusted(place, self.trust):
+                if place == SCRIPT or (place and not is_trusted(place, self.trust)):
                     problems.append(distrusted(path, reward.name, place))
             elif file := find_file(place, self.folder, Path.cwd(), self.shipped):
                 if not self._may_run(file, reward.name):
