@@ -347,3 +347,19 @@ def test_an_adapter_and_a_model_by_name(tmp_path):
     assert untimed(again.history) == untimed(whole.history)
     (read,) = read_runs([tmp_path / "part"])
     assert read.model == str(tmp_path / "model")
+
+
+def test_held_out_prompts_that_are_trained_on_are_told(capsys):
+    def told(prompts, held_out):
+        with pytest.raises(OSError, match="no/such"):
+            trl.train("no/such-model", prompts, len, held_out=held_out)
+        return [line for line in capsys.readouterr().err.splitlines() if "trained on too" in line]
+
+    rows = [{"prompt": f"w{n % 3}", "answer": n % 3} for n in range(9)]
+    assert told(rows, 2) == [
+        "trl.train: 2 of the 2 held-out prompts are trained on too: leave these out, to measure on "
+        "new ones."
+    ]
+    assert told(["w1", "w2", "w3"], ["w3", "w4"])[0].startswith("trl.train: 1 of the 2 held-out")
+    assert told(["w1", "w2", "w3"], 1) == told(["w1", "w2"], None) == []
+    assert told([{"prompt": "w1", "answer": n} for n in range(9)], 2) == []  # other tasks

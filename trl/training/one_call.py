@@ -313,7 +313,20 @@ def _split(prompts: Any, held_out: Any, buffer: int, *, saved: bool) -> PromptSp
         return PromptSplit(found.first, measured, {}, found, measured)
     if number >= len(found):
         refuse("held_out", f"be less than the {len(found)} prompts", number)
-    return PromptSplit(found[number:], measured or found[:number])
+    split = PromptSplit(found[number:], measured or found[:number])
+    _tell_what_is_in_both(split)
+    return split
+
+
+def _tell_what_is_in_both(split: PromptSplit) -> None:
+    """Say how many held-out prompts are trained on too: they are no measure of new ones."""
+    if len(split.held_out) and not _is_tokens(split.train):
+        known = set(map(repr, split.train))  # with their columns: a task may be in these
+        asked = [row for row in split.held_out if any(prompts_apart([row])[0])]
+        both = sum(repr(row) in known for row in asked)
+        if both:
+            told = f"{both} of the {len(split.held_out)} held-out prompts are trained on too"
+            print(f"trl.train: {told}: leave these out, to measure on new ones.", file=sys.stderr)
 
 
 def _is_tokens(prompts: Any) -> bool:
