@@ -216,6 +216,9 @@ def test_all_that_is_not_there_is_told_at_once(runs, folder, capsys, tmp_path, m
     flags = ["--data.prompts", "x.csv", "--model.name", "./y", "--data.held-out-prompts", "none"]
     assert cli.main(["train", "sentiment", *flags, "--reward", "[{}]"]) == 2
     assert told(capsys).startswith("trl: command line has 2 problems:")
+    flags = ["--data.limit", "3", "--model.name", "starter", "--reward", "[{}]"]
+    assert cli.main(["train", "sentiment", *flags]) == 2
+    assert "sentiment.yaml has 2 problems:\n  `data.prompts`" in told(capsys)  # no flag's fault
     assert runs == []
 
 

@@ -130,8 +130,9 @@ def scorers_with_code(
 
 def _tell_all(problems: Sequence[str], recipe: Path | None, flags: Flags) -> None:
     """Raise for problems, if there are some, and name who has written what is wrong."""
-    by_flag = [f"`{re.split('[.]', name)[0]}" for name, _ in flags]
-    if problems and all(each.startswith(tuple(by_flag)) for each in problems):
+    given = [f"{name.replace('-', '_')}." for name, _ in flags]
+    wrong = [re.sub(r"\[(\d+)\]", r".\1", each.split("`")[1]) + "." for each in problems]
+    if problems and all(setting.startswith(tuple(given)) for setting in wrong):
         raise SettingsError("command line", list(problems))
     if problems:
         raise SettingsError("Scoring" if recipe is None else str(recipe), list(problems))
