@@ -162,8 +162,8 @@ def test_the_starter_prompts_stay_as_they_are():
     split = load(held_out=200)
     assert split.train == starter.prompts("train")
     assert split.held_out == starter.prompts("held-out")[:200]
-    assert split.left_out == {"more to hold out than data.held_out": 312}
-    assert str(split).endswith("200 held out; left out: 312 more to hold out than data.held_out")
+    assert split.left_out == {"held-out prompts beyond data.held_out": 312}
+    assert str(split).endswith("200 held out; left out: 312 held-out prompts beyond data.held_out")
     assert load(limit=10).train == starter.prompts("train")[:10]
     with pytest.raises(ValueError, match="`data.held_out` must be at most 512.*got 513"):
         load(held_out=513)
@@ -452,9 +452,9 @@ def test_held_out_prompts_of_their_own(tmp_path):
     split = load(train, shuffle=False, prefixes=("+", "-"), **how)
     assert split.train == ["+a", "-a", "+c", "-c", "+d", "-d"]
     assert split.held_out == ["+x", "-x", "+b", "-b", "+y", "-y"]
-    assert split.left_out == {"held out too": 1, "more to hold out than data.held_out": 1}
+    assert split.left_out == {"held out too": 1, "held-out prompts beyond data.held_out": 1}
     assert str(split) == (
-        "6 prompts to train on, 6 held out; left out: 1 more to hold out than data.held_out, "
+        "6 prompts to train on, 6 held out; left out: 1 held-out prompts beyond data.held_out, "
         "1 held out too"
     )
     assert set(load(train, deduplicate=False, **how).train) == set("abcd")

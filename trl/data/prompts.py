@@ -302,7 +302,7 @@ class _Preparation:
         if wanted > len(prompts):
             rule = f"be at most {len(prompts)}, the held-out prompts of {source or STARTER!r}"
             refuse("data.held_out", rule, str(wanted), "lower it")
-        return self.kept(prompts[:wanted], prompts, "more to hold out than data.held_out")
+        return self.kept(prompts[:wanted], prompts, "held-out prompts beyond data.held_out")
 
     def kept(self, kept: list[T], every: Sequence[Any], reason: str) -> list[T]:
         """Return those that are kept of all, and count why the others are not."""
