@@ -450,6 +450,7 @@ CASES = {
     "schedule.warmup_steps": Case(1, run),
     "schedule.final": Case(0.5, run),
     "eval_every": Case(2, run),
+    "keep_rollouts": Case(1, run),
     "checkpoints.every": Case(1, run),
     "checkpoints.keep": Case(1, run, {"checkpoints.every": 1, "steps": 3}),
     "checkpoints.keep_optimizer": Case(False, run),

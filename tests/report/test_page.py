@@ -325,6 +325,17 @@ def test_visible_names_what_cannot_be_seen():
     assert visible(3) == 3
 
 
+def test_a_run_without_held_out_prompts_shows_its_last_batch(tmp_path):
+    write_lines(tmp_path / "metrics.jsonl", [{"step": n, "reward/mean": 0.5} for n in range(3)])
+    rollouts = [{"step": n, "prompt": "p", "response": f"said {n}", "reward": n} for n in (1, 2)]
+    write_lines(tmp_path / "rollouts.jsonl", rollouts)
+    page = page_of(write_report([tmp_path], tmp_path))
+    assert "No prompts were held out: these are the first of the last batch." in page.text
+    assert "training, step 2" in page.text
+    assert "said 2" in page.text
+    assert "said 1" not in page.text
+
+
 def test_a_run_that_has_just_begun(tmp_path):
     write_lines(
         tmp_path / "metrics.jsonl", [{"step": 0, "held_out/reward/mean": 0.5, "held_out/kl": 0}]

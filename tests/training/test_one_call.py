@@ -129,6 +129,22 @@ def test_a_folder_is_that_of_a_run(tmp_path):
     assert all(torch.equal(loaded[name], weight) for name, weight in model.state_dict().items())
 
 
+def test_the_result_has_the_last_samples_and_each_step_leaves_some(tmp_path):
+    out = tmp_path / "run"
+    measured = train(out, steps=2)
+    assert [sample["prompt"] for sample in measured.samples] == SMALL["held_out"]
+    assert measured.report == out / "report.html"
+    rows = lines(out / "rollouts.jsonl")
+    assert [row["step"] for row in rows] == [1] * 4 + [2] * 4
+    assert rows[4]["reward"] == lines(out / "scores.jsonl")[1]["scores"][0]
+    assert {"prompt", "response", "reward", "length", "ended"} <= rows[0].keys()
+    plain = train(None, steps=1, held_out=None)
+    assert plain.report is None
+    assert len(plain.samples) == SMALL["batch_size"]
+    texts = [f"{sample['prompt']} {sample['response']}" for sample in plain.samples]
+    assert [sample["reward"] for sample in plain.samples] == [x.split().count("w7") for x in texts]
+
+
 def test_several_rewards_are_added_up(tmp_path):
     def short(responses):
         return [-float(len(text)) for text in responses]

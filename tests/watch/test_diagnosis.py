@@ -14,6 +14,7 @@ from tests.training.test_loop import tokenizer
 from trl.batch import Rollout
 from trl.config import PPOConfig, paths, recipe
 from trl.rollout import Sampler
+from trl.watch import at_start as before_start
 from trl.watch import symptoms
 from trl.watch.diagnosis import Diagnosis, Finding
 from trl.watch.symptoms import SYMPTOMS
@@ -139,7 +140,9 @@ TROUBLE = {
     ],
 }
 EQUAL = TROUBLE["updates_without_signal"]
-TRIED_BELOW = {"repeated_text", "no_group_signal", "not_a_number", "answers_cut"}
+TRIED_BELOW = {"repeated_text", "no_group_signal", "not_a_number", "answers_cut"} | {
+    *("part_never_varies", "no_tool_called", "conversations_cut"),
+}
 
 
 def test_trouble_of_every_kind_is_tried_out():
@@ -272,6 +275,58 @@ def rollout(rows, **more):
     one = [torch.tensor([1])] * len(rows)
     made = Rollout.from_lists(one, [torch.tensor(row) for row in rows])
     return dataclasses.replace(made, **more)
+
+
+def with_parts(*parts, steps=12):
+    run, found = Diagnosis(PPOConfig(adaptive_kl=False)), []
+    for step in range(steps):
+        names = dict(zip(("first", "second", "repetition_penalty"), parts, strict=False))
+        parts_now = {name: torch.tensor(of_step(step)) for name, of_step in names.items()}
+        row = {"step": step + 1, "reward/mean": 1.0 + 0.1 * step}
+        found += run.look(HEALTHY | row, rollout(random_rows(2)), torch.ones(2), parts_now)
+    return {finding.name: finding for finding in found}
+
+
+def test_a_part_of_the_reward_that_never_varies_is_named():
+    varies, nothing = (lambda step: [0.5 * step, 1.0]), (lambda step: [0.0, float("nan")])
+    finding = with_parts(varies, nothing)["part_never_varies"]
+    assert finding.step == 10
+    assert "`second` has given 0 to every response of 10 steps" in finding.seen
+    for parts in [
+        (nothing,),  # alone it is the score, of which another finding tells
+        (varies, lambda step: [0.0, 1.0 * (step == 7)]),
+        (varies, lambda step: [0.0, 1.0]),  # of the same mean in each batch
+        (varies, varies, nothing),  # a penalty
+    ]:
+        assert "part_never_varies" not in with_parts(*parts)
+
+
+def in_conversations(figures, config=None, **episode):
+    row = {f"stop/{name}": 0.0 for name in ("done", "answered", "turns", "tokens", "tool_calls")}
+    row |= {"episode/tool_calls": 0.0} | figures
+    rollouts = [rollout(random_rows(2), episodes=({"tools": "f"} | episode,) * 2)] * 4
+    config = config or PPOConfig(batch_size=8, minibatch_size=8, adaptive_kl=False)
+    return found([row | {"reward/mean": 1.0}] * 4, rollouts=rollouts, config=config)
+
+
+def test_tools_that_nobody_calls_are_named():
+    (finding,) = in_conversations({"stop/answered": 1.0}).values()
+    assert (finding.name, finding.step) == ("no_tool_called", 2)
+    assert "in the 16 conversations of 2 steps" in finding.seen
+    small = PPOConfig(batch_size=2, minibatch_size=2, adaptive_kl=False)
+    assert in_conversations({"stop/answered": 1.0}, small) == {}  # eight are too few
+    assert in_conversations({"stop/answered": 1.0, "episode/tool_calls": 0.1}) == {}
+    game = rollout(random_rows(2), episodes=({"turns": 2},) * 2)
+    row = {"stop/done": 1.0, "episode/tool_calls": 0.0}
+    assert found([row] * 4, rollouts=[game] * 4, config=PPOConfig(adaptive_kl=False)) == {}
+
+
+def test_conversations_that_never_end_are_named():
+    cut = {"stop/turns": 0.75, "stop/tokens": 0.25, "episode/tool_calls": 3.0}
+    (finding,) = in_conversations(cut).values()
+    assert (finding.name, finding.step) == ("conversations_cut", 2)
+    assert "100% were cut at a limit (turns 75%, tokens 25%)" in finding.seen
+    assert in_conversations(cut | {"stop/turns": 0.7, "stop/done": 0.05}) == {}
 
 
 def random_rows(count=16, length=20, seed=0):
@@ -465,7 +520,11 @@ def test_a_state_is_a_copy_and_has_the_best_reward():
 def test_every_setting_that_is_named_exists():
     known = {setting.path.replace(".N", "") for setting in paths(recipe.Recipe)}
     sections = {path.split(".")[0] for path in known if "." in path}
-    texts = [Path(symptoms.__file__), Path(__file__).parents[2] / "docs" / "metrics.md"]
+    texts = [
+        Path(symptoms.__file__),
+        Path(before_start.__file__),
+        Path(__file__).parents[2] / "docs" / "metrics.md",
+    ]
     named = {
         path
         for text in texts

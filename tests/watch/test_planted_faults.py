@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 import trl
 from tests.families import tiny_model
 from tests.training.test_loop import tokenizer
+from trl.environments import Turn
 
 PROMPTS = ["w3 w4", "w5 w6", "w7 w8", "w9 w10", "w11 w12", "w13", "w14 w15", "w16"]
 SLOW = pytest.mark.slow
@@ -32,6 +33,30 @@ def named(model, reward, *, steps, prompts=PROMPTS, words=None, **settings):
 
 def same(texts):
     return [1.0] * len(texts)
+
+
+def never(texts):
+    return [0.0] * len(texts)
+
+
+def lookup(word: str) -> str:
+    """Look a word up.
+
+    Args:
+        word: Any.
+    """
+    return word
+
+
+class Endless:
+    """A game without an end."""
+
+    def reset(self) -> None:
+        """Begin."""
+
+    def step(self, text: str) -> Turn:
+        """Go on, whatever is said."""
+        return Turn("w3", float(len(text)))
 
 
 def count(*words):
@@ -146,6 +171,21 @@ PLANTED = {
         STILL | {"missing_eos_penalty": 1.0, "sampler_kwargs": {"eos_token_id": None}},
     ),
     "kl_coef_stays_0": ("`ppo.adaptive_kl` is on", 1, FREE | {"adaptive_kl": True}),
+    "part_never_varies": (
+        "`never` has given 0 to every response of 10 steps",
+        10,
+        STILL | {"reward": [count("w7", "w8", "w9"), never]},
+    ),
+    "no_tool_called": (
+        "No tool was called in the 32 conversations of 2 steps",
+        2,
+        STILL | {"prompts": CHATS, "words": with_chat_template, "tools": [lookup]},
+    ),
+    "conversations_cut": (
+        "100% were cut at a limit (turns 100%)",
+        2,
+        STILL | {"environment": Endless, "environment_kwargs": {"max_turns": 2}},
+    ),
 }
 LONGER = {
     "entropy_collapsed": (

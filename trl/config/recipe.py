@@ -473,6 +473,8 @@ class Recipe:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     eval_every: Count = 25
     """Measure on the held-out prompts every so many steps, at the start and at the end."""
+    keep_rollouts: Whole = 4
+    """Write the first so many responses of each step, with their scores, to rollouts.jsonl."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)

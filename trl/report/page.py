@@ -206,8 +206,8 @@ def _samples(runs: Sequence[Run], marks: Sequence[Mapping[str, MovedWord]]) -> l
     """Blocks of samples: one for all runs if their prompts are the same, else one for each."""
     pairs: dict[int, list[tuple[Sample, Sample | None]]] = {}
     for run in runs:
-        if run.samples:  # of a single evaluation there is a before only
-            only = [(sample, None) for sample in run.samples[min(run.samples)]]
+        if found := run.samples or run.last_rollouts:  # of one evaluation there is a before only
+            only = [(sample, None) for sample in found[min(found)]]
             pairs[run.number] = [*(run.pairs or only)][: OPEN_SAMPLES + FOLDED_SAMPLES]
     prompts = {tuple(before.prompt for before, _ in listed) for listed in pairs.values()}
     groups = [list(pairs)] if len(prompts) == 1 else [[number] for number in pairs]
@@ -217,13 +217,14 @@ def _samples(runs: Sequence[Run], marks: Sequence[Mapping[str, MovedWord]]) -> l
         rows = []
         for row in zip(*(pairs[number] for number in group), strict=True):
             before = row[0][0]
-            step = min(first.samples)
+            step = min(first.samples or first.last_rollouts)
             label = f"before, step {step}" if alone and step else "before"
+            label = label if first.samples else f"training, step {step}"
             cells = [_cell(label, before, marks[first.number])]
             for number, (_, after) in zip(group, row, strict=True):
-                label = f"after, step {max(first.samples)}" if alone else runs[number].name
-                named = None if alone else runs[number]
                 if after is not None:
+                    label = f"after, step {max(first.samples)}" if alone else runs[number].name
+                    named = None if alone else runs[number]
                     cells.append(_cell(label, after, marks[number], named))
             messages = before.messages or (("", before.prompt),)
             rows.append(

@@ -3,6 +3,7 @@
     recipe.yaml      settings                 summary.json     before and after, written at the end
     metrics.jsonl    a row for each step      samples.jsonl    held-out responses at each evaluation
     scores.jsonl     scores of each batch     warnings.jsonl   what looked wrong
+    rollouts.jsonl   some of its responses
 
 A run that goes on, or was killed, lacks some of them, and a last line may be cut. A run that was
 resumed has steps twice: the later rows count.
@@ -92,6 +93,8 @@ class Run:
     """The finite scores of each step."""
     samples: dict[int, list[Sample]] = field(default_factory=dict)
     """Responses to the held-out prompts, by step."""
+    rollouts: dict[int, list[Sample]] = field(default_factory=dict)
+    """The first responses of each step's batch."""
     warnings: list[dict[str, Any]] = field(default_factory=list)
     """What looked wrong: the rows of `trl.watch.diagnosis.Finding`."""
     summary: dict[str, Any] = field(default_factory=dict)
@@ -170,6 +173,11 @@ class Run:
         return self.evaluations[-1][1] if len(self.evaluations) > 1 else {}
 
     @property
+    def last_rollouts(self) -> dict[int, list[Sample]]:
+        """The first responses of the last step's batch, by that step."""
+        return {max(self.rollouts): self.rollouts[max(self.rollouts)]} if self.rollouts else {}
+
+    @property
     def pairs(self) -> list[tuple[Sample, Sample]]:
         """Each held-out prompt's response at the first and at the last evaluation."""
         if len(self.samples) < 2:
@@ -238,24 +246,31 @@ def _read(path: Path, name: str, number: int) -> Run:
         if scores := [s for s in given if _finite(s) is not None]:
             run.scores[line["step"]] = scores
     for line in _rows(path / "samples.jsonl", run.notes):
-        parts, noted = line.get("parts"), line.get("notes")
-        sample = Sample(
-            str(line.get("prompt", "")),
-            str(line.get("response", "")),
-            *(_finite(line.get("reward")), _finite(line.get("kl")), _finite(line.get("length"))),
-            ended=line.get("ended"),
-            parts=_numbers(parts if isinstance(parts, dict) else {}),
-            notes={k: str(v) for k, v in noted.items() if v} if isinstance(noted, dict) else {},
-            messages=_messages(line),
-            **_episode(line.get("episode")),
-        )
-        run.samples.setdefault(line["step"], []).append(sample)
+        run.samples.setdefault(line["step"], []).append(_sample(line))
+    if (rollouts := path / "rollouts.jsonl").is_file():  # older runs have none
+        for line in _rows(rollouts, run.notes):
+            run.rollouts.setdefault(line["step"], []).append(_sample(line))
     run.warnings = _rows(path / "warnings.jsonl", run.notes)
     if run.pairs and len(run.pairs) < (asked := len(run.samples[min(run.samples)])):
         answered = f"{len(run.pairs)} of {asked} held-out prompts have a response at step"
         last = f"{max(run.samples)}; only these are compared."
         run.notes.append(f"samples.jsonl: {answered} {last}")
     return run
+
+
+def _sample(line: Mapping[str, Any]) -> Sample:
+    """What a line of samples.jsonl, or of rollouts.jsonl, tells."""
+    parts, noted = line.get("parts"), line.get("notes")
+    return Sample(
+        str(line.get("prompt", "")),
+        str(line.get("response", "")),
+        *(_finite(line.get("reward")), _finite(line.get("kl")), _finite(line.get("length"))),
+        ended=line.get("ended"),
+        parts=_numbers(parts if isinstance(parts, dict) else {}),
+        notes={k: str(v) for k, v in noted.items() if v} if isinstance(noted, dict) else {},
+        messages=_messages(line),
+        **_episode(line.get("episode")),
+    )
 
 
 def _episode(found: Any) -> dict[str, Any]:

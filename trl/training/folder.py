@@ -3,6 +3,7 @@
 recipe.yaml      the resolved settings; `trl train FOLDER/recipe.yaml` runs them again
 metrics.jsonl    a line of figures for each step
 scores.jsonl     the scores of each step's responses
+rollouts.jsonl   the first responses of each step's batch, with their scores
 samples.jsonl    the responses to the held-out prompts, at each evaluation
 warnings.jsonl   what looked wrong, in words
 summary.json     before and after
@@ -40,10 +41,10 @@ FIRST_ROW = {"step": 0, "episodes": 0}
 
 DELETED = "`out` must stay where it is while a run is in it, but was deleted or moved"
 
-LINES = ("metrics", "scores", "samples", "warnings")
+LINES = ("metrics", "scores", "rollouts", "samples", "warnings")
 
 WRITTEN = re.compile(
-    r"\.?((metrics|scores|samples|warnings)\.jsonl|(summary|trackers)\.json|recipe\.yaml|step-\d+"
+    r"\.?((metrics|scores|rollouts|samples|warnings)\.jsonl|(summary|trackers)\.json|recipe\.yaml|step-\d+"
     r"|report|report\.html|checkpoints|policy|critic|best|lock|tensorboard|wandb)(\.partial|\.old)?"
 )
 """What a run writes to in its folder, and in that of its checkpoints."""
@@ -63,6 +64,7 @@ class RunFolder:
         self.critic = path / CRITIC
         self.best = path / "best"
         self.recipe = path / "recipe.yaml"
+        self.report = path / "report.html"
         self.changes = False
         """Whether a run may go on that is not quite the same: `resume="changed"`."""
         self._handle: int | None = None

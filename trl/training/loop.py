@@ -59,6 +59,7 @@ class Loop:
         steps_done: Steps so far.
         rollout: This process's rollout of the last step.
         scores: [B] their scores; NaN where nothing has a say.
+        scored: What the scorer gave for them, with the parts of a sum.
         all_scores: Those of all processes.
 
     Raises:
@@ -98,6 +99,7 @@ class Loop:
         self.steps_done = 0
         self.rollout: Rollout | None = None
         self.scores = self.all_scores = torch.empty(0)
+        self.scored: Scored | None = None
         profiles = profile is not None and trainer.accelerator.is_main_process
         self.profile = Profile(profile, trainer) if profiles else None
         self._order: list[int] = []
@@ -164,6 +166,7 @@ class Loop:
         # Of all processes, as are the figures of the trainer.
         gathered = trainer.accelerator.gather(totals.to(trainer.accelerator.device)).cpu()
         self.rollout, self.scores, self.all_scores = rollout, totals, gathered
+        self.scored = scored
         there = gathered[~gathered.isnan()]  # those on which a scorer has a say
         of_scores = (
             {"response/counted": len(there) / len(gathered)} if len(there) < len(gathered) else {}

@@ -42,6 +42,7 @@ from trl.rollout.sampler import Sampler
 from trl.training.checkpoints import step_of
 from trl.training.described import environment_config, lora_config, reward_config, values_config
 from trl.training.folder import RunFolder
+from trl.training.held_out import Sample
 from trl.training.loop import Row, checked_prompts
 from trl.training.parts import Parts
 from trl.training.resume import opened
@@ -52,14 +53,22 @@ from trl.watch.display import Display
 Prompts = Sequence[str] | Sequence[Chat] | Sequence[Tensor] | Iterable[Any] | Callable[[], Any]
 
 
-class Trained(NamedTuple):
-    """What `train` returns."""
-
+class _Pair(NamedTuple):
     model: nn.Module
     """The tuned policy; `.save_pretrained` writes a folder that plain transformers loads, with the
     tokenizer of the training."""
     history: list[Row]
     """A row of figures for each step; with `held_out`, one of step 0 comes first."""
+
+
+class Trained(_Pair):
+    """What `train` returns: `model, history = trl.train(...)`, and more under its names."""
+
+    samples: Sequence[Sample] = ()
+    """Responses at the last evaluation on held-out prompts, or of the last batch if there are none:
+    dicts with `prompt`, `response`, `reward`, …, see `trl.training.held_out.Sample`."""
+    report: Path | None = None
+    """With `out`: the page on the run, and all that it was made of beside it."""
 
 
 def train(
@@ -170,8 +179,8 @@ def train(
         **ppo_params: Fields of `PPOConfig`, also by their names of 2020.
 
     Returns:
-        The tuned model and a row of figures for each step. The model's `save_pretrained` writes the
-        tokenizer too.
+        The tuned model and a row of figures for each step, with the last `samples`, and the path of
+        the `report`, as attributes. The model's `save_pretrained` writes the tokenizer too.
 
     Raises:
         TypeError, ValueError: for settings or prompts that cannot work, before anything is
@@ -370,9 +379,12 @@ def _trained(
             if run.train(checkpoint).interrupted:
                 where = f"after step {run.loop.steps_done}, saved in {run.path}"
                 raise KeyboardInterrupt(f'{where}: resume="auto" goes on with it')
+            trained.report = run.folder and run.folder.report
     except BaseException as error:  # Ctrl-C too: hours of training may lie behind
         error.trained = trained
         raise
+    finally:
+        trained.samples = run.samples()
     return trained
 
 

@@ -43,6 +43,7 @@ from trl.training import checkpoints
 from trl.training import undo as undoing
 from trl.training.checkpoints import CheckpointError
 from trl.training.folder import BEST_STEP, FIRST_ROW, RunFolder, best_step
+from trl.training.held_out import Sample, samples_of
 from trl.training.interrupt import GracefulStop
 from trl.training.loop import Row
 from trl.training.parts import Parts
@@ -168,6 +169,8 @@ class Run:
         self.resumed_at: int | None = None
         self.before: Row = {}
         self.after: Row = {}
+        self.measured: list[Sample] = []
+        """Responses to the held-out prompts at the last evaluation."""
         self.best: float | None = None
         self.best_step = 0
         self.without_gain = 0
@@ -294,8 +297,11 @@ class Run:
             if self.main:
                 scores = [round(score, 4) for score in loop.all_scores.tolist()]
                 self.folder.add("scores", {"step": step, "scores": scores})
+                kept = self._rollouts(recipe.keep_rollouts)
+                self.folder.add("rollouts", *({"step": step} | sample for sample in kept))
         assert loop.rollout is not None
-        self._tell(self.diagnosis.look(row, loop.rollout, loop.scores))
+        assert loop.scored is not None
+        self._tell(self.diagnosis.look(row, loop.rollout, loop.scores, loop.scored.parts))
         self.display.row(row)
         if not self.display.console.quiet:
             for query, response in pairs_of(loop.rollout)[:1]:
@@ -310,11 +316,11 @@ class Run:
     def _evaluate(self) -> Row:
         """Measure on the held-out prompts; keep the policy if it is the best so far."""
         assert self.parts.held_out is not None
-        samples, figures = self.parts.held_out.measure()
+        self.measured, figures = self.parts.held_out.measure()
         self.after = figures
         step = self.loop.steps_done
         if self.main:
-            rows = [{"step": step} | sample for sample in samples]
+            rows = [{"step": step} | sample for sample in self.measured]
             self.folder.add("samples", *rows)
             self.trackers.log_samples(rows[:TRACKED_SAMPLES], step)
         if self.recipe.checkpoints.best is not None:
@@ -330,6 +336,17 @@ class Run:
         self.best, self.best_step, self.without_gain = value, self.loop.steps_done, 0
         if self.loop.steps_done:  # the policy as it was at first is where it came from
             self._save_policy(NEXT_BEST)
+
+    def samples(self) -> list[Sample]:
+        """Return the responses of the last evaluation; if there is none, of the last batch."""
+        return self.measured or self._rollouts(None)
+
+    def _rollouts(self, most: int | None) -> list[Sample]:
+        """Return the first responses of the last batch, if there are texts."""
+        rollout, scored = self.loop.rollout, self.loop.scored
+        if rollout is None or scored is None or rollout.response_texts is None:
+            return []
+        return samples_of(rollout, scored)[:most]
 
     def _any(self, flag: bool) -> bool:
         """Return whether the flag is set on any process."""

@@ -33,7 +33,7 @@ __all__ = ["Diagnosis", "Finding"]
 
 Row = Mapping[str, Any]
 
-WATCHED = ("reward/", "objective/", "ppo/", "response/", "held_out/distinct_2")
+WATCHED = ("reward/", "objective/", "ppo/", "response/", "episode/", "stop/", "held_out/distinct_2")
 """How the names of the figures begin that are watched, or that may turn out not to be numbers."""
 SAME_TOKENS, SAME_ROWS = 5, 8
 """One response may make up most of a batch if it is shorter (yes, no), or the batch smaller."""
@@ -78,7 +78,11 @@ class Diagnosis:
         self.found: list[str] = []
 
     def look(
-        self, row: Row, rollout: Rollout | None = None, scores: Tensor | None = None
+        self,
+        row: Row,
+        rollout: Rollout | None = None,
+        scores: Tensor | None = None,
+        parts: Mapping[str, Tensor] | None = None,
     ) -> list[Finding]:
         """Take in the figures of a step, and return what is new.
 
@@ -86,6 +90,7 @@ class Diagnosis:
             row: Figures by name, as `Loop.step` gives them, and `step`. Some may be missing.
             rollout: The responses of the step, for what only the texts show.
             scores: [B] or [B, R] their scores; NaN where nothing has a say.
+            parts: [B] those of each of several scorers, by its name, likewise.
 
         Returns:
             Findings that were not returned before.
@@ -96,7 +101,7 @@ class Diagnosis:
             if isinstance(value, (int, float)) and name.startswith(WATCHED)
         }
         if rollout is not None:
-            figures |= _of_texts(rollout)
+            figures |= _of_texts(rollout) | _of_parts(parts or {})
             if scores is not None:
                 figures |= _of_scores(rollout, scores)
         self.history.add(figures)
@@ -156,6 +161,7 @@ def _of_texts(rollout: Rollout) -> dict[str, float]:
     both = mask[:, 1:] & mask[:, :-1]
     pairs = (tokens[:, :-1].long() << 32 | tokens[:, 1:].long())[both]
     figures = {"batch/chats": float(rollout.query_messages is not None)}
+    figures["batch/tools"] = float(any("tools" in each for each in rollout.episodes or ()))
     figures |= {"batch/distinct_2": pairs.unique().numel() / pairs.numel()} if len(pairs) else {}
     if texts_read := (rollout.response_texts or ())[:ROWS_READ]:
         figures["batch/json"] = sum(map(_is_json, texts_read)) / len(texts_read)
@@ -172,6 +178,14 @@ def _is_json(text: str) -> bool:
         return isinstance(json.loads(text.strip(" `\n").removeprefix("json")), dict | list)
     except (ValueError, RecursionError):
         return False
+
+
+def _of_parts(parts: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the mean and the spread of each of several parts of the score that has a say."""
+    there = {name: x[~x.isnan()].double() for name, x in parts.items() if len(parts) > 1}
+    means = {f"part/{name}": x.mean().item() for name, x in there.items() if len(x)}
+    spreads = {f"spread/{name}": (x.max() - x.min()).item() for name, x in there.items() if len(x)}
+    return means | spreads
 
 
 def _of_scores(rollout: Rollout, scores: Tensor) -> dict[str, float]:

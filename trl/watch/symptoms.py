@@ -14,6 +14,7 @@
 
 A threshold is chosen such that a healthy run does not reach it by chance: a mean is compared with
 its own noise, and a state must last for some steps. Findings come in the order of this file.
+`trl.watch.at_start` has those that can be known before the first step.
 """
 
 from __future__ import annotations
@@ -21,23 +22,20 @@ from __future__ import annotations
 import math
 import statistics
 from statistics import fmean
-from typing import Any
 
 from trl.config.algorithms import FACTS
+from trl.watch import at_start
 from trl.watch.history import (
     REWARD_STEPS,
     SURE,
     History,
     Seen,
     Symptom,
-    before_start,
     correlation,
     is_constant,
     learned,
     symptom,
 )
-
-# --- in each step -------------------------------------------------------------------------------
 
 
 @symptom(
@@ -529,71 +527,66 @@ def rate_at_bound(run: History) -> Seen:
     return {"bound": bound, "rate": rate, "steps": len(values)}
 
 
-# --- before the first step ----------------------------------------------------------------------
-
-CUTS: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("top_p", "typical_p", "repetition_penalty"), (None, 1.0)),
-    **dict.fromkeys(("top_k", "no_repeat_ngram_size", "min_length", "min_new_tokens"), (None, 0)),
-    **dict.fromkeys(("min_p", "epsilon_cutoff", "eta_cutoff"), (None, 0.0)),
-    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids"), (None, [])),
-}
-"""Settings of a `generation_config` that change what `generate` draws from, and where they do not.
-"""
-
-
-@before_start(
-    "The sampler draws from a cut distribution ({cuts}), training scores the model's whole one.",
-    "The settings of generation for users were taken over for training.",
-    fix="Leave top_k, top_p and min_new_tokens of the Sampler at their defaults to train. The KL "
-    "that is measured can be driven negative otherwise.",
+@symptom(
+    "`{part}` has given {score:.4g} to every response of {steps} steps: it teaches nothing.",
+    "What it asks for never happens: too rare, or out of the policy's reach.",
+    "It does not find what it looks for: another format of the answer, another column.",
+    "All responses have what it asks for.",
+    fix="Score a few texts by hand, good and bad ones (`trl score`); give a part of it for a part "
+    "of the way, show the form in the prompt, or leave it out.",
+    explained_by=("constant_score",),
 )
-def sampler_cuts(run: History) -> Seen:
-    """The sampler says itself what it cuts."""
-    cuts = getattr(run.sampler, "cuts", ())
-    return {"cuts": ", ".join(cuts)} if cuts else None
+def part_never_varies(run: History) -> Seen:
+    """Of several scorers, one that has given the same from the first step on. A penalty may never
+    be incurred, which is as it should be.
+    """
+    for name in (name.removeprefix("part/") for name in run.first if name.startswith("part/")):
+        scores, spread = run.last[f"part/{name}"], run.over(10, f"spread/{name}", max)
+        if len(scores) == 10 and spread == 0 and len(set(scores)) == 1 and "penalty" not in name:
+            return {"part": name, "score": scores[0], "steps": 10}
+    return None
 
 
-@before_start(
-    "The policy's generation_config has {named}. Sampler does not use them: it draws from the "
-    "model's whole distribution, which is the one that is trained. `generate` uses them.",
-    "They came with the model, for the text that users see.",
-    fix="Judge the run by its own samples. To see the same with `generate`, pass do_sample=True, "
-    "top_k=0, top_p=1.0 and the temperature of `ppo.temperature`. If you train on what `generate` "
-    "wrote, pass them there too, or the KL goes negative.",
+@symptom(
+    "No tool was called in the {count} conversations of {steps} steps.",
+    "The policy has never seen how a call is written: it answers by itself.",
+    "It writes calls in another form than `environment.call_format`, and they are not read.",
+    "The question does not need the tool, or the prompt does not speak of it.",
+    fix="Read some conversations (`trl sample`, or rollouts.jsonl). Show a call in the prompt, "
+    "best one that was answered, and take the `call_format` that the model writes by itself.",
 )
-def generation_config_cuts(run: History) -> Seen:
-    """Those of the settings that are not where they change nothing."""
-    values = {name: getattr(run.generation_config, name, None) for name in CUTS}
-    named = [f"{name}={value}" for name, value in values.items() if value not in CUTS[name]]
-    return {"named": ", ".join(named)} if named else None
+def no_tool_called(run: History) -> Seen:
+    """16 conversations and two batches: a policy that calls in a tenth of them would have called by
+    now with a probability of 0.8, and learns slowly in any case.
+    """
+    steps = max(2, -(-16 // run.config.batch_size))
+    silent = run.over(steps, "episode/tool_calls", max) == 0 and run.latest("batch/tools") == 1
+    if not silent or learned(run):
+        return None
+    return {"count": steps * run.config.batch_size, "steps": steps}
 
 
-@before_start(
-    "Responses are to end by themselves, but there is no EOS token and no stop string to end one.",
-    "The tokenizer has no EOS token.",
-    "`sampling.eos` is off.",
-    fix="Set `sampling.eos: true` and the tokenizer's eos_token, or set `sampling.stop_strings`.",
+@symptom(
+    "Of the conversations of {steps} steps, {share:.0%} were cut at a limit ({limits}): they never "
+    "came to an end.",
+    "The limits are shorter than what it takes: `environment.max_turns`, `environment.max_tokens`, "
+    "or `sampling.max_new_tokens` for a turn.",
+    "The policy does not come to the point, or calls a tool again and again.",
+    "The environment never says that it is done.",
+    fix="Read some conversations (`trl sample`, or rollouts.jsonl), and raise the limit that they "
+    "meet, or let the prompt say what ends them.",
 )
-def no_end(run: History) -> Seen:
-    """A response may end at an EOS token or at a stop string; a sampler knows of both."""
-    sources = (run.tokenizer, run.generation_config)
-    can_end = any(getattr(source, "eos_token_id", None) is not None for source in sources)
-    if run.sampler is not None:
-        can_end = bool(run.sampler.stop)
-    must_end = run.config.missing_eos_penalty is not None
-    return {} if must_end and not can_end else None
+def conversations_cut(run: History) -> Seen:
+    """All but one in fifty of 16 conversations and two batches."""
+    steps = max(2, -(-16 // run.config.batch_size))
+    of_each = {name: run.over(steps, f"stop/{name}") for name in ("turns", "tokens", "tool_calls")}
+    share = sum(of_each.values())
+    if not share >= 0.98 or learned(run):
+        return None
+    limits = ", ".join(f"{name} {x:.0%}" for name, x in of_each.items() if x)
+    return {"share": share, "steps": steps, "limits": limits}
 
 
-@before_start(
-    "`ppo.adaptive_kl` is on and `ppo.init_kl_coef` is 0: the controller multiplies, so the "
-    "coefficient stays 0 and `ppo.kl_target` does nothing.",
-    "The KL penalty was switched off by its coefficient alone.",
-    fix="Set `ppo.adaptive_kl: false` to say so, or an `ppo.init_kl_coef` of 0.01 for it to move.",
-)
-def kl_coef_stays_0(run: History) -> Seen:
-    """The settings tell."""
-    return {} if run.config.adaptive_kl and run.config.init_kl_coef == 0 else None
-
-
-SYMPTOMS = tuple(each for each in list(globals().values()) if isinstance(each, Symptom))
-"""All of the above, in their order."""
+_ALL = (*globals().values(), *vars(at_start).values())
+SYMPTOMS = tuple(each for each in _ALL if isinstance(each, Symptom))
+"""All of the above, in their order, and those that can be known before the first step."""
