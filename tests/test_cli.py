@@ -588,13 +588,25 @@ def test_where_nothing_has_a_say_there_is_no_number(folder, tmp_path, capsys):
     assert "nan" not in table
 
 
+def test_flags_that_no_recipe_has_are_told_with_a_recipe_that_is_not_there(runs, capsys):
+    flags = ["--ppo.learningrate", "3", "--reward.0.arguments.key", "x", "--model.lora.r", "8"]
+    assert cli.main(["train", "sentimnt", *flags, "--epochs", "2", "--vf-coef", "1"]) == 2
+    error = told(capsys)
+    assert "Did you mean `sentiment`? And `--ppo.learningrate` is not a setting. Did you" in error
+    assert "mean `--ppo.learning-rate`? And `--vf-coef` is not" in error
+    assert error.count(" And ") == 2
+
+
 def test_the_policy_of_a_run(tmp_path):
+    from trl.training.folder import RunFolder
     from trl.training.tools import policy_folder
 
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.yaml").write_text("")
-    with pytest.raises(FileNotFoundError, match="no policy yet"):
+    with pytest.raises(FileNotFoundError, match=r"no policy yet.*: go on with it, trl train"):
+        policy_folder(run)
+    with RunFolder(run).in_use(), pytest.raises(FileNotFoundError, match="it is at work now"):
         policy_folder(run)
     (run / "best").mkdir()
     assert policy_folder(run) == str(run / "best")

@@ -242,3 +242,9 @@ def test_names_that_are_no_models(name, problem):
         for kind in (CausalLMWithValueHead.from_pretrained, ClassifierScorer):
             with pytest.raises(FileNotFoundError, match=problem):
                 kind(name)
+
+
+def test_the_folder_beside_a_name_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "smollm2").mkdir()
+    told = not_a_model(str(tmp_path / "smolm2"))
+    assert told == f"does not exist (is it {tmp_path / 'smollm2'}?)"

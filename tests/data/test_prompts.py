@@ -527,6 +527,15 @@ def test_some_empty_messages_are_told(tmp_path, texts, told):
     assert load(path, tokenizer=chatty(), **AS_THEY_ARE, deduplicate=False).note == told
 
 
+def test_rows_without_a_column_that_others_have_are_told(tmp_path):
+    rows = [{"prompt": f"p{n}", "answer": "x", "more": None} | {"level": n} for n in range(4)]
+    del rows[1]["answer"], rows[2]["answer"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    note = load(path, **AS_THEY_ARE).note
+    assert note == "2 of them without `answer` (None)"
+
+
 def test_another_encoding(tmp_path):
     (tmp_path / "a.txt").write_bytes("ok\ncafé".encode("latin-1"))
     with pytest.raises(ValueError, match=r"its text in UTF-8, got .*a.txt.*0xe9.*iconv"):

@@ -228,6 +228,15 @@ def test_calls_as_in_python(text, wanted):
         assert isinstance(each, Call) or ("Write add(a, b)." in each.problem and each.text in text)
 
 
+def test_a_tool_that_is_only_spoken_of_is_not_called():
+    parameters = {"properties": {"word": {}, "times": {}}, "required": ["word"]}
+    tools = [{"name": "look_up", "parameters": parameters}, {"name": "now"}]
+    found = CALL_FORMATS["python"].read("I use look_up( ), then look_up(x) and now().", tools)
+    assert found == [Call("look_up", {"word": "x"}), Call("now", {})]
+    tools[0]["parameters"] = parameters | {"required": []}
+    assert len(CALL_FORMATS["python"].read("look_up()", tools)) == 1
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

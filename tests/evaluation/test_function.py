@@ -389,7 +389,8 @@ def test_a_first_parameter_gets_what_its_name_says(function, first):
 def test_a_name_of_ours_goes_over_a_column():
     rollout = dataclasses.replace(ROLLOUT, columns={"responses": ("1", "2", "3")})
     scorer = as_scorer(lambda texts, responses: [float(r == "red") for r in responses])
-    assert score(scorer, rollout).scores.tolist() == [1.0, 0.0, 0.0]
+    with pytest.warns(UserWarning, match="under the name `responses`, not the column"):
+        assert score(scorer, rollout).scores.tolist() == [1.0, 0.0, 0.0]
 
 
 def test_on_goes_over_the_name_of_the_first_parameter():

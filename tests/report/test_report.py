@@ -71,7 +71,9 @@ def test_a_verdict_says_what_was_gained_at_what_price(tmp_path):
     mean = statistics.fmean(changes)
     margin = 1.96 * statistics.stdev(changes) / len(changes) ** 0.5
     ends = f"[{mean - margin:+.2f}, {mean + margin:+.2f}]"
-    said = f"held-out reward +{mean:.2f} {ends}, KL {run.after['kl']:.1f} nats, 1 warning"
+    said = (
+        f"held-out reward changed by +{mean:.2f} {ends}, KL {run.after['kl']:.1f} nats, 1 warning"
+    )
     assert verdict(run) == said
     page = write_report([folder], tmp_path).read_text()
     header = page[page.index("<header>") : page.index("</header>")]
@@ -83,6 +85,6 @@ def test_a_verdict_says_what_was_gained_at_what_price(tmp_path):
     (run,) = read_runs([folder])
     before, after = run.before["reward/mean"], run.after["reward/mean"]
     gain, kl = f"+{after - before:.2f} (from {before:.2f} to {after:.2f})", run.after["kl"]
-    assert verdict(run) == f"held-out reward {gain}, KL {kl:.1f} nats, no warnings"
+    assert verdict(run) == f"held-out reward changed by {gain}, KL {kl:.1f} nats, no warnings"
     run.metrics = run.metrics[:2]
     assert verdict(run) == "nothing measured on held-out prompts since the start, no warnings"

@@ -163,8 +163,8 @@ def test_a_failure_of_the_first_step_says_that_nothing_is_saved_and_how_to_start
     with pytest.raises(ScoringError, match="once") as caught:
         train(tmp_path, fails, **short)
     (note,) = caught.value.__notes__
-    told = "Nothing is saved, as no step is made: mend it, and start anew with: the same call with "
-    assert note.startswith(told + 'resume="auto"')
+    told = "Nothing is saved, as no step is made: mend it, and start from the beginning with: "
+    assert note.startswith(told + 'the same call with resume="auto"')
     assert train(tmp_path, resume="auto", **short).history[-1]["reward/mean"]  # as it says
 
 

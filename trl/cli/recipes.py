@@ -12,7 +12,7 @@ from trl import config as settings
 from trl.cli.words import complain
 from trl.config import SettingsError, closest
 from trl.config.code import Reader, listing
-from trl.config.errors import problem, refuse
+from trl.config.errors import closest_path, problem, refuse
 from trl.config.folder import recipe_folder
 from trl.config.places import not_a_model
 
@@ -69,7 +69,10 @@ def read_recipe(
     """
     from trl.data.sources import beside_recipe
 
-    path = find_recipe(name)
+    try:
+        path = find_recipe(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(" ".join([str(error), *_unknown(flags)])) from None
     values = settings.read_yaml(path)
     task = dict(flags).get("task", values.get("task"))
     cls = _kind(task)
@@ -97,6 +100,19 @@ def read_recipe(
             hidden = replace(hidden, reward=written)
         recipe = replace(recipe, people=replace(people, **files, simulated=hidden))
     return recipe  # type: ignore[no-any-return]
+
+
+def _unknown(flags: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Yield a sentence on each flag that recipes of no kind have."""
+    from trl.config.recipe import TASKS, Recipe
+
+    kinds = {Recipe, *TASKS.values()}
+    known = {setting.path.replace(".N", "") for kind in kinds for setting in settings.paths(kind)}
+    for flag, _ in flags:
+        name = re.sub(r"\.\d+(?=\.|$)", "", flag.replace("-", "_"))
+        if not any(name == each or f"{name}.".startswith(f"{each}.") for each in known):
+            hint = closest_path(name, known).replace("`", "`--", 1).replace("_", "-")
+            yield f"And `--{flag.replace('_', '-')}` is not a setting.{hint}"
 
 
 def with_code(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
@@ -27,8 +28,15 @@ def not_a_model(name: str) -> str | None:
     if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|.*\\", name):
         return "is a path of Windows, where this is none"
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        return "does not exist"
+        return f"does not exist{_beside(path)}"
     return None if HUB_NAME.fullmatch(name) else "is no folder, and no name that the hub can have"
+
+
+def _beside(path: Path) -> str:
+    """Return the folder that a path may mean, in words."""
+    there = [each.name for each in path.parent.glob("*") if each.is_dir()]
+    near = difflib.get_close_matches(path.name, there, 1, 0.7)
+    return f" (is it {path.with_name(near[0])}?)" if near else ""
 
 
 def check_plain(*paths: Path) -> None:

@@ -135,8 +135,11 @@ def load_prompts(
     with_more = [side if side and len(side[0]) > 1 else () for side in rows]
     counts = dict(+prepare.left_out)  # those above 0
     empty = sum(map(_says_nothing, prompts_alone[0]))
-    told = f"{empty} of them empty" if 0 < empty < end else ""  # all: as it was meant
-    note = "; ".join(filter(None, (told, prepare.note)))
+    told = [f"{empty} of them empty"] if 0 < empty < end else []  # all: as it was meant
+    for column in rows[0][0]:
+        lacking = sum(row[column] is None for row in rows[0])
+        told += [f"{lacking:,} of them without `{column}` (None)"] if 0 < lacking < end else []
+    note = "; ".join(filter(None, (*told, prepare.note)))
     return PromptSplit(*prompts_alone, counts, *with_more, note=note)
 
 

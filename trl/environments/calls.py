@@ -235,15 +235,18 @@ def _read_python(text: str, tools: Schemas = ()) -> Calls:
     """Read name(arguments) of the tools that there are, wherever they stand.
 
     The arguments are Python's, by name or in order; what is no literal is the text itself, so that
-    `calculator(3 + 4)` gives "3 + 4".
+    `calculator(3 + 4)` gives "3 + 4". Nothing between the parentheses is no call of a tool that
+    needs something there: "use calculator() for sums".
     """
-    functions = [tool.get("function", tool) for tool in tools]
-    names = {f["name"]: [*f.get("parameters", {}).get("properties", {})] for f in functions}
+    functions = {f["name"]: f for f in (tool.get("function", tool) for tool in tools)}
+    given = {name: f.get("parameters", {}) for name, f in functions.items()}
+    names = {name: [*each.get("properties", {})] for name, each in given.items()}
     begins = re.compile(rf"\b({'|'.join(map(re.escape, names)) or '(?!)'})\(")
     calls, stop = Calls(), 0
     while begin := begins.search(text, stop):
         found, stop = _python_call(text, begin, names[begin[1]])
-        calls.append(found)
+        if text[begin.end() :].lstrip()[:1] != ")" or not given[begin[1]].get("required"):
+            calls.append(found)
     return calls
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
@@ -232,6 +233,12 @@ class FunctionScorer:
             if parameter.kind is Parameter.VAR_KEYWORD:
                 lists |= {column: there[column] for column in others}
             elif name in self._readers:
+                if name in there:
+                    told = (
+                        f"{self.name} gets what a `Rollout` has under the name `{name}`, not the "
+                    )
+                    told += "column that the rows have: call that another name if it is meant."
+                    warnings.warn(told, stacklevel=3)
                 lists[name] = self._readers[name](rollout)
             elif name in there or name in LOGGERS:
                 lists[name] = there.get(name, kept)

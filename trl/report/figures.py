@@ -160,20 +160,20 @@ def with_ends(changes: Sequence[float], margin: float) -> list[str]:
 
 
 def verdict(run: Run) -> str:
-    """The run in one line: held-out reward +0.48 [0.38, 0.58], KL 5.8 nats, 2 warnings.
+    """The run in one line: held-out reward changed by +0.48 [0.38, 0.58], KL 5.8 nats, 2 warnings.
 
-    Without an interval: held-out reward +0.25 (from 0.25 to 0.50, 6 prompts), …
+    Without an interval: held-out reward changed by +0.25 (from 0.25 to 0.50, 6 prompts), …
     """
     key, found = "reward/mean", reward_change(run)
     told = "nothing measured on held-out prompts" + (" since the start" if run.before else "")
     if found:
-        told = "held-out reward {} [{}, {}]".format(*with_ends(*found))
+        told = "held-out reward changed by {} [{}, {}]".format(*with_ends(*found))
     elif key in run.after and key in run.before:
         change = run.after[key] - run.before[key]
         ends = (shown(key, each[key]).lstrip("+") for each in (run.before, run.after))
         count = len(run.pairs)
         few = f", {count} prompt{'' if count == 1 else 's'}" if count else ""
-        told = f"held-out reward {shown(key, change)} (from {' to '.join(ends)}{few})"
+        told = f"held-out reward changed by {shown(key, change)} (from {' to '.join(ends)}{few})"
     kl = [f"KL {shown('kl', run.after['kl'])} nats"] if "kl" in run.after else []
     count = len(run.warnings)
     warnings = f"{count or 'no'} warning{'' if count == 1 else 's'}"

@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +210,16 @@ class RunFolder:
         with disk_full_told(self.path):
             partial.write_text(text, encoding="utf-8")
             os.replace(partial, target)
+
+
+def is_at_work(folder: Path) -> bool:
+    """Tell whether a process runs in a folder now."""
+    lock = folder / ".lock"
+    try:
+        with FileLock(lock, timeout=0) if lock.is_file() else nullcontext():
+            return False
+    except (Timeout, OSError):
+        return True
 
 
 def _line(row: Mapping[str, Any]) -> str:

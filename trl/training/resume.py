@@ -119,12 +119,12 @@ def _find_checkpoint(folder: RunFolder, resume: str | Path | None) -> tuple[Path
         return chosen, []
     others = folder.others()
     if others or (resume is None and folder.has_run()):
-        problem = "without a run: add --resume (in Python resume='auto') to go on with it, or"
+        problem = "without a run: go on with it by resume='auto' (trl train … --resume), or"
         if others:
             there = ", ".join(others)
             problem = f"of its own, but there are {there} in it, which the run would replace:"
-        message = f"`out` must be a folder {problem} name another one"
-        raise FileExistsError(errno.EEXIST, message, str(folder.path))
+        message = f"`out` must be a folder {problem} name another one: {str(folder.path)!r}"
+        raise FileExistsError(message)
     if resume is None:
         return None, []
     told = f"There is no checkpoint in {folder.path}: the run starts anew."

@@ -266,7 +266,7 @@ class Run:
             broken = "" if whole else short
             failed = isinstance(error, Exception)  # else somebody stopped it
             mend = "mend it, and start" if failed else "start"
-            saved = f"Nothing is saved, as no step is made: {mend} anew with"
+            saved = f"Nothing is saved, as no step is made: {mend} from the beginning with"
             for last in self.checkpoints.all()[-1:]:
                 saved = f"{broken}Saved is {last}. Go on with"
             error.add_note(f"{saved}: {self._to_go_on(failed)}")

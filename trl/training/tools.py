@@ -39,6 +39,7 @@ from trl.models.loading import quiet_transformers
 from trl.models.with_value_head import load_policy
 from trl.rollout.queries import SENT_AS_CHATS, Chat, ChatForm
 from trl.rollout.sampler import Sampler
+from trl.training.folder import is_at_work
 from trl.training.named import load_environment, load_scorer
 from trl.training.parts import find_tokenizer, model_name, sampling_of
 from trl.watch.markdown import UNSEEN, visible
@@ -221,10 +222,11 @@ def policy_folder(model: str | Path) -> str:
         if inside.is_dir():
             return str(inside)
     if (folder / "recipe.yaml").is_file():
-        raise FileNotFoundError(
-            f"The run in {folder} has no policy yet, which is written at its end: go on with it, "
-            f"trl train {folder} --resume."
-        )
+        what = f"go on with it, trl train {folder} --resume"
+        if is_at_work(folder):
+            what = "it is at work now, wait for that (what it wrote so far is in rollouts.jsonl)"
+        told = f"The run in {folder} has no policy yet, which is written at its end: {what}."
+        raise FileNotFoundError(told)
     return name
 
 
