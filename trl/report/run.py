@@ -31,7 +31,7 @@ WITHOUT = {
     "recipe.yaml": "the settings are not known",
     "metrics.jsonl": "no charts of the training",
     "scores.jsonl": "no histogram of the scores",
-    "samples.jsonl": "no samples",
+    "samples.jsonl": "no samples of held-out prompts",
     "warnings.jsonl": "",
     "summary.json": "the run goes on, or was stopped before its end",
 }
