@@ -1,4 +1,4 @@
-"""The environment of gsm8k.yaml: a word problem, a worked example and a calculator."""
+"""The environment of gsm8k.yaml: a word problem, two worked ones before it, and a calculator."""
 
 import ast
 import operator
@@ -11,18 +11,28 @@ OPERATORS = {
     ast.Div: operator.truediv,
 }
 ASK = "Write a call of the calculator for: "
-EXAMPLE = ASK + "Tom has 3 bags with 25 nuts each and eats 8. How many nuts are left?"
+EXAMPLES = [
+    ("Tom has 3 bags with 25 nuts each and eats 8. How many nuts are left?", "3 * 25 - 8", "67"),
+    (
+        "Eva has 34 stamps, and her aunt has 4 times as many. How many do they have together?",
+        "34 + 4 * 34",
+        "170",
+    ),
+]
+"""A problem, the sum, and what it is."""
 
 
 class Solver:
-    """Works one problem out before it asks for that of the data."""
+    """Works some problems out before it asks for that of the data."""
 
     def reset(self, prompt: list[dict[str, str]]) -> list[dict[str, str]]:
-        """Go on from the problem with an example, and ask for it again."""
-        answer = "<tool_response>\n67\n</tool_response>"
-        again = ASK + prompt[-1]["content"]
-        turns = ["Show me one.", EXAMPLE, "calculator(3 * 25 - 8)", answer, "#### 67", again]
-        roles = ["assistant", "user"] * 3
+        """Go on from the problem with examples, and ask for it again."""
+        turns = ["Show me how."]
+        for problem, term, value in EXAMPLES:
+            answer = f"<tool_response>\n{value}\n</tool_response>"
+            turns += [ASK + problem, f"calculator({term})", answer, f"#### {value}"]
+        turns.append(ASK + prompt[-1]["content"])
+        roles = ["assistant", "user"] * (len(turns) // 2)
         return [{"role": r, "content": text} for r, text in zip(roles, turns, strict=True)]
 
     def calculator(self, expression: str) -> str:
