@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from trl.compute.memory import keep_freed_memory
+from trl.kernels.memory import keep_freed_memory
 
 COUNT = """
 import resource, torch
-from trl.compute.memory import keep_freed_memory
+from trl.kernels.memory import keep_freed_memory
 torch.set_num_threads(1)
 def page_faults():
     for _ in range(8):
@@ -31,7 +31,7 @@ linux_only = pytest.mark.skipif(
 
 GROW = """
 import torch
-from trl.compute.memory import give_back_memory, keep_freed_memory
+from trl.kernels.memory import give_back_memory, keep_freed_memory
 assert keep_freed_memory()
 def grown(after, first):
     kept, most = [], 0
@@ -67,7 +67,7 @@ def test_freed_memory_is_used_again():
 
 GATHER = """
 import sys, torch
-from trl.compute.memory import give_back_at_once
+from trl.kernels.memory import give_back_at_once
 def held():
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))

@@ -32,7 +32,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from trl.anatomy import called_modules, instead
 from trl.batch import ResponseOutput
 from trl.compute.gradients import kept_gradients
-from trl.compute.memory import give_back_at_once, give_back_memory, keep_freed_memory
 from trl.compute.peers import watch_peers
 from trl.compute.piecewise_adam import LowGradient, can_update_in_pieces, update_in_pieces
 from trl.compute.precision import (
@@ -55,6 +54,7 @@ from trl.config import PPOConfig
 from trl.config.algorithms import FACTS
 from trl.config.errors import refuse
 from trl.kernels.gradients import Gradients
+from trl.kernels.memory import give_back_at_once, give_back_memory, keep_freed_memory
 from trl.kernels.sharded import own_part
 from trl.models.critic import critic_of, value_head_of
 from trl.models.head import constant_weights
@@ -261,6 +261,7 @@ class Updater:
 
     def backward(self, loss: Tensor, output: ResponseOutput) -> None:
         """Add the gradient of a pass, given its share of the loss and what the policy gave."""
+        give_back_memory()  # nowhere is more in use
         # Processes average their gradients, and each holds its share of one mean.
         self.accelerator.backward(loss * self.accelerator.num_processes)
 

@@ -132,8 +132,9 @@ class PPOConfig:
     forward_batch_size: Count | None = 16
     """Most rows in one forward (and backward) pass. Changes speed and memory, never the numbers.
     None: only `token_budget` limits a pass."""
-    token_budget: Count = 16_384
-    """Most tokens, padding included, in one forward (and backward) pass."""
+    token_budget: Count | None = None
+    """Most tokens, padding included, in one forward (and backward) pass. None: what a quarter of
+    the memory holds, 16,384 at most, as the model and the machine have it."""
     minibatch_size: Count | None = None
     """Rollouts per optimiser update, over all processes. None: a quarter of `batch_size`.
     The 2020 trainer used 1."""

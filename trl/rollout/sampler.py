@@ -25,6 +25,7 @@ from trl.config.errors import refuse
 from trl.config.types import Count, CountRange, Whole
 from trl.core import LengthSampler
 from trl.fit import check_end_ids, check_ids, check_positions, out_of_memory_told, uncompiled
+from trl.kernels.memory import give_back_memory
 from trl.rollout.draw import random_dtype
 from trl.rollout.queries import (
     Encoded,
@@ -276,6 +277,7 @@ class Sampler:
         writing = Writing(padded, mask, limits, each, self.distribution, stop, **of_states)
         for rows in self._batches(lengths, len(limits) // len(lengths)):
             writing.write(policy, rows, progress)
+            give_back_memory()  # from turn to turn what is kept has other sizes
         return writing
 
     def check(self, policy: nn.Module, queries: Queries, *, name: str = "queries") -> None:

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from trl import config as settings
-from trl.compute.memory import give_back_memory, keep_freed_memory
 from trl.compute.precision import exit_after_gloo, make_accelerator
 from trl.config.errors import refuse
 from trl.config.recipe import SupervisedRecipe
+from trl.kernels.memory import give_back_memory, keep_freed_memory
 from trl.models.loading import quiet_transformers
 from trl.training.checkpoints import CheckpointError, remove, replaced_folder
 from trl.training.folder import RunFolder

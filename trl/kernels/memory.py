@@ -11,19 +11,28 @@ _LARGE = 2**20
 """Bytes of a tensor that is given back by itself."""
 _MAPPED = 2**16
 """How many tensors may be: glibc's own number."""
-SETTLED = 2
-"""Steps after which the memory held is what a step needs."""
-MOST = 1.5
-"""How many times as much is given back."""
+MOST = 1.3
+"""How many times what was in use at once is held, before what is free of it is given back."""
+
+
+_IN_MAPS, _IN_HEAP = 4, 7
+"""Where struct mallinfo2 has the bytes of large blocks, and of those that are in use otherwise."""
 
 
 class _Kept:
     """What this process, which has one malloc, keeps."""
 
-    steps = 0
-    """Since it was last given back."""
     level: int | None = None
-    """The bytes held after the first few of them; None: nothing is kept."""
+    """The most bytes that were in use at once, as far as that was looked at; None: malloc does as
+    it likes."""
+    others = 0
+    """Bytes that the process holds besides."""
+
+
+class _Heap(ctypes.Structure):
+    """glibc's struct mallinfo2, ten sizes."""
+
+    _fields_ = [("sizes", ctypes.c_size_t * 10)]
 
 
 def keep_freed_memory() -> bool:
@@ -31,16 +40,19 @@ def keep_freed_memory() -> bool:
 
     glibc takes every large tensor from the system and gives it back when it is freed. The system
     clears each page of it, again and again: a sixth of the time of a PPO step of GPT-2. Tensors of
-    ever other sizes leave holes in what is kept, so it grows from step to step: call
-    `give_back_memory` after each.
+    ever other sizes leave holes in what is kept, so it grows: call `give_back_memory` where much
+    is in use.
 
     Returns:
-        Whether that could be done: not for another C library, and not where the environment has
-        settings of malloc, which then stand.
+        Whether that could be done: not for another C library (or a glibc before 2.33), and not
+        where the environment has settings of malloc, which then stand.
     """
+    if platform.system() != "Linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        return False
     kept = _told(_MMAP_MAX, 0) and _told(_TRIM_THRESHOLD, -1)
     if kept and _Kept.level is None:
-        _Kept.steps = _Kept.level = 0
+        _Kept.level = _in_use()
+        _Kept.others = max(0, _held() - _Kept.level)
     return kept
 
 
@@ -67,17 +79,26 @@ def _told(option: int, value: int) -> bool:
 
 
 def give_back_memory() -> None:
-    """Give what is kept back to the system, if it has grown by half since a step needed it all.
+    """Give what is free back to the system, if much more is held than was ever in use at once.
 
-    Takes some microseconds where it has not, or where nothing is kept.
+    It takes half a millisecond to look, and nothing where nothing is kept.
     """
     if _Kept.level is None:
         return
-    with open("/proc/self/statm", "rb") as numbers:
-        held = int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    _Kept.steps += 1
-    if _Kept.steps <= SETTLED:
-        _Kept.level = max(_Kept.level, held)
-    elif held > MOST * _Kept.level:
+    _Kept.level = max(_Kept.level, _in_use())
+    if _held() - _Kept.others > MOST * _Kept.level:
         ctypes.CDLL(None).malloc_trim(0)
-        _Kept.steps = _Kept.level = 0
+
+
+def _in_use() -> int:
+    """Return the bytes that the program has from malloc."""
+    look = ctypes.CDLL(None).mallinfo2
+    look.restype = _Heap
+    sizes = look().sizes
+    return int(sizes[_IN_HEAP] + sizes[_IN_MAPS])
+
+
+def _held() -> int:
+    """Return the bytes of memory that the process has."""
+    with open("/proc/self/statm", "rb") as numbers:
+        return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
