@@ -119,3 +119,31 @@ def test_what_no_float32_update_survives_is_refused(name, value, rule):
     """The weights were NaN after the first update, and not "those after the last good one"."""
     with pytest.raises(ValueError, match=f"`{name}` must be a .*number .*{rule}.*, got "):
         PPOConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "meant"),
+    [
+        ("GRPO", ["ppo", "grpo"], " Did you mean `grpo`?"),
+        ("beta", ["init_kl_coef", "best"], " Did you mean `init_kl_coef`?"),
+        ("max_length", ["max_new_tokens"], " Did you mean `max_new_tokens`?"),
+        ("zebra", ["ppo"], ""),
+    ],
+)
+def test_what_a_name_may_mean(name, known, meant):
+    from trl.config.errors import closest
+
+    assert closest(name, known) == meant
+
+
+def test_names_of_other_libraries_on_the_command_line():
+    from trl.config.errors import closest_path
+
+    every = [
+        "ppo.init_kl_coef",
+        "checkpoints.best",
+        "sampling.group_size",
+        "sampling.max_new_tokens",
+    ]
+    assert closest_path("beta", every) == " Did you mean `ppo.init_kl_coef`?"
+    assert closest_path("num-generations", every) == " Did you mean `sampling.group_size`?"

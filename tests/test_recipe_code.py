@@ -61,7 +61,7 @@ def test_nothing_else_runs_by_the_word_of_a_recipe(place, name, command, capsys)
         (place / "theirs" / "recipe.yaml").write_text(json.dumps(recipe))
         assert cli.main(["train", str(place / "theirs" / "recipe.yaml"), "--steps", "1"]) == 2
     error = capsys.readouterr().err
-    assert "`reward[0].name` must name a function of a file beside the recipe" in error
+    assert "`reward[0].name` must name a function, or a class, of a file beside" in error
     assert repr(name) in error
     assert "--trust " in error
     assert error.count("\n") == 1

@@ -96,7 +96,7 @@ def check_positions(
         raise ValueError(
             f"query {sign} response must {rule} the model's {limit} positions, got "
             f"{int(queries[row])} {sign} {int(responses[row])} tokens in row {row} of `{name}`: "
-            "shorten the query or the response."
+            "shorten the query or the response (`max_new_tokens`)."
         )
     shortest, longest = int(queries.min()), int(needed.max())
     if border is not None and shortest <= border < longest:

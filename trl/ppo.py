@@ -69,7 +69,7 @@ from trl.optimization.rewards import RunningMoments, adjusted_scores, token_rewa
 from trl.optimization.settings import resolve_config
 from trl.optimization.state import check_state, fitting_state, optimizer_state
 from trl.optimization.statistics import step_statistics, totals
-from trl.optimization.update import PassStats, Update
+from trl.optimization.update import PassStats, Update, checked_loss
 from trl.optimization.value_pretraining import ValuePretraining
 
 __all__ = ["AdaptiveKLController", "FixedKLController", "PPOConfig", "PPOTrainer"]
@@ -470,7 +470,7 @@ class PPOTrainer:
             with self.updater.one_pass(last):
                 with self.clock.part("forward"):
                     new = self.policy(part)
-                    loss, pass_stats = self.loss(new, of_part, of_part.mask, counts)
+                    loss, pass_stats = checked_loss(self.loss(new, of_part, of_part.mask, counts))
                 with self.clock.part("backward"):
                     self.updater.backward(loss, new)
             parts.append(pass_stats)

@@ -527,6 +527,29 @@ def test_some_empty_messages_are_told(tmp_path, texts, told):
     assert load(path, tokenizer=chatty(), **AS_THEY_ARE, deduplicate=False).note == told
 
 
+def test_a_held_out_file_is_taken_whole_unless_a_number_is_written(tmp_path):
+    own, other = (
+        lines_of(tmp_path, words, name) for words, name in (("abc", "a.txt"), ("xy", "b.txt"))
+    )
+    split = load(own, held_out_prompts=str(other), held_out=256)
+    assert sorted(split.held_out) == ["x", "y"]
+    with pytest.raises(ValueError, match=r"at most 2, .*got 3"):
+        load(own, held_out_prompts=str(other), held_out=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '[{"prompt": "x"}]', r"it is a list of JSON: name it \.json"),
+        ("a.csv", "prompt;answer\n1;2\n", "'prompt;answer' are parted by semicolons: write commas"),
+    ],
+)
+def test_files_of_a_common_other_kind(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / name)
+
+
 def test_rows_without_a_column_that_others_have_are_told(tmp_path):
     rows = [{"prompt": f"p{n}", "answer": "x", "more": None} | {"level": n} for n in range(4)]
     del rows[1]["answer"], rows[2]["answer"]

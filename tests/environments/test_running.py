@@ -167,6 +167,23 @@ def test_too_many_threads_that_hang_are_an_error():
     end.set()
 
 
+def test_a_step_that_raises_is_told_the_model_and_its_owner():
+    class Game:
+        def reset(self):
+            """Begin."""
+
+        def step(self, text: str) -> Turn:
+            """Fail."""
+            raise KeyError("oops")
+
+    world = World(Game)
+    world.reset([{}], seeds=[0])
+    with pytest.warns(UserWarning, match=r"Game\.step raised KeyError: 'oops'.*Mend it"):
+        (reply,) = world.respond([0], ["x"], [[]])
+    assert "oops" in reply.messages[0]["content"]
+    assert not reply.done
+
+
 def test_a_step_that_hangs_ends_its_episode():
     end = threading.Event()
 

@@ -67,7 +67,7 @@ def is_trusted(module: str, trust: Trust) -> bool:
 
 def distrusted(path: str, name: str, place: str) -> str:
     """Return the sentence on a function that nobody but the recipe has named."""
-    rule = "name a function of a file beside the recipe, as file.py:function"
+    rule = "name a function, or a class, of a file beside the recipe, as file.py:name"
     if place == SCRIPT:
         got = f"{name!r}, of the Python script that made the run"
         way = "go on in that script (resume='auto'), or leave it out (--no-environment)"

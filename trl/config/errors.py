@@ -24,6 +24,18 @@ OLD_SPELLINGS = {
 OTHER_IDEAS = {"target_kl": "max_approxkl", "early_stopping": "max_approxkl"}
 """Settings of releases 0.4 to 0.11 whose idea has another form here, and where to look."""
 
+ELSEWHERE = {
+    "num_generations": "group_size",
+    "beta": "init_kl_coef",
+    "max_completion_length": "max_new_tokens",
+    "max_length": "max_new_tokens",
+    "max_steps": "steps",
+    "epsilon": "cliprange",
+    "output_dir": "out",
+    "eval_steps": "eval_every",
+}
+"""Names of the settings of TRL's GRPO, and ours."""
+
 SECRET = "(?i:key|token|secret|passw|pwd|auth|sig|credential)"
 """Part of the name of a parameter of a URL whose value is one."""
 
@@ -114,8 +126,10 @@ def bounded(text: str) -> str:
 def closest(name: str, known: Iterable[str]) -> str:
     """Return ' Did you mean …?' for the known name nearest to `name`, or nothing."""
     known = list(known)
-    renamed = OLD_SPELLINGS.get(name) or OTHER_IDEAS.get(name)
-    match = [renamed] if renamed in known else difflib.get_close_matches(name, known, 1, 0.7)
+    renamed = (OLD_SPELLINGS | OTHER_IDEAS | ELSEWHERE).get(name)
+    alike = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), alike, 1, 0.7)
+    match = [renamed] if renamed in known else [alike[each] for each in near]
     return f" Did you mean `{match[0]}`?" if match else ""
 
 
@@ -125,7 +139,7 @@ def closest_path(path: str, known: Iterable[str]) -> str:
     A setting of the same name counts most, then one of the same section.
     """
     above, _, name = path.replace("-", "_").rpartition(".")
-    name = OLD_SPELLINGS.get(name) or OTHER_IDEAS.get(name) or name
+    name = (OLD_SPELLINGS | OTHER_IDEAS | ELSEWHERE).get(name, name)
 
     def likeness(other: str) -> float:
         section, _, end = other.rpartition(".")

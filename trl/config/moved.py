@@ -70,6 +70,10 @@ OF_TRAIN = {
     "output_dir": "out=...",
     "system_prompt": "system=...",
     "args": "config=...",
+    **{
+        name: f"environment_kwargs={{{name!r}: ...}}"
+        for name in ("max_turns", "max_tokens", "max_tool_calls", "call_format", "serial")
+    },
 }
 """What parameters of GRPOTrainer and its config are in `trl.train`."""
 

@@ -169,6 +169,8 @@ def _json_lines(text: str) -> Rows:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        if number == 1 and line.lstrip().startswith("["):
+            raise ValueError("it is a list of JSON: name it .json")
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -186,6 +188,8 @@ def _csv(text: str, delimiter: str = ",", quoting: int = csv.QUOTE_MINIMAL) -> R
     try:
         names = reader.fieldnames or []
         line = reader.line_num + 1
+        if len(names) == 1 and ";" in names[0]:
+            raise csv.Error(f"the columns {names[0]!r} are parted by semicolons: write commas")
         if len(set(names)) < len(names):
             raise csv.Error(f"names of columns must differ, got {names}")
         for row in reader:

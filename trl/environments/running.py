@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -314,6 +315,9 @@ class World:
         """Return what a `step` has said."""
         what = f"{slot.kind.name}.step"
         if isinstance(answer, BaseException):
+            if not isinstance(answer, Words):
+                told = f"{what} raised {described(answer)}: the policy is told that, and the "
+                warnings.warn(told + "episode goes on. Mend it, unless it is meant.", stacklevel=2)
             answer, failed = Turn(self._words(answer), done=slot.lost), 1
         elif isinstance(answer, Turn):
             failed = 0

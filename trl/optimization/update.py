@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from trl.config.errors import refuse, shown
 
 
 class PassStats(NamedTuple):
@@ -19,6 +21,33 @@ class PassStats(NamedTuple):
     """[N] importance ratio of each token of the pass."""
     advantages: Tensor
     """[N] its advantage."""
+
+
+def checked_loss(found: Any) -> tuple[Tensor, PassStats]:
+    """Return what `PPOTrainer.loss` gave, with the loss itself as the figure `loss/total`.
+
+    Raises:
+        TypeError: if it is no pair of a loss [] with a gradient, and `PassStats` of numbers [].
+    """
+    rule = "return (loss, stats): what is differentiated, a tensor [], and what is told"
+    fix = "return loss, stats, both as `super().loss(...)` gives them"
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], PassStats):
+        refuse("loss", rule, type(found).__name__, fix, error=TypeError)
+    loss, stats = found
+    if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+        got = (
+            "one without a gradient" if isinstance(loss, Tensor) and not loss.ndim else shown(loss)
+        )
+        got = f"a tensor {list(loss.shape)}" if getattr(loss, "ndim", 0) else got
+        fix = "add terms as token_mean(x, mask, counts.tokens), not detached"
+        refuse("loss", rule, got, fix, error=TypeError)
+    for name, share in stats.shares.items():
+        if not isinstance(share, Tensor) or share.ndim:
+            got = f"{list(share.shape) if isinstance(share, Tensor) else share!r} for {name!r}"
+            fix = "take token_mean(x, mask, counts.tokens).detach()"
+            refuse("stats.shares", "be tensors [], a number each", got, fix, error=TypeError)
+    stats.shares["loss/total"] = loss.detach()
+    return loss, stats
 
 
 @dataclass

@@ -14,7 +14,7 @@ from rich.text import Text
 from trl.config.errors import hidden
 from trl.config.recipe import RewardConfig
 from trl.config.writing import as_mapping, flatten
-from trl.report.run import Run, read_runs
+from trl.report.run import Run, Sample, read_runs
 from trl.watch.markdown import visible
 
 NAMES = {
@@ -57,6 +57,10 @@ def figure_keys(runs: Sequence[Run]) -> list[str]:
     if len(by_scorer) == 1:
         (key,) = by_scorer
         if all(side.get(key, mean) == mean for side in sides if (mean := side.get("reward/mean"))):
+            del there[key]
+    unused = [key for key in there if key.startswith(("stop/", "episode/tool"))]
+    for key in unused:  # a game has no tools, and most limits are never met
+        if not any(side.get(key) for side in sides):
             del there[key]
     return [key for key in NAMES if key in there] + [key for key in there if key not in NAMES]
 
@@ -188,6 +192,16 @@ def _text(text: str, style: str = "") -> Text:
     return Text(visible(text), style=style)
 
 
+def _said(sample: Sample) -> str:
+    """A response; of an episode of several turns also what the policy was told in between."""
+    if len(sample.turns) < 2:
+        return sample.response
+    return " ".join(
+        turn.content if turn.role == "assistant" else f"[{turn.role}] {turn.content}"
+        for turn in sample.turns
+    )
+
+
 def before_after_tables(run: Run) -> list[Table]:
     """Samples and figures on the held-out prompts before and after; none without evaluations."""
     if not run.pairs:
@@ -201,7 +215,7 @@ def before_after_tables(run: Run) -> list[Table]:
         cells = [_text(" ".join(before.prompt.split()))]
         for sample in (before, after):
             style = "green" if (sample.reward or 0) > 0 else "red"
-            cells.append(_text(" ".join(sample.response.split())))
+            cells.append(_text(" ".join(_said(sample).split())))
             cells.append(_text(shown("reward/mean", sample.reward), style=style))
         samples.add_row(*cells)
     figures = Table("", title="Held-out prompts", title_justify="left")

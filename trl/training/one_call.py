@@ -432,6 +432,10 @@ def _described(
             else "a stream given in Python",
             shuffle_buffer=loop.stream and loop.stream.buffer_size,
             held_out=len(parts.prompts.held_out),
+            held_out_prompts=f"{len(parts.prompts.held_out)} prompts given in Python"
+            if parts.prompts.held_out
+            else None,
+            shuffle=loop.stream is not None,
             chat=None if isinstance(sent[0], Tensor) else not isinstance(sent[0], str),
             system=_system_of(sent),
             chat_template_kwargs=given.get("chat_template_kwargs"),
