@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -13,8 +14,12 @@ import torch
 from tests.conftest import ragged, tiny_gpt2
 from tests.hosts import cut, two_hosts
 from tests.ranks import launch
+from tests.training.runs import assert_same_run, lines, make_parts, tiny_recipe, without_time
 from trl.compute.starting import processes_told
+from trl.config.recipe import ModelConfig
 from trl.ppo import PPOTrainer
+from trl.training import loop, run
+from trl.training.checkpoints import Checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -95,3 +100,56 @@ def test_who_is_left_ends_in_time_and_names_who_is_lost(lost, named, hosts, tmp_
         assert codes[rank] == 1, said
         assert re.search(f"rank {rank} stops, since {who}", said[rank]), said[rank]
     assert ended - lost_at < IN_TIME, said
+
+
+# -- going on, on the host that is left ------------------------------------------------------------
+
+
+def run_a_recipe(folder, name, shard, lost_in_step=None):
+    """A run, or the rest of it; in a step host b may be lost."""
+    score, calls = loop.score, 0
+
+    def score_or_be_lost(scorer, rollout):
+        nonlocal calls
+        calls += 1
+        if calls == lost_in_step and os.environ["RANK"] == "1":
+            cut()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return score(scorer, rollout)
+
+    loop.score, run.write_report = score_or_be_lost, lambda runs, out: out
+    out = Path(folder)
+    model = ModelConfig(name=str(out / "model"), shard=shard)
+    recipe = tiny_recipe(out, out / name, model=model, ppo={"collective_timeout": PATIENCE})
+    assert run.run_recipe(recipe, resume="auto").steps == 6
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_run_that_loses_a_host_goes_on_on_the_other_alone(shard, hosts, tmp_path):
+    a, _, b = hosts
+    for host in hosts:
+        host.join()
+    make_parts(tmp_path)
+    codes, said = launch(run_a_recipe, 2, tmp_path, str(tmp_path), "whole", shard, hosts=[a, b])
+    assert codes == [0, 0], said
+    lost = str(tmp_path), "lost", shard, 4
+    codes, said = launch(run_a_recipe, 2, tmp_path, *lost, hosts=[a, b], timeout=180)
+    assert codes == [1, -signal.SIGKILL], said
+    assert "rank 0 stops, since rank 1 on host-b" in said[0]
+    there = Checkpoints(tmp_path / "lost" / "checkpoints")
+    assert [path.name for path in there.all()] == ["step-000002"]
+    for processes in (2, 1):  # while the link is still cut
+        name = f"on {processes}"
+        shutil.copytree(tmp_path / "lost", tmp_path / name)
+        codes, said = launch(
+            run_a_recipe, processes, tmp_path, str(tmp_path), name, shard, hosts=[a] * processes
+        )
+        assert codes == [0] * processes, said
+    assert_same_run(tmp_path / "whole", tmp_path / "on 2")
+    assert "of a run on 2 processes, and these are 1" in said[0]
+    ours, whole = (
+        without_time(lines(tmp_path / name / "metrics.jsonl")) for name in ("on 1", "whole")
+    )
+    assert [row["step"] for row in ours] == list(range(7))
+    assert ours[:3] == whole[:3]
+    assert ours[3:] != whole[3:]
