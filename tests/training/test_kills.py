@@ -27,3 +27,15 @@ def test_whatever_is_killed_ends_bit_for_bit(kills, each, tmp_path):
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     assert sum(row["result"] == "killed" for row in rows) == kills
     assert any(row.get("same") for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_processes_with_sharded_weights_that_are_killed_end_bit_for_bit(tmp_path):
+    results = tmp_path / "kills.jsonl"
+    command = [sys.executable, "benchmarks/kills.py", "--kills", "4", "--results", str(results)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert sum("kill" in row for row in rows) == 4
+    assert all(row["identical"] for row in rows if "identical" in row)
