@@ -1,6 +1,7 @@
 """Processes that share a batch end with the weights of one process that has it all."""
 
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -388,6 +389,53 @@ def test_a_process_that_fails_ends_the_others_with_its_reason(kind, reason, tmp_
     if kind in ("scorer", "killed"):
         assert re.match(f"rank 0 stops, since {reason}", said[other].splitlines()[-1])
         assert ("OverflowError: the reward is broken" in said[1]) == (kind == "scorer")
+
+
+def meet_one_that_is_killed():
+    trainer = PPOTrainer(tiny_gpt2(0), tiny_gpt2(1), batch_size=2, minibatch_size=2)
+    if trainer.accelerator.process_index == 1:
+        time.sleep(2)  # it is known by then
+        os.kill(os.getpid(), signal.SIGKILL)
+    peers.meet()
+
+
+@pytest.mark.distributed
+def test_who_is_killed_on_the_same_machine_is_missed_outside_of_an_exchange_too(tmp_path):
+    """Long before one that is silent counts as lost."""
+    codes, said = launch(meet_one_that_is_killed, 2, tmp_path, timeout=peers.SILENCE / 2)
+    assert codes == [1, -signal.SIGKILL], said
+    missed = f"rank 0 stops, since rank 1 on {HOST} was not heard of for [2-9] s"
+    assert re.match(missed, said[0].splitlines()[-1]), said[0]
+
+
+def end_after_the_other(rank, port):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    PPOTrainer(tiny_gpt2(0), tiny_gpt2(1), batch_size=2, minibatch_size=2)
+    peers.meet()
+    if rank == 0:
+        time.sleep(2 * peers.HEARD + peers.GRACE)
+
+
+def start_children(port):
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=end_after_the_other, args=(n, port)) for n in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_child_of_multiprocessing_that_ends_first_is_not_lost(tmp_path):
+    """It runs no `atexit`, and leaves word all the same."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    codes, said = launch(start_children, 1, tmp_path, str(port), timeout=120)
+    assert codes == [0], said
 
 
 @pytest.mark.slow

@@ -4,8 +4,9 @@ By itself, a process that waits for one that has failed ends minutes later, or w
 closed by peer". Here each process watches the store that torch.distributed keeps for all of them:
 one that fails leaves its reason there before it ends. The others say whose it was, and end too.
 A process that was killed, or that a cut link keeps away, leaves nothing; it is known by its heart,
-which beats no more. Each process listens to the heart of the next, so that many cost the store no
-more than few.
+which beats no more: after seconds where the next one can see that it is gone, on the same machine,
+and else after a minute, in which it may only be slow. Each process listens to the heart of the
+next, so that many cost the store no more than few.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from itertools import count
+from multiprocessing.util import Finalize
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import torch.distributed
 from accelerate import Accelerator
 
@@ -90,6 +94,7 @@ class Peers:
         # With a link of its own: that of the group is taken for as long as a process waits on it.
         self._store = torch.distributed.PrefixStore("trl-peers", default).clone()
         self._store.set(f"host/{rank}", socket.gethostname())
+        self._store.set(f"place/{rank}", f"{_machine()} {os.getpid()}")
         self._store.set(f"alive/{rank}", "")
         self._keeper = self._name(0)  # it, or what launched it, keeps the store
         self._patience, self._answered = min(timeout, SILENCE), time.monotonic()
@@ -107,6 +112,7 @@ class Peers:
         for thread in self._threads:
             thread.start()
         atexit.register(self._end)
+        Finalize(None, self._end, exitpriority=0)  # a child of multiprocessing runs no `atexit`
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} on {self._store.get(f'host/{rank}').decode()}"
@@ -130,7 +136,7 @@ class Peers:
 
     def _end(self) -> None:
         """Stop watching: a thread in the store's C++ would abort a process that is ending."""
-        if self._own is None:
+        if self._own is None and not self._ending.is_set():
             with suppress(RuntimeError, OSError):
                 self._ask(lambda: self._store.set("ended", ""))
         self._ending.set()
@@ -203,8 +209,10 @@ class Peers:
                     self._patience = math.inf  # the others end too, each in its time
                 elif beat != last:
                     last, heard = beat, now
-                elif now - heard > self._patience:
-                    what = f"was not heard of for {self._patience:.0f} s: {LOST}"
+                elif now - heard > self._patience or (
+                    beat and now - heard > HEARD and _is_gone(store.get(f"place/{following}"))
+                ):
+                    what = f"was not heard of for {now - heard:.0f} s: {LOST}"
                     self._failure = self._report(what, following)
                     return
                 if self._ending.wait(BEAT):
@@ -240,3 +248,22 @@ class Peers:
         if self._failure is None and named:
             self._failure = f"{named} ended without a word: {LOST}"
         return self._failure is not None
+
+
+def _machine() -> str:
+    """Return what tells apart where a number names a process; empty: not known, but on Linux."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    return ""
+
+
+def _is_gone(place: bytes) -> bool:
+    """Return whether a process has ended for certain, as only one on this machine is known to."""
+    machine, _, number = place.decode().rpartition(" ")
+    if not machine or machine != _machine():
+        return False
+    try:
+        return psutil.Process(int(number)).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
