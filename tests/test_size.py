@@ -14,7 +14,7 @@ MOST = {
     "axes.py": 41,
     "batch.py": 435,
     "cli": 697,
-    "compute": 1227,
+    "compute": 1281,
     "config": 1577,
     "core.py": 240,
     "data": 952,
@@ -23,8 +23,8 @@ MOST = {
     "fit.py": 83,
     "gguf.py": 57,
     "gpt2.py": 83,
-    "kernels": 233,
-    "models": 1951,
+    "kernels": 316,
+    "models": 1960,
     "optimization": 1367,
     "ppo.py": 409,
     "report": 1125,
@@ -32,10 +32,10 @@ MOST = {
     "saved.py": 108,
     "scored.py": 169,
     "starter": 16,
-    "training": 4624,
+    "training": 4626,
     "watch": 1265,
 }
-IN_ALL = 23852
+IN_ALL = 24000
 MOST_IN_A_FILE, MOST_IN_A_FUNCTION = 450, 60
 
 

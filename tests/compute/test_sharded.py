@@ -1,9 +1,13 @@
 """Weights that are sharded over processes are trained as whole ones are."""
 
+import copy
+import gc
 import itertools
+import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +16,9 @@ import torch
 from accelerate import ParallelismConfig
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from tests.models.policies import lora_config
 from tests.ranks import launch
 from tests.test_distributed import (
     KINDS,
@@ -25,9 +30,12 @@ from tests.test_distributed import (
     trained,
 )
 from tests.training.runs import assert_same_run, last_state, make_parts, tiny_recipe
+from trl.compute.precision import LOW_PRECISION, dither
 from trl.compute.sharding import check_can_shard, check_plain_processes
 from trl.compute.updater import OneProcess
 from trl.config.recipe import ModelConfig
+from trl.kernels.sharded import whole
+from trl.kernels.stored import Stored
 from trl.models.with_value_head import load_policy
 from trl.ppo import PPOTrainer
 from trl.training import run, sharded
@@ -100,6 +108,99 @@ def test_what_cannot_be_sharded_is_refused(kind, precision, told):
     accelerator.mixed_precision = precision
     with pytest.raises(ValueError, match=told):
         check_can_shard(policy, accelerator)
+
+
+# -- loading ---------------------------------------------------------------------------------------
+
+LOADED = [
+    ("float32", {}, "fp32"),
+    ("bfloat16", {}, "fp32"),
+    ("bfloat16", {}, "bf16"),
+    ("bfloat16", {"critic": "copy"}, "bf16"),
+    ("bfloat16", {"unfrozen_layers": 1}, "bf16"),
+    ("bfloat16", {"peft_config": lora_config()}, "bf16"),
+    ("bfloat16", {"peft_config": lora_config(init_lora_weights="pissa")}, "fp32"),
+]
+"""The format of the file, what the policy is loaded with, and the precision."""
+
+
+def load_and_shard(folder):
+    for dtype, how, precision in LOADED:
+        policies = []
+        for shard in (False, True):
+            torch.manual_seed(0)
+            loaded = load_policy(f"{folder}/{dtype}", **copy.deepcopy(how), shard=shard)
+            policies.append(loaded)
+        expected, policy = policies
+        stored = sum(isinstance(weight, Stored) for weight in policy.parameters())
+        assert stored > len(list(policy.parameters())) / 4, how
+        dither(expected, LOW_PRECISION.get(precision))
+        PPOTrainer(policy, shard=True, precision=precision, batch_size=2, minibatch_size=2)
+        weights = dict(expected.named_parameters())
+        assert weights.keys() == dict(policy.named_parameters()).keys()
+        for name, weight in policy.named_parameters():
+            assert weight.requires_grad == weights[name].requires_grad, name
+            assert torch.equal(whole(weight.detach()), weights[name]), (name, how)
+        AcceleratorState._reset_state()
+
+
+@pytest.mark.distributed
+def test_weights_from_their_files_are_those_of_a_model_in_memory(tmp_path):
+    for dtype in ("float32", "bfloat16"):
+        make_model("ppo").to(getattr(torch, dtype)).save_pretrained(tmp_path / dtype)
+    codes, said = launch(load_and_shard, 2, tmp_path, str(tmp_path))
+    assert codes == [0, 0], said
+
+
+def own_memory():
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+
+def measure_loading(folder):
+    """Write the most memory of its own that a process has while it loads and shards a model."""
+    gc.collect()
+    before, over, seen = own_memory(), threading.Event(), [0]
+
+    def watch():
+        while not over.wait(0.001):
+            seen.append(own_memory())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    policy = load_policy(f"{folder}/model", shard=True)
+    settings = {"precision": "fp32", "batch_size": 2, "minibatch_size": 2, "init_kl_coef": 0}
+    PPOTrainer(policy, "none", shard=True, **settings)
+    over.set()
+    watching.join()
+    Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps(max(seen) - before))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_process_has_the_whole_model_in_memory_of_its_own(dtype, tmp_path):
+    config = GPT2Config(n_layer=10, n_embd=512, n_head=8, vocab_size=64, n_positions=64)
+    model = GPT2LMHeadModel(config)
+    size = 4 * model.num_parameters()  # 126 MB in float32
+    model.to(dtype).save_pretrained(tmp_path / "model")
+    codes, said = launch(measure_loading, 2, tmp_path, str(tmp_path))
+    assert codes == [0, 0], said
+    most = max(json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert most < 0.75 * size, most / size  # its half, a matrix, and what else a process needs
+
+
+def test_weights_that_stay_in_their_file_are_whole_ones_to_a_single_process(tmp_path):
+    make_model("ppo").bfloat16().save_pretrained(tmp_path)
+    plain, policy = (load_policy(str(tmp_path), shard=shard) for shard in (False, True))
+    weight = policy.get_input_embeddings().weight
+    assert isinstance(weight, Stored)
+    assert weight.held.dtype == torch.bfloat16
+    with pytest.raises(TypeError, match="must not be changed or moved before .* without `shard`"):
+        torch.nn.init.zeros_(weight)
+    PPOTrainer(policy, batch_size=2, shard=True, precision="fp32")
+    for found, expected in zip(policy.parameters(), plain.parameters(), strict=True):
+        assert not isinstance(found, Stored)
+        assert torch.equal(found, expected)
 
 
 def test_one_process_alone_holds_all_weights():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ import torch.distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
-from torch import nn
+from torch import Tensor, nn
 
 from trl.compute.peers import watch_peers
 from trl.compute.starting import check_joined, joins_on_cpu
@@ -92,7 +93,6 @@ def _joined(timeout: float, **settings: Any) -> Accelerator:
     return accelerator
 
 
-@torch.no_grad()
 def dither(model: nn.Module, low: torch.dtype | None) -> None:
     """Fill the digits that weights lack since they were stored in a coarser format.
 
@@ -111,23 +111,42 @@ def dither(model: nn.Module, low: torch.dtype | None) -> None:
             and of heads, of which a mean is taken before it.
         low: bfloat16 or float16, to which products cast; None: nothing is cast.
     """
+    fill = ditherer(model, low)
+    for weight in model.parameters():
+        if fill is not None:
+            fill(weight, weight.data)
+
+
+def ditherer(
+    model: nn.Module, low: torch.dtype | None
+) -> Callable[[nn.Parameter, Tensor], None] | None:
+    """Return what `dither` does to one weight: given it and its numbers, which are changed.
+
+    It is to be asked weight after weight, in the order of the model; None: nothing is cast.
+    """
     if low is None:
-        return
+        return None
     cut = 2 ** (23 - _MANTISSA[low])  # of the bits, read as an integer, those below are lost
     heads = (part.get_output_embeddings() for part in model.modules() if hasattr(part, _HEAD))
     tables = [part for part in model.modules() if isinstance(part, nn.Embedding)]
     apart = {getattr(part, "weight", None) for part in (*tables, *heads)}
     stream = torch.Generator().manual_seed(0)  # the same on each process
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in (w for w in trained if w.dtype == torch.float32 and w.ndim > 1 and w.numel()):
+
+    @torch.no_grad()
+    def fill(weight: nn.Parameter, numbers: Tensor) -> None:
+        fits = weight.requires_grad and weight.dtype == torch.float32 and weight.ndim > 1
+        if not fits or not weight.numel() or weight in apart:
+            return
         rows = max(1, _AT_ONCE * len(weight) // weight.numel())
-        for bits in weight.data.view(torch.int32).split(rows) if weight not in apart else ():
+        for bits in numbers.view(torch.int32).split(rows):
             coarse = (bits & 0xFF == 0) & (bits != 0)
             if 10 * coarse.sum() > bits.numel():
                 odd = (bits & cut) // cut  # half goes to the even number
                 rounded = (bits + cut // 2 - 1 + odd) & -cut
                 place = torch.randint(1 - cut // 2, cut // 2, bits.shape, generator=stream)
                 bits.copy_(torch.where(coarse, rounded + place.to(bits), bits))
+
+    return fill
 
 
 def check_first_ratio(gap: float, precision: str, what: str = "log-probs") -> None:

@@ -12,7 +12,7 @@ stay in float32, as autocast leaves them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from trl.anatomy import language_model
 from trl.config.errors import refuse
 from trl.kernels.sharded import is_sharded
+from trl.kernels.stored import Stored, held_of
 from trl.models.critic import critic_of
 from trl.models.response import ResponseModel
 
@@ -72,18 +73,29 @@ def check_can_shard(model: nn.Module, accelerator: Accelerator) -> None:
 
 @torch.no_grad()
 def take_from_first(module: nn.Module, device: torch.device) -> None:
-    """Let each process begin with the weights of the first, as DDP does."""
+    """Let each process begin with the weights of the first, as DDP does.
+
+    Nothing is written where they are the same already: what lies in a file stays there.
+    """
     for tensor in (*module.parameters(), *module.buffers()):
-        sent = tensor.data.to(device)
+        sent = (held := held_of(tensor)).to(device, copy=True)
         torch.distributed.broadcast(sent, src=0)
-        tensor.data.copy_(sent)
+        if not torch.equal(sent := sent.to(held.device), held):
+            if isinstance(tensor, Stored):
+                tensor.data = sent.float()
+            else:
+                tensor.copy_(sent)
 
 
 def without_memory(responder: ResponseModel) -> ResponseModel:
     """Return a copy of a model whose weights are on the device "meta", for `shard` to fill."""
-    weights = responder.parameters()
-    empty = {id(w): nn.Parameter(w.detach().to("meta"), w.requires_grad) for w in weights}
-    return copy.deepcopy(responder, empty)
+    return copy.deepcopy(
+        responder, {id(weight): _empty(weight) for weight in responder.parameters()}
+    )
+
+
+def _empty(weight: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
 
 
 def shard(
@@ -91,52 +103,91 @@ def shard(
     accelerator: Accelerator,
     low: torch.dtype | None,
     filled_from: nn.Module | None = None,
+    change: Callable[[nn.Parameter, Tensor], None] | None = None,
 ) -> None:
     """Let each process keep its part of a model's weights alone; they are other objects then.
 
+    The parts are taken from one weight after the other, which is let go of.
+
     Args:
-        responder: Around the model, on its device; it is what must be called for a pass.
+        responder: Around the model; it is what must be called for a pass.
         accelerator: Of this process.
         low: The precision of autocast, None: there is none.
         filled_from: Of a copy `without_memory`: the model it is a copy of, which is sharded.
+        change: Is given each weight, and its numbers, which it may change before they are cut.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_method
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
 
     policy = MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False)
     how: dict[str, Any] = {"reshard_after_forward": True}
     how["mesh"] = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    were = {} if filled_from is not None else _emptied(responder)
     for layer in (layer for reader in responder.readers for layer in _layers(reader.plain)):
         for part in [layer] if low is None else _blocks(layer):
-            _cut(part, mp_policy=policy if low else MixedPrecisionPolicy(), **how)
+            fully_shard(part, mp_policy=policy if low else MixedPrecisionPolicy(), **how)
     # By itself the root would keep its weights after a pass without gradient: the optimiser would
     # then change parts that nothing computes with.
-    root: Any = _cut(responder, **how)
+    root: Any = fully_shard(responder, **how)
     if filled_from is not None:
-        _fill(responder.model, filled_from)
+        parts = dict(filled_from.named_parameters(remove_duplicate=False))
+        _fill(responder.model, lambda name, like: parts[name].detach().to(like.dtype, copy=True))
+    else:
+        _fill(responder.model, lambda name, like: _part_of(were[name], like, accelerator, change))
     register_fsdp_forward_method(root, "trunk_states")
     root._get_fsdp_state()._lazy_init()  # before a layer is called without it, for sampling
 
 
-def _cut(module: nn.Module, **how: Any) -> nn.Module:
-    """Shard the weights of a module that are whole, and let go of what they held."""
-    from torch.distributed.fsdp import fully_shard
+def _emptied(responder: ResponseModel) -> dict[str, nn.Parameter]:
+    """Return the weights of a model by name, and put empty ones on "meta" in their places."""
+    were = dict(responder.model.named_parameters(remove_duplicate=False))
+    empty = {weight: _empty(weight) for weight in were.values()}  # tied ones stay one
+    for module in responder.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = empty[weight]
+    return were
 
-    were_whole = [weight for weight in module.parameters() if not is_sharded(weight)]
-    fully_shard(module, **how)
-    for weight in were_whole:  # the optimiser, or a user, may have them still
+
+@torch.no_grad()
+def _part_of(
+    weight: nn.Parameter,
+    like: Any,
+    accelerator: Accelerator,
+    change: Callable[[nn.Parameter, Tensor], None] | None,
+) -> Tensor:
+    """Return this process's part of a weight, and let go of what that held."""
+    from torch.distributed.tensor import DTensor
+
+    numbers = weight.detach()
+    if change is not None:
+        numbers = numbers.to(weight.dtype, copy=True)
+        change(weight, numbers)
+    each = -(-len(weight) // accelerator.num_processes)  # rows, the last may have fewer
+    first = accelerator.process_index * each
+    own = numbers[first : first + each].to(accelerator.device, copy=True)
+    if not isinstance(weight, Stored):  # the optimiser, or a user, may have it still
         weight.data = weight.new_empty(0)
-    return module
+    where: Any = {"shape": like.shape, "stride": like.stride(), "run_check": False}
+    return DTensor.from_local(own, like.device_mesh, like.placements, **where)
 
 
-def _fill(empty: nn.Module, model: nn.Module) -> None:
-    """Give a sharded copy without memory its parts: those of the model, in its own precision."""
-    parts = dict(model.named_parameters(remove_duplicate=False))
+def _fill(empty: nn.Module, part_of: Callable[[str, Any], Tensor]) -> None:
+    """Give a sharded model without memory its parts.
+
+    Args:
+        empty: The model.
+        part_of: Given the name of a weight and the empty one, returns this process's part.
+    """
     places = list(empty.named_parameters(remove_duplicate=False))
-    filled = {
-        weight: nn.Parameter(parts[name].detach().to(weight.dtype, copy=True), weight.requires_grad)
-        for name, weight in places
-    }
+    filled: dict[nn.Parameter, nn.Parameter] = {}
+    for name, weight in places:
+        if weight not in filled:
+            filled[weight] = nn.Parameter(part_of(name, weight), weight.requires_grad)
     state = {name: filled[weight] for name, weight in places}  # tied ones stay one
     empty.load_state_dict(state, strict=False, assign=True)
 

@@ -38,6 +38,7 @@ from trl.compute.precision import (
     LOW_PRECISION,
     check_accelerator,
     dither,
+    ditherer,
     exit_after_gloo,
     make_accelerator,
 )
@@ -56,6 +57,7 @@ from trl.config.errors import refuse
 from trl.kernels.gradients import Gradients
 from trl.kernels.memory import give_back_at_once, give_back_memory, keep_freed_memory
 from trl.kernels.sharded import own_part
+from trl.kernels.stored import bring_in
 from trl.models.critic import critic_of, value_head_of
 from trl.models.head import constant_weights
 from trl.models.reference import Reference, ReferenceKind, as_at_start, make_reference
@@ -98,7 +100,9 @@ def make_updater(
             give_back_at_once()
         elif config.keep_freed_memory:
             keep_freed_memory()
-    dither(model, LOW_PRECISION.get(accelerator.mixed_precision))
+    if not sharded:
+        bring_in(model.parameters())
+        dither(model, LOW_PRECISION.get(accelerator.mixed_precision))
     responder = ResponseModel(model, config.temperature)
     if accelerator.num_processes > 1 and any(
         _may_leave_out(each.plain) for each in responder.readers
@@ -350,21 +354,22 @@ class Sharded(ManyProcesses):
         self._working = WorkingWeights(self.model, None)
 
     def make_reference(self, ref_model: nn.Module | ReferenceKind | None) -> Reference | None:
-        """Make the reference while the weights are whole, then shard both."""
+        """Make the reference while all weights can be read, then shard both."""
         if isinstance(ref_model, nn.Module):
             check_can_shard(ref_model, self.accelerator)
             take_from_first(ref_model, self.accelerator.device)
-        with self.autocast():
+        with self._uncached():
             for reader in self.responder.readers:
                 reader.try_layouts()
         reference = super().make_reference(ref_model)
         names = {weight: name for name, weight in self.model.named_parameters()}
         self._leaves_out = _may_leave_out(self.responder.plain)
-        shard(self.responder, self.accelerator, self._low)
+        change = ditherer(self.model, self._low)
+        shard(self.responder, self.accelerator, self._low, change=change)
         if reference is not None and reference.kind == "copy":
             shard(reference.module, self.accelerator, self._low, filled_from=self.model)
         elif reference is not None and reference.model is not None:
-            with self.autocast():
+            with self._uncached():
                 reference.module.try_layouts()
             shard(reference.module, self.accelerator, self._low)
         self.policy.set_reduce_scatter_unused_params(self._leaves_out)
@@ -376,6 +381,11 @@ class Sharded(ManyProcesses):
         if reference is not None and reference.kind in ("adapter-at-start", "shared-trunk"):
             reference.switched = as_at_start(self.model)
         return reference
+
+    def _uncached(self) -> torch.autocast:
+        """Return autocast that keeps no copies of weights, which would be all of them."""
+        low, kind = self._low, self.accelerator.device.type
+        return torch.autocast(kind, low, enabled=low is not None, cache_enabled=False)
 
     @contextmanager
     def sampling(self) -> Iterator[None]:

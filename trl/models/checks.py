@@ -22,6 +22,7 @@ from trl.batch import Rollout
 from trl.config.errors import refuse
 from trl.fit import check_ids, check_positions
 from trl.kernels.sharded import agreed, is_sharded, own_part
+from trl.kernels.stored import held_of
 from trl.models.critic import critic_of
 from trl.models.response import ResponseModel
 
@@ -144,9 +145,9 @@ def check_apart(model: nn.Module, ref_model: nn.Module) -> None:
     So it is when both are one model, or were made of one, also when PEFT has put an adapter into
     it.
     """
-    of_reference = {weight.data_ptr() for weight in ref_model.parameters() if weight.numel()}
+    of_reference = {held_of(each).data_ptr() for each in ref_model.parameters() if each.numel()}
     for key, weight in model.named_parameters():
-        if weight.requires_grad and weight.data_ptr() in of_reference:
+        if weight.requires_grad and held_of(weight).data_ptr() in of_reference:
             got = f"`{key}` of `model`, which is trained, so that the KL would always be 0"
             fix = "load the model twice, or leave `ref_model` out"
             refuse("ref_model", "have weights of its own", got, fix)

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from trl.anatomy import text_config
 from trl.config import moved
 from trl.gguf import as_plain, gguf_apart, unpacking
+from trl.kernels.stored import bring_in, left_in_files
 from trl.models import checkpoint as saved
 from trl.models.adapters import base_of, load_adapter
 from trl.models.checkpoint import SavedHead, Source
@@ -35,14 +36,15 @@ def load_model(
         is_trainable: Whether an adapter goes on being trained.
         allow_pickle: Also load weights from pickles.
         as_critic: It may be a reward model: the language head may be missing.
-        **kwargs: What transformers' `from_pretrained` takes.
+        **kwargs: `shard`, which leaves float32 weights in their files for a trainer to shard; what
+            transformers' `from_pretrained` takes.
     """
     if older := [moved.told(k, moved.LOADING[k]) for k in kwargs if k in moved.LOADING]:
         raise TypeError(" ".join(older))
     name, kwargs = gguf_apart(name, kwargs)
     source = Source.of(name, kwargs)
     if source.find(saved.ADAPTER_CONFIG) is None:
-        how = {"allow_pickle": allow_pickle, "as_critic": as_critic}
+        how: Any = {"allow_pickle": allow_pickle, "as_critic": as_critic}
         return load_whole(None, source, **how, **kwargs)[:2]
     with damage_told(source.folder, saved.ADAPTER_CONFIG, saved.ADAPTER_FILE):
         return _load_adapted(source, kwargs, is_trainable=is_trainable, allow_pickle=allow_pickle)
@@ -72,6 +74,7 @@ def load_whole(
     *args: Any,
     allow_pickle: bool,
     as_critic: bool = False,
+    shard: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, SavedHead | None, dict[str, Any]]:
     """Return a language model, its value head, and what transformers says of the loading.
@@ -82,10 +85,11 @@ def load_whole(
         *args: What `load` takes after the name.
         allow_pickle: Also load weights from pickles.
         as_critic: See `load_model`.
+        shard: Likewise.
         **kwargs: What `load` takes.
     """
     with damage_told(source.folder, kwargs.get("gguf_file") or CONFIG):
-        how = {"allow_pickle": allow_pickle, "as_critic": as_critic}
+        how = {"allow_pickle": allow_pickle, "as_critic": as_critic, "shard": shard}
         return _load_whole(load, source, *args, **how, **kwargs)
 
 
@@ -95,6 +99,7 @@ def _load_whole(
     *args: Any,
     allow_pickle: bool,
     as_critic: bool,
+    shard: bool,
     **kwargs: Any,
 ) -> tuple[Any, SavedHead | None, dict[str, Any]]:
     in_gguf = kwargs.get("gguf_file")
@@ -107,8 +112,12 @@ def _load_whole(
         kwargs |= unpacking()
     if not allow_pickle:
         kwargs["use_safetensors"] = True
+    in_files = shard and in_gguf is None and not quantized
     try:
-        with quiet_transformers(bars=True):  # or it would warn of the value head in old folders
+        with (
+            quiet_transformers(bars=True),
+            left_in_files(in_files),
+        ):  # or it would warn of the value head in old folders
             if load is None:
                 kwargs.setdefault("trust_remote_code", False)  # None: transformers asks, and waits
                 config = _config(source, kwargs)
@@ -116,6 +125,7 @@ def _load_whole(
                 if in_gguf is not None:  # to read the file's vocabulary again takes seconds
                     kwargs["config"] = config
             model, info = load(source.name, *args, output_loading_info=True, **kwargs)
+            bring_in(model.buffers())
     except OSError as error:
         if source.folder is not None:
             raise

@@ -217,6 +217,7 @@ class _LMWithValueHead(nn.Module):
         value_range: tuple[float, float] | None = None,
         critic: str | os.PathLike[str] | nn.Module = "same",
         allow_pickle: bool = False,
+        shard: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Load a model by hub name or from a folder, with its value head if there is one.
@@ -242,6 +243,8 @@ class _LMWithValueHead(nn.Module):
                 head becomes the value head. It is trained as the policy is: as a whole, by an
                 adapter of the same settings, or its top layers.
             allow_pickle: Also load weights from pickles (pytorch_model.bin).
+            shard: Leave the weights in their files for PPOTrainer(..., shard=True), so that no
+                process has all of them in memory of its own; they must not be changed before.
             **kwargs: What transformers' `from_pretrained` takes: dtype, device_map,
                 attn_implementation, quantization_config, revision, ….
 
@@ -265,15 +268,14 @@ class _LMWithValueHead(nn.Module):
                 )
         else:
             name = os.fspath(pretrained_model)
-            inner, head = load_model(
-                name, is_trainable=is_trainable, allow_pickle=allow_pickle, **kwargs
-            )
+            how = {"is_trainable": is_trainable, "allow_pickle": allow_pickle, "shard": shard}
+            inner, head = load_model(name, **how, **kwargs)
         if peft_config is not None:
             inner = add_adapter(inner, peft_config)
         kind = cls if cls is not _LMWithValueHead else _kind_for(language_model(inner))
         if isinstance(critic, (str, os.PathLike)) and critic not in ("same", "copy"):
             loading = {k: v for k, v in kwargs.items() if k not in OF_ONE_MODEL}
-            loading |= {"is_trainable": is_trainable, "allow_pickle": allow_pickle}
+            loading |= {"is_trainable": is_trainable, "allow_pickle": allow_pickle, "shard": shard}
             critic, head = load_model(os.fspath(critic), as_critic=True, **loading)
         how: Any = {"unfrozen_layers": unfrozen_layers, "value_head": value_head}
         how |= {"value_range": value_range, "critic": critic, "saved_head": head}

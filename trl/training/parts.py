@@ -120,7 +120,9 @@ class Parts:
         with seeded(recipe.seed), quiet_transformers(), warnings.catch_warnings():
             # That peft turned the matrices of GPT-2 about, which it should.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
-            self.model = load_policy(model, **model_kwargs)
+            in_files = shard and not isinstance(model, nn.Module)
+            loading = {"shard": True} if in_files and accelerator.num_processes > 1 else {}
+            self.model = load_policy(model, **model_kwargs, **loading)
         how: Any = {"accelerator": accelerator, "shard": shard}
         self.trainer = PPOTrainer(self.model, ref_model, config, **how)
         if found is None:
