@@ -106,7 +106,7 @@ def make_model(kind):
     return tiny_model("switch_transformers" if kind == "experts" else "llama")
 
 
-def trained(kind, way, size=ROWS, shard=False):
+def trained(kind, way, size=ROWS, **parts):
     """What two steps make of a policy: its weights, by how much the most has moved, the stats."""
     how, settings = (KINDS | MORE)[kind]
     mixed_precision, make_optimizer = WAYS[way]
@@ -120,7 +120,7 @@ def trained(kind, way, size=ROWS, shard=False):
     before = torch.cat([weight.detach().flatten() for weight in weights])
     trainer = PPOTrainer(
         policy,
-        shard=shard,
+        **parts,
         optimizer=make_optimizer(weights, **{"lr": LOW_RATES[kind]} if way == "bf16" else {}),
         precision=mixed_precision,
         batch_size=size,
@@ -129,7 +129,7 @@ def trained(kind, way, size=ROWS, shard=False):
         pretraining_rows=size // 2 if "pretraining_coef" in settings else None,
         **{"forward_batch_size": 2} | settings,
     )
-    if shard:  # nothing holds them whole
+    if parts:  # nothing holds them whole
         assert not any(weight.numel() for weight in weights)
     mine = share(trainer, size)
     if "pretraining_coef" in settings:
@@ -448,7 +448,7 @@ def test_a_scorer_is_waited_for_longer_than_an_exchange(tmp_path):
 # -- runs ------------------------------------------------------------------------------------------
 
 
-def run_stop_and_go_on(folder, shard=False, precision="fp32", critic="same"):
+def run_stop_and_go_on(folder, precision="fp32", **model):
     """A run, and another that is stopped in its third step and goes on."""
     out, rank = Path(folder), int(os.environ.get("RANK", 0))
     if "RANK" in os.environ:
@@ -459,7 +459,7 @@ def run_stop_and_go_on(folder, shard=False, precision="fp32", critic="same"):
         torch.distributed.barrier()
     changes = {"ppo": {"pretraining_coef": 0.5, "precision": precision}}
     changes["pretraining"] = PretrainingConfig(text=str(out / "prompts.txt"), tokens=4)
-    changes["model"] = ModelConfig(name=str(out / "model"), shard=shard, critic=critic)
+    changes["model"] = ModelConfig(name=str(out / "model"), **model)
     run.write_report = lambda runs, out: out
     run.run_recipe(tiny_recipe(out, out / "whole", **changes))
     calls, score = 0, loop.score
@@ -487,7 +487,7 @@ def test_a_run_of_two_processes_stops_and_goes_on(precision, tmp_path):
     for processes in (1, 2):
         out = tmp_path / str(processes)
         out.mkdir()
-        codes, said = launch(run_stop_and_go_on, processes, out, str(out), False, precision)
+        codes, said = launch(run_stop_and_go_on, processes, out, str(out), precision)
         assert codes == [0] * processes, said
         rows = lines(out / "whole" / "samples.jsonl")
         written.append([(row["prompt"], row["response"]) for row in rows[:6]])

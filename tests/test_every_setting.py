@@ -336,6 +336,7 @@ CASES = {
     "model.value_head": Case("bins", two_steps_of_a_run),
     "model.value_range": Case([-1.0, 1.0], two_steps_of_a_run, {"model.value_head": "bins"}),
     "model.shard": Case(True, sharding),
+    "model.offload": Case(True, sharding, {"model.shard": True}),
     "data.prompts": Case("{folder}/table.jsonl", prompts),
     "data.shuffle_buffer": Case(8, first_step),
     "data.subset": Case("b", prompts, {"data.prompts": "{folder}/set", "data.subset": "a"}),

@@ -97,6 +97,8 @@ class PPOTrainer:
         shard: Let each process hold its part of every weight of policy and reference, both of which
             are changed for it (torch's FSDP2, see docs/howto/sharding.md). All processes then
             sample, save and score at the same time. One process alone holds all.
+        offload: Hold these parts, and what the optimiser keeps, in the CPU's memory: a device then
+            has gathered layers only. Needs `shard`.
         **ppo_params: Fields of `PPOConfig`, also by their names of 2020 (`lr`, `lam`, `target`,
             `horizon`, `adap_kl_ctrl`). A name close to one of them is a TypeError; others
             are ignored with a warning, since notebooks of that time pass their whole settings.
@@ -126,6 +128,7 @@ class PPOTrainer:
         accelerator: Accelerator | None = None,
         pretraining: Pretraining | None = None,
         shard: bool = False,
+        offload: bool = False,
         **ppo_params: Any,
     ) -> None:
         if older or isinstance(model, PPOConfig):
@@ -146,7 +149,8 @@ class PPOTrainer:
             refuse("pretraining_coef", "be > 0 with `pretraining`", "0")
         self.pretraining = pretraining
 
-        self.updater = make_updater(model, config, optimizer, accelerator, shard=shard)
+        parts: Any = {"shard": shard, "offload": offload}
+        self.updater = make_updater(model, config, optimizer, accelerator, **parts)
         if config.token_budget is None:
             self.config = config = replace(config, token_budget=tokens_that_fit(self.updater))
         self.reference = self.updater.make_reference(ref_model)

@@ -50,10 +50,13 @@ TABLE += [("a critic of its own", "Adam"), ("a critic of its own", "bf16")]
 QUICK = [("short passes", "SGD"), ("the top", "SGD"), ("a critic of its own", "SGD")]
 
 
-def train_sharded(out, table):
+OFFLOADED = [("clipped", "Adam"), ("a critic of its own", "bf16"), ("experts", "SGD")]
+
+
+def train_sharded(out, table, offload):
     results = {}
     for kind, way in table:
-        results[kind, way] = trained(kind, way, shard=True)
+        results[kind, way] = trained(kind, way, shard=True, offload=offload)
         AcceleratorState._reset_state()
     if os.environ["RANK"] == "0":
         torch.save(results, out)
@@ -61,16 +64,19 @@ def train_sharded(out, table):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("processes", "table"),
+    ("processes", "table", "offload"),
     [
-        (2, QUICK),
-        pytest.param(2, TABLE, marks=pytest.mark.slow),
-        pytest.param(3, TABLE, marks=pytest.mark.slow),
+        (2, QUICK, False),
+        (2, OFFLOADED, True),
+        pytest.param(2, TABLE, False, marks=pytest.mark.slow),
+        pytest.param(3, TABLE, False, marks=pytest.mark.slow),
+        pytest.param(3, TABLE, True, marks=pytest.mark.slow),
     ],
 )
-def test_sharded_weights_are_trained_as_whole_ones(processes, table, tmp_path):
+def test_sharded_weights_are_trained_as_whole_ones(processes, table, offload, tmp_path):
     """Every kind of policy, on rows whose lengths, and passes, differ from process to process."""
-    codes, said = launch(train_sharded, processes, tmp_path, str(tmp_path / "out.pt"), table)
+    out = str(tmp_path / "out.pt")
+    codes, said = launch(train_sharded, processes, tmp_path, out, table, offload)
     assert codes == [0] * processes, said
     for (kind, way), result in torch.load(tmp_path / "out.pt").items():
         check_equal(result, by_one(kind, way), way, f"{kind}, {way}")
@@ -203,6 +209,13 @@ def test_weights_that_stay_in_their_file_are_whole_ones_to_a_single_process(tmp_
         assert torch.equal(found, expected)
 
 
+def test_to_offload_weights_that_are_not_sharded_is_refused():
+    with pytest.raises(ValueError, match="`offload` must be False for weights that are not shard"):
+        PPOTrainer(load_policy(make_model("ppo")), batch_size=2, offload=True)
+    with pytest.raises(ValueError, match="`offload` must be false for .* set shard: true too"):
+        ModelConfig(offload=True)
+
+
 def test_one_process_alone_holds_all_weights():
     trainer = PPOTrainer(load_policy(make_model("ppo")), batch_size=2, shard=True)
     assert type(trainer.updater) is OneProcess
@@ -211,12 +224,15 @@ def test_one_process_alone_holds_all_weights():
 # -- runs ------------------------------------------------------------------------------------------
 
 
+def run_sharded(folder, critic, offload):
+    run_stop_and_go_on(folder, shard=True, critic=critic, offload=offload)
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("critic", ["same", "copy"])
-def test_a_sharded_run_stops_and_goes_on_and_saves_a_plain_model(critic, tmp_path):
-    how = (True, "fp32", critic)
-    codes, said = launch(run_stop_and_go_on, 2, tmp_path, str(tmp_path), *how)
+@pytest.mark.parametrize(("critic", "offload"), [("same", False), ("copy", False), ("copy", True)])
+def test_a_sharded_run_stops_and_goes_on_and_saves_a_plain_model(critic, offload, tmp_path):
+    codes, said = launch(run_sharded, 2, tmp_path, str(tmp_path), critic, offload)
     assert codes == [0, 0], said
     assert any((tmp_path / "whole" / "checkpoints" / "step-000006" / PARTS).iterdir())
     model, info = AutoModelForCausalLM.from_pretrained(

@@ -47,24 +47,25 @@ def on_so_many(number):
     return pytest.param(number, marks=[few, pytest.mark.distributed], id=str(number))
 
 
-def kinds(can_shard):
-    """Parameters of a test of whole and of sharded weights, where there are such."""
-    no = pytest.mark.skipif(not can_shard, reason="weights cannot be sharded in this release")
-    return [pytest.param(False, id="whole"), pytest.param(True, id="sharded", marks=no)]
+def kinds(names):
+    """Parameters of a test of whole, sharded and offloaded weights, where there are such."""
+    for kind, settings in KINDS.items():
+        no = pytest.mark.skipif(not settings <= names, reason=f"not {kind} in this release")
+        yield pytest.param(dict.fromkeys(settings, True), id=kind, marks=no)
 
 
-of_trainers = kinds("shard" in inspect.signature(PPOTrainer).parameters)
-of_recipes = kinds("shard" in {field.name for field in fields(ModelConfig)})
+KINDS = {"whole": set(), "sharded": {"shard"}, "offloaded": {"shard", "offload"}}
+of_trainers = list(kinds(set(inspect.signature(PPOTrainer).parameters)))
+of_recipes = list(kinds({field.name for field in fields(ModelConfig)}))
 
 
-def steps(pair, precision, settings, shard=False):
+def steps(pair, precision, settings, parts=None):
     """What two steps on this process's rows make: weights before, after; figures; bytes held."""
     torch.manual_seed(0)
     policy, reference, _ = PAIRS[pair]
     policy, reference = policy(), reference() if reference else None
     before = weights_of(policy)
-    sharded = {"shard": True} if shard else {}
-    settings = {"batch_size": ROWS, "minibatch_size": ROWS, **settings, **sharded}
+    settings = {"batch_size": ROWS, "minibatch_size": ROWS, **settings, **(parts or {})}
     trainer = trainer_by_sgd(policy, reference, precision=precision, **settings)
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
     mine = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
@@ -76,23 +77,25 @@ def steps(pair, precision, settings, shard=False):
         for name, value in stats.items()
         if isinstance(value, float) and not name.startswith("time/")
     }
+    if parts and "offload" in parts:  # nothing is left on the device but buffers
+        assert {weight.device.type for weight in policy.parameters()} == {"cpu"}
     return before, weights_of(policy), stats, bytes_held(trainer)
 
 
-def train(out, ways, shard):
+def train(out, ways, parts):
     """The steps of a process; the first writes what came of them."""
     with trainers_on(DEVICE):
-        found = [steps(*way, shard) for way in ways]
+        found = [steps(*way, parts) for way in ways]
         assert torch.distributed.get_backend() == BACKEND
         if PartialState().is_main_process:
             torch.save(found, out)
 
 
-@pytest.mark.parametrize("shard", of_trainers)
+@pytest.mark.parametrize("parts", of_trainers)
 @pytest.mark.parametrize("processes", [on_so_many(2), on_so_many(4)])
-def test_several_processes_train_as_one_does(processes, shard, tmp_path):
+def test_several_processes_train_as_one_does(processes, parts, tmp_path):
     ways = WAYS if DEVICE.type == "cuda" else FEW
-    codes, said = launch(train, processes, tmp_path, str(tmp_path / "out.pt"), ways, shard)
+    codes, said = launch(train, processes, tmp_path, str(tmp_path / "out.pt"), ways, parts)
     assert codes == [0] * processes, said
     for way, (_, weights, stats, held) in zip(ways, torch.load(tmp_path / "out.pt"), strict=True):
         before, expected, expected_stats, held_by_one = steps(*way)
@@ -102,11 +105,11 @@ def test_several_processes_train_as_one_does(processes, shard, tmp_path):
         assert stats.keys() == expected_stats.keys()
         if way[1] == "fp32":
             assert stats == pytest.approx(expected_stats, rel=1e-3, abs=1e-4), way
-        if shard:  # and of what has fewer rows than there are processes, all of them
+        if parts:  # and of what has fewer rows than there are processes, all of them
             assert held <= held_by_one / processes * 1.2, way
 
 
-def stop_and_go_on(folder, shard):
+def stop_and_go_on(folder, parts):
     """A run of several processes, another that is stopped in its third step and goes on."""
     torch.use_deterministic_algorithms(True)
     with trainers_on(DEVICE):
@@ -114,14 +117,14 @@ def stop_and_go_on(folder, shard):
         if accelerator.is_main_process:
             make_parts(Path(folder))
         accelerator.wait_for_everyone()
-        model = {"name": f"{folder}/model"} | ({"shard": True} if shard else {})
+        model = {"name": f"{folder}/model"} | parts
         stopped_and_gone_on(Path(folder), model=ModelConfig(**model), ppo={"precision": "bf16"})
 
 
-@pytest.mark.parametrize("shard", of_recipes)
+@pytest.mark.parametrize("parts", of_recipes)
 @pytest.mark.parametrize("processes", [on_so_many(2)])
-def test_a_run_of_several_stops_and_goes_on_bit_for_bit(processes, shard, tmp_path):
-    codes, said = launch(stop_and_go_on, processes, tmp_path, str(tmp_path), shard)
+def test_a_run_of_several_stops_and_goes_on_bit_for_bit(processes, parts, tmp_path):
+    codes, said = launch(stop_and_go_on, processes, tmp_path, str(tmp_path), parts)
     assert codes == [0] * processes, said
 
 

@@ -104,6 +104,8 @@ def shard(
     low: torch.dtype | None,
     filled_from: nn.Module | None = None,
     change: Callable[[nn.Parameter, Tensor], None] | None = None,
+    *,
+    offload: bool = False,
 ) -> None:
     """Let each process keep its part of a model's weights alone; they are other objects then.
 
@@ -115,9 +117,11 @@ def shard(
         low: The precision of autocast, None: there is none.
         filled_from: Of a copy `without_memory`: the model it is a copy of, which is sharded.
         change: Is given each weight, and its numbers, which it may change before they are cut.
+        offload: Keep the parts in the CPU's memory; what is gathered of them is on the device.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
         MixedPrecisionPolicy,
         fully_shard,
         register_fsdp_forward_method,
@@ -125,6 +129,8 @@ def shard(
 
     policy = MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False)
     how: dict[str, Any] = {"reshard_after_forward": True}
+    if offload:
+        how["offload_policy"] = CPUOffloadPolicy(pin_memory=accelerator.device.type != "cpu")
     how["mesh"] = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     were = {} if filled_from is not None else _emptied(responder)
     for layer in (layer for reader in responder.readers for layer in _layers(reader.plain)):
@@ -137,7 +143,8 @@ def shard(
         parts = dict(filled_from.named_parameters(remove_duplicate=False))
         _fill(responder.model, lambda name, like: parts[name].detach().to(like.dtype, copy=True))
     else:
-        _fill(responder.model, lambda name, like: _part_of(were[name], like, accelerator, change))
+        place = torch.device("cpu") if offload else accelerator.device
+        _fill(responder.model, lambda name, like: _part_of(were[name], like, place, change))
     register_fsdp_forward_method(root, "trunk_states")
     root._get_fsdp_state()._lazy_init()  # before a layer is called without it, for sampling
 
@@ -157,7 +164,7 @@ def _emptied(responder: ResponseModel) -> dict[str, nn.Parameter]:
 def _part_of(
     weight: nn.Parameter,
     like: Any,
-    accelerator: Accelerator,
+    place: torch.device,
     change: Callable[[nn.Parameter, Tensor], None] | None,
 ) -> Tensor:
     """Return this process's part of a weight, and let go of what that held."""
@@ -167,13 +174,15 @@ def _part_of(
     if change is not None:
         numbers = numbers.to(weight.dtype, copy=True)
         change(weight, numbers)
-    each = -(-len(weight) // accelerator.num_processes)  # rows, the last may have fewer
-    first = accelerator.process_index * each
-    own = numbers[first : first + each].to(accelerator.device, copy=True)
+    mesh = like.device_mesh
+    each = -(-len(weight) // mesh.size())  # rows, the last may have fewer
+    first = mesh.get_local_rank() * each
+    own = numbers[first : first + each].to(place, copy=True)
     if not isinstance(weight, Stored):  # the optimiser, or a user, may have it still
         weight.data = weight.new_empty(0)
     where: Any = {"shape": like.shape, "stride": like.stride(), "run_check": False}
-    return DTensor.from_local(own, like.device_mesh, like.placements, **where)
+    # It goes to the mesh's device first, whatever that of `own` is.
+    return DTensor.from_local(own, mesh, like.placements, **where).to(place)
 
 
 def _fill(empty: nn.Module, part_of: Callable[[str, Any], Tensor]) -> None:

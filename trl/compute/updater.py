@@ -74,6 +74,7 @@ def make_updater(
     accelerator: Accelerator | None,
     *,
     shard: bool = False,
+    offload: bool = False,
 ) -> Updater:
     """Return the updater for as many processes as there are, with the policy on its device.
 
@@ -83,7 +84,10 @@ def make_updater(
         optimizer: None: Adam over the policy's trainable weights.
         accelerator: None: one made for the precision.
         shard: Let each process hold its part of the weights; a single one holds them all.
+        offload: Hold the parts, and what the optimiser keeps, in the CPU's memory.
     """
+    if offload and not shard:
+        refuse("offload", "be False for weights that are not sharded", "True", "set shard=True too")
     accelerator = accelerator or make_accelerator(config.precision, config.collective_timeout)
     check_plain_processes(accelerator)
     check_accelerator(accelerator, config.precision)
@@ -117,7 +121,7 @@ def make_updater(
         optimizer or make_adam(trainable, config, value_head_of(model).parameters())
     )
     kind = Sharded if sharded else OneProcess if policy is responder else ManyProcesses
-    return kind(responder, policy, optimizer, accelerator, trainable)
+    return kind(responder, policy, optimizer, accelerator, trainable, offload)
 
 
 @dataclass(eq=False)
@@ -140,6 +144,8 @@ class Updater:
     """Owns device, precision and processes."""
     trainable: list[nn.Parameter]
     """The weights that the step at hand trains, or the next."""
+    offload: bool = False
+    """Whether the parts of sharded weights are in the CPU's memory between passes."""
     places: ClassVar[bool | None] = None
     """Whether a model is brought to the device as a whole; None: if the accelerator does so."""
     copied: ClassVar[Callable[[ResponseModel], ResponseModel] | None] = None
@@ -364,14 +370,14 @@ class Sharded(ManyProcesses):
         reference = super().make_reference(ref_model)
         names = {weight: name for name, weight in self.model.named_parameters()}
         self._leaves_out = _may_leave_out(self.responder.plain)
-        change = ditherer(self.model, self._low)
-        shard(self.responder, self.accelerator, self._low, change=change)
+        cut = partial(shard, accelerator=self.accelerator, low=self._low, offload=self.offload)
+        cut(self.responder, change=ditherer(self.model, self._low))
         if reference is not None and reference.kind == "copy":
-            shard(reference.module, self.accelerator, self._low, filled_from=self.model)
+            cut(reference.module, filled_from=self.model)
         elif reference is not None and reference.model is not None:
             with self._uncached():
                 reference.module.try_layouts()
-            shard(reference.module, self.accelerator, self._low)
+            cut(reference.module)
         self.policy.set_reduce_scatter_unused_params(self._leaves_out)
         parts = dict(self.model.named_parameters())
         for group in self.optimizer.param_groups:
@@ -427,6 +433,7 @@ class Sharded(ManyProcesses):
             return
         weights = [weight for weight in self.trainable if weight.grad is not None]
         used = torch.stack([own_part(weight.grad).any() for weight in weights]).int()
+        used = used.to(self.accelerator.device)
         torch.distributed.all_reduce(used, torch.distributed.ReduceOp.MAX)
         for weight, was_used in zip(weights, used.tolist(), strict=True):
             weight.grad = weight.grad if was_used else None

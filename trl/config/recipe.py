@@ -132,6 +132,9 @@ class ModelConfig:
     shard: bool = False
     """Let each process hold its part of the weights, of their gradients and of what the optimiser
     keeps, the reference's too, for models that do not fit one; a single process holds all."""
+    offload: bool = False
+    """Keep these parts in the CPU's memory, so that a GPU has gathered layers only: slower, for
+    models whose parts do not fit. The optimiser's step is the CPU's then. Needs `shard`."""
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Yield what is wrong with settings that each are in order."""
@@ -149,6 +152,8 @@ class ModelConfig:
         if self.value_range is not None and self.value_head != "bins":
             yield "value_range", "be None without value_head: bins", "set that"
         frozen = self.lora is not None or self.unfrozen_layers is not None
+        if self.offload and not self.shard:
+            yield "offload", "be false for weights that are not sharded", "set shard: true too"
         if self.shard and self.critic != "same" and frozen:
             rule = "be false beside a `critic` of its own that has the policy's frozen weights"
             yield "shard", rule, "set critic: same"

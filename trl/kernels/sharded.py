@@ -21,9 +21,17 @@ def own_part(tensor: Any) -> Tensor:
     return part
 
 
+def device_of(tensor: Any) -> torch.device:
+    """Return where a tensor is computed with; its parts may be in the CPU's memory meanwhile."""
+    device: torch.device = tensor.device
+    if not is_sharded(tensor) or (kind := tensor.device_mesh.device_type) == device.type:
+        return device
+    return torch.device(kind, torch.accelerator.current_device_index())
+
+
 def whole(tensor: Any) -> Tensor:
     """Return all of a tensor; of a sharded one every process must ask for it at once."""
-    of_all: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
+    of_all: Tensor = tensor.to(device_of(tensor)).full_tensor() if is_sharded(tensor) else tensor
     return of_all
 
 
@@ -36,13 +44,13 @@ def part_like(tensor: Any, like: Any) -> Any:
     from torch.distributed.tensor import distribute_tensor  # takes a second to import
 
     where = like.device_mesh, like.placements
-    return distribute_tensor(tensor.to(like.device), *where, src_data_rank=None)
+    return distribute_tensor(tensor.to(like.device), *where, src_data_rank=None).to(like.device)
 
 
 def agreed(flag: bool, weights: Sequence[Tensor]) -> bool:
     """Return whether a flag is set; for sharded weights, on all processes that have parts."""
     if not any(map(is_sharded, weights)):
         return flag
-    low = torch.tensor(int(flag), device=weights[0].device)
+    low = torch.tensor(int(flag), device=device_of(weights[0]))
     torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
     return bool(low)

@@ -21,7 +21,7 @@ from trl.anatomy import (
 from trl.batch import Rollout
 from trl.config.errors import refuse
 from trl.fit import check_ids, check_positions
-from trl.kernels.sharded import agreed, is_sharded, own_part
+from trl.kernels.sharded import agreed, device_of, is_sharded, own_part
 from trl.kernels.stored import held_of
 from trl.models.critic import critic_of
 from trl.models.response import ResponseModel
@@ -133,9 +133,10 @@ def are_finite(weights: Sequence[Tensor]) -> bool:
 def check_device(model: nn.Module, name: str, device: torch.device) -> None:
     """Raise unless every weight of `model` is on `device`."""
     for key, weight in model.named_parameters():
+        its = device_of(weight)
         # A device without index is the first of its type.
-        if (weight.device.type, weight.device.index or 0) != (device.type, device.index or 0):
-            rule, got = f"be on {device}, where the trainer runs", f"`{key}` on {weight.device}"
+        if (its.type, its.index or 0) != (device.type, device.index or 0):
+            rule, got = f"be on {device}, where the trainer runs", f"`{key}` on {its}"
             refuse(name, rule, got, f"call {name}.to('{device}')")
 
 

@@ -22,6 +22,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from trl.anatomy import agree, decoder, instead, try_out
 from trl.kernels.attention import attention, suits
+from trl.kernels.sharded import device_of
 
 SHORT_ATTENTION = "trl_short"
 """The name under which transformers knows `short_attention`."""
@@ -46,7 +47,9 @@ class QuickKernels:
     def in_use(self) -> Iterator[None]:
         """Use the quick kernels in the passes inside, where they are quick."""
         with ExitStack() as stack:
-            if self._plain.device.type == "cpu":  # or the model was moved after it was tried out
+            if (
+                device_of(next(self._plain.parameters())).type == "cpu"
+            ):  # or the model was moved after it was tried out
                 for gelu in self._gelus:
                     stack.enter_context(instead(gelu, partial(F.gelu, approximate="tanh")))
                 if self._attention:

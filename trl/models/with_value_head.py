@@ -262,6 +262,7 @@ class _LMWithValueHead(nn.Module):
         if isinstance(pretrained_model, nn.Module):
             inner, head = pretrained_model, None
             how = kwargs if is_trainable else {"is_trainable": False, **kwargs}
+            how |= {"shard": True} if shard else {}
             if how:
                 raise TypeError(
                     f"{sorted(how)} must be left out with a loaded model: they say how to load."

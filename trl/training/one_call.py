@@ -88,6 +88,7 @@ def train(
     critic: str | os.PathLike[str] | nn.Module = "same",
     value_head: ValueHeadKind | None = None,
     shard: bool = False,
+    offload: bool = False,
     on_step: Callable[[int, Row], Any] | None = None,
     max_new_tokens: int | tuple[int, int] = 24,
     chat: bool | None = None,
@@ -141,6 +142,7 @@ def train(
             `CausalLMWithValueHead.from_pretrained`.
         value_head: linear, mlp or bins; see there, also for model_kwargs={"value_range": …}.
         shard: Let each process hold its part of the weights alone: see `PPOTrainer`.
+        offload: Hold these parts in the CPU's memory: likewise.
         on_step: Called as on_step(step, row) after each step, step counting from 1; stops the
             training if it returns what counts as true.
         max_new_tokens: Most tokens of a response, or (shortest, longest) for a random limit.
@@ -214,7 +216,7 @@ def train(
     loading |= {"unfrozen_layers": unfrozen_layers} | (model_kwargs or {})
     given = {"scorer": scorer, "sampling": sampling, "model_kwargs": loading, "parts": parts}
     given |= {"ref_model": ref_model, "tokenizer": tokenizer, "profile": profile, "shard": shard}
-    given |= {"only_tokens": _only_tokens(split), "episodes": episodes}
+    given |= {"only_tokens": _only_tokens(split), "episodes": episodes, "offload": offload}
     accelerator = make_accelerator(config.precision, config.collective_timeout)
     folder = None if out is None else RunFolder(Path(out).expanduser())
     with opened(folder, resume, accelerator) as (checkpoint, _):
@@ -423,6 +425,7 @@ def _described(
             unfrozen_layers=frozen,
             lora=lora_config(policy),
             shard=parts.sharded,
+            offload=parts.sharded and parts.trainer.updater.offload,
             reference=None if reference else "none",
             **values_config(policy, loading["critic"]),
         ),

@@ -81,6 +81,7 @@ class Parts:
             the BOS token if there is one, unless they say otherwise.
         ref_model: See `PPOTrainer`.
         shard: Likewise.
+        offload: Likewise.
         tokenizer: See `find_tokenizer`.
         model_kwargs: See `load_policy`.
         only_tokens: Prompts are token ids: without a tokenizer there is none.
@@ -106,6 +107,7 @@ class Parts:
         sampling: Mapping[str, Any],
         ref_model: nn.Module | ReferenceKind | None = None,
         shard: bool = False,
+        offload: bool = False,
         tokenizer: PreTrainedTokenizerBase | str | None = None,
         model_kwargs: Mapping[str, Any],
         only_tokens: bool = False,
@@ -123,7 +125,7 @@ class Parts:
             in_files = shard and not isinstance(model, nn.Module)
             loading = {"shard": True} if in_files and accelerator.num_processes > 1 else {}
             self.model = load_policy(model, **model_kwargs, **loading)
-        how: Any = {"accelerator": accelerator, "shard": shard}
+        how: Any = {"accelerator": accelerator, "shard": shard, "offload": offload}
         self.trainer = PPOTrainer(self.model, ref_model, config, **how)
         if found is None:
             needed = not only_tokens
@@ -185,6 +187,7 @@ class Parts:
             sampling=sampling_of(recipe),
             ref_model=model.reference,
             shard=model.shard,
+            offload=model.offload,
             tokenizer=model.tokenizer and model_name(model.tokenizer),
             model_kwargs={
                 "peft_config": model.lora and peft_config(model.lora),

@@ -51,7 +51,7 @@ MAY_CHANGE = (
     "ppo.collective_timeout",
     *("out", "quiet", "profile", "tracking", "checkpoints", "steps", "episodes", "stop"),
     *("ppo.forward_batch_size", "ppo.token_budget", "ppo.keep_freed_memory", "sampling.max_rows"),
-    "model.shard",
+    *("model.shard", "model.offload"),
 )
 """Settings that may differ when a run is gone on with: they do not change what a step computes but
 by rounding, unless the learning rate falls over the steps of the whole run."""

@@ -85,9 +85,8 @@ def _maker_like(weight: Any) -> Callable[[Tensor], Tensor]:
     mesh, placements = weight.device_mesh, weight.placements
 
     def make(empty: Tensor) -> Tensor:
-        return of_parts.empty(
-            *empty.shape, dtype=empty.dtype, device_mesh=mesh, placements=placements
-        )
+        how = {"dtype": empty.dtype, "device_mesh": mesh, "placements": placements}
+        return of_parts.empty(*empty.shape, **how).to(weight.device)
 
     return make
 
