@@ -14,8 +14,8 @@ MOST = {
     "axes.py": 41,
     "batch.py": 435,
     "cli": 697,
-    "compute": 1293,
-    "config": 1580,
+    "compute": 1302,
+    "config": 1578,
     "core.py": 240,
     "data": 952,
     "environments": 1606,
@@ -24,18 +24,18 @@ MOST = {
     "gguf.py": 57,
     "gpt2.py": 83,
     "kernels": 321,
-    "models": 1965,
+    "models": 1964,
     "optimization": 1367,
-    "ppo.py": 411,
+    "ppo.py": 404,
     "report": 1125,
     "rollout": 1083,
     "saved.py": 108,
     "scored.py": 169,
     "starter": 16,
-    "training": 4629,
+    "training": 4626,
     "watch": 1265,
 }
-IN_ALL = 24030
+IN_ALL = 24026
 MOST_IN_A_FILE, MOST_IN_A_FUNCTION = 450, 60
 
 

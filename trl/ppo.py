@@ -22,7 +22,6 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -32,13 +31,8 @@ from torch import Tensor, nn
 
 from trl.anatomy import is_encoder_decoder, language_model, response_start, without_dropout
 from trl.batch import ResponseOutput, Rollout, TokenLists
-from trl.compute.passes import (
-    gradient_passes,
-    prepared,
-    response_output,
-    text_passes,
-    tokens_that_fit,
-)
+from trl.compute.budget import with_token_budget
+from trl.compute.passes import gradient_passes, prepared, response_output, text_passes
 from trl.compute.precision import check_first_ratio
 from trl.compute.processes import (
     checked_everywhere,
@@ -151,8 +145,7 @@ class PPOTrainer:
 
         parts: Any = {"shard": shard, "offload": offload}
         self.updater = make_updater(model, config, optimizer, accelerator, **parts)
-        if config.token_budget is None:
-            self.config = config = replace(config, token_budget=tokens_that_fit(self.updater))
+        self.config = config = with_token_budget(config, self.updater)
         self.reference = self.updater.make_reference(ref_model)
         self.accelerator, self.precision = self.updater.accelerator, self.updater.precision
         self.model, self.policy = model, self.updater.policy

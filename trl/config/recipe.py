@@ -151,10 +151,9 @@ class ModelConfig:
             yield "reference", "not be shared-trunk without `unfrozen_layers`", "set it"
         if self.value_range is not None and self.value_head != "bins":
             yield "value_range", "be None without value_head: bins", "set that"
-        frozen = self.lora is not None or self.unfrozen_layers is not None
         if self.offload and not self.shard:
-            yield "offload", "be false for weights that are not sharded", "set shard: true too"
-        if self.shard and self.critic != "same" and frozen:
+            yield "offload", "be false without `shard`", "set that"
+        if self.shard and self.critic != "same" and (self.lora or self.unfrozen_layers) is not None:
             rule = "be false beside a `critic` of its own that has the policy's frozen weights"
             yield "shard", rule, "set critic: same"
 
@@ -496,10 +495,9 @@ class Recipe:
     @classmethod
     def completed(cls, tree: dict[str, Any]) -> dict[str, Any]:
         """Return what a file and flags say, with what learns for settings that they leave open."""
-        ppo, sampling = tree.get("ppo", {}), tree.get("sampling", {})
+        ppo, sampling, model = (tree.get(name, {}) for name in ("ppo", "sampling", "model"))
         if not isinstance(ppo, dict) or not isinstance(sampling, dict):
             return tree  # which is refused
-        model = tree.get("model", {})
         reference = not isinstance(model, dict) or model.get("reference") != "none"
         ppo = learning_defaults(ppo, reference=reference) | ppo
         size = group_size(str(ppo.get("algorithm", "ppo")))

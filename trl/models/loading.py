@@ -114,10 +114,8 @@ def _load_whole(
         kwargs["use_safetensors"] = True
     in_files = shard and in_gguf is None and not quantized
     try:
-        with (
-            quiet_transformers(bars=True),
-            left_in_files(in_files),
-        ):  # or it would warn of the value head in old folders
+        # Not quiet, it would warn of the value head in old folders.
+        with quiet_transformers(bars=True), left_in_files(in_files):
             if load is None:
                 kwargs.setdefault("trust_remote_code", False)  # None: transformers asks, and waits
                 config = _config(source, kwargs)
@@ -135,16 +133,7 @@ def _load_whole(
             "and the network, or pass the path of a local folder with config.json and "
             f"{saved.MODEL_FILE}. {f'If it has {saved.PICKLE_FILE} only: {PICKLE_ADVICE}' * there}"
         ) from error
-    missing = set(info["missing_keys"])
-    if as_critic:
-        head = model.get_output_embeddings()
-        missing -= {key for key in missing if model.get_submodule(key.rpartition(".")[0]) is head}
-    if missing:
-        raise ValueError(
-            f"`{source.name}` must hold the weights of a {type(model).__name__}, but lacks "
-            f"{sorted(missing)[:3]} and so on: it is a model of another kind, or its "
-            "config.json is that of another one."
-        )
+    _check_whole(model, source, info["missing_keys"], as_critic=as_critic)
     _check_layers(model, source, info["unexpected_keys"])
     if in_gguf is not None:
         if not quantized:
@@ -159,6 +148,20 @@ def _load_whole(
     if head is None and as_critic:
         head = saved.load_score_head(source, model.config)
     return model, head, info
+
+
+def _check_whole(model: Any, source: Source, lacking: Iterable[str], *, as_critic: bool) -> None:
+    """Raise if weights are missing; a critic may lack the language head."""
+    missing = set(lacking)
+    if as_critic:
+        head = model.get_output_embeddings()
+        missing -= {key for key in missing if model.get_submodule(key.rpartition(".")[0]) is head}
+    if missing:
+        raise ValueError(
+            f"`{source.name}` must hold the weights of a {type(model).__name__}, but lacks "
+            f"{sorted(missing)[:3]} and so on: it is a model of another kind, or its "
+            "config.json is that of another one."
+        )
 
 
 def _check_layers(model: Any, source: Source, unused: Iterable[str]) -> None:

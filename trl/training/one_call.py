@@ -208,10 +208,9 @@ def train(
     _look_before_loading(scorer, split, model, peft_config, unfrozen_layers)
     often = {"steps": steps, "eval_every": eval_every, "seed": config.seed}
     recipe = _plan(often, decay_learning_rate, checkpoint_every, keep_optimizer)
-    told = {"chat_template_kwargs": chat_template_kwargs}
-    chats = {"chat": chat, "system": system} | told
-    sampling = {"max_new_tokens": max_new_tokens, "group_size": group_size(config.algorithm)} | told
-    sampling |= sampler_kwargs or {}
+    chats = {"chat": chat, "system": system, "chat_template_kwargs": chat_template_kwargs}
+    sampling = {"max_new_tokens": max_new_tokens, "group_size": group_size(config.algorithm)}
+    sampling |= {"chat_template_kwargs": chat_template_kwargs} | (sampler_kwargs or {})
     loading = {"critic": critic, "value_head": value_head, "peft_config": peft_config}
     loading |= {"unfrozen_layers": unfrozen_layers} | (model_kwargs or {})
     given = {"scorer": scorer, "sampling": sampling, "model_kwargs": loading, "parts": parts}
@@ -435,9 +434,7 @@ def _described(
             else "a stream given in Python",
             shuffle_buffer=loop.stream and loop.stream.buffer_size,
             held_out=len(parts.prompts.held_out),
-            held_out_prompts=f"{len(parts.prompts.held_out)} prompts given in Python"
-            if parts.prompts.held_out
-            else None,
+            held_out_prompts="given in Python" if parts.prompts.held_out else None,
             shuffle=loop.stream is not None,
             chat=None if isinstance(sent[0], Tensor) else not isinstance(sent[0], str),
             system=_system_of(sent),
