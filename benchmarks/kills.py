@@ -322,7 +322,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     told += [
         "",
         f"{len(kills)} kills, {sum(row['in_save'] for row in kills)} within a save; "
-        f"{len(ends)} runs came to an end, {sum(row['identical'] for row in ends)} of them "
+        f"{len(ends)} runs, {sum(row['identical'] for row in ends)} of them "
         f"identical; of a run of which one process was killed the rest had ended after "
         f"{max(waits, default=0):.1f} s at most, {sum(row['hung'] for row in kills)} hung.",
     ]
