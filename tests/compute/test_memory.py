@@ -3,10 +3,16 @@
 import platform
 import subprocess
 import sys
+from typing import NamedTuple
 
+import psutil
 import pytest
 
+from tests.families import tiny_model
+from trl import PPOTrainer
+from trl.compute.budget import tokens_that_fit
 from trl.kernels.memory import keep_freed_memory
+from trl.training.parts import load_policy
 
 COUNT = """
 import resource, torch
@@ -98,3 +104,28 @@ def test_layers_that_are_let_go_of_leave_no_holes():
 def test_settings_of_the_environment_stand(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     assert not keep_freed_memory()
+
+
+def test_a_pass_has_the_tokens_that_a_quarter_of_the_memory_holds(monkeypatch):
+    """By hand: of the tiny Llama each matrix with what goes in and out, and the logits."""
+    model = load_policy(tiny_model("llama"))
+    trainer = PPOTrainer(model, batch_size=2, precision="fp32")
+    assert trainer.config.token_budget == 16_384  # the most
+    assert PPOTrainer(model, batch_size=2, token_budget=7).config.token_budget == 7
+    sizes = model.config.get_text_config()
+    d, inner = sizes.hidden_size, sizes.intermediate_size
+    keys = sizes.num_key_value_heads * sizes.head_dim
+    of_layer = 2 * (2 * d) + 2 * (d + keys) + 3 * (d + inner)
+    kept = 4 * (sizes.num_hidden_layers * of_layer + sizes.vocab_size)
+    for memory, tokens in ((4 * kept * 100, 64), (4 * kept * 128, 128), (4 * kept * 127, 64)):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: Memory(memory))
+        assert tokens_that_fit(trainer.updater) == tokens
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        assert tokens_that_fit(trainer.updater) == tokens // 2
+        monkeypatch.delenv("LOCAL_WORLD_SIZE")
+
+
+class Memory(NamedTuple):
+    """What psutil tells."""
+
+    total: int
