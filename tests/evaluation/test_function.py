@@ -491,3 +491,14 @@ def test_a_scorer_stays_as_it_is(scorer):
 def test_what_does_not_say_how_to_score_is_refused(reward, message):
     with pytest.raises(TypeError, match=message):
         as_scorer(reward)
+
+
+def test_a_function_of_one_text_is_told_that_it_gets_all():
+    def one(text):
+        return float(text.startswith("I"))
+
+    with pytest.raises(
+        ScoringError, match=r"'startswith'.*with the list of all texts, and"
+    ) as found:
+        score(as_scorer(one), ROLLOUT)
+    assert "at fault" not in str(found.value)

@@ -72,8 +72,13 @@ OF_TRAIN = {
     "args": "config=...",
     **{
         name: f"environment_kwargs={{{name!r}: ...}}"
-        for name in ("max_turns", "max_tokens", "max_tool_calls", "call_format", "serial")
+        for name in ("max_turns", "max_tool_calls", "call_format", "serial")
     },
+    "max_tokens": "max_new_tokens=..., of conversations environment_kwargs={'max_tokens': ...}",
+    **dict.fromkeys(("lora", "peft", "lora_config"), "peft_config=peft.LoraConfig(...)"),
+    "out_dir": "out=...",
+    "eval_prompts": "held_out=...",
+    "device": "no device: it is accelerate's, a GPU if there is one (ACCELERATE_USE_CPU=1: none)",
 }
 """What parameters of GRPOTrainer and its config are in `trl.train`."""
 

@@ -309,7 +309,12 @@ class failures_named:
         failed = isinstance(error, (Exception, asyncio.CancelledError))
         if failed and not isinstance(error, ScoringError):
             problem = f"{self.name} raised {described(error)}{_place(trace)}."
-            raise scoring_error(problem, self.rollout, self.rows, suspects=False) from error
+            of_list = isinstance(error, AttributeError) and "'list' object" in str(error)
+            if of_list:  # no text is at fault
+                problem += " It is called once, with the list of all texts, and returns as many "
+                problem += "numbers: write [… for text in texts]."
+            rows = () if of_list else self.rows
+            raise scoring_error(problem, self.rollout, rows, suspects=False) from error
 
 
 def scoring_error(

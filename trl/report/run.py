@@ -120,8 +120,10 @@ class Run:
     def where(self) -> list[str]:
         """When and on what it ran, as far as its summary tells."""
         told, versions = self.summary, self.summary.get("versions") or {}
-        size = _finite(told.get("parameters"))
+        size, trained = (_finite(told.get(name)) for name in ("parameters", "trained"))
         numbers = [f"{size / 1e6:.1f}M parameters"] if size else []
+        if size and trained and trained != size:
+            numbers[0] += f", {trained / 1e6:.1f}M of them trained"
         numbers += [str(told["precision"])] if "precision" in told else []
         device, threads = versions.get("device"), str(versions.get("threads"))
         on = [str(device)] if device else []

@@ -49,7 +49,7 @@ def label(options: Namespace) -> int:
         if options.export:
             question = store.fact("question")
             count = write_items(options.export, question, store.items(), options.format)
-            print(f"{options.export}: {count} rows")
+            print(f"{options.export}: {count} rows, {store.fact('votes')} votes, of {store.path}")
         if options.agreement:
             figures = agreement(store.fact("question"), store.items())
             if options.agreement == "-":

@@ -70,6 +70,12 @@ class Trained(_Pair):
     report: Path | None = None
     """With `out`: the page on the run, and all that it was made of beside it."""
 
+    def __repr__(self) -> str:
+        """Show what a cell of a notebook has room for."""
+        shown = f"{type(self.model).__name__}, {len(self.history)} rows of figures"
+        shown += f", {len(self.samples)} samples"
+        return f"Trained({shown}{f', {self.report}' if self.report else ''})"
+
 
 def train(
     model: str | os.PathLike[str] | nn.Module,
@@ -221,7 +227,7 @@ def train(
     with opened(folder, resume, accelerator) as (checkpoint, _):
         sent = partial(_sent, split, chats, tells=accelerator.is_main_process)
         made = Parts(model, config, accelerator, recipe, prompts=sent, **given)
-        recipe = _described(recipe, made, folder, model, sampling, loading)
+        recipe = _described(replace(recipe, ppo=config), made, folder, model, sampling, loading)
         return _trained(Run(recipe, made, folder, on_finding=_warn_of), checkpoint, on_step, quiet)
 
 
@@ -379,7 +385,8 @@ def _trained(
             run.by_call, run.on_step = True, partial(_seen, display, on_step)
             if run.train(checkpoint).interrupted:
                 where = f"after step {run.loop.steps_done}, saved in {run.path}"
-                raise KeyboardInterrupt(f'{where}: resume="auto" goes on with it')
+                how = 'resume="auto" goes on with it (a model that was passed: loaded anew)'
+                raise KeyboardInterrupt(f"{where}: {how}")
             trained.report = run.folder and run.folder.report
     except BaseException as error:  # Ctrl-C too: hours of training may lie behind
         error.trained = trained
@@ -409,7 +416,7 @@ def _described(
     """Return the recipe with what can be said of objects, for `trl report` and `trl compare`."""
     if folder is None:  # nobody reads it
         return recipe
-    config, loop, policy = parts.trainer.config, parts.loop, parts.model
+    loop, policy = parts.loop, parts.model
     limits, sent = given["max_new_tokens"], prompts_apart(parts.prompts.train)[0]
     limits = limits if isinstance(limits, tuple) else (None, limits)
     if not isinstance(model, (str, os.PathLike)):
@@ -453,7 +460,6 @@ def _described(
             reward_config(scorer, name, weight)
             for name, (scorer, weight) in parts.judge.parts.items()
         ),
-        ppo=config,
         quiet=True,
         out=str(folder.path),
         profile=loop.profile and str(loop.profile.folder),

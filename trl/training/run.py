@@ -412,6 +412,7 @@ class Run:
             "finished": finished,
             "reason": reason,
             "parameters": self.parts.parameters,
+            "trained": sum(weight.numel() for weight in self.trainer.trainable),
             "precision": self.trainer.precision.replace("no", "fp32"),
             "processes": self.accelerator.num_processes,
             "versions": VERSIONS,
