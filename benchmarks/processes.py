@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent / "workers"))
 import cells
 from workloads import WORKLOADS
 
-REPEATS, STEPS, CORES = 3, 2, 2
+REPEATS, STEPS, CORES = 3, 1, 2
 WORK = WORKLOADS["a"]
 
 
