@@ -702,3 +702,20 @@ def test_a_file_that_a_flag_names_is_looked_for_where_the_command_runs(tmp_path,
     assert f"there is no {tmp_path / 'mien.py'}: mend the path. Did you mean `mine.py`?" in str(
         caught.value
     )
+
+
+def test_folders_of_models_are_written_out_from_here_or_beside_the_recipe(
+    tmp_path, monkeypatch, runs
+):
+    for name in ("here/policy", "there/judge", "here/starter"):
+        (tmp_path / name).mkdir(parents=True)
+    reward = "[{kind: reward_model, name: judge}, {kind: function, name: 'f.py:f'}]"
+    (tmp_path / "there" / "f.py").write_text("def f(texts): return [0.0] * len(texts)\n")
+    file = tmp_path / "there" / "r.yaml"
+    file.write_text(f"model: {{name: policy}}\nreward: {reward}\n")
+    monkeypatch.chdir(tmp_path / "here")
+    recipe = cli.read_recipe(str(file))
+    assert recipe.model.name == str(tmp_path / "here" / "policy")
+    assert recipe.reward[0].name == str(tmp_path / "there" / "judge")
+    file.write_text("steps: 1\n")
+    assert cli.read_recipe(str(file)).model.name == "starter"  # never a folder of that name

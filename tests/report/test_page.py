@@ -487,3 +487,12 @@ def test_the_best_run_is_marked_where_rewards_compare(folders, better, beside, t
     assert all(str(cell.style) == "" for row in rows for cell in row)
     assert "★" in beside.read_text()
     assert 'class="best"' in beside.read_text()
+
+
+def test_parts_of_the_reward_come_with_their_weights(tmp_path):
+    write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "reward/mean": 0.5}])
+    row = {"step": 1, "prompt": "p", "response": "r", "reward": 0.2, "parts": {"a": 1.0, "b": -1.6}}
+    write_lines(tmp_path / "rollouts.jsonl", [row])
+    (tmp_path / "summary.json").write_text(json.dumps({"weights": {"a": 1.0, "b": 0.5}}))
+    page = page_of(write_report([tmp_path], tmp_path))
+    assert "a +1.00 · 0.5 × b −1.60" in page.text

@@ -419,7 +419,7 @@ def test_what_may_be_lost_is_a_run(parts, monkeypatch):
         with pytest.raises(MemoryError):
             run_recipe(recipe)
     before = (parts / "run" / "metrics.jsonl").read_bytes()
-    with pytest.raises(FileExistsError, match="add --resume"):
+    with pytest.raises(FileExistsError, match="go on with it by resume"):
         run_recipe(recipe)
     assert (parts / "run" / "metrics.jsonl").read_bytes() == before
 

@@ -19,6 +19,8 @@ from trl.config.places import not_a_model
 if TYPE_CHECKING:  # making these classes takes longer than showing what commands there are
     from trl.config.recipe import DataConfig, Recipe, RewardConfig, SupervisedRecipe
 
+OF_MODELS = ("classifier", "control", "reward_model", "steps")
+"""Kinds of scorers whose names are those of models."""
 Flags = list[tuple[str, str]]
 """Settings of the command line: paths, and what is written for them."""
 
@@ -89,6 +91,7 @@ def read_recipe(
         for name in ("prompts", "held_out_prompts")
     }
     recipe = replace(recipe, data=replace(recipe.data, **files))
+    recipe = _with_folders(recipe, path.parent)
     absent = () if for_chat else _absent_prompts(recipe.data)
     recipe = with_code(recipe, path, list(flags), trust, absent)
     if isinstance(recipe, settings.PreferencesRecipe):
@@ -113,6 +116,24 @@ def _unknown(flags: Sequence[tuple[str, str]]) -> Iterator[str]:
         if not any(name == each or f"{name}.".startswith(f"{each}.") for each in known):
             hint = closest_path(name, known).replace("`", "`--", 1).replace("_", "-")
             yield f"And `--{flag.replace('_', '-')}` is not a setting.{hint}"
+
+
+def _with_folders(recipe: Recipe, folder: Path) -> Recipe:
+    """Write out the paths of folders of models, from where the command runs or beside the recipe.
+
+    So a run is gone on with from anywhere.
+    """
+
+    def written_out(name: str) -> str:
+        places = () if name == "starter" else (Path(name).expanduser(), folder / name)
+        return next((str(place.resolve()) for place in places if place.is_dir()), name)
+
+    rewards = tuple(
+        replace(each, name=written_out(each.name)) if each.kind in OF_MODELS else each
+        for each in recipe.reward
+    )
+    model = replace(recipe.model, name=written_out(recipe.model.name))
+    return replace(recipe, model=model, reward=rewards)
 
 
 def with_code(

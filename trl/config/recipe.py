@@ -197,7 +197,7 @@ class DataConfig:
     """Leave out prompts of more tokens."""
     limit: Count | None = None
     """Use at most so many prompts."""
-    held_out: Whole = 256
+    held_out: Annotated[Whole, "an integer >= 0 (a file of them is held_out_prompts)"] = 256
     """Prompts held out for evaluation (at least 128 make a fair mean)."""
     held_out_prompts: Text | None = None
     """A file or dataset of its own for them; None: they are split off the prompts."""

@@ -220,12 +220,13 @@ def _samples(runs: Sequence[Run], marks: Sequence[Mapping[str, MovedWord]]) -> l
             step = min(first.samples or first.last_rollouts)
             label = f"before, step {step}" if alone and step else "before"
             label = label if first.samples else f"training, step {step}"
-            cells = [_cell(label, before, marks[first.number])]
+            cells = [_cell(label, before, marks[first.number], weights=first.weights)]
             for number, (_, after) in zip(group, row, strict=True):
                 if after is not None:
                     label = f"after, step {max(first.samples)}" if alone else runs[number].name
                     named = None if alone else runs[number]
-                    cells.append(_cell(label, after, marks[number], named))
+                    weights = runs[number].weights
+                    cells.append(_cell(label, after, marks[number], named, weights=weights))
             messages = before.messages or (("", before.prompt),)
             rows.append(
                 {"prompt": [(role, *_cut(text)) for role, text in messages], "cells": cells}
@@ -235,11 +236,19 @@ def _samples(runs: Sequence[Run], marks: Sequence[Mapping[str, MovedWord]]) -> l
 
 
 def _cell(
-    label: str, sample: Sample, marks: Mapping[str, MovedWord], run: Run | None = None
+    label: str,
+    sample: Sample,
+    marks: Mapping[str, MovedWord],
+    run: Run | None = None,
+    *,
+    weights: Mapping[str, float],
 ) -> dict[str, Any]:
     text, cut = _cut(sample.response)
     several = sample.parts if len(sample.parts) > 1 else {}
-    facts = [f"{name[:40]} {shown(f'reward/{name}', value)}" for name, value in several.items()]
+    facts = [
+        f"{_weighted(name, weights)} {shown(f'reward/{name}', value)}"
+        for name, value in several.items()
+    ]
     facts += [] if sample.kl is None else [f"KL {shown('kl', sample.kl)}"]
     facts += [] if sample.length is None else [f"{sample.length:.0f} tokens"]
     facts += [f"{name.replace('_', ' ')} {count:.0f}" for name, count in sample.counts.items()]
@@ -256,6 +265,12 @@ def _cell(
         "notes": [(name[:40], *_cut(text, LONGEST_NOTE)) for name, text in sample.notes.items()],
         "facts": " · ".join(facts),
     }
+
+
+def _weighted(name: str, weights: Mapping[str, float]) -> str:
+    """The name of a part of the reward, with its weight unless that is 1."""
+    weight = weights.get(name, 1.0)
+    return name[:40] if weight == 1 else f"{weight:g} × {name[:40]}"
 
 
 def _bubbles(turns: Sequence[Turn], marks: Mapping[str, MovedWord]) -> list[dict[str, Any]]:

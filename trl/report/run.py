@@ -175,6 +175,12 @@ class Run:
         return self.evaluations[-1][1] if len(self.evaluations) > 1 else {}
 
     @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each scorer in the reward, as far as its summary tells."""
+        found = self.summary.get("weights")
+        return _numbers(found) if isinstance(found, dict) else {}
+
+    @property
     def last_rollouts(self) -> dict[int, list[Sample]]:
         """The first responses of the last step's batch, by that step."""
         return {max(self.rollouts): self.rollouts[max(self.rollouts)]} if self.rollouts else {}

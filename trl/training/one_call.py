@@ -227,7 +227,7 @@ def train(
     with opened(folder, resume, accelerator) as (checkpoint, _):
         sent = partial(_sent, split, chats, tells=accelerator.is_main_process)
         made = Parts(model, config, accelerator, recipe, prompts=sent, **given)
-        recipe = _described(replace(recipe, ppo=config), made, folder, model, sampling, loading)
+        recipe = _described(recipe, config, made, folder, model, sampling, loading)
         return _trained(Run(recipe, made, folder, on_finding=_warn_of), checkpoint, on_step, quiet)
 
 
@@ -407,6 +407,7 @@ def _warn_of(finding: Finding) -> None:
 
 def _described(
     recipe: settings.Recipe,
+    config: PPOConfig,
     parts: Parts,
     folder: RunFolder | None,
     model: Any,
@@ -456,6 +457,7 @@ def _described(
             **{k: getattr(loop.sampler, k) for k in ("group_size", "add_bos", "max_rows")},
         ),
         environment=environment_config(loop.sampler),
+        ppo=config,
         reward=tuple(
             reward_config(scorer, name, weight)
             for name, (scorer, weight) in parts.judge.parts.items()

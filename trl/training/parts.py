@@ -297,6 +297,11 @@ class Parts:
             self.trainer.pretraining.load_state_dict(own["pretraining"])
 
     @property
+    def reward_weights(self) -> dict[str, float]:
+        """The weight of each scorer, by its name."""
+        return {name: weight for name, (_, weight) in self.judge.parts.items()}
+
+    @property
     def sharded(self) -> bool:
         """Whether each process has but parts of the weights."""
         return is_sharded(next(self.model.parameters()))

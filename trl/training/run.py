@@ -411,6 +411,7 @@ class Run:
             "seconds": self._seconds(),
             "finished": finished,
             "reason": reason,
+            "weights": self.parts.reward_weights,
             "parameters": self.parts.parameters,
             "trained": sum(weight.numel() for weight in self.trainer.trainable),
             "precision": self.trainer.precision.replace("no", "fp32"),
