@@ -75,7 +75,10 @@ GOOD = {"prompt": "p", "chosen": "a", "rejected": "b"}
         ('["a"]', "`row` must be an object of JSON, got ['a']"),
         (100_000 * "[", "`row` must be an object of JSON, got '[["),
         (GOOD | {"margin": 10**400}, "`margin` must be a number >= 0, got 1000"),
-        ({"prompt": "p", "chosen": "a"}, "`rejected` must be a text, or messages"),
+        (
+            {"prompt": "p", "chosen": "a"},
+            "`row` must have `chosen` and `rejected` (or `responses`",
+        ),
         (GOOD | {"prompt": 3}, "`prompt` must be a text, or messages"),
         (GOOD | {"chosen": []}, "`chosen` must be a text, or messages"),
         (GOOD | {"chosen": [{"role": "user"}]}, "`chosen` must be a text, or messages"),

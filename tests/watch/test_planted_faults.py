@@ -170,7 +170,7 @@ PLANTED = {
         1,
         STILL | {"missing_eos_penalty": 1.0, "sampler_kwargs": {"eos_token_id": None}},
     ),
-    "kl_coef_stays_0": ("`ppo.adaptive_kl` is on", 1, FREE | {"adaptive_kl": True}),
+    "kl_coef_stays_0": ("`adaptive_kl` is on", 1, FREE | {"adaptive_kl": True}),
     "part_never_varies": (
         "`never` has given 0 to every response of 10 steps",
         10,

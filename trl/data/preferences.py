@@ -121,6 +121,9 @@ def _preference(row: Any) -> Preference:
         refuse("row", "be an object of JSON", shown(row))
     prompt = "" if row.get("prompt") is None else _said(row["prompt"], "prompt")
     if row.get("votes") is None:
+        if lacking := [each for each in ("chosen", "rejected") if each not in row]:
+            rule = "have `chosen` and `rejected` (or `responses` and `votes`)"
+            refuse("row", rule, f"the columns {list(row)}, without {lacking}")
         responses = [_said(row.get(each), each) for each in ("chosen", "rejected")]
         votes = [1.0, 0.0, 0.0]
     else:

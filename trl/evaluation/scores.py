@@ -313,6 +313,9 @@ class failures_named:
             if of_list:  # no text is at fault
                 problem += " It is called once, with the list of all texts, and returns as many "
                 problem += "numbers: write [… for text in texts]."
+            elif isinstance(error, TypeError) and "string indices must be" in str(error):
+                problem += " Completions are texts where prompts are texts; of chats they are "
+                problem += "lists of messages."
             rows = () if of_list else self.rows
             raise scoring_error(problem, self.rollout, rows, suspects=False) from error
 

@@ -402,7 +402,8 @@ def _seen(display: Display, on_step: Callable[[int, Row], Any] | None, step: int
 
 
 def _warn_of(finding: Finding) -> None:
-    warnings.warn(f"trl.train, step {finding.step}: {finding}", stacklevel=8)
+    told = str(finding).replace("`ppo.", "`")  # which are parameters here
+    warnings.warn(f"trl.train, step {finding.step}: {told}", stacklevel=8)
 
 
 def _described(

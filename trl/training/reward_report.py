@@ -212,8 +212,10 @@ def write_report(folder: Path, recipe: RewardRecipe, figures: dict[str, Any]) ->
     text = [
         "# Reward model",
         f"`{recipe.model}` on {figures['train_preferences']:,} preferences of `{recipe.train}`, "
-        f"measured on {figures['decided']:,} that it has not seen "
-        f"({figures['tied']:,} more have no response that most people chose).",
+        f"measured on {figures['decided']:,} that it has not seen"
+        + f" ({figures['tied']:,} more have no response that most people chose)"
+        * (figures["tied"] > 0)
+        + ".",
         "## Accuracy",
         _table(
             ["", "accuracy", "95 % interval", "preferences"],

@@ -134,7 +134,7 @@ def constant_score(run: History) -> Seen:
     "The reward is seldom won, or nearly always: in a small batch all responses are alike.",
     "The scorer does not see the response, or `ppo.clip_scores` cuts all scores to one number.",
     fix="Raise `ppo.batch_size`, mix in prompts of another difficulty, or use a finer reward. With "
-    "an `ppo.algorithm` that has no value head such a batch teaches nothing but the KL.",
+    "an algorithm without a value head (`ppo.algorithm`) such a batch teaches nothing but the KL.",
 )
 def updates_without_signal(run: History) -> Seen:
     """One batch is enough: each such one moves the policy as far as any other, to no end."""
