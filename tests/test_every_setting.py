@@ -231,6 +231,13 @@ def sharding(settings: dict[str, Any], folder: Path) -> Any:
     return made.call_args.kwargs
 
 
+def rollouts(settings: dict[str, Any], folder: Path) -> Any:
+    """How many responses of each step a run has kept."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        result = running.run_recipe(recipe_of(settings, folder))
+    return len(lines(result.folder / "rollouts.jsonl"))
+
+
 def run(settings: dict[str, Any], folder: Path) -> Any:
     """A run: its figures, files and checkpoints, why it ended, and what it shows."""
     recipe = recipe_of(settings, folder)
@@ -451,7 +458,7 @@ CASES = {
     "schedule.warmup_steps": Case(1, run),
     "schedule.final": Case(0.5, run),
     "eval_every": Case(2, run),
-    "keep_rollouts": Case(1, run),
+    "keep_rollouts": Case(1, rollouts),
     "checkpoints.every": Case(1, run),
     "checkpoints.keep": Case(1, run, {"checkpoints.every": 1, "steps": 3}),
     "checkpoints.keep_optimizer": Case(False, run),

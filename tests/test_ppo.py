@@ -1,5 +1,6 @@
 """`PPOTrainer.step`: what it returns and what it changes."""
 
+import dataclasses
 import math
 import warnings
 from contextlib import nullcontext
@@ -268,7 +269,9 @@ def test_a_name_close_to_a_field_is_refused():
 def test_config_object_instead_of_keywords(make_model):
     config = PPOConfig(batch_size=2, adaptive_kl=False)
     ppo = PPOTrainer(make_model(), make_model(1), config)
-    assert ppo.config is config
+    assert ppo.config == dataclasses.replace(config, token_budget=ppo.config.token_budget)
+    given = dataclasses.replace(config, token_budget=100)
+    assert PPOTrainer(make_model(), make_model(1), given).config is given
     assert isinstance(ppo.kl_ctl, FixedKLController)
     with pytest.raises(TypeError, match="not both"):
         PPOTrainer(make_model(), make_model(1), config, batch_size=3)

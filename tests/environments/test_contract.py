@@ -319,7 +319,8 @@ def test_the_plain_form():
     rows = [{"most": 5, "other": 1}, {}]
     assert world.reset(rows, seeds=[3, 4]) == ["Guess a number up to 5.", "Guess a number up to 9."]
     number = random.Random(3).randint(1, 5)
-    replies = world.respond([0, 1], [str(number), "nine"], [[BadCall("", "not looked at")], []])
+    with pytest.warns(UserWarning, match=r"Guess\.step raised ValueError"):
+        replies = world.respond([0, 1], [str(number), "nine"], [[BadCall("", "not looked at")], []])
     assert replies[0].messages == ({"role": "user", "content": "Right."},)
     assert (replies[0].reward, replies[0].done, replies[0].failed) == (0.9, True, 0)
     assert replies[1].messages[0]["content"].startswith("Error: ValueError: invalid literal")

@@ -182,6 +182,7 @@ def test_a_step_that_raises_is_told_the_model_and_its_owner():
         (reply,) = world.respond([0], ["x"], [[]])
     assert "oops" in reply.messages[0]["content"]
     assert not reply.done
+    world.respond([0], ["x"], [[]])  # is said once
 
 
 def test_a_step_that_hangs_ends_its_episode():

@@ -99,6 +99,8 @@ class World:
         self._jobs = Jobs(most_hung)
         self._slots: list[Slot] = []
         self._used = Counter[str]()
+        self._raised = set[tuple[str, type]]()
+        """What was warned of."""
         routes = environment if isinstance(environment, Mapping) else {"": environment}
         if not routes:
             refuse("environment", "name at least one environment", "{}")
@@ -315,7 +317,8 @@ class World:
         """Return what a `step` has said."""
         what = f"{slot.kind.name}.step"
         if isinstance(answer, BaseException):
-            if not isinstance(answer, Words):
+            if not isinstance(answer, Words) and (what, type(answer)) not in self._raised:
+                self._raised.add((what, type(answer)))
                 told = f"{what} raised {described(answer)}: the policy is told that, and the "
                 warnings.warn(told + "episode goes on. Mend it, unless it is meant.", stacklevel=2)
             answer, failed = Turn(self._words(answer), done=slot.lost), 1

@@ -212,10 +212,8 @@ def write_report(folder: Path, recipe: RewardRecipe, figures: dict[str, Any]) ->
     text = [
         "# Reward model",
         f"`{recipe.model}` on {figures['train_preferences']:,} preferences of `{recipe.train}`, "
-        f"measured on {figures['decided']:,} that it has not seen"
-        + f" ({figures['tied']:,} more have no response that most people chose)"
-        * (figures["tied"] > 0)
-        + ".",
+        f"measured on {figures['decided']:,} that it has not seen "
+        f"({figures['tied']:,} more have no response that most people chose).",
         "## Accuracy",
         _table(
             ["", "accuracy", "95 % interval", "preferences"],
