@@ -246,7 +246,11 @@ def last_step(out: Path) -> int:
 def ended(session: Session) -> str:
     """Let a run go on to its end; return what it said if that is not as it must be."""
     session.wait_until(lambda: False, 0.05)
-    return "" if session.code() == 0 else f"it failed: {session.said.read_text()[-2000:]}"
+    if session.code() == 0:
+        return ""
+    lines = session.said.read_text().splitlines()  # whose traces have paths of this machine
+    errors = [line for line in lines if "Error" in line and "File " not in line]
+    return f"it failed: {errors[-1] if errors else 'without a word'}"
 
 
 def kill_run(number: int, kills: int, most: int, folder: Path, add: Callable[[dict], None]) -> bool:
