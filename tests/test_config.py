@@ -78,6 +78,14 @@ def test_a_bad_value_is_named_with_its_rule(name, value, rule):
     assert repr(value) in str(error.value)
 
 
+@pytest.mark.parametrize("text", ["1e-4", "8", "-3", ".5", "+2.5E+3"])
+def test_a_number_in_quotes_is_told_to_be_written_without(text):
+    with pytest.raises(ValueError, match="must be") as error:
+        PPOConfig(learning_rate=text, batch_size=text, adaptive_kl="1e", precision="fast")
+    assert str(error.value).count(f"got '{text}': write {text}, without quotes.") == 2
+    assert str(error.value).count("without quotes") == 2
+
+
 def test_all_problems_are_reported_together():
     with pytest.raises(ValueError, match="PPOConfig: ") as error:
         PPOConfig(batch_size=0, gamma=2, precision="bf61")

@@ -323,6 +323,31 @@ def test_a_group_that_is_spread_over_processes_is_refused(tmp_path):
         assert [bool(text) for text in said] == [refused for _, _, refused in GROUPS], said
 
 
+def step_and_look_at_gradients(folder):
+    """A step whose last update shows where the gradients lie that processes exchange."""
+    trainer = PPOTrainer(tiny_gpt2(0), precision="fp32", batch_size=4, minibatch_size=4)
+    clip, seen = trainer.updater.clip, []
+
+    def look(most):
+        memory = [w.grad.untyped_storage().data_ptr() for w in trainer.trainable]
+        seen.append((len(memory), len(set(memory))))
+        return clip(most)
+
+    trainer.updater.clip = look
+    trainer.step([torch.tensor([5, 6])] * 2, ragged([2, 7], seed=0), [0.0, 1.0])
+    name = f"seen-{trainer.accelerator.process_index}.json"
+    (Path(folder) / name).write_text(json.dumps(seen))
+
+
+@pytest.mark.distributed
+def test_a_gradient_lies_where_it_is_exchanged_and_nowhere_else(tmp_path):
+    codes, errors = launch(step_and_look_at_gradients, 2, tmp_path, str(tmp_path))
+    assert codes == [0, 0], errors
+    for rank in range(2):
+        for weights, places in json.loads((tmp_path / f"seen-{rank}.json").read_text())[1:]:
+            assert places == 1 < weights  # one bucket
+
+
 # -- a process that fails --------------------------------------------------------------------------
 
 PATIENCE = 3

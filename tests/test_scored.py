@@ -57,7 +57,10 @@ def test_scores_of_tokens_come_to_their_places(scores):
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        ([[1.0] * 5, [1.0], [1.0] * 2], r"one for each token .* got 1 for the 2 tokens of row 1"),
+        (
+            [[1.0] * 5, [1.0], [1.0] * 2],
+            r"one for each token .* got a list of 1 for row 1, which has 2 tokens",
+        ),
         ([[1.0] * 5, [1.0] * 3], r"3 responses, got a list of 2"),
         (torch.zeros(3, 4), r"or \[3, 5\], .* got torch.float32 \[3, 4\]"),
         ([[1.0] * 5, [1.0, 2.0, NAN], [1.0] * 2], "finite numbers, got nan .* in row 1"),

@@ -240,7 +240,7 @@ def _placed(entries: Sequence[float | list[float] | None], rollout: Rollout) -> 
         counted = mask[row].nonzero().flatten()
         length = int(counted[-1]) + 1
         if len(entry) not in (length, len(counted)):
-            got = f"{len(entry)} for the {len(counted)} tokens of row {row}"
+            got = f"a list of {len(entry)} for row {row}, which has {len(counted)} tokens"
             raise BadScores(rule, got, rows=[row])
         places = counted if len(entry) == len(counted) else slice(length)
         placed[row, places] = torch.tensor(entry, dtype=torch.float64, device="cpu").float()

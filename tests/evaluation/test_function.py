@@ -151,7 +151,7 @@ def test_a_function_that_raises_is_named_with_its_texts(function, cause, message
         ([1.0, NAN, NAN], "finite numbers, got nan for 2 of 3 responses", (1, 2)),
         ([[1.0], [2.0, NAN], [3.0] * 3], "finite numbers, got nan for 1 of 3", (1,)),
         ([1.0, [2.0, 3.0], 4.0], "got both: lists for 1 of 3", (1,)),
-        ([[1.0], [2.0], [3.0] * 3], "got 1 for the 2 tokens of row 1", (1,)),
+        ([[1.0], [2.0], [3.0] * 3], "got a list of 1 for row 1, which has 2 tokens", (1,)),
         ([[1.0], [2.0, [3.0]], [4.0] * 3], r"got \[2.0, \[3.0\]\]", (1,)),
     ],
 )

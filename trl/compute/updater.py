@@ -108,11 +108,12 @@ def make_updater(
         bring_in(model.parameters())
         dither(model, LOW_PRECISION.get(accelerator.mixed_precision))
     responder = ResponseModel(model, config.temperature)
-    if accelerator.num_processes > 1 and any(
-        _may_leave_out(each.plain) for each in responder.readers
-    ):
+    if accelerator.num_processes > 1:
         handler = accelerator.ddp_handler or DistributedDataParallelKwargs()
-        handler.find_unused_parameters, accelerator.ddp_handler = True, handler
+        handler.gradient_as_bucket_view = True  # or each gradient would be there twice
+        if any(_may_leave_out(each.plain) for each in responder.readers):
+            handler.find_unused_parameters = True
+        accelerator.ddp_handler = handler
     # No DDP around it then, and no device that would hold all of it.
     apart = {"device_placement": False, "evaluation_mode": True} if sharded else {}
     policy = accelerator.prepare_model(responder, **apart)

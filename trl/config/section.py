@@ -36,6 +36,7 @@ CONFIG = ConfigDict(
 MOST_TOLD = 20
 """Problems; a file of something else has one on every line."""
 AND_MORE = "… and more."
+NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -111,13 +112,21 @@ def sentences(error: ValidationError, cls: Any, tree: Mapping[str, Any]) -> list
         elif each["type"] == "missing":
             told = [problem(path, f"be given: {words(kind)}")]
         else:
-            # A file may have mappings for sections; in Python they are objects.
-            is_mapping = is_dataclass(bare(kind)) and isinstance(value, Mapping)
-            fix = f"pass {bare(kind).__name__}(**{{…}})" if is_mapping else ""
-            hint = closest(str(each["input"]), choices(kind))
-            told = [problem(path, f"be {words(kind)}", shown(value), fix) + hint]
+            told = [_no_such_value(path, kind, value, each["input"])]
         found.setdefault(path, told)
     return list(itertools.chain.from_iterable(found.values()))
+
+
+def _no_such_value(path: str, kind: Any, value: Any, part: Any) -> str:
+    """Return the sentence for a value, or a part of it, that is not of a setting's type."""
+    fix = ""
+    if is_dataclass(bare(kind)) and isinstance(value, Mapping):
+        # A file may have mappings for sections; in Python they are objects.
+        fix = f"pass {bare(kind).__name__}(**{{…}})"
+    elif isinstance(value, str) and re.fullmatch(NUMBER, value):
+        fix = f"write {value}, without quotes"
+    hint = closest(str(part), choices(kind))
+    return problem(path, f"be {words(kind)}", shown(value), fix) + hint
 
 
 def _blamed(cls: Any, loc: tuple[int | str, ...], tree: Any) -> tuple[str, Any, Any]:
@@ -157,7 +166,6 @@ def check_values(
         try:
             TypeAdapter(kind, config=CONFIG).validate_python(plain(value))
         except ValidationError:
-            hint = closest(str(value), choices(kind))
-            told.append(problem(name, f"be {words(kind)}", shown(value)) + hint)
+            told.append(_no_such_value(name, kind, value, value))
     if told:
         raise SettingsError(owner, told)

@@ -227,7 +227,8 @@ CHARTS = {
     "kl": Chart(
         "KL to the reference",
         "How far the policy has moved from where it started. The sum over a response of "
-        "log π − log π_ref, on average; it cannot stay below 0 if sampling and scoring agree.",
+        "log π − log π_ref, which is below 0 in some; their average is shown, and cannot stay "
+        "below 0 if sampling and scoring agree.",
         [
             Panel("nats per response", "objective/kl", "held_out/kl", floor=0),
             Panel("coefficient", "objective/kl_coef", floor=0),
