@@ -10,6 +10,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GPT2Config,
     PretrainedConfig,
 )
 
@@ -25,8 +26,9 @@ from trl.config.recipe import LoRAConfig, ModelConfig
 from trl.evaluation.reward_model import OFFSET
 from trl.models.critic import shares_trunk, value_head_of, value_weights
 from trl.models.response import ResponseModel
-from trl.models.value_head import MLPValueHead
+from trl.models.value_head import BinsValueHead, MLPValueHead, make_value_head
 from trl.models.with_value_head import CausalLMWithValueHead, load_policy
+from trl.optimization.bins import two_hot_loss
 from trl.rollout.sampling import sample
 from trl.saved import SCORE_OFFSET
 
@@ -121,7 +123,8 @@ def test_bins_are_those_of_the_range(base):
 def test_the_loss_of_bins_is_cross_entropy(base):
     """That of equal logits is the logarithm of their number, whatever the returns."""
     policy = CausalLMWithValueHead.from_pretrained(base, value_head="bins")
-    probs = policy.v_head.summary.bias.softmax(-1)  # at first the normal distribution N(0, 1)
+    logits = policy.v_head.computed(torch.randn(policy.v_head.summary.in_features))
+    probs = logits.softmax(-1)  # at first the normal distribution N(0, 1)
     assert (probs * policy.v_head.centres).sum().item() == pytest.approx(0, abs=1e-6)
     assert (probs * policy.v_head.centres.square()).sum().item() == pytest.approx(1, abs=1e-5)
     torch.nn.init.zeros_(policy.v_head.summary.bias)
@@ -130,6 +133,44 @@ def test_the_loss_of_bins_is_cross_entropy(base):
     assert stats["ppo/val/clipfrac"] == 0
     stats = step(trainer_of(policy_of(base, value_head="bins"), cliprange_value=1e-6))
     assert stats["ppo/val/clipfrac"] == 0
+
+
+def test_a_logit_of_bins_moves_by_as_much_as_its_signal_lacks():
+    """1/√p: 0.2 is the distance of the bins, and the density of N(0, 1) at 0 is 1/√(2π)."""
+    config = GPT2Config(n_embd=4)
+    for bins, distance in ((101, 0.2), (201, 0.1)):
+        head = BinsValueHead(config, bins=bins).eval()
+        assert head.factor == pytest.approx((distance / math.sqrt(2 * math.pi)) ** -0.5, rel=1e-6)
+        before = head.computed(torch.ones(4))
+        with torch.no_grad():
+            head.summary.weight[3] += 0.1  # for each of four hidden units
+        moved = head.computed(torch.ones(4)) - before
+        assert moved[3].item() == pytest.approx(0.4 * head.factor, rel=1e-5)
+        assert moved.count_nonzero() == 1
+
+
+def test_bins_learn_as_fast_as_a_linear_head():
+    """Noisy returns, R = h_0 + ε, for 300 updates of Adam at 1e-3: what both explain of h_0."""
+    torch.manual_seed(0)
+    hidden = torch.randn(2048, 8)
+    returns = hidden[:, 0] + torch.randn(2048)
+    explained = {}
+    for kind in ("linear", "bins"):
+        head = make_value_head(kind, GPT2Config(n_embd=8), 8).eval()
+        adam = torch.optim.Adam(head.parameters(), lr=1e-3)
+        for update in range(300):
+            rows = torch.arange(32) + 32 * (update % 64)
+            found = head.computed(hidden[rows])
+            if kind == "linear":
+                loss = (head.values(found) - returns[rows]).square().mean() / 2
+            else:
+                loss = two_hot_loss(found, returns[rows], head.centres).mean()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        error = (hidden[:, 0] - head(hidden)).var() / hidden[:, 0].var()
+        explained[kind] = 1 - error.item()
+    assert explained["bins"] > 0.9 * explained["linear"] > 0.2, explained
 
 
 # -- a critic of its own ---------------------------------------------------------------------------

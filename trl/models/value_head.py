@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -99,6 +100,11 @@ class BinsValueHead(ValueHead):
     whose deviation is a tenth of half of it: returns are of that size, and from equal logits it
     takes many steps to learn just that.
 
+    A return says something of two bins only. The signal in the gradient of a logit is about √p of
+    that in the gradient of a single output, beside as much noise, p the bin's probability; Adam
+    moves each weight by its share of signal. So logits are 1/√p times what `summary` gives, with
+    the p of the middle at first (3.5 with 101 bins): V then learns as fast as a linear head's.
+
     Args:
         config: See `ValueHead`.
         hidden_size: Likewise.
@@ -123,8 +129,15 @@ class BinsValueHead(ValueHead):
         super().__init__(config, hidden_size)
         self.register_buffer("centres", torch.linspace(*value_range, bins))
         middle, deviation = sum(value_range) / 2, (value_range[1] - value_range[0]) / 20
+        logits = -((self.centres - middle) / deviation).square() / 2
+        shape = (math.exp(-200 * (k / (bins - 1) - 0.5) ** 2) for k in range(bins))
+        self.factor = math.sqrt(sum(shape))  # 1/p = Σ_k exp(logit_k), that of the middle being 0
         with torch.no_grad():
-            self.summary.bias.copy_(-((self.centres - middle) / deviation).square() / 2)
+            self.summary.bias.copy_(logits / self.factor)
+
+    def computed(self, hidden_states: Tensor) -> Tensor:
+        """Return logits [..., K] of hidden states [..., d], in float32."""
+        return self.factor * super().computed(hidden_states)
 
     def values(self, computed: Tensor) -> Tensor:
         """Return the expectations [...] of logits [..., K]."""
