@@ -60,6 +60,7 @@ from trl.optimization.kl import AdaptiveKLController, FixedKLController
 from trl.optimization.losses import positive_weights, token_mean
 from trl.optimization.objective import Targets, objective
 from trl.optimization.rewards import RunningMoments, adjusted_scores, token_rewards
+from trl.optimization.samples import Doubt
 from trl.optimization.settings import resolve_config
 from trl.optimization.state import check_state, fitting_state, optimizer_state
 from trl.optimization.statistics import step_statistics, totals
@@ -162,6 +163,7 @@ class PPOTrainer:
         self.score_moments = RunningMoments()
         self.value_pretraining = ValuePretraining(config.in_force("value_pretraining") or 0)
         self.steps_done = 0
+        self._doubt = Doubt()
         self.clock = Clock()
         self.shuffle = torch.Generator().manual_seed(config.seed)
 
@@ -242,6 +244,8 @@ class PPOTrainer:
                 ref_logprobs = self.reference_logprobs(rollout, old)
             check_finite("model", old.logprobs)
             check_finite("ref_model", ref_logprobs)
+            if doubt := self._doubt.of(rollout, old, self.config.temperature):
+                warnings.warn(doubt, stacklevel=2)
             clock.lap("forward_pass")
 
             mask, in_reward = rollout.response_mask, self.algorithm.kl_in == "reward"

@@ -206,7 +206,8 @@ def number_entries(found: Any, rows: int, *, none: bool = False) -> list[Any]:
     said = [[] if none and entry is None else entry for entry in entries]
     lists = [entry if isinstance(entry, list) else [entry] for entry in said]
     if wrong := [row for row, entry in enumerate(lists) if not all(map(_is_number, entry))]:
-        raise BadScores(rule, shown(entries[wrong[0]]), rows=wrong)
+        fix = "return numbers, as of float(...)" if isinstance(entries[wrong[0]], str) else ""
+        raise BadScores(rule, shown(entries[wrong[0]]), fix, wrong)
     return entries
 
 

@@ -91,7 +91,7 @@ def test_the_texts_of_a_rollout():
         (torch.ones(3, 3), "0 where no token counts, got 1.0 at token 1 of row 0", (0, 1)),
         ([1.0, 2.0], "one number for each of the 3 responses, got a list of 2", ()),
         (None, "one number for each of the 3 responses, got None, not a list", ()),
-        ([1.0, None, "2"], "one number for each of the 3 responses, got '2'", (2,)),
+        ([1.0, None, "2"], r"each of the 3 responses, got '2': return numbers, as of float", (2,)),
     ],
 )
 def test_what_is_no_score_is_refused_and_the_texts_named(found, message, rows):

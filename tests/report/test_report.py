@@ -46,7 +46,8 @@ def test_before_and_after_side_by_side():
 @pytest.mark.parametrize(
     ("key", "values", "texts"),
     [
-        ("reward/mean", [0.0019, -0.4812], ["+0.00", "−0.48"]),
+        ("reward/mean", [0.0019, -0.4812], ["0.00", "−0.48"]),
+        ("reward/mean", [-0.0039, 0.17], ["0.00", "+0.17"]),
         ("reward/mean", [0.0019, -0.0048], ["+0.0019", "−0.0048"]),  # all are small
         ("reward/positive_probability", [0.5253, 0.6709], ["0.53", "0.67"]),
         ("ended", [0.0039, 0.0], ["0.00", "0.00"]),
@@ -86,5 +87,9 @@ def test_a_verdict_says_what_was_gained_at_what_price(tmp_path):
     before, after = run.before["reward/mean"], run.after["reward/mean"]
     gain, kl = f"+{after - before:.2f} (from {before:.2f} to {after:.2f})", run.after["kl"]
     assert verdict(run) == f"held-out reward changed by {gain}, KL {kl:.1f} nats, no warnings"
+    earlier = next(row for row in run.metrics[1:] if "held_out/reward/mean" in row)
+    earlier["held_out/reward/mean"] = after + 1
+    best = f"its best was +{after + 1:.2f}, at step {earlier['step']}"
+    assert f"{gain} ({best}), KL" in verdict(run)
     run.metrics = run.metrics[:2]
     assert verdict(run) == "nothing measured on held-out prompts since the start, no warnings"

@@ -253,7 +253,7 @@ def test_from_a_checkpoint_by_name(parts):
         run_recipe(recipe, resume=parts / "model")
 
 
-def test_a_folder_in_use_and_other_settings_are_refused(parts):
+def test_a_folder_in_use_and_other_settings_are_refused(parts, capsys):
     recipe = tiny_recipe(parts, parts / "run", steps=2)
     assert run_recipe(recipe).steps == 2
     before = lines(parts / "run" / "metrics.jsonl")
@@ -266,7 +266,13 @@ def test_a_folder_in_use_and_other_settings_are_refused(parts):
     assert "`seed` must be as in the run so far" in str(caught.value)
     assert lines(parts / "run" / "metrics.jsonl") == before
     # More steps may follow.
-    assert run_recipe(replace(recipe, steps=3), resume="auto").steps == 3
+    longer = replace(recipe, steps=3, quiet=False)
+    assert run_recipe(longer, resume="auto").steps == 3
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Going on after step 2" in told
+    assert "learning rate is that of 3 steps from here on, and was that of 2." in told
+    run_recipe(longer, resume="auto")
+    assert "schedule" not in capsys.readouterr().out
     assert [row["step"] for row in lines(parts / "run" / "metrics.jsonl")] == [0, 1, 2, 3]
 
 

@@ -136,8 +136,8 @@ class PPOConfig:
     """Most tokens, padding included, in one forward (and backward) pass. None: what a quarter of
     the memory holds, 16,384 at most, as the model and the machine have it."""
     minibatch_size: Count | None = None
-    """Rollouts per optimiser update, over all processes. None: a quarter of `batch_size`.
-    The 2020 trainer used 1."""
+    """Rollouts per optimiser update, over all processes; the last one of an epoch has what is left.
+    None: a quarter of `batch_size`. The 2020 trainer used 1."""
     ppo_epochs: Count = 4
     """Passes over the batch in each step."""
 

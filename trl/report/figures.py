@@ -80,7 +80,13 @@ def shown(
     size = max(abs(x) for x in (value, *among) if x is not None and math.isfinite(x))
     if size >= 1e6 or (is_reward and 0 < size < 0.5 * 10**-decimals):
         return f"{value:{sign}.2g}".replace("-", "−")
-    return f"{round(value, decimals) + 0.0:{sign},.{decimals}f}".replace("-", "−")
+    return signed(value, sign, decimals)
+
+
+def signed(value: float, sign: str, decimals: int) -> str:
+    """A number with its sign, or + too; what rounds to 0 has none."""
+    rounded = round(value, decimals)
+    return f"{rounded + 0.0:{sign if rounded else ''},.{decimals}f}".replace("-", "−")
 
 
 def duration(seconds: float) -> str:
@@ -178,10 +184,21 @@ def verdict(run: Run) -> str:
         count = len(run.pairs)
         few = f", {count} prompt{'' if count == 1 else 's'}" if count else ""
         told = f"held-out reward changed by {shown(key, change)} (from {' to '.join(ends)}{few})"
+    best, at = peak(run)
+    if best is not None and best > run.after.get(key, math.inf):
+        told += f" (its best was {shown(key, best)}, at step {at})"
     kl = [f"KL {shown('kl', run.after['kl'])} nats"] if "kl" in run.after else []
     count = len(run.warnings)
     warnings = f"{count or 'no'} warning{'' if count == 1 else 's'}"
     return ", ".join([told, *kl, warnings])
+
+
+def peak(run: Run) -> tuple[float | None, int]:
+    """The best mean reward on held-out prompts, and the first step that had it; None: none is."""
+    key = "reward/mean"
+    means = [(figures[key], -step) for step, figures in run.evaluations if key in figures]
+    best, at = max(means, default=(None, 0))
+    return best, -at
 
 
 # --- in the terminal -----------------------------------------------------------------------------
@@ -256,12 +273,10 @@ def _sections(runs: Sequence[Run]) -> list[list[Row]]:
         values = [(run.after or run.before).get(key) for run in runs]
         texts = [shown(key, value, among=values) for value in values]
         figures.append((figure_name(key), texts, best_of(key, runs, values)))
-    key = "reward/mean"
-    means = [[(f[key], -step) for step, f in run.evaluations if key in f] for run in runs]
-    if any(means):
-        peaks = [max(of, default=(None, 0)) for of in means]
+    key, peaks = "reward/mean", [peak(run) for run in runs]
+    if any(mean is not None for mean, _ in peaks):
         texts = [
-            f"{shown(key, mean)} (step {-at})" if mean is not None else "–" for mean, at in peaks
+            f"{shown(key, mean)} (step {at})" if mean is not None else "–" for mean, at in peaks
         ]
         figures.append(("best mean reward", texts, best_of(key, runs, [mean for mean, _ in peaks])))
     about = {

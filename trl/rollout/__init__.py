@@ -19,7 +19,7 @@ With transformers' own `generate`, for a causal model and queries that are padde
 
     output = model.generate(
         queries, attention_mask=query_mask, max_new_tokens=24,
-        do_sample=True, top_k=0, top_p=1.0, pad_token_id=0, eos_token_id=eos,
+        do_sample=True, top_k=0, top_p=1.0, temperature=1.0, pad_token_id=0, eos_token_id=eos,
     )
     rollout = Rollout.from_lists(
         [row[mask] for row, mask in zip(queries, query_mask)],
@@ -39,7 +39,7 @@ padded on the right, since BART counts positions in columns:
     start = trl.anatomy.response_start(model)
     output = model.generate(
         queries, attention_mask=query_mask, max_new_tokens=24, forced_eos_token_id=None,
-        do_sample=True, top_k=0, top_p=1.0, eos_token_id=eos,
+        do_sample=True, top_k=0, top_p=1.0, temperature=1.0, eos_token_id=eos,
     )
     rollout = Rollout.from_lists(
         [row[mask] for row, mask in zip(queries, query_mask)],

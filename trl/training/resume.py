@@ -237,6 +237,16 @@ def told_changes(
     return told + other_versions(checkpoint, state["versions"])
 
 
+def going_on(checkpoint: Path, state: Mapping[str, Any], recipe: Recipe) -> str:
+    """Return what a run says as it goes on; of a schedule too that is another one now."""
+    told = f"Going on after step {state['step']}, from {checkpoint}."
+    before, now = settings.build(type(recipe), state["recipe"]).total_steps, recipe.total_steps
+    if before == now or recipe.schedule.kind == "constant":
+        return told
+    other = f"that of {now} steps from here on, and was that of {before}"
+    return f"{told} The schedule of the learning rate is {other}."
+
+
 def other_versions(checkpoint: Path | str, before: Mapping[str, str]) -> list[str]:
     """Return a sentence on what wrote a checkpoint if that was something else; else none."""
     others = [

@@ -50,6 +50,7 @@ from trl.training.parts import Parts
 from trl.training.resume import (
     VERSIONS,
     check_same,
+    going_on,
     opened,
     own_of,
     random_state,
@@ -571,10 +572,9 @@ class Run:
                 checkpoints.remove(self.folder.best) if self.main else None
         self._remember(*self.folder.rows("metrics"))
         set_random_state(own["random"], self.parts.seed + state["step"])
-        told += others
-        if told and self.recipe.quiet and self.main:
+        if (told := told + others) and self.recipe.quiet and self.main:
             warnings.warn(" ".join(told), stacklevel=4)
-        return [*told, f"Going on after step {state['step']}, from {checkpoint}."]
+        return [*told, going_on(checkpoint, state, self.recipe)]
 
     def _best_figure(self) -> tuple[str | None, str]:
         return self.recipe.checkpoints.best, self.recipe.checkpoints.mode

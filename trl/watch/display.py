@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -48,6 +49,7 @@ FIGURES = (
     ("accuracy", "accuracy {:.3f}"),
 )
 """The figures that are shown, the most telling first."""
+UNSIGNED_ZERO = re.compile(r"[+-](0\.0+\b)")
 
 
 class Display:
@@ -151,7 +153,7 @@ class Display:
         parts = []
         for name, form in FIGURES:
             if name in self._figures:
-                told = form.format(self._figures[name]).replace(" -0.0 ", " 0.0 ")
+                told = UNSIGNED_ZERO.sub(r"\1", form.format(self._figures[name]))
                 at = self._of_step[name]
                 parts.append(told if at == self._step else f"{told} (step {at})")
         return " · ".join(parts)
