@@ -592,7 +592,8 @@ def test_flags_that_no_recipe_has_are_told_with_a_recipe_that_is_not_there(runs,
     flags = ["--ppo.learningrate", "3", "--reward.0.arguments.key", "x", "--model.lora.r", "8"]
     assert cli.main(["train", "sentimnt", *flags, "--epochs", "2", "--vf-coef", "1"]) == 2
     error = told(capsys)
-    assert "Did you mean `sentiment`? And `--ppo.learningrate` is not a setting. Did you" in error
+    assert "'sentimnt'. Did you mean `sentiment`? It is neither a file nor one that" in error
+    assert "And `--ppo.learningrate` is not a setting. Did you" in error
     assert "mean `--ppo.learning-rate`? And `--vf-coef` is not" in error
     assert error.count(" And ") == 2
 

@@ -360,7 +360,7 @@ def test_what_trl_gives_and_we_do_not_is_named_with_what_we_give():
     def reward(completions, trainer_state, **kwargs):
         return [float(trainer_state.global_step)] * len(completions)
 
-    with pytest.raises(ScoringError, match="asks for `trainer_state`.*'log_metric'.*columns"):
+    with pytest.raises(ScoringError, match="asks for `trainer_state`.*columns.*, log_metric"):
         score(as_scorer(reward), ROLLOUT)
 
 
@@ -399,13 +399,13 @@ def test_on_goes_over_the_name_of_the_first_parameter():
 
 
 @pytest.mark.parametrize(
-    ("rollout", "there"), [(WITH_COLUMNS, r"\['answer', 'level'\]"), (ROLLOUT, r"\[\]")]
+    ("rollout", "there"), [(WITH_COLUMNS, "the columns answer, level:"), (ROLLOUT, "no columns:")]
 )
 def test_a_column_that_is_not_there_is_named_with_those_that_are(rollout, there):
     def reward(texts, solution):
         return [0.0] * len(texts)
 
-    with pytest.raises(ScoringError, match=f"^reward asks for `solution`.*the columns {there}"):
+    with pytest.raises(ScoringError, match=f"^reward asks for `solution`.*with {there}"):
         score(as_scorer(reward), rollout)
 
 

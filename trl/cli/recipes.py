@@ -45,8 +45,8 @@ def find_recipe(name: str) -> Path:
             return found
     beside = [str(each) for each in path.parent.glob("*.y*ml")]
     raise FileNotFoundError(
-        f"There is no recipe {name!r}, neither a file nor one that ships with trl "
-        f"({', '.join(recipe_names()) or 'none do'}).{closest(name, [*recipe_names(), *beside])}"
+        f"There is no recipe {name!r}.{closest(name, [*recipe_names(), *beside])} It is neither a "
+        f"file nor one that ships with trl ({', '.join(recipe_names()) or 'none do'})."
     )
 
 

@@ -84,7 +84,7 @@ READERS: dict[str, Callable[[Rollout], Any]] = {
     "prompts": _messages,
     "completions": _answers,
     "completion_ids": _tokens,
-    "completions_ids": _tokens,  # as pages of TRL call them
+    "completions_ids": _tokens,  # as some pages of TRL call them
     "environments": lambda rollout: list(rollout.environments or [None] * len(rollout)),
     "rollout": lambda rollout: rollout,
     STEPS: lambda rollout: _step_texts(rollout, SEPARATOR),
@@ -214,12 +214,13 @@ class FunctionScorer:
             name = each.name
             free = each.default is not Parameter.empty or each.kind is Parameter.VAR_KEYWORD
             if not (free or name in self._readers or name in LOGGERS or name in columns):
-                known = [*READERS, *LOGGERS]
+                known = [each for each in (*READERS, *LOGGERS) if each != "completions_ids"]
+                of_rows = f"the columns {', '.join(columns)}" if columns else "no columns"
                 return (
                     f"{self.name} asks for `{name}`, which must be a column of the rows that are "
-                    f"scored, or one of {known}, got rows with the columns {list(columns)}: give "
-                    f"rows such as {{'prompt': ..., {name!r}: ...}} (by hand: texts, {name}=[...])."
-                    + closest(name, [*known, *columns])
+                    f"scored, got rows with {of_rows}: give rows such as {{'prompt': ..., "
+                    f"{name!r}: ...}} (by hand: texts, {name}=[...]), or ask for one of "
+                    f"{', '.join(known)}.{closest(name, [*known, *columns])}"
                 )
         return ""
 
