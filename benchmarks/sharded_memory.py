@@ -94,11 +94,11 @@ def measured(model: Path, shard: bool) -> dict[str, float]:
     again = held()
     trainer, loading = peak_of(make)
     rows = ROWS // trainer.accelerator.num_processes
-    queries = [torch.arange(TOKENS)] * rows
+    queries, responses = [torch.arange(TOKENS)] * rows, [torch.arange(TOKENS).flip(0)] * rows
     scores = [float(row + trainer.accelerator.process_index) for row in range(rows)]
 
     def step() -> None:
-        trainer.step(queries, queries, scores)
+        trainer.step(queries, responses, scores)
 
     step()
     _, peak = peak_of(step)

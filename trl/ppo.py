@@ -245,7 +245,7 @@ class PPOTrainer:
             check_finite("model", old.logprobs)
             check_finite("ref_model", ref_logprobs)
             if doubt := self._doubt.of(rollout, old, self.config.temperature):
-                warnings.warn(doubt, stacklevel=2)
+                warnings.warn(doubt, stacklevel=3)
             clock.lap("forward_pass")
 
             mask, in_reward = rollout.response_mask, self.algorithm.kl_in == "reward"

@@ -107,6 +107,7 @@ def told(trainer, *given):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.step(*given, [0.1 * n for n in range(8)])
+    assert {each.filename for each in caught} <= {__file__}  # where `step` is called
     return [str(each.message) for each in caught]
 
 
