@@ -51,7 +51,7 @@ class Doubt:
 
     def add(self, logprobs: Tensor, entropy: Tensor, mask: Tensor) -> None:
         """Take account of the counted tokens [B, R], by their log π and the H before each."""
-        d = (-logprobs - entropy)[mask].double()
+        d = (-logprobs - entropy)[mask].cpu().double()  # a Mac has no float64
         self.tokens += len(d)
         self.sum += float(d.sum())
         self.squares += float(d.square().sum())
