@@ -462,7 +462,8 @@ def test_held_out_prompts_of_their_own(tmp_path):
     assert len(load(held_out_prompts=str(own), held_out=4).train) == 4096
     with pytest.raises(ValueError, match=r"`data.held_out` must be at most 4, .*own.txt.*got 5"):
         load(train, held_out_prompts=str(own), held_out=5)
-    with pytest.raises(ValueError, match=r"`data.prompts` must be more than those held out"):
+    same = r"`data.prompts` must have .* not held out, got '.*/own.txt', whose 4 prompts all .* "
+    with pytest.raises(ValueError, match=same + "data.held_out_prompts, '.*/own.txt', too: give"):
         load(own, held_out_prompts=str(own), held_out=4)
     blank = written(tmp_path / "blank.jsonl", '" "\n""')
     with pytest.raises(ValueError, match=r"`data.held_out_prompts` .*left out: 2 blank\.$"):

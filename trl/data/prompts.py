@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time, timedelta
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -122,6 +122,8 @@ def load_prompts(
     if settings.deduplicate:
         taken = {_key(prompt) for prompt in held_out}
         unseen = [prompt for prompt in prompts if _key(prompt) not in taken]
+        if not unseen:
+            _refuse_all_held_out(settings, len(prompts))
         prompts = prepare.kept(unseen, prompts, "held out too")
     train = prepare.kept(prompts[: settings.limit], prompts, "beyond data.limit")
     # What is held out is cut off the rest, unless it has a source of its own.
@@ -141,6 +143,15 @@ def load_prompts(
         told += [f"{lacking:,} of them without `{column}` (None)"] if 0 < lacking < end else []
     note = "; ".join(filter(None, (*told, prepare.note)))
     return PromptSplit(*prompts_alone, counts, *with_more, note=note)
+
+
+def _refuse_all_held_out(settings: DataConfig, count: int) -> NoReturn:
+    """Raise, as every prompt to train on is held out too."""
+    whose = f"data.held_out_prompts, {settings.held_out_prompts!r}"
+    got = f"{settings.prompts!r}, whose {count:,} prompts all stand among those of {whose}, too"
+    fix = "give two files of different prompts, or leave data.held_out_prompts out: some of "
+    fix += "data.prompts are held out then"
+    refuse("data.prompts", "have prompts that are not held out", got, fix)
 
 
 def _says_nothing(prompt: Prompt) -> bool:
