@@ -155,6 +155,13 @@ CONTRADICTIONS = [
     ("model: {lora: {}, unfrozen_layers: 2}", "model.unfrozen_layers", "None", "2", "keep one"),
     ("data: {min_tokens: 9, max_tokens: 8}", "data.min_tokens", "<= max_tokens", "9", "lower it"),
     (
+        "data: {held_out: 0, held_out_prompts: a.txt}",
+        "data.held_out_prompts",
+        "None with held_out 0",
+        "'a.txt'",
+        "leave out one of the two",
+    ),
+    (
         "data: {prompts: a.txt, chat: false, system: Be kind.}",
         "data.system",
         "None where texts are sent as they are",

@@ -220,6 +220,8 @@ class DataConfig:
         """Yield what is wrong with settings that each are in order."""
         if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
             yield "min_tokens", f"be <= max_tokens ({self.max_tokens})", "lower it"
+        if self.held_out == 0 and self.held_out_prompts is not None:
+            yield "held_out_prompts", "be None with held_out 0", "leave out one of the two"
         if self.system is not None and self.sends_chats is False:
             yield "system", "be None where texts are sent as they are", "set chat: true"
         if len(set(self.prefixes)) < len(self.prefixes):
@@ -541,12 +543,10 @@ class Recipe:
         if (self.pretraining.text is None) != (self.ppo.pretraining_coef == 0):
             rule = f"be set together with ppo.pretraining_coef ({self.ppo.pretraining_coef})"
             yield "pretraining.text", rule
-        if self.ppo.missing_eos_penalty is not None and not (sampling.eos or sampling.stop_strings):
-            yield (
-                "ppo.missing_eos_penalty",
-                "be None if nothing ends a response",
-                "set sampling.eos",
-            )
+        ends = sampling.eos or sampling.stop_strings
+        if self.ppo.missing_eos_penalty is not None and not ends:
+            rule = "be None if nothing ends a response"
+            yield "ppo.missing_eos_penalty", rule, "set sampling.eos"
         prefixes, kinds = list(self.data.prefixes), {reward.kind for reward in self.reward}
         if self.environment is None and ENVIRONMENT in kinds:
             yield "reward", "have no kind environment without `environment`"

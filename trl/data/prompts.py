@@ -169,7 +169,7 @@ def _empty(prepare: _Preparation) -> PromptSplit:
 def columns_for_rewards(settings: DataConfig) -> list[list[str]]:
     """Return the columns that rewards will know of the prompts of each source, without a model."""
     found: list[list[str]] = []
-    for key in ("prompts", "held_out_prompts") if settings.held_out else ("prompts",):
+    for key in ("prompts", "held_out_prompts"):
         source, name = getattr(settings, key), f"data.{key}"
         where: Any = {"subset": settings.subset, "split": settings.split, "name": name}
         if source in (None, STARTER, MODEL, ENVIRONMENT):
