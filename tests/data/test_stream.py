@@ -1,10 +1,12 @@
 """Prompts that are read as they are used."""
 
 import gc
+import gzip
 import io
 import itertools
 import json
 import resource
+import sys
 import time
 import warnings
 from collections import Counter
@@ -311,6 +313,19 @@ def test_bad_rows_of_a_stream_are_named(tmp_path):
 def test_settings_that_contradict_each_other(settings, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("a.jsonl", b""), ("a.txt.gz", gzip.compress(b"\n"))], ids=["empty", "blank"]
+)
+def test_files_with_nothing_in_them_are_told_before_anything_is_loaded(
+    name, data, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"`prompts` must have .*got '{path}', which is empty"):
+        stream_of(path)
 
 
 def test_files_beside_a_recipe(folder):

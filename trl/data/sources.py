@@ -245,7 +245,8 @@ def _loaded(
             where = str(path) if path.is_dir() else source
             found = datasets.load_dataset(where, subset, split=split, **how)
     except Exception as error:  # what it raises is of many kinds
-        cause = str(error.__cause__ or error).strip().partition("\n")[0]
+        first = error.__cause__ or error
+        cause = str(first).strip().partition("\n")[0] or type(first).__name__
         what = f"be a file or dataset that can be loaded, with its split {split!r}"
         hint = "" if files or path.exists() else _nearby(path)
         raise ValueError(f"`{name}` must {what}, got {source!r}: {cause}{hint}") from error
@@ -285,6 +286,8 @@ def streamed_dataset(
     if len(kinds) > 1 or not kinds <= BUILDERS.keys():
         rule = f"be files of one ending, one of {ENDINGS}"
         refuse(name, rule, str(sorted(kinds)), "convert them")
+    if files and all(map(_is_blank, files)):  # which the package datasets has no words for
+        refuse(name, "have at least one text", f"{', '.join(sources)!r}, which is empty")
     found = _loaded(files, ", ".join(sources), subset, split, name, streaming=True)
     if kinds == {"txt"}:  # as `_lines` has them
         found = found.map(lambda row: {"text": row["text"].strip()})
@@ -319,6 +322,16 @@ def _check_kind(path: Path, name: str) -> None:
     if path.exists() and not path.is_file() and not path.is_dir():
         fix = "write what it gives into a file"
         refuse(name, "be a file", f"a pipe or a device, {str(path)!r}", fix)
+
+
+def _is_blank(file: str) -> bool:
+    """Tell whether a file has nothing but blanks in it."""
+    unpacked = gzip.open if file.lower().endswith(".gz") else open
+    try:
+        with unpacked(file, "rb") as data:
+            return not any(map(bytes.strip, iter(lambda: data.read(2**16), b"")))
+    except (OSError, EOFError, zlib.error):  # to be told by what reads it
+        return False
 
 
 def _ending(source: str) -> str:
