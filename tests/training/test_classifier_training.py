@@ -493,7 +493,7 @@ def test_after_ctrl_c_it_goes_on_to_the_same_weights(recipe, tmp_path, monkeypat
 
     with pytest.raises(FileExistsError, match="add --resume"):
         train_classifier(recipe)
-    again = r"`seed` must be as in the run so far .*, 0, .* got 1: set"
+    again = r"`seed` must be as in the run so far .*, 0, .* got 1\. Set"
     with pytest.raises(ValueError, match=again):
         train_classifier(replace(recipe, seed=1), resume=True)
     summary = train_classifier(recipe, resume=True)

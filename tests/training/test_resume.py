@@ -50,7 +50,7 @@ from trl.training import run, undo
 from trl.training.checkpoints import MANIFEST, CheckpointError, write_manifest
 from trl.training.folder import RunFolder, best_step
 from trl.training.held_out import HeldOut
-from trl.training.resume import opened, problem_of
+from trl.training.resume import changed_settings, opened, problem_of
 from trl.training.run import run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -264,6 +264,7 @@ def test_a_folder_in_use_and_other_settings_are_refused(parts, capsys):
         run_recipe(other, resume="auto")
     assert "`ppo.learning_rate` must be as in the run so far" in str(caught.value)
     assert "`seed` must be as in the run so far" in str(caught.value)
+    assert str(caught.value).count("--resume-changed") == 1
     assert lines(parts / "run" / "metrics.jsonl") == before
     # More steps may follow.
     longer = replace(recipe, steps=3, quiet=False)
@@ -601,6 +602,21 @@ def no_recipe(parts):
 
 def nothing(parts):
     pass
+
+
+@pytest.mark.parametrize(
+    ("ppo", "others"),
+    [
+        ({"batch_size": 8}, ["ppo.batch_size"]),
+        ({"batch_size": 8, "kl_horizon": 99.0}, ["ppo.batch_size", "ppo.kl_horizon"]),
+        ({"kl_horizon": 99.0}, ["ppo.kl_horizon"]),
+        ({"algorithm": "grpo"}, ["ppo.algorithm"]),
+    ],
+)
+def test_what_follows_from_another_setting_is_not_told_beside_it(ppo, others):
+    """Of grpo it is the size of a group, the rate of the values, and that scores are centred."""
+    before, now = (settings.build(Recipe, {"ppo": each}) for each in ({}, ppo))
+    assert sorted(changed_settings(settings.as_mapping(before), now)) == others
 
 
 def of_ppo(**changes):

@@ -27,8 +27,8 @@ def complain(text: str) -> None:
 def told(error: SettingsError) -> str:
     """Return everything wrong with the settings, a line for each problem."""
     if len(error.found) == 1:
-        return f"trl: {error.owner}: {error.found[0]}"
-    problems = "".join(f"\n  {problem}" for problem in error.found)
+        return f"trl: {error}"
+    problems = "".join(f"\n  {problem}" for problem in filter(None, (*error.found, error.advice)))
     return f"trl: {error.owner} has {len(error.found)} problems:{problems}"
 
 

@@ -52,12 +52,12 @@ class SettingsError(ValueError):
     Attributes:
         owner: The name of the dataclass, or of the file.
         found: A sentence for each problem, which begins with the name of the setting.
+        advice: A sentence on what to do about them all; nothing: each says it.
     """
 
-    def __init__(self, owner: str, found: list[str]) -> None:
-        super().__init__(f"{owner}: " + " ".join(found))
-        self.owner = owner
-        self.found = found
+    def __init__(self, owner: str, found: list[str], advice: str = "") -> None:
+        super().__init__(f"{owner}: " + " ".join(filter(None, (*found, advice))))
+        self.owner, self.found, self.advice = owner, found, advice
 
 
 def problem(name: str, rule: str, got: object = "", fix: str = "") -> str:

@@ -174,30 +174,44 @@ def check_same(
         SettingsError: naming every setting that is another one.
     """
     if folder.recipe.exists() and not folder.changes:
-        before = settings.read_yaml(folder.recipe)
-        if found := other_settings(before, recipe, str(folder.recipe), may_change):
-            raise SettingsError(type(recipe).__name__, found)
+        other_settings(settings.read_yaml(folder.recipe), recipe, folder.recipe, may_change)
 
 
 def other_settings(
     before: Mapping[str, Any],
     recipe: Recipe | ClassifierRecipe,
-    place: str,
+    place: Path,
     may_change: Sequence[str] = MAY_CHANGE,
-) -> list[str]:
-    """Return a sentence for each setting that must be as in the run so far, and is not."""
-    told = []
-    for path, (old, new) in changed_settings(before, recipe, may_change).items():
-        fix = "set it back, or start another run in another folder"
-        if path in NEVER and "auto" in (old, new):
-            fix += ', which may begin from the policy of this one (model.name: its folder "policy")'
-        elif isinstance(recipe, Recipe):
-            fix += f", or {ALL_THE_SAME}"
-        told.append(
-            f"`{path}` must be as in the run so far ({place}), {old!r}, to go on with it, got "
-            f"{new!r}: {fix}."
-        )
-    return told
+    *,
+    changes: bool = False,
+) -> dict[str, tuple[Any, Any]]:
+    """Return what settings were and are, of those that must be as in the run so far, and are not.
+
+    Args:
+        before: The settings of the run so far.
+        recipe: Those of now.
+        place: Where the former stand.
+        may_change: Those that may differ, sections too.
+        changes: Whether others may, too.
+
+    Raises:
+        SettingsError: naming those that may not.
+    """
+    pairs = changed_settings(before, recipe, may_change)
+    barred = {path: pair for path, pair in pairs.items() if path in NEVER and "auto" in pair}
+    told = barred or ({} if changes else pairs)
+    found = [
+        f"`{path}` must be as in the run so far ({place}), {old!r}, to go on with it, got {new!r}."
+        for path, (old, new) in told.items()
+    ]
+    if not found:
+        return pairs
+    fix = f"Set {'it' if len(found) == 1 else 'them'} back, or start another run in another folder"
+    if barred:
+        fix += ', which may begin from the policy of this one (model.name: its folder "policy")'
+    elif isinstance(recipe, Recipe):
+        fix += f", or {ALL_THE_SAME}"
+    raise SettingsError(type(recipe).__name__, found, f"{fix}.")
 
 
 def changed_settings(
@@ -206,25 +220,32 @@ def changed_settings(
     may_change: Sequence[str] = MAY_CHANGE,
 ) -> dict[str, tuple[Any, Any]]:
     """Return what settings were and are, of those that must not differ and do, by their paths."""
-    pairs = settings.differences(settings.build(type(recipe), before), recipe)
+    old = settings.build(type(recipe), before)
     return {
         path: pair
-        for path, pair in pairs.items()
+        for path, pair in settings.differences(old, recipe).items()
         if not any(path == name or path.startswith(f"{name}.") for name in may_change)
+        and not (_follows(path, old) and _follows(path, recipe))
     }
+
+
+def _follows(path: str, recipe: Recipe | ClassifierRecipe) -> bool:
+    """Tell whether a setting is what it would be if the others alone were given."""
+    section, _, name = path.partition(".")
+    if not isinstance(recipe, Recipe) or section not in ("ppo", "sampling"):
+        return False
+    tree = settings.as_mapping(recipe)
+    value = tree[section].pop(name, None)
+    of_itself = settings.as_mapping(type(getattr(recipe, section))())
+    return bool((of_itself | recipe.completed(tree)[section]).get(name) == value)
 
 
 def told_changes(
     checkpoint: Path, state: Mapping[str, Any], recipe: Recipe, parts: Parts, folder: RunFolder
 ) -> list[str]:
     """Return in what a checkpoint is of another run, or raise unless it may be."""
-    told: list[str] = []
-    if found := other_settings(state["recipe"], recipe, str(checkpoint)):
-        barred = [problem for problem in found if ALL_THE_SAME not in problem]
-        if barred or not folder.changes:
-            raise SettingsError("Recipe", barred or found)
-        for path, (old, new) in changed_settings(state["recipe"], recipe).items():
-            told.append(f"`{path}` was {old!r} up to here, and is {new!r}.")
+    pairs = other_settings(state["recipe"], recipe, checkpoint, changes=folder.changes)
+    told = [f"`{k}` was {old!r} up to here, and is {new!r}." for k, (old, new) in pairs.items()]
     if others := parts.changed(state):
         if not folder.changes:
             raise CheckpointError(
