@@ -159,7 +159,7 @@ CONTRADICTIONS = [
         "data.held_out_prompts",
         "None with held_out 0",
         "'a.txt'",
-        "leave out one of the two",
+        "set it to null, or held_out > 0",
     ),
     (
         "data: {prompts: a.txt, chat: false, system: Be kind.}",

@@ -221,8 +221,7 @@ class DataConfig:
         if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
             yield "min_tokens", f"be <= max_tokens ({self.max_tokens})", "lower it"
         if self.held_out == 0 and self.held_out_prompts is not None:
-            fix = "set it to null, or leave held_out out: all of the file is held out then"
-            yield "held_out_prompts", "be None with held_out 0", fix
+            yield "held_out_prompts", "be None with held_out 0", "set it to null, or held_out > 0"
         if self.system is not None and self.sends_chats is False:
             yield "system", "be None where texts are sent as they are", "set chat: true"
         if len(set(self.prefixes)) < len(self.prefixes):
