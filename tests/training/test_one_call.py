@@ -164,7 +164,7 @@ def test_a_failure_of_the_first_step_says_that_nothing_is_saved_and_how_to_start
         train(tmp_path, fails, **short)
     (note,) = caught.value.__notes__
     told = "Nothing is saved, as no step is made: mend it, and start from the beginning with: "
-    assert note.startswith(told + 'the same call with resume="auto"')
+    assert note == told + 'the same call with resume="auto"'
     assert train(tmp_path, resume="auto", **short).history[-1]["reward/mean"]  # as it says
 
 

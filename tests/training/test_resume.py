@@ -416,6 +416,32 @@ def test_a_start_that_failed_is_no_run(parts, held_out):
     assert_same_run(parts / "whole", parts / "run")
 
 
+@pytest.mark.parametrize("saved", [0, 1])
+def test_how_to_go_on_with_a_mended_reward_is_said(parts, saved):
+    """Only to a checkpoint it is another reward than before."""
+    good = (parts / "reward.py").read_text()
+    fails = "calls = []\n\ndef count_w7(texts):\n    calls.append(1)\n"
+    fails += f"    assert len(calls) <= {saved}\n    return [float(len(text)) for text in texts]\n"
+    (parts / "reward.py").write_text(fails)
+    data = replace(tiny_recipe(parts, parts).data, held_out=0)
+    recipe = tiny_recipe(parts, parts / "run", data=data, steps=2)
+    with pytest.raises(ScoringError, match="count_w7") as caught:
+        run_recipe(recipe)
+    (note,) = caught.value.__notes__
+    (parts / "reward.py").write_text(good)
+    if not saved:
+        assert note.startswith("Nothing is saved")
+        assert " --resume --trust " in note
+        assert run_recipe(recipe, resume="auto").steps == 2
+        return
+    assert " Mend it, and go on with: trl train " in note
+    assert " --resume-changed --trust " in note
+    with pytest.raises(CheckpointError, match="another scorer `count_w7`"):
+        run_recipe(recipe, resume="auto")
+    with pytest.warns(UserWarning, match="another scorer `count_w7`"):
+        assert run_recipe(recipe, resume="changed").steps == 2
+
+
 def test_what_may_be_lost_is_a_run(parts, monkeypatch):
     def crash():
         raise MemoryError

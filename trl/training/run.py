@@ -33,8 +33,9 @@ from trl.compute.precision import make_accelerator
 from trl.compute.starting import busy_told, processes_told
 from trl.config.code import Trust, flags_to_go_on
 from trl.config.recipe import Recipe
+from trl.environments.contract import EpisodeError
 from trl.evaluation.people.asking import Stopped
-from trl.evaluation.scores import pairs_of
+from trl.evaluation.scores import ScoringError, pairs_of
 from trl.models.loading import quiet_transformers
 from trl.models.whole import add_whole_weights
 from trl.report import before_after_tables, read_runs, write_report
@@ -266,11 +267,15 @@ class Run:
             short = "It failed amid its updates; memory was short for a copy of what was before. "
             broken = "" if whole else short
             failed = isinstance(error, Exception)  # else somebody stopped it
-            mend = "mend it, and start" if failed else "start"
-            saved = f"Nothing is saved, as no step is made: {mend} from the beginning with"
-            for last in self.checkpoints.all()[-1:]:
-                saved = f"{broken}Saved is {last}. Go on with"
-            error.add_note(f"{saved}: {self._to_go_on(failed)}")
+            mended = isinstance(error, ScoringError | EpisodeError)
+            begin = "mend it, and start" if failed else "start"
+            saved = f"Nothing is saved, as no step is made: {begin} from the beginning with"
+            there = self.checkpoints.all()[-1:]
+            for last in there:
+                way = "Mend it, and go on with" if mended else "Go on with"
+                saved = f"{broken}Saved is {last}. {way}"
+            # To a checkpoint, what was mended since is another one.
+            error.add_note(f"{saved}: {self._to_go_on('changed' if mended and there else 'auto')}")
             raise
 
     @cached_property
@@ -437,13 +442,12 @@ class Run:
             note(f"Stopped after step {steps}. Go on with: {self._to_go_on()}")
         return Result(self.path, self.parts.model, steps, summary, not finished)
 
-    def _to_go_on(self, failed: bool = False) -> str:
+    def _to_go_on(self, resume: str = "auto") -> str:
         if self.by_call:
-            mended = ', or "changed" if the reward is mended' if failed else ""
-            return f'the same call with resume="auto"{mended}'
-        command = f"trl train {shlex.quote(str(self.folder.recipe))} --resume"
-        mended = "  (if the reward is mended: --resume-changed)" if failed else ""
-        return command + flags_to_go_on(self.recipe, self.path) + mended
+            return f'the same call with resume="{resume}"'
+        flag = "--resume" if resume == "auto" else f"--resume-{resume}"
+        command = f"trl train {shlex.quote(str(self.folder.recipe))} {flag}"
+        return command + flags_to_go_on(self.recipe, self.path)
 
     def _seconds(self) -> float:
         return self.seconds + time.perf_counter() - self.started
