@@ -32,10 +32,10 @@ MOST = {
     "saved.py": 108,
     "scored.py": 170,
     "starter": 16,
-    "training": 4652,
+    "training": 4660,
     "watch": 1267,
 }
-IN_ALL = 24206
+IN_ALL = 24214
 MOST_IN_A_FILE, MOST_IN_A_FUNCTION = 450, 60
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import pickle
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from trl.compute.processes import check_same_everywhere
 from trl.config import SettingsError
 from trl.config.errors import refuse
 from trl.config.recipe import ClassifierRecipe, Recipe
+from trl.environments.contract import EpisodeError
+from trl.evaluation.scores import ScoringError
 from trl.training.checkpoints import CheckpointError, Checkpoints, damage, step_of
 from trl.training.folder import RunFolder
 from trl.training.parts import Parts
@@ -266,6 +268,29 @@ def going_on(checkpoint: Path, state: Mapping[str, Any], recipe: Recipe) -> str:
         return told
     other = f"that of {now} steps from here on, and was that of {before}"
     return f"{told} The schedule of the learning rate is {other}."
+
+
+def where_it_stands(
+    error: BaseException, saved: Sequence[Path], to_go_on: Callable[[str], str], *, whole: bool
+) -> str:
+    """Return what is left of a run that failed, and the one command that goes on with it.
+
+    Args:
+        error: What it failed with.
+        saved: Its last checkpoint; none: there is none.
+        to_go_on: Returns the command, given what resumes: auto or changed.
+        whole: Whether the checkpoint is of the step before, not of updates in the midst of one.
+    """
+    if not saved:
+        begin = "mend it, and start" if isinstance(error, Exception) else "start"
+        told = f"Nothing is saved, as no step is made: {begin} from the beginning with"
+        return f"{told}: {to_go_on('auto')}"
+    # To the checkpoint, a reward or an environment that was mended since is another one.
+    mended = isinstance(error, ScoringError | EpisodeError)
+    way = "Mend it, and go on with" if mended else "Go on with"
+    short = "It failed amid its updates; memory was short for a copy of what was before. "
+    how = to_go_on("changed" if mended else "auto")
+    return f"{'' if whole else short}Saved is {saved[0]}. {way}: {how}"
 
 
 def other_versions(checkpoint: Path | str, before: Mapping[str, str]) -> list[str]:

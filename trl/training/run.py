@@ -33,9 +33,8 @@ from trl.compute.precision import make_accelerator
 from trl.compute.starting import busy_told, processes_told
 from trl.config.code import Trust, flags_to_go_on
 from trl.config.recipe import Recipe
-from trl.environments.contract import EpisodeError
 from trl.evaluation.people.asking import Stopped
-from trl.evaluation.scores import ScoringError, pairs_of
+from trl.evaluation.scores import pairs_of
 from trl.models.loading import quiet_transformers
 from trl.models.whole import add_whole_weights
 from trl.report import before_after_tables, read_runs, write_report
@@ -58,6 +57,7 @@ from trl.training.resume import (
     read_state,
     set_random_state,
     told_changes,
+    where_it_stands,
 )
 from trl.training.sharded import put_together, taken_apart, write_together
 from trl.watch.diagnosis import Diagnosis, Finding
@@ -264,18 +264,8 @@ class Run:
             if made and whole and made not in map(checkpoints.step_of, self.checkpoints.all()):
                 with suppress(OSError):  # what failed first is told
                     self._write_checkpoint(None if made > done else own)
-            short = "It failed amid its updates; memory was short for a copy of what was before. "
-            broken = "" if whole else short
-            failed = isinstance(error, Exception)  # else somebody stopped it
-            mended = isinstance(error, ScoringError | EpisodeError)
-            begin = "mend it, and start" if failed else "start"
-            saved = f"Nothing is saved, as no step is made: {begin} from the beginning with"
             there = self.checkpoints.all()[-1:]
-            for last in there:
-                way = "Mend it, and go on with" if mended else "Go on with"
-                saved = f"{broken}Saved is {last}. {way}"
-            # To a checkpoint, what was mended since is another one.
-            error.add_note(f"{saved}: {self._to_go_on('changed' if mended and there else 'auto')}")
+            error.add_note(where_it_stands(error, there, self._to_go_on, whole=whole))
             raise
 
     @cached_property
