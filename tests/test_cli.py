@@ -153,6 +153,17 @@ def test_resume(given, resume, runs, tmp_path):
     assert runs[0][1] == resume
 
 
+def test_a_folder_that_has_a_run_is_told_before_anything_is_loaded(runs, tmp_path, capsys):
+    rows = '{"step":0,"episodes":0}\n'
+    for text, code in ((rows, 0), (rows + rows.replace("0", "1"), 2)):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        assert cli.main(["train", "sentiment", "--out", str(tmp_path)]) == code
+    assert "`out` must be a folder without a run: go on with it" in told(capsys)
+    assert cli.main(["train", "sentiment", "--out", str(tmp_path), "--print-config"]) == 0
+    assert cli.main(["train", "sentiment", "--out", str(tmp_path), "--resume"]) == 0
+    assert [resume for _, resume in runs] == [None, "auto"]
+
+
 def test_a_checkpoint_that_is_not_there_names_the_closest(runs, tmp_path, capsys):
     (tmp_path / "runs/run/checkpoints/step-000050").mkdir(parents=True)
     given = ["--resume", "runs/run/checkpoints/step-00005"]

@@ -49,6 +49,7 @@ from trl.cli.recipes import (
 from trl.cli.words import complain, is_explained, is_main_process, sentence, told
 from trl.config import SettingsError, closest
 from trl.config.errors import hidden, refuse
+from trl.config.places import has_run, refuse_run
 from trl.watch.markdown import visible
 
 if TYPE_CHECKING:  # making these classes takes longer than showing what commands there are
@@ -111,6 +112,9 @@ def _train(options: argparse.Namespace, flags: Flags) -> int:
         return 0
     if isinstance(recipe, settings.SupervisedRecipe):
         return _fit(recipe, options.resume)
+    out = Path(recipe.out).expanduser()
+    if resume is None and not isinstance(recipe, settings.PreferencesRecipe) and has_run(out):
+        refuse_run(out)  # before the seconds that it takes to load anything
     code = (*recipe.reward, *(recipe.environment.code if recipe.environment else ()))
     hidden = recipe.people.simulated if isinstance(recipe, settings.PreferencesRecipe) else None
     code += hidden.reward if hidden else ()

@@ -1,4 +1,4 @@
-"""Names of models: folders that are there, and what may be one on the hub."""
+"""Names of models: folders that are there, or what may be one on the hub; folders of runs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import NoReturn
 
 HUB_NAME = re.compile(r"([\w.-]{1,96}/)?[\w.-]{1,96}")
 """How a repository on the Hugging Face Hub may be called."""
+
+WITHOUT_FIGURES = ("", '{"step":0,"episodes":0}\n')
+"""What metrics.jsonl says of a start that failed before it had any."""
 
 
 def not_a_model(name: str) -> str | None:
@@ -51,3 +55,21 @@ def check_plain(*paths: Path) -> None:
             what = f"a link to {os.readlink(path)}" if stat.S_ISLNK(kind) else "a pipe or a device"
             told = f"what a run writes must be files and folders of its own, got {what}: delete it"
             raise FileExistsError(errno.EEXIST, told, str(path))
+
+
+def has_run(folder: Path) -> bool:
+    """Tell whether a run was begun in a folder that has figures or checkpoints to lose.
+
+    A start that failed before it had any is none; a recipe alone may be the user's own.
+    """
+    metrics = folder / "metrics.jsonl"
+    if not metrics.exists():
+        return (folder / "recipe.yaml").exists()
+    text = metrics.read_text(encoding="utf-8", errors="replace")
+    return (folder / "checkpoints").exists() or text not in WITHOUT_FIGURES
+
+
+def refuse_run(folder: Path) -> NoReturn:
+    """Raise for a folder in which there is a run already."""
+    way = "go on with it by resume='auto' (trl train … --resume), or name another one"
+    raise FileExistsError(f"`out` must be a folder without a run: {way}: {str(folder)!r}")

@@ -29,7 +29,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
-from trl.config.places import check_plain
+from trl.config.places import check_plain, has_run
 from trl.models.checkpoint import CRITIC
 from trl.training.checkpoints import disk_full_told, sync
 
@@ -74,16 +74,8 @@ class RunFolder:
         return self.path / f"{name}.jsonl"
 
     def has_run(self) -> bool:
-        """Tell whether a run was begun here that has figures or checkpoints to lose.
-
-        A start that failed before it had any is none; a recipe alone may be the user's own.
-        """
-        metrics = self.file("metrics")
-        if not metrics.exists():
-            return self.recipe.exists()
-        without_figures = ("", _line(FIRST_ROW))
-        text = metrics.read_text(encoding="utf-8", errors="replace")
-        return self.checkpoints.exists() or text not in without_figures
+        """Tell whether a run was begun here that has figures or checkpoints to lose."""
+        return has_run(self.path)
 
     def others(self) -> list[str]:
         """Return what stands here under names that a run would write, and is not a run's."""

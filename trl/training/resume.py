@@ -22,6 +22,7 @@ from trl.compute.peers import meet
 from trl.compute.processes import check_same_everywhere
 from trl.config import SettingsError
 from trl.config.errors import refuse
+from trl.config.places import refuse_run
 from trl.config.recipe import ClassifierRecipe, Recipe
 from trl.environments.contract import EpisodeError
 from trl.evaluation.scores import ScoringError
@@ -119,14 +120,12 @@ def _find_checkpoint(folder: RunFolder, resume: str | Path | None) -> tuple[Path
         if problem := problem_of(chosen):
             raise CheckpointError(f"{chosen} is not whole: {problem}. Take another one, or auto.")
         return chosen, []
-    others = folder.others()
-    if others or (resume is None and folder.has_run()):
-        problem = "without a run: go on with it by resume='auto' (trl train … --resume), or"
-        if others:
-            there = ", ".join(others)
-            problem = f"of its own, but there are {there} in it, which the run would replace:"
-        message = f"`out` must be a folder {problem} name another one: {str(folder.path)!r}"
-        raise FileExistsError(message)
+    if others := ", ".join(folder.others()):
+        rule = f"of its own, but there are {others} in it, which the run would replace"
+        told = f"`out` must be a folder {rule}: name another one: {str(folder.path)!r}"
+        raise FileExistsError(told)
+    if resume is None and folder.has_run():
+        refuse_run(folder.path)
     if resume is None:
         return None, []
     told = f"There is no checkpoint in {folder.path}: the run starts anew."
