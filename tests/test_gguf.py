@@ -167,7 +167,8 @@ def test_a_policy_is_trained_and_saved_as_an_ordinary_folder(files, tmp_path, ti
     assert not any(hasattr(plain, name) for name in ("hf_quantizer", "quantization_method"))
     assert not hasattr(plain.config, "quantization_config")
     trainer = PPOTrainer(policy, batch_size=2, minibatch_size=2, learning_rate=1e-3)
-    trainer.step(*([torch.arange(1, 5)] * 2 for _ in range(2)), torch.tensor([1.0, -1.0]))
+    queries, responses = [torch.arange(1, 5)] * 2, [torch.arange(4, 0, -1)] * 2
+    trainer.step(queries, responses, torch.tensor([1.0, -1.0]))
     assert not torch.equal(logits_of(policy), logits_of(expected))
     policy.save_pretrained(tmp_path)
     again = CausalLMWithValueHead.from_pretrained(tmp_path)

@@ -108,7 +108,6 @@ def test_the_kl_penalty_holds_the_policy_near_the_reference():
     assert max(held) < 0.3 * free
 
 
-@pytest.mark.filterwarnings("ignore:the responses are less likely")  # they are older ones
 def test_the_value_head_learns_the_score():
     """With a fixed rollout the explained variance of the value rises."""
     torch.manual_seed(0)

@@ -271,7 +271,10 @@ def test_a_server_that_is_not_there():
         ({"scores": [1, 2, 3, 4]}, "one number for each of the 5 responses, got a list of 4"),
         ({"scores": 1}, "one number for each of the 5 responses, got the number 1, not a list"),
         ({"scores": None}, "one number for each of the 5 responses, got None"),
-        ({"scores": [1, 2, "3", 4, 5]}, "responses, got '3'. At fault: row 2: 'say xxx'"),
+        (
+            {"scores": [1, 2, "3", 4, 5]},
+            "got '3': return numbers, as of .*. At fault: row 2: 'say xxx'",
+        ),
         ({"scores": [1, 2, 3, None, 5]}, "responses, got None. At fault: row 3: 'say xxxx'"),
         (b'{"scores": [1, NaN, 3, 4, 5]}', "got nan for 1 of 5 responses. At fault: row 1:"),
     ],
