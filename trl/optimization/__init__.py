@@ -1,6 +1,7 @@
 """From scores to gradients: rewards, advantages, losses, KL control and the optimiser.
 
 inputs.py      what a step is given, checked
+samples.py     whether the policy has drawn it, as far as the tokens tell
 kl.py          how strongly to hold the policy to its reference
 rewards.py     scores [B] and KL penalties to rewards [B, R]
 advantages.py  rewards to advantages and returns
