@@ -7,6 +7,8 @@ import random
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 import zlib
 from dataclasses import replace
@@ -461,6 +463,47 @@ def test_a_child_of_multiprocessing_that_ends_first_is_not_lost(tmp_path):
         port = free.getsockname()[1]
     codes, said = launch(start_children, 1, tmp_path, str(port), timeout=120)
     assert codes == [0], said
+
+
+STEPS_UNDER_TORCHRUN = """
+import os, time, torch
+from tests.conftest import tiny_gpt2
+from trl import PPOTrainer
+
+trainer = PPOTrainer(tiny_gpt2(0), batch_size=4, minibatch_size=4, precision="fp32")
+print("ready", os.getppid(), flush=True)
+while True:
+    tokens = [torch.tensor([5, 6, 7])] * 2
+    trainer.step(tokens, [torch.tensor([1, 2])] * 2, [0.0, 1.0])
+    time.sleep(0.3)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_launcher_that_is_killed_is_named(tmp_path):
+    """torchrun keeps the store, and not rank 0, which tells of it."""
+    (tmp_path / "steps.py").write_text(STEPS_UNDER_TORCHRUN)
+    root = str(Path(__file__).parents[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr"]
+    command += ["localhost", "--nproc-per-node=2", str(tmp_path / "steps.py")]
+    env = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "said").open("w") as said:
+        torchrun = subprocess.Popen(command, env=env, stdout=said, stderr=said)
+    read = (tmp_path / "said").read_text
+    until(lambda: read().count("ready") == 2, seconds=120)
+    os.kill(torchrun.pid, signal.SIGKILL)
+    torchrun.wait()
+    until(lambda: re.search(r"rank \d stops", read()), seconds=peers.SILENCE + peers.GRACE)
+    assert f"since torchrun, the launcher of rank 0 on {socket.gethostname()}, which" in read()
+
+
+def until(happened, *, seconds):
+    """Wait for something to have happened, so many seconds at most."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.5)
 
 
 @pytest.mark.slow

@@ -96,7 +96,8 @@ class Peers:
         self._store.set(f"host/{rank}", socket.gethostname())
         self._store.set(f"place/{rank}", f"{_machine()} {os.getpid()}")
         self._store.set(f"alive/{rank}", "")
-        self._keeper = self._name(0)  # it, or what launched it, keeps the store
+        by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self._keeper = ("torchrun, the launcher of " if by_launcher else "") + self._name(0)
         self._patience, self._answered = min(timeout, SILENCE), time.monotonic()
         self._failure: str | None = None  # of another
         self._own: bool | None = None  # whether the failure that ends this process is its own
