@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -332,6 +333,34 @@ def test_many_processes_may_make_the_same_store(tmp_path):
     with context.Pool(4) as pool:
         secrets = pool.map(secret_of, [tmp_path / "s"] * 8)
     assert len(set(secrets)) == 1
+
+
+def test_a_store_that_another_process_is_making_is_no_other_program(tmp_path, monkeypatch):
+    """It is made right after the late one has read whose file it is."""
+    opened = sqlite3.connect
+
+    class Opened:
+        def __init__(self, *given, **how):
+            self.db, self.others = opened(*given, **how), [True]
+
+        def execute(self, *statement):
+            found = self.db.execute(*statement)
+            if self.others and "application_id" in statement[0]:
+                rows = found.fetchall()
+                self.others.clear()
+                with monkeypatch.context() as patch:
+                    patch.setattr(sqlite3, "connect", opened)
+                    Store(tmp_path / "s", make=True).close()
+                return SimpleNamespace(fetchone=lambda: rows[0])
+            return found
+
+        def __getattr__(self, name):
+            return getattr(self.db, name)
+
+    monkeypatch.setattr(sqlite3, "connect", Opened)
+    late = Store(tmp_path / "s", make=True).secret
+    monkeypatch.undo()
+    assert Store(tmp_path / "s").secret == late
 
 
 def secret_of(path):

@@ -133,16 +133,17 @@ class Store:
 
     def _open(self) -> None:
         """Check what file it is, and make the tables of a new one."""
-        version, application = (
-            self.db.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("user_version", "application_id")
-        )
+        # In one statement: another process may be making it.
+        version, application, has_tables = self.db.execute(
+            "SELECT user_version, application_id, EXISTS (SELECT 1 FROM sqlite_master) "
+            "FROM pragma_user_version, pragma_application_id"
+        ).fetchone()
         if version > SCHEMA and application == APPLICATION:
             raise StoreError(
                 f"{str(self.path)!r} was written by a newer trl (version {version} of its tables; "
                 f"this one knows {SCHEMA}): bring trl up to date."
             )
-        if application != APPLICATION and self.db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        if application != APPLICATION and has_tables:
             raise StoreError(
                 f"{str(self.path)!r} is another program's database: name another file."
             )
