@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
 import os
 import re
 import stat
@@ -13,8 +14,9 @@ from typing import NoReturn
 HUB_NAME = re.compile(r"([\w.-]{1,96}/)?[\w.-]{1,96}")
 """How a repository on the Hugging Face Hub may be called."""
 
-WITHOUT_FIGURES = ("", '{"step":0,"episodes":0}\n')
-"""What metrics.jsonl says of a start that failed before it had any."""
+FIRST_ROW = {"step": 0, "episodes": 0}
+"""The row of metrics.jsonl before the first step; the figures of the held-out prompts follow, if
+there are any."""
 
 
 def not_a_model(name: str) -> str | None:
@@ -66,7 +68,8 @@ def has_run(folder: Path) -> bool:
     if not metrics.exists():
         return (folder / "recipe.yaml").exists()
     text = metrics.read_text(encoding="utf-8", errors="replace")
-    return (folder / "checkpoints").exists() or text not in WITHOUT_FIGURES
+    first = json.dumps(FIRST_ROW, separators=(",", ":")) + "\n"
+    return (folder / "checkpoints").exists() or text not in ("", first)
 
 
 def refuse_run(folder: Path) -> NoReturn:

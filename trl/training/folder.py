@@ -36,9 +36,6 @@ from trl.training.checkpoints import disk_full_told, sync
 BEST_STEP = "step.txt"
 """After which step the best policy was saved, beside it."""
 
-FIRST_ROW = {"step": 0, "episodes": 0}
-"""The row before the first step; the figures of the held-out prompts follow, if there are any."""
-
 DELETED = "`out` must stay where it is while a run is in it, but was deleted or moved"
 
 LINES = ("metrics", "scores", "rollouts", "samples", "warnings")

@@ -32,6 +32,7 @@ from trl.compute.peers import meet, told_to_peers
 from trl.compute.precision import make_accelerator
 from trl.compute.starting import busy_told, processes_told
 from trl.config.code import Trust, flags_to_go_on
+from trl.config.places import FIRST_ROW
 from trl.config.recipe import Recipe
 from trl.evaluation.people.asking import Stopped
 from trl.evaluation.scores import pairs_of
@@ -42,7 +43,7 @@ from trl.report.figures import duration
 from trl.training import checkpoints
 from trl.training import undo as undoing
 from trl.training.checkpoints import CheckpointError
-from trl.training.folder import BEST_STEP, FIRST_ROW, RunFolder, best_step
+from trl.training.folder import BEST_STEP, RunFolder, best_step
 from trl.training.held_out import Sample, samples_of
 from trl.training.interrupt import GracefulStop
 from trl.training.loop import Row
