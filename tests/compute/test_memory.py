@@ -36,28 +36,39 @@ linux_only = pytest.mark.skipif(
 
 
 GROW = """
+import ctypes
 import torch
 from trl.kernels.memory import give_back_memory, keep_freed_memory
+c = ctypes.CDLL(None)
+c.malloc.restype = c.realloc.restype = ctypes.c_void_p
+c.malloc.argtypes, c.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+c.realloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+c.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 assert keep_freed_memory()
 def grown(after, first):
-    kept, most = [], 0
+    most = 0
     for step in range(40):
-        large = torch.ones(first + step * 2**16)  # fits into no hole that is there
-        kept.append(torch.ones(2**10))            # and this keeps its own from growing
-        del large
+        size = first + step * 2**18            # fits into no hole that is there
+        for _ in range(16):
+            c.malloc(56)                       # none of this size is left over from before
+        large = c.malloc(size + 64)
+        c.realloc(large, size)                 # its end is cut off,
+        assert c.malloc(56) > large            # and stays: so the hole does not grow
+        c.memset(large, 1, size)
+        c.free(large)
         after()
         with open("/proc/self/status") as lines:
             held = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
         start = held if step == 0 else start
         most = max(most, held - start)
     return most // 1024
-print(grown(give_back_memory, 2**20), grown(lambda: None, 2**22))
+print(grown(give_back_memory, 2**22), grown(lambda: None, 2**24))
 """
 
 
 @linux_only
 def test_what_is_kept_does_not_grow_without_end():
-    """40 tensors of 4 to 14 MiB, of which one is there at a time; then as many larger ones."""
+    """40 blocks of 4 to 14 MiB, of which one is there at a time; then as many larger ones."""
     done = subprocess.run([sys.executable, "-c", GROW], capture_output=True, text=True, check=True)
     bounded, without = map(int, done.stdout.split())
     assert bounded < 250 < 500 < without
