@@ -10,6 +10,7 @@ import pytest
 
 from tests.families import tiny_model
 from trl import PPOTrainer
+from trl.compute import budget
 from trl.compute.budget import tokens_that_fit
 from trl.kernels.memory import keep_freed_memory
 from trl.training.parts import load_policy
@@ -134,6 +135,35 @@ def test_a_pass_has_the_tokens_that_a_quarter_of_the_memory_holds(monkeypatch):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
         assert tokens_that_fit(trainer.updater) == tokens // 2
         monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.setattr(budget, "limits", lambda: iter([4 * kept * 33]))  # of a container
+    assert tokens_that_fit(trainer.updater) == 32
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "found"),
+    [
+        ("0::/\n", {"memory.max": "1000"}, [1000]),
+        ("0::/\n", {"memory.max": "max"}, []),
+        ("0::/jobs/17\n", {"jobs/17/memory.max": "max", "jobs/memory.max": "2000"}, [2000]),
+        ("0::/jobs/17\n", {"jobs/18/memory.max": "5"}, []),
+        (
+            "12:cpu,cpuacct:/docker/ab\n4:memory:/docker/ab\n0::/\n",
+            {"memory/memory.limit_in_bytes": "3000", "cpu/docker/ab/memory.max": "5"},
+            [3000],
+        ),
+        (None, {}, []),
+    ],
+)
+def test_what_a_container_or_a_job_may_have(tmp_path, groups, files, found):
+    """As Docker, Kubernetes and Slurm lay it out, in control groups of both versions."""
+    if groups is not None:
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/self/cgroup").write_text(groups)
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    assert list(budget.limits(tmp_path)) == found
 
 
 class Memory(NamedTuple):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -35,8 +37,9 @@ def tokens_that_fit(updater: Updater) -> int:
     logits stand for the head. SmolLM2-135M keeps 1.4 MB for each token in float32 so, GPT-2 0.9.
     Largest power of two for that, so that like machines have like passes; at most `MOST_TOKENS`.
 
-    M is the memory of the device, the one of a CPU shared by the p processes of a host; s the bytes
-    of a number. A critic of its own goes forward and backward with the policy, and counts too.
+    M is the memory of the device, the one of a CPU shared by the p processes of a host, or what a
+    container or a job may have of it; s the bytes of a number. A critic of its own goes forward and
+    backward with the policy, and counts too.
     """
     device, numbers = updater.accelerator.device, 0
     for model in (reader.plain for reader in updater.responder.readers):
@@ -45,9 +48,30 @@ def tokens_that_fit(updater: Updater) -> int:
         matrices = [w for w in model.parameters() if w.ndim == 2 and id(w) not in places]
         numbers += sum(sum(weight.shape) for weight in matrices)
         numbers += getattr(model.config.get_text_config(), "vocab_size", 0)
-    memory, sharing = psutil.virtual_memory().total, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    memory = min([psutil.virtual_memory().total, *limits()])
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cuda":
         memory, sharing = torch.cuda.get_device_properties(device).total_memory, 1
     itemsize = LOW_PRECISION.get(updater.precision, torch.float32).itemsize
     fitting = SHARE * memory / sharing / max(numbers * itemsize, 1)
     return min(MOST_TOKENS, 2 ** int(math.log2(max(fitting, 1))))
+
+
+def limits(root: Path = Path("/")) -> Iterator[int]:
+    """Yield how many bytes this process may have, in each control group of Linux that it is in.
+
+    Docker, Kubernetes and Slurm set these; version 1 and 2 lay them out differently (cgroups(7)).
+    """
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, kinds, path = line.split(":", 2)
+        if kinds not in ("", "memory"):
+            continue
+        top = root / "sys/fs/cgroup" / kinds
+        name = "memory.limit_in_bytes" if kinds else "memory.max"
+        group = top / path.strip("/")  # a container may see its own as the top
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top) and (folder / name).is_file():
+                limit = (folder / name).read_text().strip()
+                if limit.isdigit():  # else "max"
+                    yield int(limit)
