@@ -52,7 +52,14 @@ def moved(trainer, step):
     return float(0.5 * (after - before)[data.response_mask].square().mean())
 
 
-@pytest.mark.parametrize(("first", "rows"), [(1e-6, 6), (1e-2, 6), (1e-2, 24)])  # 24: one update
+@pytest.mark.parametrize(
+    ("first", "rows"),
+    [
+        (1e-6, 6),
+        pytest.param(1e-2, 6, marks=pytest.mark.slow),
+        pytest.param(1e-2, 24, marks=pytest.mark.slow),  # one update
+    ],
+)
 def test_the_policy_goes_as_far_as_asked_for(first, rows):
     trainer = trainer_of(auto_initial_rate=first, minibatch_size=rows, auto_rate_bounds=(1e-9, 1.0))
     found = [moved(trainer, step) for step in range(16)]

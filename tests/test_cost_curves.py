@@ -54,6 +54,7 @@ def test_what_rises_faster_than_the_work_is_flagged(script):
     ]
 
 
+@pytest.mark.slow
 def test_a_short_run(script, tmp_path):
     command = [sys.executable, SCRIPT, "--quick", "--repeats", "1", "--out", tmp_path]
     run = subprocess.run(command, capture_output=True, text=True)

@@ -123,7 +123,7 @@ def test_the_value_head_learns_the_score():
     assert last < 0.5 * first
 
 
-@pytest.mark.parametrize("first", [1e-6, 1e-3])
+@pytest.mark.parametrize("first", [1e-6, pytest.param(1e-3, marks=pytest.mark.slow)])
 def test_train_learns_at_its_defaults_from_any_first_rate(first):
     """Openings of film reviews, the starter model, and nothing set that has to be tuned."""
 

@@ -42,7 +42,7 @@ def test_there_are_notebooks():
 
 def slow_or_not(path):
     """The README's tests run the blocks of the index; of the others, one is enough each time."""
-    is_slow = path.stem != "02-ppo"
+    is_slow = path.stem != "00-core"
     return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if is_slow else [])
 
 

@@ -47,15 +47,14 @@ WHOLE = {**KINDS, **{kind: MORE[kind] for kind in MORE if kind not in REFUSED}}
 TABLE = [(kind, way) for kind in KINDS for way in ("SGD", "Adam", "bf16")]
 TABLE += [(kind, "SGD") for kind in WHOLE if kind not in KINDS]
 TABLE += [("a critic of its own", "Adam"), ("a critic of its own", "bf16")]
-QUICK = [("short passes", "SGD"), ("the top", "SGD"), ("a critic of its own", "SGD")]
+QUICK = [("short passes", "SGD"), ("the top", "SGD"), ("clipped", "Adam")]
+OFFLOADED = [("a critic of its own", "bf16"), ("experts", "SGD")]
 
 
-OFFLOADED = [("clipped", "Adam"), ("a critic of its own", "bf16"), ("experts", "SGD")]
-
-
-def train_sharded(out, table, offload):
+def train_sharded(out, table, offloaded):
     results = {}
-    for kind, way in table:
+    for kind, way in [*table, *offloaded]:
+        offload = (kind, way) in offloaded
         results[kind, way] = trained(kind, way, shard=True, offload=offload)
         AcceleratorState._reset_state()
     if os.environ["RANK"] == "0":
@@ -64,19 +63,18 @@ def train_sharded(out, table, offload):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("processes", "table", "offload"),
+    ("processes", "table", "offloaded"),
     [
-        (2, QUICK, False),
-        (2, OFFLOADED, True),
-        pytest.param(2, TABLE, False, marks=pytest.mark.slow),
-        pytest.param(3, TABLE, False, marks=pytest.mark.slow),
-        pytest.param(3, TABLE, True, marks=pytest.mark.slow),
+        (2, QUICK, OFFLOADED),
+        pytest.param(2, TABLE, [], marks=pytest.mark.slow),
+        pytest.param(3, TABLE, [], marks=pytest.mark.slow),
+        pytest.param(3, [], TABLE, marks=pytest.mark.slow),
     ],
 )
-def test_sharded_weights_are_trained_as_whole_ones(processes, table, offload, tmp_path):
+def test_sharded_weights_are_trained_as_whole_ones(processes, table, offloaded, tmp_path):
     """Every kind of policy, on rows whose lengths, and passes, differ from process to process."""
     out = str(tmp_path / "out.pt")
-    codes, said = launch(train_sharded, processes, tmp_path, out, table, offload)
+    codes, said = launch(train_sharded, processes, tmp_path, out, table, offloaded)
     assert codes == [0] * processes, said
     for (kind, way), result in torch.load(tmp_path / "out.pt").items():
         check_equal(result, by_one(kind, way), way, f"{kind}, {way}")
@@ -183,7 +181,9 @@ def measure_loading(folder):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16]
+)
 def test_no_process_has_the_whole_model_in_memory_of_its_own(dtype, tmp_path):
     config = GPT2Config(n_layer=10, n_embd=512, n_head=8, vocab_size=64, n_positions=64)
     model = GPT2LMHeadModel(config)

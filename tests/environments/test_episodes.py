@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import trl
 from tests.environments.templates import WITH_TOOLS, end_ids, tokenizer_of
 from tests.families import tiny_config
+from tests.rows import quick
 from tests.strategies import properties
 from trl.batch import Rollout
 from trl.environments import EnvironmentReward, Episodes, Turn, World, episode_figures
@@ -112,7 +113,7 @@ def watched(episodes, monkeypatch):
     return drawn, told
 
 
-@pytest.mark.parametrize("family", WITH_TOOLS)
+@pytest.mark.parametrize("family", quick(WITH_TOOLS, "llama3", "qwen"))
 def test_what_was_sampled_is_what_is_trained(family, monkeypatch):
     """Of 1,000 episodes in all, whatever is said: ids as drawn, log-probs as of a fresh pass."""
     tokenizer = tokenizer_of(family)

@@ -12,6 +12,7 @@ from transformers import (
 from tests.conftest import ragged
 from tests.families import CAUSAL, SEQ2SEQ, VOCABULARY, tiny_config, tiny_model
 from tests.models.policies import lora_config
+from tests.rows import quick
 from trl.anatomy import response_start
 from trl.batch import Rollout
 from trl.compute.passes import with_trunk_states
@@ -20,6 +21,7 @@ from trl.models.with_value_head import CausalLMWithValueHead, Seq2SeqLMWithValue
 from trl.ppo import PPOTrainer
 
 FAMILIES = [*CAUSAL, *SEQ2SEQ]
+OFTEN = ("gpt2", "llama", "mixtral", "mamba", "t5")
 
 # Log-probs of padded and single rows agree to rounding; a state-space model scans in another order.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
@@ -101,7 +103,7 @@ def test_a_model_with_an_unknown_last_step_makes_its_logits_itself(family, monke
     torch.testing.assert_close(output.values, expected.values, **TOLERANCE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick(FAMILIES, *OFTEN))
 def test_a_step_trains_and_does_not_depend_on_the_micro_batch(family):
     weights = []
     for forward_batch_size in (None, 1):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from tests.rows import quick
 from trl import CausalLMWithValueHead, PPOTrainer, Rollout, Sampler, starter
 from trl.optimization.samples import Doubt, hold_their_queries
 
@@ -111,7 +112,7 @@ def told(trainer, *given):
     return [str(each.message) for each in caught]
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", quick(WRONG, "greedy", "the default top_k"))
 def test_what_generate_was_not_told_is_noticed(name, tokenizer):
     """At once, or where it is little in the sum of some steps; and then no more."""
     how, words = WRONG[name]

@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from tests.families import tiny_model
+from tests.rows import quick
 from tests.training.runs import (
     assert_same_run,
     last_state,
@@ -149,7 +150,10 @@ def stopped_in(call, monkeypatch, how):
     monkeypatch.setattr(loop, "score", score_and_stop)
 
 
-@pytest.mark.parametrize("variant", NAMES)
+OFTEN = ("plain", "groups", "moments, adaptive KL, auto rate", "a critic of its own")
+
+
+@pytest.mark.parametrize("variant", quick(NAMES, *OFTEN))
 def test_ctrl_c_finishes_the_step_and_the_run_goes_on_bit_for_bit(
     parts, whole, monkeypatch, variant
 ):
@@ -673,7 +677,7 @@ EXPERIMENTS = {
 recipe, and what is said."""
 
 
-@pytest.mark.parametrize("what", EXPERIMENTS)
+@pytest.mark.parametrize("what", quick(EXPERIMENTS, "recipe", "data", "weights", "reward code"))
 def test_another_experiment_is_refused_by_name(parts, what):
     harm, changes, words = EXPERIMENTS[what]
     tiny_bert(parts / "bert")
@@ -787,9 +791,13 @@ def failing(patch, owner, name, call, *, first):
     patch.setattr(PPOTrainer, "step", watched)
 
 
+CASES = [*((place, True) for place in FAULTS), *((place, False) for place in AFTER_IT)]
+SOME = [("a gradient", True), ("the second update", True), ("after it", False)]
+
+
 @pytest.mark.parametrize(
     ("place", "first"),
-    [*((place, True) for place in FAULTS), *((place, False) for place in AFTER_IT)],
+    [pytest.param(*case, marks=[] if case in SOME else pytest.mark.slow) for case in CASES],
 )
 def test_a_step_that_fails_in_its_midst_is_taken_back(parts, whole, monkeypatch, place, first):
     variant = "moments, adaptive KL, auto rate"

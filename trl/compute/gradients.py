@@ -21,6 +21,7 @@ def kept_gradients(
     received: Sequence[nn.Parameter],
     *,
     keep_low: bool = False,
+    exchanged: bool = False,
 ) -> Iterator[Gradients]:
     """Collect the gradients of the passes inside; afterwards there are none.
 
@@ -31,6 +32,8 @@ def kept_gradients(
         weights: Those of them that an optimiser owns.
         received: Those that get their gradients from `Gradients.receive`.
         keep_low: See `Gradients`.
+        exchanged: Whether processes wait until autograd has handed each gradient over, which it
+            never does for a head alone whose gradient was added in place.
     """
     trained = {id(weight) for weight in weights}
     plain = language_model(model)
@@ -48,7 +51,7 @@ def kept_gradients(
         and module.max_norm is None
         and not module.scale_grad_by_freq
     ]
-    adding = [*embeddings, plain.get_output_embeddings()]
+    adding = [*embeddings, None if exchanged else plain.get_output_embeddings()]
     added_to = [
         module.weight
         for module in adding

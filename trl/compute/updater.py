@@ -151,6 +151,8 @@ class Updater:
     """Whether a model is brought to the device as a whole; None: if the accelerator does so."""
     copied: ClassVar[Callable[[ResponseModel], ResponseModel] | None] = None
     """Makes the copy that is the reference, see `make_reference`."""
+    _factor = 1.0
+    """By which the gradient of the update at hand was clipped."""
 
     def __post_init__(self) -> None:
         self.model = self.responder.model
@@ -282,7 +284,17 @@ class Updater:
 
     def clip(self, most: float | None) -> float:
         """Clip the gradient to a norm of `most`, None: do not; return its norm before."""
-        return float(self.accelerator.clip_grad_norm_(self.trainable, most or math.inf))
+        if self.skips_overflow:
+            return float(self.accelerator.clip_grad_norm_(self.trainable, most or math.inf))
+        parts = [own_part(weight.grad) for weight in self.trainable if weight.grad is not None]
+        norm = self._norm(parts)
+        self._factor = most / norm if most and norm > most else 1.0
+        if self._factor < 1:
+            torch._foreach_mul_(parts, self._factor)
+        return norm
+
+    def _norm(self, parts: list[Tensor]) -> float:
+        return gradient_norm(parts)
 
     @property
     def skips_overflow(self) -> bool:
@@ -312,11 +324,13 @@ class ManyProcesses(Updater):
     def for_step(self, at_rest: Sequence[nn.Parameter]) -> Iterator[None]:
         """Train all but `at_rest` inside. Its gradient is waited for, and dropped."""
         self._settle(at_rest)
-        self.gradients = Gradients([], [], self.model.parameters())
         # Nothing is copied in float32, nor of weights that are sharded.
         copies = self._working.in_use(joined=True) if self._working.weights else nullcontext()
-        with self.gradients.collect(), copies:
+        with self._collected() as self.gradients, copies:
             yield
+
+    def _collected(self) -> AbstractContextManager[Gradients]:
+        return kept_gradients(self.model, self.trainable, [], exchanged=True)
 
     @contextmanager
     def one_pass(self, last: bool) -> Iterator[None]:
@@ -439,14 +453,15 @@ class Sharded(ManyProcesses):
         for weight, was_used in zip(weights, used.tolist(), strict=True):
             weight.grad = weight.grad if was_used else None
 
-    def clip(self, most: float | None) -> float:
-        """Clip the gradient to a norm of `most`, None: do not; return its norm before."""
-        parts = [own_part(weight.grad) for weight in self.trainable if weight.grad is not None]
+    @contextmanager
+    def _collected(self) -> Iterator[Gradients]:
+        gradients = Gradients([], [], self.model.parameters())
+        with gradients.collect():
+            yield gradients
+
+    def _norm(self, parts: list[Tensor]) -> float:
         square = torch.tensor(gradient_norm(parts) ** 2, device=self.accelerator.device)
-        norm = float(self.accelerator.reduce(square).sqrt())
-        if most and norm > most:
-            torch._foreach_mul_(parts, most / norm)
-        return norm
+        return float(self.accelerator.reduce(square).sqrt())
 
 
 class OneProcess(Updater):
@@ -472,20 +487,11 @@ class OneProcess(Updater):
             for weight in frozen:
                 weight.requires_grad_(True)
 
-    def clip(self, most: float | None) -> float:
-        """Clip the gradient; what is in low precision waits for `apply`."""
-        self._factor = 1.0
-        if self.skips_overflow:
-            return super().clip(most)
-        whole = [weight.grad for weight in self.trainable if weight.grad is not None]
-        norm = gradient_norm([*whole, *(gradient for _, gradient in self.gradients.low)])
-        if most and norm > most:
-            self._factor = most / norm
-            torch._foreach_mul_(whole, self._factor)
-        return norm
+    def _norm(self, parts: list[Tensor]) -> float:
+        return gradient_norm([*parts, *(gradient for _, gradient in self.gradients.low)])
 
     def apply(self) -> bool:
-        """Apply the gradient, and let the copies follow."""
+        """Apply the gradient, clip what is in low precision, and let the copies follow."""
         applied = super().apply()
         low = [LowGradient(w, grad, self._working.copies[w]) for w, grad in self.gradients.low]
         update_in_pieces(self.optimizer.optimizer, low, self._factor)

@@ -157,7 +157,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def _line_and_problem(error: Any) -> str:
     mark = getattr(error, "problem_mark", None)
-    return f"line {mark.line + 1}: {error.problem}." if mark else f"{error}".replace("\n", ": ")
+    if not mark:
+        return f"{error}".replace("\n", ": ")
+    by_tab = "a tab; YAML is indented with spaces" if r"'\t'" in error.problem else error.problem
+    return f"line {mark.line + 1}: {by_tab}."
 
 
 # -- dataclasses ---------------------------------------------------------------------------------

@@ -157,10 +157,12 @@ class _HeadLogprobs(torch.autograd.Function):
         grad_weight = grad_bias = None
         if ctx.needs_input_grad[1]:
             collected = ctx.gradients is not None and ctx.gradients.adds_to(weight)
-            grad_weight = weight.grad if collected else torch.zeros_like(weight)
+            # What the first block is put into, or what all are added to.
+            anew = torch.empty_like if ctx.blocks else torch.zeros_like
+            grad_weight = weight.grad if collected else anew(weight)
         if ctx.needs_input_grad[2]:
             grad_bias = torch.zeros_like(bias)
-        for rows in ctx.blocks:
+        for block, rows in enumerate(ctx.blocks):
             logits = _affine(hidden[rows], factor, bias) if kept is None else kept
             logit_gradient(
                 logits,
@@ -174,7 +176,7 @@ class _HeadLogprobs(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(logits, factor, out=grad_hidden[rows])
             if grad_weight is not None:
-                _add_product(grad_weight, logits, hidden[rows])
+                _put_product(grad_weight, logits, hidden[rows], add=collected or block > 0)
             if grad_bias is not None:
                 grad_bias += logits.sum(0, dtype=torch.float32)
         if grad_weight is weight.grad:
@@ -193,12 +195,15 @@ def _affine(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(hidden, weight, None if bias is None else bias.to(weight.dtype))
 
 
-def _add_product(total: Tensor, logits: Tensor, hidden: Tensor) -> None:
-    """Add logitsᵀ·hidden [V, d] to `total`, a block of rows at a time."""
+def _put_product(total: Tensor, logits: Tensor, hidden: Tensor, *, add: bool) -> None:
+    """Put logitsᵀ·hidden [V, d] into `total`, or add it, a block of rows at a time."""
     for row in range(0, len(total), _BLOCK_ROWS):
         rows = slice(row, row + _BLOCK_ROWS)
         product = logits[:, rows].T @ hidden
-        total[rows].add_(product.float())  # `+=` would then copy the sum onto itself
+        if add:
+            total[rows].add_(product.float())  # `+=` would then copy the sum onto itself
+        else:
+            total[rows].copy_(product)
 
 
 def language_logits(hidden: Tensor, head: nn.Module) -> Tensor:

@@ -274,7 +274,10 @@ def _rendered(
 
 # -- texts as chats ------------------------------------------------------------------------------
 
-NO_TEMPLATE = "set tokenizer.chat_template, or use the tokenizer of an instruction-tuned model"
+NO_TEMPLATE = (
+    "set tokenizer.chat_template, or use the tokenizer of an instruction-tuned model "
+    "(model.tokenizer in a recipe)"
+)
 OURS = ("tokenize", "add_generation_prompt", "continue_final_message")
 """What every query has of its own, and a chat template is not told by a user."""
 

@@ -13,6 +13,7 @@ import uvicorn
 
 from tests.evaluation.people.asking import make_store
 from tests.evaluation.people.payloads import PAYLOADS
+from tests.rows import quick
 from trl.evaluation.people.items import Item
 from trl.evaluation.people.server import serve
 from trl.evaluation.people.store import Store
@@ -245,7 +246,12 @@ def test_other_questions(question, count, keys, answers, open_page):
     assert found == answers
 
 
-@pytest.mark.parametrize("place", ["prompt", "response", "role", "comment", "guidelines"])
+@pytest.mark.parametrize(
+    "place",
+    quick(
+        ["prompt", "response", "role", "comment", "guidelines"], "response", "comment", "guidelines"
+    ),
+)
 def test_no_text_is_ever_run(place, open_page):
     everything = "\n\n".join(PAYLOADS).replace("\0", "")
     if place == "guidelines":
@@ -313,8 +319,15 @@ def test_code_is_shown_as_code_and_nothing_of_a_text_is_hidden(open_page):
     assert ann.page.locator("pre code").all_inner_texts() == ["print(1)\n", "cut off"]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (1280, "light"),
+        (390, "dark"),
+        pytest.param(1280, "dark", marks=pytest.mark.slow),
+        pytest.param(390, "light", marks=pytest.mark.slow),
+    ],
+)
 def test_hard_texts_fit_and_nothing_serious_is_wrong_for_a_reader(width, scheme, open_page):
     view = {
         "viewport": {"width": width, "height": 800},
