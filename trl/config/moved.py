@@ -13,13 +13,13 @@ NAMES = {
     "set_seed": "is PPOConfig(seed=...) and Sampler(seed=...) here, or accelerate.utils.set_seed",
     "LengthSampler": "is trl.core.LengthSampler here, or max_new_tokens=(shortest, longest)",
     "BestOfNSampler": "is Sampler(tokenizer, group_size=n) here, whose responses a scorer ranks",
-    "TextEnvironment": "is a loop of your own here: a Sampler call for each turn, then "
-    "PPOTrainer.step(queries, responses, scores, response_masks=...), False where a tool wrote",
-    "TextHistory": "is a text, or a list of messages, of your own here",
-    "RewardTrainer": "is not here: train the reward model elsewhere, and score with "
-    "RewardModelScorer(folder); `trl train` with task: classifier trains a classifier",
+    "TextEnvironment": "is a class of tools here, `environment` of trl.train: "
+    "docs/howto/environments.md",
+    "TextHistory": "is a row of trl.environments.Episodes here: docs/howto/environments.md",
+    "RewardTrainer": "is `trl reward preferences.jsonl` here, and RewardModelScorer(folder) scores "
+    "with what it wrote: docs/howto/reward-model.md",
     "RewardConfig": "is trl.config.recipe.RewardConfig here, a scorer of a recipe; that of "
-    "RewardTrainer is not here",
+    "RewardTrainer is trl.config.recipe.RewardRecipe",
     "PPOv2Trainer": "is trl.train here",
     "PPOv2Config": "is PPOConfig here",
     "GRPOTrainer": "is trl.train(..., algorithm='grpo') here: docs/howto/coming.md",
