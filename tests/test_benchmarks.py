@@ -19,6 +19,8 @@ import side  # noqa: E402
 import staleness  # noqa: E402
 from workloads import WORKLOADS, Workload  # noqa: E402
 
+from tests.rows import quick  # noqa: E402
+
 OUR_SIDES = [name for name, (whose, *_) in peers.SIDES.items() if whose == "ours"]
 
 
@@ -52,7 +54,7 @@ def run(name: str, workload: Workload) -> dict:
     return measured | {"same_tokens": contender.same_tokens}
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", quick(WORKLOADS, "a"))
 def test_our_sides_do_the_agreed_work(name):
     workload = tiny(name)
     names = ["ours-fp32", "ours-bf16-recorded"]

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import trl
 from tests.conftest import REAL_MODELS
 from tests.families import tiny_config
+from tests.rows import quick
 from trl import cli, starter
 from trl.rollout.queries import SENT_AS_CHATS, encode_queries
 from trl.training import parts, run
@@ -103,7 +104,7 @@ def chat_model(folder, family):
     return str(folder), ids
 
 
-@pytest.mark.parametrize("family", TEMPLATES)
+@pytest.mark.parametrize("family", quick(TEMPLATES, "smollm2", "llama3", "qwen"))
 def test_every_way_in_sees_the_same_messages(family, tmp_path, capsys):
     model, ends = chat_model(tmp_path / "model", family)
     system = None if family == "gemma" else "Be brief."

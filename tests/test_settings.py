@@ -208,7 +208,7 @@ def test_a_wrong_setting_is_one_sentence_with_path_rule_value_and_fix(
 
 BAD_YAML = [
     # text, line, what is wrong
-    ("ppo:\n\tgamma: 1", 2, "'\\t'"),
+    ("ppo:\n\tgamma: 1", 2, "a tab; YAML is indented with spaces"),
     ("ppo:\n  gamma: 1\n gae_lambda: 1", 3, "block end"),
     ("steps: 1\n  seed: 2", 2, "mapping values are not allowed"),
     ("steps: 1\nseed: 2\nsteps: 3", 3, "`steps` must be set once, but is set in line 1 too"),
