@@ -36,32 +36,36 @@ linux_only = pytest.mark.skipif(
 )
 
 
-GROW = """
+HOLES = """
 import ctypes
-import torch
-from trl.kernels.memory import give_back_memory, keep_freed_memory
 c = ctypes.CDLL(None)
 c.malloc.restype = c.realloc.restype = ctypes.c_void_p
 c.malloc.argtypes, c.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
 c.realloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 c.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+def hole(size):
+    for _ in range(16):
+        c.malloc(56)                  # none of this size is left over from before
+    large = c.malloc(size + 64)
+    c.realloc(large, size)            # its end is cut off,
+    fixed = c.malloc(56) > large      # and stays: so the hole does not grow
+    c.memset(large, 1, size)
+    c.free(large)
+    return fixed
+def held():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+"""
+GROW = """
+from trl.kernels.memory import give_back_memory, keep_freed_memory
 assert keep_freed_memory()
 def grown(after, first):
     most = 0
     for step in range(40):
-        size = first + step * 2**18            # fits into no hole that is there
-        for _ in range(16):
-            c.malloc(56)                       # none of this size is left over from before
-        large = c.malloc(size + 64)
-        c.realloc(large, size)                 # its end is cut off,
-        assert c.malloc(56) > large            # and stays: so the hole does not grow
-        c.memset(large, 1, size)
-        c.free(large)
+        assert hole(first + step * 2**18)  # fits into none that is there
         after()
-        with open("/proc/self/status") as lines:
-            held = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-        start = held if step == 0 else start
-        most = max(most, held - start)
+        start = held() if step == 0 else start
+        most = max(most, held() - start)
     return most // 1024
 print(grown(give_back_memory, 2**22), grown(lambda: None, 2**24))
 """
@@ -70,7 +74,9 @@ print(grown(give_back_memory, 2**22), grown(lambda: None, 2**24))
 @linux_only
 def test_what_is_kept_does_not_grow_without_end():
     """40 blocks of 4 to 14 MiB, of which one is there at a time; then as many larger ones."""
-    done = subprocess.run([sys.executable, "-c", GROW], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HOLES + GROW], capture_output=True, text=True, check=True
+    )
     bounded, without = map(int, done.stdout.split())
     assert bounded < 250 < 500 < without
 
@@ -84,19 +90,14 @@ def test_freed_memory_is_used_again():
 
 
 GATHER = """
-import sys, torch
+import sys
 from trl.kernels.memory import give_back_at_once
-def held():
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 if sys.argv[1] == "mended":
     assert give_back_at_once()
-torch.ones(2**23 - 2**12)  # from now on glibc by itself keeps what is smaller
-kept, before = [], held()
+c.free(c.malloc(2**25 - 2**14))  # from now on glibc by itself keeps what is smaller
+before = held()
 for layer in range(20):
-    gathered = torch.ones(2**22 + layer * 2**16)
-    kept.append(torch.ones(2**10))
-    del gathered
+    assert hole(2**24 + layer * 2**18) or sys.argv[1] == "mended"
 print((held() - before) // 1024)
 """
 
@@ -105,7 +106,7 @@ print((held() - before) // 1024)
 @linux_only
 def test_layers_that_are_let_go_of_leave_no_holes():
     """20 of 16 to 21 MiB, one there at a time, each with something small after it that stays."""
-    command = [sys.executable, "-c", GATHER]
+    command = [sys.executable, "-c", HOLES + GATHER]
     mended, without = (
         int(subprocess.run([*command, way], capture_output=True, text=True, check=True).stdout)
         for way in ("mended", "without")
