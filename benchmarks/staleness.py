@@ -3,7 +3,7 @@
     python benchmarks/staleness.py                   each cell that has no result yet, in turn
     python benchmarks/staleness.py --only toy        those with this in their names
     python benchmarks/staleness.py --table           the table
-    python benchmarks/staleness.py --figure          results/staleness.png: the rewards of all steps
+    python benchmarks/staleness.py --figure          the rewards of all steps, as the docs show them
     python benchmarks/staleness.py --steps 2 --cell toy-lag1-tis-0    try one; nothing is kept
 
 A buffer hands each rollout on `lag` steps late, so that the policy has made as many steps since it
@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import cells
 
+FIGURE = Path(__file__).parents[1] / "docs" / "pictures" / "staleness.png"
 CORRECTIONS = ("none", "tis", "sequence_tis", "icepop", "dppo", "geometric")
 LAGS = (1, 4)
 STEPS = {"toy": 130, "quarter": 520, "sentiment": 40, "bf16": 30}
@@ -260,13 +261,13 @@ def figure(found: Mapping[str, dict[str, Any]], path: Path) -> None:
             label = cell.correction if cell.lag else "no lag"
             ax.plot(mean, label=label, color=f"C{number}" if number else "black")
         ax.set(title=f"{task}, {lag} step{'s' * (lag > 1)} old", xlabel="step", ylabel="reward")
-    axes.flat[1].legend(fontsize=8)
-    fig.savefig(path, dpi=110)
+    axes.flat[2].legend(fontsize=8, loc="lower right")
+    fig.savefig(path, dpi=80)
 
 
 if __name__ == "__main__":
     if "--figure" in sys.argv:
         found = cells.results(cells.RESULTS / "staleness.jsonl")
-        figure(found, cells.RESULTS / "staleness.png")
+        figure(found, FIGURE)
     else:
         cells.main(__file__, grid(), run, table)
