@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(("kills", "each"), [(2, 2), pytest.param(200, 10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "each"), [(3, 3), (200, 10)])
 def test_whatever_is_killed_ends_bit_for_bit(kills, each, tmp_path):
     results = tmp_path / "kills.jsonl"
     command = [sys.executable, "-m", "tests.training.kills", "--out", str(results)]

@@ -136,6 +136,7 @@ def test_bad_settings_are_named_before_anything_is_trained(changes, error, messa
         trl.train(tiny_model("llama"), **SMALL | settings | changes)
 
 
+@pytest.mark.slow
 def test_a_pretrained_llama_learns_a_reward(shared):
     """A 260K-parameter model of children's stories writes more of the letter "s"."""
     folder = shared / "data" / "stories260K"
