@@ -249,6 +249,7 @@ def mean_curve(curves: Sequence[Sequence[float]]) -> list[float]:
 def figure(found: Mapping[str, dict[str, Any]], path: Path) -> None:
     """Draw the mean reward of the seeds at each step, a panel for each task and lag."""
     import matplotlib.pyplot as plt
+    from PIL import Image
 
     panels = [(task, lag) for task in ("toy", "sentiment") for lag in LAGS]
     fig, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
@@ -263,6 +264,7 @@ def figure(found: Mapping[str, dict[str, Any]], path: Path) -> None:
         ax.set(title=f"{task}, {lag} step{'s' * (lag > 1)} old", xlabel="step", ylabel="reward")
     axes.flat[2].legend(fontsize=8, loc="lower right")
     fig.savefig(path, dpi=80)
+    Image.open(path).convert("RGB").quantize(32).save(path, optimize=True)  # few colours are small
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ def test_answers_come_in_the_order_of_the_items_and_are_asked_for_once(store, vo
     assert wait(ask(store, asked), grace=0) == [[True], [False], [True], [True]]
     assert sorted(voter.seen) == ["bad", "good", "so good"]
     more = ask(store, items("bad", "new"))
-    assert look(more).answers == [[False], []]
+    known, asked_now = look(more).answers  # the voter may have answered the new one by now
+    assert known == [False]
+    assert asked_now in ([], [False])
     assert wait(more, grace=0) == [[False], [False]]
     assert sorted(voter.seen) == ["bad", "good", "new", "so good"]
 
