@@ -4,6 +4,12 @@ import pytest
 
 
 def quick(rows, *names):
-    """Return the rows of a table by name, slow but for those named."""
+    """Return the rows of a table, values or tuples of them, slow but for those named."""
     assert set(names) <= set(rows), set(names) - set(rows)
-    return [pytest.param(row, marks=[] if row in names else pytest.mark.slow) for row in rows]
+    return [
+        pytest.param(
+            *(row if isinstance(row, tuple) else [row]),
+            marks=[] if row in names else pytest.mark.slow,
+        )
+        for row in rows
+    ]

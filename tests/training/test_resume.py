@@ -795,10 +795,7 @@ CASES = [*((place, True) for place in FAULTS), *((place, False) for place in AFT
 SOME = [("a gradient", True), ("the second update", True), ("after it", False)]
 
 
-@pytest.mark.parametrize(
-    ("place", "first"),
-    [pytest.param(*case, marks=[] if case in SOME else pytest.mark.slow) for case in CASES],
-)
+@pytest.mark.parametrize(("place", "first"), quick(CASES, *SOME))
 def test_a_step_that_fails_in_its_midst_is_taken_back(parts, whole, monkeypatch, place, first):
     variant = "moments, adaptive KL, auto rate"
     recipe = tiny_recipe(parts, parts / "run", **variants(parts)[variant])

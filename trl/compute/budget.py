@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def limits(root: Path = Path("/")) -> Iterator[int]:
         name = "memory.limit_in_bytes" if kinds else "memory.max"
         group = top / path.strip("/")  # a container may see its own as the top
         for folder in (group, *group.parents):
-            if folder.is_relative_to(top) and (folder / name).is_file():
-                limit = (folder / name).read_text().strip()
+            with suppress(OSError):  # not there, or not for us to read
+                limit = (folder / name).read_text().strip() if folder.is_relative_to(top) else ""
                 if limit.isdigit():  # else "max"
                     yield int(limit)

@@ -453,11 +453,8 @@ class Sharded(ManyProcesses):
         for weight, was_used in zip(weights, used.tolist(), strict=True):
             weight.grad = weight.grad if was_used else None
 
-    @contextmanager
-    def _collected(self) -> Iterator[Gradients]:
-        gradients = Gradients([], [], self.model.parameters())
-        with gradients.collect():
-            yield gradients
+    def _collected(self) -> AbstractContextManager[Gradients]:
+        return Gradients([], [], self.model.parameters()).collect()
 
     def _norm(self, parts: list[Tensor]) -> float:
         square = torch.tensor(gradient_norm(parts) ** 2, device=self.accelerator.device)

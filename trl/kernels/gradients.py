@@ -59,11 +59,11 @@ class Gradients:
         return _collecting.get()
 
     @contextmanager
-    def collect(self) -> Iterator[None]:
-        """Collect the gradients of the passes inside; afterwards there are none."""
+    def collect(self) -> Iterator[Gradients]:
+        """Collect the gradients of the passes inside, and yield self; afterwards there are none."""
         token = _collecting.set(self)
         try:
-            yield
+            yield self
         finally:
             _collecting.reset(token)
             for weight in (*self._made_anew, *self._received.values(), *self._added_to.values()):
