@@ -41,6 +41,7 @@ FITTING_STEPS, FITTING_BATCHES = 60, 24
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "linear": ({}, {}),
     "lambda-value": ({}, {"gae_lambda_value": 1.0}),
+    "lambda-1": ({}, {"gae_lambda": 1.0}),
     "mlp": ({"value_head": "mlp"}, {}),
     "bins": ({"value_head": "bins"}, {}),
     "own-critic": ({"critic": "copy"}, {}),

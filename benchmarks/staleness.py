@@ -11,13 +11,15 @@ wrote it. `toy`: 64 responses of 6 tokens a step from a tiny random model; divid
 are to leave 0, 1, 2, 3, 0, 1, and the share before the first that does not is the score. `quarter`:
 the same at a quarter of the rate, so that four steps go about as far as one of `toy`.
 `sentiment`: the starter model and P(positive), at the settings of `trl.train`. `bf16`: SmolLM2 on
-the recipe json-object, sampled in bf16 and trained in fp32. Rewards are those of fresh responses.
+the recipe json-object, sampled by a copy in bf16 and trained in fp32. Rewards are those of fresh
+responses.
 
 Results: results/staleness.jsonl.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from collections import deque
@@ -32,9 +34,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import cells
 
 FIGURE = Path(__file__).parents[1] / "docs" / "pictures" / "staleness.png"
-CORRECTIONS = ("none", "tis", "sequence_tis", "icepop", "dppo", "geometric")
+CORRECTIONS = ("none", "tis", "sequence_tis", "icepop", "dppo", "clip", "geometric")
 LAGS = (1, 4)
-STEPS = {"toy": 130, "quarter": 520, "sentiment": 40, "bf16": 30}
+STEPS = {"toy": 130, "quarter": 520, "sentiment": 40, "bf16": 20}
 RATES = {"toy": 5e-3, "quarter": 1.25e-3}
 LAST = 5
 """Steps whose mean reward is the final one."""
@@ -63,6 +65,11 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.task}-lag{self.lag}-{self.correction}-{self.seed}"
+
+    @property
+    def steps(self) -> int:
+        """How many there are at most; of `toy` the more the older its rollouts are."""
+        return STEPS[self.task] * (max(self.lag, 1) if self.task == "toy" else 1)
 
 
 def grid() -> Iterator[Cell]:
@@ -153,9 +160,41 @@ def bf16(cell: Cell, settings: dict[str, Any]) -> tuple[Any, Callable[[int], tup
     prompts = [[{"role": "user", "content": text}] for text in texts]
 
     def scored(rollout: Any) -> Any:
-        return torch.tensor(reward(list(rollout.response_texts)), dtype=torch.float32)
+        found = reward(list(rollout.query_texts), list(rollout.response_texts))
+        return torch.tensor(found, dtype=torch.float32)
 
     return of_texts(str(MODELS / "smollm2"), prompts, scored, settings, low=True)
+
+
+class InBf16:
+    """A copy of a model that computes as an engine in bf16 does, on any machine.
+
+    Its weights, and what goes into and comes out of each of its modules, are rounded to bf16;
+    products are summed in fp32, as where bf16 is in the hardware.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.rounded = model, copy.deepcopy(model).requires_grad_(False)
+        for module in self.rounded.modules():
+            module.register_forward_pre_hook(lambda _, given: in_bf16(given))
+            module.register_forward_hook(lambda _, given, output: in_bf16(output))
+
+    def __call__(self) -> Any:
+        """The copy, with the weights that the model has by now."""
+        weights = zip(self.rounded.parameters(), self.model.parameters(), strict=True)
+        for rounded, weight in weights:
+            rounded.copy_(in_bf16(weight.detach()))
+        return self.rounded
+
+
+def in_bf16(value: Any) -> Any:
+    """A tensor of floats, or those in a tuple, rounded to bf16 and kept as they were."""
+    import torch
+
+    if isinstance(value, tuple):
+        return tuple(map(in_bf16, value))
+    floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.bfloat16().to(value.dtype) if floats else value
 
 
 def of_texts(
@@ -167,7 +206,6 @@ def of_texts(
     low: bool = False,
 ) -> tuple[Any, Callable[[int], tuple[Any, Any]]]:
     """At the settings of `trl.train`; `low`: sampled in bf16."""
-    import torch
     from transformers import AutoTokenizer
 
     from trl import CausalLMWithValueHead, PPOConfig, PPOTrainer, Sampler
@@ -177,11 +215,12 @@ def of_texts(
     seed, rows = settings["seed"], 32
     sampler = Sampler(tokenizer, max_new_tokens=24, add_bos=not low, seed=seed)
     trainer = PPOTrainer(model, config=PPOConfig.that_learns(**settings))
+    other = InBf16(model.language_model) if low else None
 
     def batch(step: int) -> tuple[Any, Any]:
         first = step * rows % (len(prompts) - rows)
-        with trainer.sampling(), torch.autocast("cpu", torch.bfloat16, enabled=low):
-            rollout = sampler(model, prompts[first : first + rows])
+        with trainer.sampling():
+            rollout = sampler(other() if other else model, prompts[first : first + rows])
         return rollout, score(rollout)
 
     return trainer, batch
@@ -192,7 +231,7 @@ def run(cell: Cell, steps: int | None = None) -> dict[str, Any]:
     trainer, batch = made(cell)
     buffer, rewards = Delayed(cell.lag), list[float]()
     figures: dict[str, list[float]] = {name: [] for name in KEPT}
-    for step in range(cell.lag + (steps or STEPS[cell.task])):
+    for step in range(cell.lag + (steps or cell.steps)):
         rollout, scores = batch(step)
         rewards.append(round(float(scores.mean()), 4))
         late = buffer((rollout, scores))

@@ -13,6 +13,7 @@ from trl import PPOTrainer
 from trl.compute import budget
 from trl.compute.budget import tokens_that_fit
 from trl.kernels.memory import keep_freed_memory
+from trl.training import undo
 from trl.training.parts import load_policy
 
 COUNT = """
@@ -165,6 +166,18 @@ def test_what_a_container_or_a_job_may_have(tmp_path, groups, files, found):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
     assert list(budget.limits(tmp_path)) == found
+
+
+def test_what_is_free_is_that_of_the_container(monkeypatch):
+    machine, used = psutil.virtual_memory().available, psutil.Process().memory_info().rss
+    monkeypatch.setattr(budget, "limits", lambda: iter([used + machine * 8]))
+    assert budget.free_memory() <= machine * 1.5  # the machine's, which others use too
+    monkeypatch.setattr(budget, "limits", lambda: iter([used * 9, used * 3]))
+    assert budget.free_memory() <= used * 2.5
+    trainer = PPOTrainer(load_policy(tiny_model("llama")), batch_size=2, precision="fp32")
+    assert undo.has_room(trainer)
+    monkeypatch.setattr(budget, "limits", lambda: iter([used]))
+    assert not undo.has_room(trainer)
 
 
 class Memory(NamedTuple):

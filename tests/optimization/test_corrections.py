@@ -66,6 +66,33 @@ def test_the_total_variation_mask_by_hand():
     assert touched.tolist() == [[T, F, F, T, F, F]]
 
 
+def test_the_clip_around_what_sampled_by_hand():
+    # ρ and Â: a token that became likelier is pushed no further up, but down as much as ever
+    ratios = torch.tensor([[1.3, 1.3, 0.7, 0.7, 1.1, 40.0]])
+    advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, -1.0]])
+    mask = torch.ones_like(ratios, dtype=torch.bool)
+    behaviour = torch.full_like(ratios, 1e-2).log()
+    found, touched = CORRECTIONS["clip"](
+        ratios.log() + behaviour, behaviour, mask, advantages, (0.8, 1.2)
+    )
+    close(found, [[0.0, 1.3, 0.7, 0.0, 1.1, 20.0]], rtol=1e-5)
+    assert touched.tolist() == [[T, F, F, T, F, F]]
+
+
+@properties
+@given(tables(3))
+def test_the_clip_has_the_gradient_of_ppo_with_what_sampled_in_place_of_the_policy(table):
+    old, behaviour, advantages, mask = table
+    old, behaviour = -old.abs() - 0.01, -behaviour.abs() - 0.01
+    weights, _ = CORRECTIONS["clip"](old, behaviour, mask, advantages, (0.8, 1.2))
+    policy = old.clone().requires_grad_()
+    ratio = torch.where(mask, policy - behaviour, 0.0).exp()
+    gained = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    gained.sum().backward()
+    small = mask & ((old - behaviour).exp() < 20)
+    close(policy.grad[small], (weights * advantages)[small], rtol=1e-6, atol=1e-9)
+
+
 def plain(name, rho, probabilities, advantages, bounds):
     """The weights of one response by a loop, from ρ, (μ, π_old) and Â of its tokens."""
     low, high = bounds
@@ -82,7 +109,7 @@ def plain(name, rho, probabilities, advantages, bounds):
         elif name == "geometric":
             out.append(1.0 if low <= mean <= high else 0.0)
         else:
-            moved = pi - mu
+            moved = r if name == "clip" else pi - mu
             out.append(min(r, 20.0) * ((moved <= high) if a > 0 else (moved >= low)))
     return out
 
@@ -237,6 +264,7 @@ def test_a_correction_changes_the_policy_loss_alone(name):
         "sequence_tis": (0.9, 2.0),
         "icepop": (0.9, 1.1),
         "dppo": (-1e-3, 1e-3),
+        "clip": (0.9, 1.1),
     }.get(name)
     without, before = stepped(off=0.5, **settings, ppo_epochs=1, batch_size=6, minibatch_size=6)
     with_it, after = stepped(
@@ -307,7 +335,7 @@ def test_a_stopped_step_leaves_the_trainer_as_it_was():
         ({"correction_bounds": [0.5, 2.0]}, "`correction_bounds` must be None without"),
         ({"correction": "tis", "correction_bounds": [1.5, 2.0]}, "must hold 1, what is right"),
         ({"correction": "dppo", "correction_bounds": [0.5, 2.0]}, "must hold 0, what is right"),
-        ({"correction": "clip"}, "must be one of tis, sequence_tis, icepop, dppo, geometric"),
+        ({"correction": "vtrace"}, "must be one of tis, sequence_tis, icepop, dppo, clip, geom"),
         ({"prob_error_stop": 0.9}, "`prob_error_stop` must be a finite number > 1"),
     ],
 )

@@ -58,6 +58,12 @@ def tokens_that_fit(updater: Updater) -> int:
     return min(MOST_TOKENS, 2 ** int(math.log2(max(fitting, 1))))
 
 
+def free_memory() -> int:
+    """Return how many bytes this process may still have: of the machine, and of its limits."""
+    used = psutil.Process().memory_info().rss
+    return min([psutil.virtual_memory().available, *(limit - used for limit in limits())])
+
+
 def limits(root: Path = Path("/")) -> Iterator[int]:
     """Yield how many bytes this process may have, in each control group of Linux that it is in.
 

@@ -55,6 +55,7 @@ CORRECTIONS = {
     "sequence_tis": (0.0, 2.0),
     "icepop": (0.5, 5.0),
     "dppo": (-0.15, 0.15),
+    "clip": (0.8, 1.2),
     "geometric": (0.99, 1.01),
 }
 """What `PPOConfig.correction` may name, and its bounds: of ratios; of dppo, of changes of a

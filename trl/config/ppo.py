@@ -149,11 +149,12 @@ class PPOConfig:
     """How to correct for what really sampled, where recorded log-probs are not those that the step
     starts from (`reuse_recorded` is off, or no values were recorded): weights π_old/μ truncated for
     each token or each response (tis, sequence_tis), none for tokens where the ratio is far off
-    (icepop) or the probability has moved too far (dppo), or none for such responses (geometric)."""
+    (icepop), or where the probability (dppo) or the ratio (clip) has moved too far the way it is
+    pushed, or none for responses whose mean ratio is off (geometric)."""
     correction_bounds: NumberRange | None = None
     """Between what the correction leaves a ratio as it is; for dppo, a probability's way. None:
-    [0, 2] for tis and sequence_tis, [0.5, 5] for icepop, [-0.15, 0.15] for dppo, [0.99, 1.01] for
-    geometric."""
+    [0, 2] for tis and sequence_tis, [0.5, 5] for icepop, [-0.15, 0.15] for dppo, [0.8, 1.2] for
+    clip, [0.99, 1.01] for geometric."""
     prob_error_warn: AboveOne | None = 1.05
     """Warn of recorded log-probs whose probabilities differ from the policy's by more than this
     factor, mean of exp|log π_old − log μ|; None: never. Looked at where `correction` acts."""

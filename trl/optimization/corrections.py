@@ -35,7 +35,7 @@ Corrected = tuple[Tensor, Tensor]
 
 ERROR = "behaviour/token_mult_prob_error"
 MOST_WEIGHT = 20.0
-"""Of a token under `dppo`, whose mask looks at probabilities alone: C of the paper's code."""
+"""Of a token whose mask looks one way alone, or at probabilities: C of the code of DPPO's paper."""
 
 
 def tis(
@@ -106,7 +106,28 @@ def dppo(
     """
     ratio = _ratio(old_logprobs, behaviour_logprobs, mask).clamp(max=MOST_WEIGHT)
     moved = old_logprobs.exp() - behaviour_logprobs.exp()
-    return _kept(ratio, torch.where(advantages > 0, moved <= bounds[1], moved >= bounds[0]), mask)
+    return _kept(ratio, _not_too_far(moved, advantages, bounds), mask)
+
+
+def clip(
+    old_logprobs: Tensor,
+    behaviour_logprobs: Tensor,
+    mask: Tensor,
+    advantages: Tensor,
+    bounds: Bounds,
+) -> Corrected:
+    """PPO's own clip, around what sampled (Schulman et al., arXiv:1707.06347, eq. 7 with μ in place
+    of π_old: 0.8 and 1.2).
+
+        w_t = min(ρ_t, 20)·[ρ_t <= high]   where Â_t > 0
+        w_t = min(ρ_t, 20)·[ρ_t >= low]    elsewhere
+
+    That is the gradient of min(Â·π/μ, Â·clip(π/μ, low, high)) where the policy is π_old. What the
+    steps since have moved a token counts: old rollouts together push it no further than one would,
+    so that learning is slow and does not run away.
+    """
+    ratio = _ratio(old_logprobs, behaviour_logprobs, mask)
+    return _kept(ratio.clamp(max=MOST_WEIGHT), _not_too_far(ratio, advantages, bounds), mask)
 
 
 def geometric(
@@ -131,6 +152,7 @@ CORRECTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Bounds], Correc
     "sequence_tis": sequence_tis,
     "icepop": icepop,
     "dppo": dppo,
+    "clip": clip,
     "geometric": geometric,
 }
 """What `PPOConfig.correction` may name; their bounds: `trl.config.algorithms.CORRECTIONS`."""
@@ -209,6 +231,11 @@ def _ratio(old_logprobs: Tensor, behaviour_logprobs: Tensor, mask: Tensor) -> Te
 
 def _within(ratio: Tensor, bounds: Bounds) -> Tensor:
     return (ratio >= bounds[0]) & (ratio <= bounds[1])
+
+
+def _not_too_far(moved: Tensor, advantages: Tensor, bounds: Bounds) -> Tensor:
+    """Where a token has not moved beyond the bound that its advantage pushes it towards."""
+    return torch.where(advantages > 0, moved <= bounds[1], moved >= bounds[0])
 
 
 def _truncated(ratio: Tensor, mask: Tensor, bounds: Bounds) -> Corrected:

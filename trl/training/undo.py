@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from trl.compute.budget import free_memory
 from trl.ppo import PPOTrainer
 
 SHARE = 0.1
@@ -24,8 +24,7 @@ SHARE = 0.1
 def has_room(trainer: PPOTrainer) -> bool:
     """Tell whether the copy takes but little of the free memory, which it is asked for at first."""
     weights = _trained(trainer)
-    on_gpu = weights[0].is_cuda
-    free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info()[0] if weights[0].is_cuda else free_memory()
     return 3 * sum(weight.nbytes for weight in weights) <= SHARE * free
 
 
