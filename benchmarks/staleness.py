@@ -10,9 +10,9 @@ A buffer hands each rollout on `lag` steps late, so that the policy has made as 
 wrote it. `toy`: 64 responses of 6 tokens a step from a tiny random model; divided by 4, their ids
 are to leave 0, 1, 2, 3, 0, 1, and the share before the first that does not is the score. `quarter`:
 the same at a quarter of the rate, so that four steps go about as far as one of `toy`.
-`sentiment`: the starter model and P(positive), at the settings of `trl.train`. `bf16`: SmolLM2 on
-the recipe json-object, sampled by a copy in bf16 and trained in fp32. Rewards are those of fresh
-responses.
+`sentiment`: the starter model and P(positive), at the settings of `trl.train`. `bf16`: the top
+ten layers of SmolLM2 on the recipe json-object, trained in fp32 and sampled by a copy in bf16.
+Rewards are those of fresh responses.
 
 Results: results/staleness.jsonl.
 """
@@ -68,8 +68,9 @@ class Cell:
 
     @property
     def steps(self) -> int:
-        """How many there are at most; of `toy` the more the older its rollouts are."""
-        return STEPS[self.task] * (max(self.lag, 1) if self.task == "toy" else 1)
+        """How many there are at most. The clip of four old rollouts is about that much slower."""
+        slow = self.task in ("toy", "sentiment") and self.correction == "clip"
+        return STEPS[self.task] * (max(self.lag, 1) if slow else 1)
 
 
 def grid() -> Iterator[Cell]:
@@ -205,12 +206,12 @@ def of_texts(
     *,
     low: bool = False,
 ) -> tuple[Any, Callable[[int], tuple[Any, Any]]]:
-    """At the settings of `trl.train`; `low`: sampled in bf16."""
+    """At the settings of `trl.train`; `low`: sampled in bf16, the top layers trained."""
     from transformers import AutoTokenizer
 
     from trl import CausalLMWithValueHead, PPOConfig, PPOTrainer, Sampler
 
-    model = CausalLMWithValueHead.from_pretrained(name)
+    model = CausalLMWithValueHead.from_pretrained(name, unfrozen_layers=10 if low else None)
     tokenizer = AutoTokenizer.from_pretrained(name)
     seed, rows = settings["seed"], 32
     sampler = Sampler(tokenizer, max_new_tokens=24, add_bos=not low, seed=seed)

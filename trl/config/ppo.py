@@ -311,8 +311,10 @@ def learning_defaults(given: Mapping[str, Any], *, reference: bool = True) -> di
         defaults["kl_horizon"] = HORIZON * float(size)
     if not facts.groups and given.get("score_range") is None:  # groups compare their own
         defaults |= {"center_scores": True, "scale_scores": True}
-    if facts.critic and given.get("learning_rate", "auto") == "auto":
-        defaults["value_learning_rate"] = 1e-3
+    if facts.critic:
+        defaults["gae_lambda"] = 1.0
+        if given.get("learning_rate", "auto") == "auto":
+            defaults["value_learning_rate"] = 1e-3
     return {name: value for name, value in defaults.items() if name not in given}
 
 

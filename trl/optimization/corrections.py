@@ -123,8 +123,9 @@ def clip(
         w_t = min(ρ_t, 20)·[ρ_t >= low]    elsewhere
 
     That is the gradient of min(Â·π/μ, Â·clip(π/μ, low, high)) where the policy is π_old. What the
-    steps since have moved a token counts: old rollouts together push it no further than one would,
-    so that learning is slow and does not run away.
+    steps since have moved a token counts, so that old rollouts together push it no further than one
+    may: four steps old, they teach about a quarter as fast, and do not run away. Wider bounds are
+    faster and less sure.
     """
     ratio = _ratio(old_logprobs, behaviour_logprobs, mask)
     return _kept(ratio.clamp(max=MOST_WEIGHT), _not_too_far(ratio, advantages, bounds), mask)
