@@ -68,8 +68,8 @@ class Cell:
 
     @property
     def steps(self) -> int:
-        """How many there are at most. The clip of four old rollouts is about that much slower."""
-        slow = self.task in ("toy", "sentiment") and self.correction == "clip"
+        """How many there are at most. Four steps old, `clip` is about that much slower."""
+        slow = self.task == "toy" and self.correction == "clip"
         return STEPS[self.task] * (max(self.lag, 1) if slow else 1)
 
 

@@ -249,7 +249,9 @@ def test_what_learns_fills_only_what_is_not_written():
     assert PPOConfig.that_learns(lr=1e-4).value_learning_rate is None
     assert PPOConfig.that_learns(lr=1e-4).learning_rate == 1e-4
     assert PPOConfig.that_learns(algorithm="grpo").scale_scores is False
-    assert PPOConfig().learning_rate == 1.41e-5  # by hand: as in 2020
+    assert [PPOConfig.that_learns(**given).gae_lambda for given in ({}, {"lam": 0.9})] == [1, 0.9]
+    assert PPOConfig.that_learns(algorithm="rloo").gae_lambda == PPOConfig().gae_lambda
+    assert (PPOConfig().learning_rate, PPOConfig().gae_lambda) == (1.41e-5, 0.95)  # as in 2020
     assert PPOConfig.that_learns(**dataclasses.asdict(PPOConfig())) == PPOConfig()
 
 
