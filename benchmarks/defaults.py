@@ -87,6 +87,8 @@ class Cell:
     """A fixed one, with one epoch and β 0.05; None: the defaults."""
     initial: float | None = None
     """`auto_initial_rate`; None: the default."""
+    gae_lambda: float | None = None
+    """None: the default."""
     steps: int = 30
 
     @property
@@ -94,6 +96,7 @@ class Cell:
         parts = [self.model, self.kind, self.task, self.algorithm]
         parts += [f"rate{self.rate:g}"] if self.rate else []
         parts += [f"from{self.initial:g}"] if self.initial else []
+        parts += [f"lambda{self.gae_lambda:g}"] if self.gae_lambda else []
         return "-".join([*parts, str(self.seed)])
 
 
@@ -106,6 +109,8 @@ def grid() -> Iterator[Cell]:
     for seed in range(3):
         yield from (Cell("starter", kind, "sentiment", seed=seed) for kind in kinds)
         yield Cell("stories", "full", "length", seed=seed)
+        for kind in ("full", "lora"):
+            yield Cell("starter", kind, "sentiment", seed=seed, gae_lambda=0.95)
     for initial in (1e-6, 1e-3):  # 3e-5 is the default
         yield Cell("smollm2", "full", "json", initial=initial)
         yield Cell("starter", "full", "sentiment", initial=initial)
@@ -167,6 +172,8 @@ def settings_of(cell: Cell) -> dict[str, Any]:
         given["algorithm"] = cell.algorithm
     if cell.initial is not None:
         given["auto_initial_rate"] = cell.initial
+    if cell.gae_lambda is not None:
+        given["gae_lambda"] = cell.gae_lambda
     if cell.rate is not None:
         from trl import PPOConfig
 
